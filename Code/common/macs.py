@@ -1,0 +1,113 @@
+"""Multiply-accumulate operations of a model on one image, counted two ways that must never be mixed.
+
+``linear``, ``attention`` and ``total`` are what the model really executes, attention products included (the
+convention of ToMe and most later papers; GFLOP = 2 GMAC). ``thop_compat`` is what the library thop reports for the
+published implementations, the "GFlops" of TRAM's tables: linear layers and convolutions without bias, 4 per element
+of a LayerNorm, 3 n - 1 per softmax row of n, no attention product, and the output projection paid for every token
+that enters the attention.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from timm.layers.attention import Attention
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+
+@dataclass(frozen=True)
+class MacCount:
+    """MAC per image.
+
+    Attributes:
+        linear: linear layers and convolutions.
+        attention: batched products: Q K^T, A V, and what a reducer multiplies to score or merge.
+        total: linear + attention.
+        thop_compat: the convention of the published TRAM tables.
+    """
+
+    linear: int
+    attention: int
+    total: int
+    thop_compat: int
+
+
+def count_macs(model: nn.Module, img_size: int | tuple[int, int], *, seed: int = 0) -> MacCount:
+    """Count one forward pass of ``model`` over one random image.
+
+    Args:
+        model: a timm or a reduced model; it is left in the mode it was in.
+        img_size: side, or (height, width), in pixels.
+        seed: of the random image (and of methods that sample, whose counts depend on it).
+    """
+    side = img_size if isinstance(img_size, tuple) else (img_size, img_size)
+    parameter = next(model.parameters())
+    generator = torch.Generator().manual_seed(seed)
+    image = torch.randn(1, getattr(model, "in_chans", 3), *side, generator=generator).to(parameter)
+    was_training = model.training
+    model.eval()
+    # with gradients on, fused attention reaches the counter as the operator that it knows
+    with torch.random.fork_rng(), torch.enable_grad(), _thop_convention(model) as thop, _counter() as counter:
+        torch.manual_seed(seed)
+        model(image)
+    model.train(was_training)
+    macs = {name: flops // 2 for name, flops in counter.get_flop_counts()["Global"].items()}
+    linear = sum(count for op, count in macs.items() if op in LINEAR_OPERATORS)
+    total = sum(macs.values())
+    return MacCount(linear, total - linear, total, thop.macs)
+
+
+LINEAR_OPERATORS = (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.convolution)
+
+
+def _counter() -> FlopCounterMode:
+    return FlopCounterMode(display=False)
+
+
+@dataclass
+class _Tally:
+    macs: int = 0
+
+
+@contextmanager
+def _thop_convention(model: nn.Module) -> Iterator[_Tally]:
+    tally = _Tally()
+    projections = {id(module.proj) for module in model.modules() if isinstance(module, Attention)}
+    hooks = []
+    for module in model.modules():
+        if isinstance(module, Attention):
+            hooks.append(module.qkv.register_forward_hook(_attention_hook(tally, module)))
+        elif isinstance(module, nn.LayerNorm):
+            hooks.append(module.register_forward_hook(_hook(tally, lambda m, y: 4 * y.numel())))
+        elif isinstance(module, nn.Linear) and id(module) not in projections:
+            hooks.append(module.register_forward_hook(_hook(tally, lambda m, y: m.in_features * y.numel())))
+        elif isinstance(module, nn.Conv2d):
+            hooks.append(module.register_forward_hook(_hook(tally, lambda m, y: m.weight[0].numel() * y.numel())))
+    try:
+        yield tally
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _hook(tally: _Tally, rule):
+    def add(module: nn.Module, inputs: tuple, output: Tensor) -> None:
+        tally.macs += rule(module, output)
+
+    return add
+
+
+def _attention_hook(tally: _Tally, attn: Attention):
+    """Softmax and projection of every token that enters, told from the rows of qkv's output."""
+
+    def add(module: nn.Module, inputs: tuple, output: Tensor) -> None:
+        batch, length = output.shape[0], math.prod(output.shape[1:-1])
+        softmax = batch * attn.num_heads * length * (3 * length - 1)
+        tally.macs += softmax + batch * length * attn.proj.in_features * attn.proj.out_features
+
+    return add

@@ -1,0 +1,1 @@
+"""Vision transformers that run on fewer tokens; the public calls are in ``common``."""

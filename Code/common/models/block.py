@@ -1,0 +1,131 @@
+"""The one transformer block that knows how to run with fewer tokens.
+
+It owns no weights: it calls the modules of a timm ``Block`` (norm1, attn.qkv, attn.q_norm, attn.k_norm, attn.proj,
+ls1, norm2, mlp, ls2 ...) in timm's order and gives the reducer its turn in between.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from timm.layers.attention import Attention
+from timm.models.vision_transformer import Block
+from torch import Tensor
+
+from common.models.tokens import Tokens, take_rows
+from common.reducers.base import Reducer, Signal, Signals
+
+# On CPU attention maps are made for a few images at a time, so that they stay in the cache: 4 MB of float32.
+MAP_CHUNK_ELEMENTS = 2**20
+WITH_MAPS = frozenset({"head_max", "attention"})
+
+
+def reduced_block(block: Block, tokens: Tokens, layer: int, reducer: Reducer) -> Tokens:
+    """Run ``block`` on ``tokens`` and let ``reducer`` drop or merge some; timm's numbers where it does not."""
+    tokens = reducer.before_block(tokens, layer)
+    bias = tokens.attention_bias()
+    wanted = reducer.needs(layer, tokens)
+    if not wanted:
+        return tokens.with_x(block(tokens.x, attn_mask=bias))
+
+    attn, normed = block.attn, block.norm1(tokens.x)
+    heads = Heads.of(attn, normed)
+    mixed, maps = _mix_explicitly(attn, heads, bias, wanted) if wanted & WITH_MAPS else (None, {})
+    with torch.set_grad_enabled(torch.is_grad_enabled() and reducer.learns_from_signals):
+        signals = Signals(**maps, **_cheap_signals(attn, heads, bias, wanted))
+
+    tokens, selection = reducer.select_queries(tokens, signals, layer)
+    rows = None if selection is None else tokens.rows(selection)
+    if mixed is None:
+        mixed = _mix(attn, heads, bias, rows)
+    elif rows is not None:
+        mixed = take_rows(mixed, rows)
+    if rows is None:
+        tokens = tokens.with_x(tokens.x + block.drop_path1(block.ls1(_project(attn, mixed, normed))))
+    else:
+        residual, normed = take_rows(tokens.x, rows), take_rows(normed, rows) if is_gated(attn) else normed
+        x = residual + block.drop_path1(block.ls1(_project(attn, mixed, normed)))
+        tokens = tokens.keep(selection, rows, x)
+
+    tokens = reducer.after_attention(tokens, signals, layer)
+    return tokens.with_x(tokens.x + block.drop_path2(block.ls2(block.mlp(block.norm2(tokens.x)))))
+
+
+@dataclass(frozen=True)
+class Heads:
+    """Queries, keys and values of one block, each (B, H, N, d); queries are not scaled yet."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+
+    @classmethod
+    def of(cls, attn: Attention, normed: Tensor) -> Heads:
+        """From the normalised tokens (B, N, D)."""
+        q, k, v = attn.qkv(normed).unflatten(-1, (3, attn.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        return cls(attn.q_norm(q), attn.k_norm(k), v)
+
+
+def is_gated(attn: Attention) -> bool:
+    """Whether the attention output is multiplied by a gate computed from its input."""
+    return getattr(attn, "gate", None) is not None
+
+
+def _attention(q: Tensor, k: Tensor, bias: Tensor | None, scale: float) -> Tensor:
+    logits = (q * scale) @ k.transpose(-2, -1)
+    return (logits if bias is None else logits + bias).softmax(-1)
+
+
+def _cheap_signals(attn: Attention, heads: Heads, bias: Tensor | None, wanted: frozenset[Signal]) -> dict[str, Tensor]:
+    signals = {}
+    if "cls_attention" in wanted:
+        signals["cls_attention"] = _attention(heads.q[:, :, :1], heads.k, bias, attn.scale)[:, :, 0]
+    if "key_mean" in wanted:
+        signals["key_mean"] = heads.k.mean(1)
+    if "value_norm" in wanted:
+        signals["value_norm"] = heads.v.float().norm(dim=-1)
+    return signals
+
+
+def _mix(attn: Attention, heads: Heads, bias: Tensor | None, rows: Tensor | None) -> Tensor:
+    """A·V (B, K, H·d) by the fused kernel, only for the queries in ``rows`` (B, K)."""
+    q = heads.q if rows is None else take_rows(heads.q.transpose(1, 2), rows).transpose(1, 2)
+    dropout = attn.attn_drop.p if attn.training else 0.0
+    mixed = F.scaled_dot_product_attention(q, heads.k, heads.v, bias, dropout, scale=attn.scale)
+    return mixed.transpose(1, 2).flatten(2)
+
+
+def _mix_explicitly(
+    attn: Attention, heads: Heads, bias: Tensor | None, wanted: frozenset[Signal]
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """A·V (B, N, H·d) of all rows together with the maps that were asked for.
+
+    All rows, because gathering rows of the maps costs more than multiplying them. Half precision is raised to
+    float32 on CPU, where its small batched products are two times slower.
+    """
+    q, k, v = heads.q, heads.k, heads.v
+    dtype, (batch, num_heads, length, _) = v.dtype, q.shape
+    chunk = batch
+    if not q.is_cuda:
+        q, k, v = q.float(), k.float(), v.float()
+        chunk = max(1, MAP_CHUNK_ELEMENTS // (num_heads * length * length))
+    biases = [None] * batch if bias is None else bias.to(q.dtype).split(chunk)
+    mixed, maps = [], {name: [] for name in wanted & WITH_MAPS}
+    with torch.autocast(q.device.type, enabled=False):
+        for q_part, k_part, v_part, bias_part in zip(q.split(chunk), k.split(chunk), v.split(chunk), biases):
+            attention = _attention(q_part, k_part, bias_part, attn.scale)
+            if "attention" in maps:
+                maps["attention"].append(attention)
+            if "head_max" in maps:
+                maps["head_max"].append(attention.detach().amax(1))
+            mixed.append((attn.attn_drop(attention) @ v_part).transpose(1, 2).flatten(2))
+    return torch.cat(mixed).to(dtype), {name: torch.cat(parts) for name, parts in maps.items()}
+
+
+def _project(attn: Attention, mixed: Tensor, normed: Tensor) -> Tensor:
+    mixed = attn.norm(mixed)
+    if is_gated(attn):
+        mixed = mixed * attn.gate(normed).sigmoid()
+    return attn.proj_drop(attn.proj(mixed))

@@ -1,0 +1,158 @@
+"""A timm VisionTransformer whose blocks run on the tokens that a reducer leaves."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+
+import torch
+from timm.layers.attention import Attention
+from timm.models import checkpoint
+from timm.models.deit import VisionTransformerDistilled
+from timm.models.vision_transformer import Block, VisionTransformer
+from torch import Tensor, nn
+
+from common.errors import UsageError
+from common.models.block import reduced_block
+from common.models.tokens import Tokens
+from common.models.trace import Trace
+from common.reducers.base import Reducer, check_options, reducer_class
+from common.reducers.schedule import Schedule, check_depth, default_reduction_loc
+
+
+class _Reduced:
+    """What a reduced model changes of its timm parent: the loop over blocks, pooling of padded tokens, ``trace``."""
+
+    reducer: Reducer
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images (B, 3, H, W) -> logits (B, classes)."""
+        return self.forward_head(self.forward_features(x))
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Images (B, 3, H, W) -> prefix tokens and surviving patch tokens (B, N', D) after the final norm."""
+        return self._normalised(self._run(self._embed(x)))
+
+    def forward_intermediates(self, *args, **kwargs):
+        """Refused: the tokens of a reduced model fill no grid. Use :meth:`trace`, or the unreduced model."""
+        raise UsageError("a reduced model has no forward_intermediates: its tokens fill no grid; use trace(images)")
+
+    @torch.inference_mode()
+    def trace(self, images: Tensor) -> tuple[Tensor, Trace]:
+        """Logits (B, classes) and what happened to every patch; the model should be in eval mode."""
+        tokens = self._embed(images)
+        patches = torch.arange(tokens.grid_size, device=images.device).expand(len(images), -1)
+        trace = Trace()
+        tokens = self._run(replace(tokens, assignment=patches), trace)
+        return self.forward_head(self._normalised(tokens)), trace
+
+    def _embed(self, images: Tensor) -> Tokens:
+        x = self.norm_pre(self._pos_embed(self.patch_embed(images)))
+        return Tokens(x, self.num_prefix_tokens, grid_size=x.shape[1] - self.num_prefix_tokens)
+
+    def _run(self, tokens: Tokens, trace: Trace | None = None) -> Tokens:
+        step = reduced_block
+        if self.grad_checkpointing and torch.is_grad_enabled():
+            step = partial(checkpoint, reduced_block)
+        for layer, block in enumerate(self.blocks):
+            tokens = step(block, tokens, layer, self.reducer)
+            if trace is not None:
+                trace.record(layer, tokens)
+                tokens = replace(tokens, scores=None)
+        return self.reducer.finish(tokens)
+
+    def _normalised(self, tokens: Tokens) -> Tensor:
+        x = self.norm(tokens.x)
+        if self.reducer.pools_mean:
+            return masked_mean(x, tokens.valid)
+        if tokens.valid is not None and self.global_pool == "avg":
+            # timm averages over all patch tokens; a single one that is the mean of the valid ones keeps padding out
+            tokens = tokens.with_x(x)
+            return torch.cat([tokens.prefix, masked_mean(tokens.patches, tokens.valid_patches)], dim=1)
+        return x
+
+
+class ReducedVisionTransformer(_Reduced, VisionTransformer):
+    """Reduced ViT, DeiT, DeiT-III, DINOv2, SigLIP or SimpleViT."""
+
+
+class ReducedVisionTransformerDistilled(_Reduced, VisionTransformerDistilled):
+    """Reduced DeiT with a distillation token."""
+
+
+SUPPORTED = "timm VisionTransformer with standard blocks (ViT, DeiT, DeiT-III, DINOv2, SigLIP, SimpleViT)"
+REDUCED = {
+    VisionTransformer: ReducedVisionTransformer,
+    VisionTransformerDistilled: ReducedVisionTransformerDistilled,
+}
+
+
+def reduce_tokens(
+    vit: VisionTransformer,
+    reducer: str,
+    *,
+    keep_rate: float | tuple[float, ...] = 1.0,
+    reduction_loc: tuple[int, ...] | None = None,
+    **reducer_options,
+) -> ReducedVisionTransformer:
+    """Make a timm VisionTransformer run on fewer tokens.
+
+    The result shares all weights with ``vit``, which stays usable and unreduced; names in the state dict are timm's,
+    a method's own parameters stand under ``reducer.``.
+
+    Args:
+        vit: a timm ``VisionTransformer``: ViT, DeiT (distilled too), DeiT-III, DINOv2, SigLIP, SimpleViT.
+        reducer: one of :func:`common.list_reducers`.
+        keep_rate: see :class:`common.reducers.Schedule`.
+        reduction_loc: 0-based blocks; default 1/4, 1/2 and 3/4 of the depth (3, 6, 9 of 12).
+        **reducer_options: the method's own options.
+
+    Raises:
+        UsageError: unknown method or option, schedule that does not fit, architecture that is not supported.
+    """
+    check_options(reducer, reducer_options)
+    check_supported(vit)
+    schedule = Schedule(keep_rate, reduction_loc or default_reduction_loc(len(vit.blocks)))
+    check_depth(schedule, len(vit.blocks))
+    schedule.counts(vit.patch_embed.num_patches)
+    _check_tokens(vit, reducer)
+    reduced = REDUCED[type(vit)].__new__(REDUCED[type(vit)])
+    reduced.__dict__.update(vit.__dict__, _modules=dict(vit._modules), _parameters=dict(vit._parameters))
+    reduced.reducer = reducer_class(reducer)(vit, schedule, **reducer_options)
+    reduced.reducer.to(vit.blocks[0].mlp.fc1.weight).train(vit.training)
+    return reduced
+
+
+def check_supported(vit: nn.Module) -> None:
+    """Refuse, by name, every architecture whose blocks this package would not reduce."""
+    if isinstance(vit, _Reduced):
+        raise UsageError("the model is reduced already; reduce the timm model it was made from")
+    if type(vit) not in REDUCED:
+        raise UsageError(f"backbone {type(vit).__name__} is not supported; allowed: {SUPPORTED}")
+    for block in vit.blocks:
+        attn = getattr(block, "attn", None)
+        if type(block) is not Block or type(attn) is not Attention:
+            raise UsageError(
+                f"backbone blocks of type {type(block).__name__} with {type(attn).__name__} are not supported; "
+                f"allowed: {SUPPORTED}"
+            )
+    if not isinstance(vit.patch_drop, nn.Identity):
+        raise UsageError("backbones with patch_drop_rate > 0 are not supported: two methods would drop patches")
+
+
+def _check_tokens(vit: VisionTransformer, reducer: str) -> None:
+    method = reducer_class(reducer)
+    if method.needs_class_token and not vit.has_class_token:
+        raise UsageError(f"reducer {reducer!r} reads the CLS token's attention, but this backbone has no CLS token")
+    if method.pads and (vit.global_pool not in ("token", "avg") or vit.pool_include_prefix):
+        raise UsageError(
+            f"reducer {reducer!r} pads its sequences; global_pool={vit.global_pool!r} is not supported; allowed: token, avg"
+        )
+
+
+def masked_mean(x: Tensor, valid: Tensor | None) -> Tensor:
+    """Mean (B, 1, D) of the valid tokens of ``x`` (B, N, D)."""
+    if valid is None:
+        return x.mean(1, keepdim=True)
+    weight = valid.to(x.dtype)[..., None]
+    return (x * weight).sum(1, keepdim=True) / weight.sum(1, keepdim=True)

@@ -1,0 +1,93 @@
+"""The backbones that this package adds to timm's registry; importing this module registers them.
+
+``simple_vit_{tiny,small,base}_patch16_{160,224}`` have the published sizes of SimpleViT: depth 12, heads 64 wide.
+``vit_digits`` and ``simple_vit_digits`` are small enough to be trained from scratch on the embedded digits in seconds.
+"""
+
+from __future__ import annotations
+
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
+
+from common.models.simple_vit import simple_vit
+
+TINY, SMALL, BASE = ({"embed_dim": 64 * heads, "num_heads": heads, "depth": 12} for heads in (3, 6, 12))
+DIGITS = {"embed_dim": 64, "num_heads": 2, "depth": 12, "patch_size": 4}
+
+
+def _cfg(img_size: int, num_classes: int, mean: float | tuple = 0.5, std: float | tuple = 0.5) -> dict:
+    return {
+        "input_size": (3, img_size, img_size),
+        "fixed_input_size": True,
+        "num_classes": num_classes,
+        "mean": (mean,) * 3,
+        "std": (std,) * 3,
+        "crop_pct": 1.0,
+        "interpolation": "bilinear",
+        "first_conv": None,
+        "classifier": "head",
+    }
+
+
+default_cfgs = generate_default_cfgs(
+    {
+        **{f"simple_vit_{size}_patch16_{side}": _cfg(side, 1000) for size in ("tiny", "small", "base") for side in (160, 224)},
+        "vit_digits": _cfg(32, 10),
+        "simple_vit_digits": _cfg(32, 10),
+    }
+)
+
+
+def _simple_vit(variant: str, pretrained: bool, **kwargs) -> VisionTransformer:
+    return build_model_with_cfg(simple_vit, variant, pretrained, **{"patch_size": 16, **kwargs})
+
+
+@register_model
+def simple_vit_tiny_patch16_160(pretrained: bool = False, **kwargs) -> VisionTransformer:
+    """SimpleViT-Ti/16 at 160 px."""
+    return _simple_vit("simple_vit_tiny_patch16_160", pretrained, **{**TINY, **kwargs})
+
+
+@register_model
+def simple_vit_small_patch16_160(pretrained: bool = False, **kwargs) -> VisionTransformer:
+    """SimpleViT-S/16 at 160 px."""
+    return _simple_vit("simple_vit_small_patch16_160", pretrained, **{**SMALL, **kwargs})
+
+
+@register_model
+def simple_vit_base_patch16_160(pretrained: bool = False, **kwargs) -> VisionTransformer:
+    """SimpleViT-B/16 at 160 px."""
+    return _simple_vit("simple_vit_base_patch16_160", pretrained, **{**BASE, **kwargs})
+
+
+@register_model
+def simple_vit_tiny_patch16_224(pretrained: bool = False, **kwargs) -> VisionTransformer:
+    """SimpleViT-Ti/16 at 224 px."""
+    return _simple_vit("simple_vit_tiny_patch16_224", pretrained, **{**TINY, **kwargs})
+
+
+@register_model
+def simple_vit_small_patch16_224(pretrained: bool = False, **kwargs) -> VisionTransformer:
+    """SimpleViT-S/16 at 224 px."""
+    return _simple_vit("simple_vit_small_patch16_224", pretrained, **{**SMALL, **kwargs})
+
+
+@register_model
+def simple_vit_base_patch16_224(pretrained: bool = False, **kwargs) -> VisionTransformer:
+    """SimpleViT-B/16 at 224 px."""
+    return _simple_vit("simple_vit_base_patch16_224", pretrained, **{**BASE, **kwargs})
+
+
+@register_model
+def vit_digits(pretrained: bool = False, **kwargs) -> VisionTransformer:
+    """A small ViT with CLS token for 32 px digits in 4 px patches."""
+    kwargs = {**DIGITS, **kwargs}
+    return build_model_with_cfg(
+        VisionTransformer, "vit_digits", pretrained, pretrained_filter_fn=checkpoint_filter_fn, **kwargs
+    )
+
+
+@register_model
+def simple_vit_digits(pretrained: bool = False, **kwargs) -> VisionTransformer:
+    """A small SimpleViT for 32 px digits in 4 px patches."""
+    return _simple_vit("simple_vit_digits", pretrained, **{**DIGITS, **kwargs})

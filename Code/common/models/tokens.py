@@ -1,0 +1,165 @@
+"""The tokens that travel through a reduced transformer, and where each original patch went."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+GONE = -1
+
+
+def take_rows(x: Tensor, index: Tensor) -> Tensor:
+    """Rows of ``x`` (B, N, ...) at ``index`` (B, K) -> (B, K, ...).
+
+    One flat ``index_select`` instead of ``gather`` over an expanded index: three times faster on CPU.
+    """
+    batch, length = x.shape[:2]
+    offset = torch.arange(batch, device=x.device)[:, None] * length
+    rows = x.reshape(batch * length, *x.shape[2:]).index_select(0, (index + offset).flatten())
+    return rows.unflatten(0, index.shape)
+
+
+def look_up(table: Tensor, index: Tensor, missing: float) -> Tensor:
+    """``table`` (B, n) at ``index`` (B, P), with ``missing`` wherever the index is :data:`GONE`."""
+    return torch.where(index == GONE, missing, table.gather(1, index.clamp(min=0)))
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which patch tokens a reducer keeps.
+
+    Attributes:
+        index: (B, K) positions among the patch tokens, prefix tokens not counted.
+        valid: (B, K) False where a row is padding, or None when every row is a token.
+    """
+
+    index: Tensor
+    valid: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """A batch of token sequences: prefix tokens (CLS, registers, distillation) first, then patch tokens.
+
+    Attributes:
+        x: (B, N, D) features.
+        num_prefix_tokens: how many of the N are not patches.
+        grid_size: number P of patches that the image was cut into.
+        valid: (B, N) False at padding, or None when there is none.
+        size: (B, N) number of patches that each token stands for, or None when that is one.
+        carry: per-token values (B, n, ...) of a reducer; they follow their tokens.
+        assignment: (B, P) position of the patch token that now holds each patch, -1 = dropped; only when traced.
+        scores: (B, P) score that each patch's token got last, NaN = dropped; only when traced.
+    """
+
+    x: Tensor
+    num_prefix_tokens: int
+    grid_size: int
+    valid: Tensor | None = None
+    size: Tensor | None = None
+    carry: dict[str, Tensor] = field(default_factory=dict)
+    assignment: Tensor | None = None
+    scores: Tensor | None = None
+
+    @property
+    def num_patch_tokens(self) -> int:
+        """Length n of the patch part of the sequence, padding included."""
+        return self.x.shape[1] - self.num_prefix_tokens
+
+    @property
+    def patches(self) -> Tensor:
+        """Patch tokens (B, n, D)."""
+        return self.x[:, self.num_prefix_tokens :]
+
+    @property
+    def prefix(self) -> Tensor:
+        """Prefix tokens (B, N - n, D)."""
+        return self.x[:, : self.num_prefix_tokens]
+
+    @property
+    def valid_patches(self) -> Tensor | None:
+        """Validity (B, n) of the patch tokens, or None when all are valid."""
+        return None if self.valid is None else self.valid[:, self.num_prefix_tokens :]
+
+    def count(self) -> Tensor:
+        """Number of patch tokens alive in each image (B,)."""
+        if self.valid is None:
+            return torch.full((len(self.x),), self.num_patch_tokens, device=self.x.device)
+        return self.valid_patches.sum(1)
+
+    def with_x(self, x: Tensor) -> Tokens:
+        """The same tokens with other features."""
+        return replace(self, x=x)
+
+    def with_carry(self, **values: Tensor) -> Tokens:
+        """The same tokens with per-token ``values`` (B, n, ...) that later selections carry along."""
+        return replace(self, carry={**self.carry, **values})
+
+    def with_scores(self, scores: Tensor) -> Tokens:
+        """Note the reducer's ``scores`` (B, n) for the trace; free when nothing is traced."""
+        if self.assignment is None:
+            return self
+        return replace(self, scores=look_up(scores.float(), self.assignment, float("nan")))
+
+    def attention_bias(self) -> Tensor | None:
+        """What to add to attention logits: -inf at padded keys, log of the size at merged ones; (B, 1, 1, N)."""
+        if self.valid is None and self.size is None:
+            return None
+        bias = self.x.new_zeros(self.x.shape[:2]) if self.size is None else self.size.to(self.x.dtype).log()
+        if self.valid is not None:
+            bias = bias.masked_fill(~self.valid, float("-inf"))
+        return bias[:, None, None]
+
+    def rows(self, selection: Selection) -> Tensor:
+        """Positions (B, prefix + K) in the whole sequence of the prefix tokens and the selected patch tokens."""
+        prefix = torch.arange(self.num_prefix_tokens, device=self.x.device).expand(len(self.x), -1)
+        return torch.cat([prefix, selection.index + self.num_prefix_tokens], dim=1)
+
+    def keep(self, selection: Selection, rows: Tensor | None = None, x: Tensor | None = None) -> Tokens:
+        """Only the prefix tokens and the selected patch tokens; ``rows`` and features ``x`` if at hand already."""
+        rows = self.rows(selection) if rows is None else rows
+        if selection.valid is None:
+            valid = None if self.valid is None else self.valid.gather(1, rows)
+        else:
+            always = torch.ones_like(rows[:, : self.num_prefix_tokens], dtype=torch.bool)
+            valid = torch.cat([always, selection.valid], dim=1)
+        return replace(
+            self,
+            x=take_rows(self.x, rows) if x is None else x,
+            valid=valid,
+            size=None if self.size is None else self.size.gather(1, rows),
+            carry={name: take_rows(value, selection.index) for name, value in self.carry.items()},
+            assignment=None if self.assignment is None else self._assign(selection),
+        )
+
+    def _assign(self, selection: Selection) -> Tensor:
+        batch, kept = selection.index.shape
+        length = self.num_patch_tokens
+        target = selection.index if selection.valid is None else selection.index.masked_fill(~selection.valid, length)
+        position = torch.full((batch, length + 1), GONE, device=self.x.device)
+        position.scatter_(1, target, torch.arange(kept, device=self.x.device).expand(batch, -1))
+        return look_up(position, self.assignment, GONE)
+
+    def merged(self, patches: Tensor, assignment: Tensor) -> Tokens:
+        """New patch tokens ``patches`` (B, K, D); old patch token j went to ``assignment[:, j]`` (B, n)."""
+        return replace(
+            self,
+            x=torch.cat([self.prefix, patches], dim=1),
+            valid=None,
+            size=None,
+            carry={},
+            assignment=None if self.assignment is None else look_up(assignment, self.assignment, GONE),
+        )
+
+    def without_prefix(self) -> Tokens:
+        """Only the patch tokens, for methods that have no CLS."""
+        drop = self.num_prefix_tokens
+        return replace(
+            self,
+            x=self.patches,
+            num_prefix_tokens=0,
+            valid=None if self.valid is None else self.valid[:, drop:],
+            size=None if self.size is None else self.size[:, drop:],
+        )

@@ -1,0 +1,21 @@
+"""Token-reduction methods, one file each; importing this package registers them all."""
+
+from common.reducers import ats, none, patchmerger, topk, tram
+from common.reducers.base import Reducer, Signals, list_reducers, reducer_class, reducer_options, register_reducer
+from common.reducers.schedule import Schedule, default_reduction_loc
+
+__all__ = [
+    "Reducer",
+    "Schedule",
+    "Signals",
+    "ats",
+    "default_reduction_loc",
+    "list_reducers",
+    "none",
+    "patchmerger",
+    "reducer_class",
+    "reducer_options",
+    "register_reducer",
+    "topk",
+    "tram",
+]

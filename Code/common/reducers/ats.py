@@ -1,0 +1,99 @@
+"""ATS: adaptive token sampling, an image keeps as many patches as its attention asks for, up to a budget.
+
+Fayyaz et al., "Adaptive Token Sampling for Efficient Vision Transformers", ECCV 2022.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from common.errors import UsageError, require_choice
+from common.models.tokens import Selection, Tokens
+from common.reducers.base import NOTHING, Reducer, Signal, Signals, register_reducer
+
+EPS = 1e-6
+SAMPLERS = ("grid", "random")
+
+
+def significance(cls_attention: Tensor, value_norm: Tensor, alive: Tensor) -> Tensor:
+    """Share of each patch: sum over heads of A[0, j] ||v_j||, normalised to sum 1 over the patches alive.
+
+    Args:
+        cls_attention: (B, H, n) CLS attention of the patches.
+        value_norm: (B, H, n) norm of their values.
+        alive: (B, n) False at padding.
+    """
+    score = (cls_attention.float() * value_norm).sum(1) * alive
+    return score / (score.sum(1, keepdim=True) + EPS)
+
+
+def grid_points(budget: int, parity: bool, device: torch.device) -> Tensor:
+    """Where the inverse CDF is read: (2k - 1) / 2K for k = 1..K; with parity over K + 1, the tail is left out."""
+    points = torch.arange(1, budget + 1, device=device, dtype=torch.float32)
+    return (2 * points - 1) / (2 * (budget + parity))
+
+
+def nearest_in_cdf(share: Tensor, points: Tensor) -> Tensor:
+    """For every point the position (B, K) whose cumulative share (B, n) is nearest.
+
+    Exact differences after a binary search: a matrix-product distance would move up to 4 % of the samples.
+    """
+    cdf = share.cumsum(1)
+    points = points.expand(len(cdf), -1).contiguous()
+    above = torch.searchsorted(cdf, points).clamp(max=cdf.shape[1] - 1)
+    below = (above - 1).clamp(min=0)
+    closer_below = (points - cdf.gather(1, below)).abs() <= (cdf.gather(1, above) - points).abs()
+    return torch.where(closer_below, below, above)
+
+
+def select_mask(mask: Tensor) -> Selection:
+    """The True positions of ``mask`` (B, n) in order, padded to the longest row of the batch."""
+    count = mask.sum(1)
+    longest = int(count.max())
+    index = (~mask).byte().argsort(dim=1, stable=True)[:, :longest]
+    return Selection(index, torch.arange(longest, device=mask.device) < count[:, None])
+
+
+@register_reducer("ats")
+class Ats(Reducer):
+    """Samples patches by their share of CLS attention times value norm; equal samples collapse into one.
+
+    The number of survivors differs per image; shorter ones are padded and the padding is masked in attention and
+    pooling. An image that has no more patches than the budget keeps them all.
+
+    Args:
+        sampler: "grid" reads the inverse CDF at regular points, deterministic and independent of the batch; "random"
+            draws the budget with replacement, in evaluation too, as in vit-pytorch (which TRAM compares against).
+        parity: with "grid", the reference implementation's grid, which under-samples the tail of the CDF.
+    """
+
+    needs_class_token = True
+    pads = True
+
+    def __init__(self, vit, schedule, *, sampler: str = "grid", parity: bool = False) -> None:
+        super().__init__(vit, schedule)
+        self.sampler = require_choice(sampler, SAMPLERS, "ATS sampler")
+        if parity and sampler != "grid":
+            raise UsageError("ATS parity=True is about the grid; sampler='random' is the published one as it is")
+        self.parity = parity
+
+    def needs(self, layer: int, tokens: Tokens) -> frozenset[Signal]:
+        return NOTHING if self.drops_at(layer, tokens) is None else frozenset({"cls_attention", "value_norm"})
+
+    @torch.no_grad()
+    def select_queries(self, tokens: Tokens, signals: Signals, layer: int) -> tuple[Tokens, Selection | None]:
+        prefix, budget = tokens.num_prefix_tokens, self.drops_at(layer, tokens)
+        alive = tokens.valid_patches
+        if alive is None:
+            alive = torch.ones(tokens.patches.shape[:2], dtype=torch.bool, device=tokens.x.device)
+        share = significance(signals.cls_attention[:, :, prefix:], signals.value_norm[:, :, prefix:], alive)
+        sampled = self._sample(share, alive, budget)
+        chosen = torch.zeros_like(alive).scatter_(1, sampled, True)
+        few = tokens.count()[:, None] <= budget
+        return tokens.with_scores(share), select_mask(torch.where(few, alive, chosen & alive))
+
+    def _sample(self, share: Tensor, alive: Tensor, budget: int) -> Tensor:
+        if self.sampler == "random":
+            return torch.multinomial((share + EPS) * alive, budget, replacement=True)
+        return nearest_in_cdf(share, grid_points(budget, self.parity, share.device))

@@ -1,0 +1,133 @@
+"""The contract between a reducer and the block that it reduces, and the registry of reducers."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from torch import Tensor, nn
+
+from common.errors import UsageError, require_choice
+from common.models.tokens import Selection, Tokens
+from common.reducers.schedule import Schedule
+
+if TYPE_CHECKING:
+    from timm.models.vision_transformer import VisionTransformer
+
+Signal = Literal["cls_attention", "head_max", "attention", "key_mean", "value_norm"]
+NOTHING: frozenset[Signal] = frozenset()
+
+
+@dataclass(frozen=True)
+class Signals:
+    """What a block computed on its way and a reducer may look at; only what it asked for is there.
+
+    Attributes:
+        cls_attention: (B, H, N) softmax row of the CLS query.
+        head_max: (B, N, N) maximum over heads of the attention maps, row = query, column = key.
+        attention: (B, H, N, N) all attention maps.
+        key_mean: (B, N, d) keys averaged over heads.
+        value_norm: (B, H, N) Euclidean norm of the values, float32.
+    """
+
+    cls_attention: Tensor | None = None
+    head_max: Tensor | None = None
+    attention: Tensor | None = None
+    key_mean: Tensor | None = None
+    value_norm: Tensor | None = None
+
+
+class Reducer(nn.Module):
+    """Base of all methods: keeps everything. A method overrides only the hooks where it acts.
+
+    The hooks run in this order inside each block: ``before_block``, attention, ``select_queries``, residual,
+    ``after_attention``, MLP; and ``finish`` once after the last block. A reducer keeps no state between images:
+    what it must remember from block to block travels in ``Tokens.carry``.
+
+    Class attributes:
+        needs_class_token: the method reads the attention of a CLS token.
+        learns_from_signals: gradients flow through the signals (default: selection runs without gradient).
+        pads: the method returns sequences with padding.
+    """
+
+    needs_class_token = False
+    learns_from_signals = False
+    pads = False
+
+    def __init__(self, vit: VisionTransformer, schedule: Schedule) -> None:
+        super().__init__()
+        self.schedule = schedule
+
+    @property
+    def pools_mean(self) -> bool:
+        """The method classifies from the mean of its patch tokens, whatever the backbone does."""
+        return False
+
+    def needs(self, layer: int, tokens: Tokens) -> frozenset[Signal]:
+        """Signals for block ``layer``. Without any the block runs as timm's own and the two hooks below rest."""
+        return NOTHING
+
+    def before_block(self, tokens: Tokens, layer: int) -> Tokens:
+        """Cluster, merge or drop before block ``layer``."""
+        return tokens
+
+    def select_queries(self, tokens: Tokens, signals: Signals, layer: int) -> tuple[Tokens, Selection | None]:
+        """Choose the patch tokens that go on, before the block pays for their output; None keeps all."""
+        return tokens, None
+
+    def after_attention(self, tokens: Tokens, signals: Signals, layer: int) -> Tokens:
+        """Prune, fuse or merge between attention and MLP."""
+        return tokens
+
+    def finish(self, tokens: Tokens) -> Tokens:
+        """Last word before the final norm and pooling."""
+        return tokens
+
+    def drops_at(self, layer: int, tokens: Tokens) -> int | None:
+        """How many patch tokens block ``layer`` must keep, or None when it has nothing to drop."""
+        target = self.schedule.target(layer, tokens.grid_size)
+        return target if target is not None and target < tokens.num_patch_tokens else None
+
+    def extra_repr(self) -> str:
+        return f"keep_rate={self.schedule.keep_rate}, reduction_loc={list(self.schedule.reduction_loc)}"
+
+
+_REGISTRY: dict[str, type[Reducer]] = {}
+
+
+def register_reducer(name: str) -> Callable[[type[Reducer]], type[Reducer]]:
+    """Class decorator that makes a reducer available as ``reducer=name``; a name can be taken once."""
+
+    def register(cls: type[Reducer]) -> type[Reducer]:
+        if name in _REGISTRY:
+            raise UsageError(f"reducer {name!r} is registered already, by {_REGISTRY[name].__qualname__}")
+        _REGISTRY[name] = cls
+        return cls
+
+    return register
+
+
+def list_reducers() -> list[str]:
+    """Names of all registered methods, sorted."""
+    return sorted(_REGISTRY)
+
+
+def reducer_class(name: str) -> type[Reducer]:
+    """The class registered under ``name``; :class:`UsageError` lists what there is."""
+    return _REGISTRY[require_choice(name, _REGISTRY, "reducer")]
+
+
+def reducer_options(name: str) -> list[str]:
+    """Names of the options that reducer ``name`` takes besides keep_rate and reduction_loc."""
+    parameters = inspect.signature(reducer_class(name)).parameters.values()
+    return [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+
+
+def check_options(name: str, options: dict[str, object]) -> None:
+    """Refuse an option that reducer ``name`` does not have."""
+    allowed = reducer_options(name)
+    for option in options:
+        if option not in allowed:
+            raise UsageError(f"reducer {name!r} has no option {option!r}; allowed: {', '.join(allowed) or 'none'}")

@@ -1,0 +1,71 @@
+"""PatchMerger: learned queries turn the tokens of a stage into a fixed number of new ones.
+
+Renggli, Pinto, Houlsby, Mustafa, Puigcerver, Riquelme, "Learning to Merge Tokens in Vision Transformers", 2022.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from common.errors import UsageError
+from common.models.tokens import Tokens
+from common.reducers.base import Reducer, register_reducer
+
+
+class Merger(nn.Module):
+    """Softmax-attention of ``num_queries`` learned queries over normalised tokens: softmax(s Q LN(x)^T) LN(x).
+
+    There is no residual: the output lives in the normalised space, not on the scale of the residual stream.
+    """
+
+    def __init__(self, dim: int, num_queries: int, scale: float) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(dim)
+        self.queries = nn.Parameter(torch.randn(num_queries, dim))
+        self.scale = scale
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens (B, n, D) -> merged tokens (B, K, D) and their weights (B, K, n)."""
+        x = self.norm(x)
+        weights = (self.queries @ x.transpose(1, 2) * self.scale).softmax(-1)
+        return weights @ x, weights
+
+
+@register_reducer("patchmerger")
+class PatchMerger(Reducer):
+    """Merges before each reduction block; prefix tokens pass untouched.
+
+    A traced patch belongs to the output token that gives it the largest weight.
+
+    Args:
+        parity: as TRAM's authors compare against it: queries scaled by D^-1/2, no prefix token at all, classification
+            from the mean of the merged tokens. Default: scale 1, CLS kept (Haurum et al., ICCVW 2023).
+    """
+
+    def __init__(self, vit, schedule, *, parity: bool = False) -> None:
+        super().__init__(vit, schedule)
+        self.parity = parity
+        if parity and hasattr(vit, "head_dist"):
+            raise UsageError("patchmerger with parity=True pools the mean; a distilled backbone with two heads cannot")
+        scale = vit.embed_dim**-0.5 if parity else 1.0
+        before, mergers = vit.patch_embed.num_patches, {}
+        for layer, kept in zip(schedule.reduction_loc, schedule.counts(before)):
+            if kept < before:
+                mergers[str(layer)] = Merger(vit.embed_dim, kept, scale)
+                before = kept
+        self.mergers = nn.ModuleDict(mergers)
+
+    @property
+    def pools_mean(self) -> bool:
+        return self.parity and len(self.mergers) > 0
+
+    def before_block(self, tokens: Tokens, layer: int) -> Tokens:
+        if layer == 0 and self.pools_mean:
+            tokens = tokens.without_prefix()
+        if str(layer) not in self.mergers:
+            return tokens
+        merged, weights = self.mergers[str(layer)](tokens.patches)
+        return tokens.merged(merged, weights.argmax(1))
+
+

@@ -1,0 +1,123 @@
+"""How many patch tokens survive, and from which block on: the two knobs that every method shares."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from common.errors import UsageError
+
+ALLOWED = "a ratio in (0, 1] that compounds, one ratio in (0, 1] per stage, or one count > 1 per stage"
+
+
+def default_reduction_loc(depth: int) -> tuple[int, ...]:
+    """The blocks at 1/4, 1/2 and 3/4 of the depth: (3, 6, 9) of 12.
+
+    Raises:
+        UsageError: when the transformer has fewer than four blocks.
+    """
+    if depth < 4:
+        raise UsageError(f"a backbone of depth {depth} has no default reduction_loc; give the 0-based blocks")
+    return tuple(stage * depth // 4 for stage in (1, 2, 3))
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Patch tokens to keep at each reduction stage.
+
+    Args:
+        keep_rate: one ratio r, which compounds: stage s keeps floor(P r^s) of the P patches; or a ratio per stage,
+            each a fraction of P; or an integer > 1 per stage, a count.
+        reduction_loc: 0-based blocks of the stages, increasing.
+
+    Raises:
+        UsageError: anything else, with what was given and what is allowed.
+    """
+
+    keep_rate: float | tuple[float, ...] | tuple[int, ...]
+    reduction_loc: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        loc = tuple(self.reduction_loc)
+        increasing = all(a < b for a, b in zip(loc, loc[1:]))
+        if not loc or not all(_is_int(block) and block >= 0 for block in loc) or not increasing:
+            raise UsageError(f"reduction_loc={list(loc)} is not allowed; give increasing 0-based block indices")
+        object.__setattr__(self, "reduction_loc", loc)
+        object.__setattr__(self, "keep_rate", _checked_keep_rate(self.keep_rate, len(loc)))
+
+    def counts(self, num_patches: int) -> tuple[int, ...]:
+        """Patch tokens kept at each stage out of ``num_patches``.
+
+        Raises:
+            UsageError: when a stage would keep nothing, more than there are, or more than the stage before.
+        """
+        if not isinstance(self.keep_rate, tuple):
+            kept = [_floor(num_patches * self.keep_rate ** (stage + 1)) for stage in range(len(self.reduction_loc))]
+        elif all(_is_int(rate) for rate in self.keep_rate):
+            kept = list(self.keep_rate)
+        else:
+            kept = [_floor(num_patches * rate) for rate in self.keep_rate]
+        if min(kept) < 1 or max(kept) > num_patches or any(a < b for a, b in zip(kept, kept[1:])):
+            raise UsageError(
+                f"keep_rate={_show(self.keep_rate)} keeps {kept} of {num_patches} patches; "
+                f"allowed: counts from {num_patches} down to 1 that never grow"
+            )
+        return tuple(kept)
+
+    def target(self, layer: int, num_patches: int) -> int | None:
+        """Patch tokens to keep in block ``layer``, or None when it is not a stage."""
+        if layer not in self.reduction_loc:
+            return None
+        return self.counts(num_patches)[self.reduction_loc.index(layer)]
+
+    def last_drop(self, num_patches: int) -> int:
+        """The last block that drops anything, -1 if none does: no score is needed after it."""
+        before, last = num_patches, -1
+        for layer, kept in zip(self.reduction_loc, self.counts(num_patches)):
+            if kept < before:
+                before, last = kept, layer
+        return last
+
+
+def check_depth(schedule: Schedule, depth: int) -> None:
+    """Refuse stages beyond the last block."""
+    if schedule.reduction_loc[-1] >= depth:
+        raise UsageError(
+            f"reduction_loc={list(schedule.reduction_loc)} does not fit a backbone of depth {depth}; "
+            f"allowed: blocks 0 to {depth - 1}"
+        )
+
+
+def _checked_keep_rate(keep_rate, num_stages: int):
+    if isinstance(keep_rate, Sequence) and not isinstance(keep_rate, str):
+        rates = tuple(keep_rate)
+        if len(rates) == 1 and _is_ratio(rates[0]):
+            return float(rates[0])
+        counts = all(_is_int(rate) and rate > 1 for rate in rates)
+        ratios = all(_is_ratio(rate) for rate in rates)
+        if len(rates) == num_stages and counts:
+            return rates
+        if len(rates) == num_stages and ratios:
+            return tuple(float(rate) for rate in rates)
+        raise UsageError(f"keep_rate={_show(rates)} for {num_stages} stages is not allowed; give {ALLOWED}")
+    if not _is_ratio(keep_rate):
+        raise UsageError(f"keep_rate={_show(keep_rate)} is not allowed; give {ALLOWED}")
+    return float(keep_rate)
+
+
+def _floor(value: float) -> int:
+    # 100 * 0.29 is 28.999...: a product that is whole in decimal must not lose a token to binary rounding
+    return math.floor(value + 1e-9)
+
+
+def _is_int(value) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_ratio(value) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value <= 1
+
+
+def _show(keep_rate) -> str:
+    return str(list(keep_rate)) if isinstance(keep_rate, tuple) else repr(keep_rate)

@@ -1,0 +1,37 @@
+"""TopK: keep the patches that the CLS token attends to most in the current layer."""
+
+from __future__ import annotations
+
+import torch
+
+from common.errors import require_choice
+from common.models.tokens import Selection, Tokens
+from common.reducers.base import NOTHING, Reducer, Signal, Signals, register_reducer
+from common.reducers.tram import top_in_order
+
+HEAD_FUSION = {"max": lambda attention: attention.amax(1), "mean": lambda attention: attention.mean(1)}
+
+
+@register_reducer("topk")
+class TopK(Reducer):
+    """Scores patch j by the CLS attention A[0, j] of the block itself, fused over heads.
+
+    Args:
+        head_fusion: "max", as TRAM's authors compare against it, or "mean", as Haurum et al. ("Which Tokens to Use?",
+            ICCVW 2023) and EViT define it.
+    """
+
+    needs_class_token = True
+
+    def __init__(self, vit, schedule, *, head_fusion: str = "max") -> None:
+        super().__init__(vit, schedule)
+        self.head_fusion = require_choice(head_fusion, HEAD_FUSION, "head_fusion")
+
+    def needs(self, layer: int, tokens: Tokens) -> frozenset[Signal]:
+        return NOTHING if self.drops_at(layer, tokens) is None else frozenset({"cls_attention"})
+
+    @torch.no_grad()
+    def select_queries(self, tokens: Tokens, signals: Signals, layer: int) -> tuple[Tokens, Selection | None]:
+        attention = signals.cls_attention[:, :, tokens.num_prefix_tokens :].float()
+        score = HEAD_FUSION[self.head_fusion](attention)
+        return tokens.with_scores(score), Selection(top_in_order(score, self.drops_at(layer, tokens)))

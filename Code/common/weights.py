@@ -1,0 +1,50 @@
+"""Pretrained weights from a safetensors file or timm's hub, refused with one clear line when they do not fit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from common.errors import UsageError
+
+HUB = "timm"
+ALLOWED = "allowed: None, 'timm', or the path of a .safetensors file"
+
+
+def check_weights(weights: str | Path | None) -> None:
+    """Refuse weights that cannot be had, before anything is computed."""
+    if weights in (None, HUB):
+        return
+    path = Path(weights)
+    if path.suffix != ".safetensors":
+        raise UsageError(f"weights {str(weights)!r} are not allowed; {ALLOWED}")
+    if not path.is_file():
+        raise UsageError(f"weights file {str(weights)!r} does not exist; {ALLOWED}")
+
+
+def read_state(path: str | Path) -> dict[str, Tensor]:
+    """State dict of a safetensors file, in float32.
+
+    Raises:
+        UsageError: the file is missing, no safetensors file, or truncated.
+    """
+    check_weights(path)
+    try:
+        state = safetensors.torch.load_file(path)
+    except SafetensorError as error:
+        raise UsageError(f"weights file {str(path)!r} is damaged or truncated: {error}") from error
+    return {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
+
+
+def save_state(model: nn.Module, path: str | Path, dtype: torch.dtype = torch.float32) -> None:
+    """Write the state dict of ``model`` as safetensors: whole or not at all."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    state = {name: value.detach().to("cpu", dtype).contiguous() for name, value in model.state_dict().items()}
+    partial = path.with_suffix(".partial")
+    safetensors.torch.save_file(state, partial)
+    partial.replace(path)
