@@ -16,7 +16,7 @@ from common.errors import UsageError
 from common.models.block import reduced_block
 from common.models.tokens import Tokens
 from common.models.trace import Trace
-from common.reducers.base import Reducer, check_options, reducer_class
+from common.reducers.base import Reducer, check_options, list_reducers, reducer_class
 from common.reducers.schedule import Schedule, check_depth, default_reduction_loc
 
 
@@ -115,7 +115,9 @@ def reduce_tokens(
     schedule = Schedule(keep_rate, reduction_loc or default_reduction_loc(len(vit.blocks)))
     check_depth(schedule, len(vit.blocks))
     schedule.counts(vit.patch_embed.num_patches)
-    _check_tokens(vit, reducer)
+    obstacle = _obstacle(vit, reducer)
+    if obstacle:
+        raise UsageError(obstacle)
     reduced = REDUCED[type(vit)].__new__(REDUCED[type(vit)])
     reduced.__dict__.update(vit.__dict__, _modules=dict(vit._modules), _parameters=dict(vit._parameters))
     reduced.reducer = reducer_class(reducer)(vit, schedule, **reducer_options)
@@ -140,14 +142,19 @@ def check_supported(vit: nn.Module) -> None:
         raise UsageError("backbones with patch_drop_rate > 0 are not supported: two methods would drop patches")
 
 
-def _check_tokens(vit: VisionTransformer, reducer: str) -> None:
+def applicable_reducers(vit: VisionTransformer) -> list[str]:
+    """The methods that this backbone can run: those that read the CLS token need one."""
+    return [reducer for reducer in list_reducers() if _obstacle(vit, reducer) is None]
+
+
+def _obstacle(vit: VisionTransformer, reducer: str) -> str | None:
+    """Why ``reducer`` cannot run on ``vit``, in one line."""
     method = reducer_class(reducer)
     if method.needs_class_token and not vit.has_class_token:
-        raise UsageError(f"reducer {reducer!r} reads the CLS token's attention, but this backbone has no CLS token")
+        return f"reducer {reducer!r} reads the CLS token's attention, but this backbone has no CLS token"
     if method.pads and (vit.global_pool not in ("token", "avg") or vit.pool_include_prefix):
-        raise UsageError(
-            f"reducer {reducer!r} pads its sequences; global_pool={vit.global_pool!r} is not supported; allowed: token, avg"
-        )
+        return f"reducer {reducer!r} pads its sequences; global_pool={vit.global_pool!r} is not allowed; allowed: token, avg"
+    return None
 
 
 def masked_mean(x: Tensor, valid: Tensor | None) -> Tensor:

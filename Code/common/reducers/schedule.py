@@ -27,8 +27,8 @@ class Schedule:
     """Patch tokens to keep at each reduction stage.
 
     Args:
-        keep_rate: one ratio r, which compounds: stage s keeps floor(P r^s) of the P patches; or a ratio per stage,
-            each a fraction of P; or an integer > 1 per stage, a count.
+        keep_rate: one ratio r, which compounds: stage s keeps floor(P r^s) of the P patches, but at
+            least one; or a ratio per stage, each a fraction of P; or an integer > 1 per stage, a count.
         reduction_loc: 0-based blocks of the stages, increasing.
 
     Raises:
@@ -47,18 +47,18 @@ class Schedule:
         object.__setattr__(self, "keep_rate", _checked_keep_rate(self.keep_rate, len(loc)))
 
     def counts(self, num_patches: int) -> tuple[int, ...]:
-        """Patch tokens kept at each stage out of ``num_patches``.
+        """Patch tokens kept at each stage out of ``num_patches``; a ratio leaves at least one.
 
         Raises:
-            UsageError: when a stage would keep nothing, more than there are, or more than the stage before.
+            UsageError: when a stage would keep more than there are, or more than the stage before.
         """
         if not isinstance(self.keep_rate, tuple):
-            kept = [_floor(num_patches * self.keep_rate ** (stage + 1)) for stage in range(len(self.reduction_loc))]
+            kept = [_share(num_patches, self.keep_rate ** (stage + 1)) for stage in range(len(self.reduction_loc))]
         elif all(_is_int(rate) for rate in self.keep_rate):
             kept = list(self.keep_rate)
         else:
-            kept = [_floor(num_patches * rate) for rate in self.keep_rate]
-        if min(kept) < 1 or max(kept) > num_patches or any(a < b for a, b in zip(kept, kept[1:])):
+            kept = [_share(num_patches, rate) for rate in self.keep_rate]
+        if max(kept) > num_patches or any(a < b for a, b in zip(kept, kept[1:])):
             raise UsageError(
                 f"keep_rate={_show(self.keep_rate)} keeps {kept} of {num_patches} patches; "
                 f"allowed: counts from {num_patches} down to 1 that never grow"
@@ -106,9 +106,9 @@ def _checked_keep_rate(keep_rate, num_stages: int):
     return float(keep_rate)
 
 
-def _floor(value: float) -> int:
+def _share(num_patches: int, ratio: float) -> int:
     # 100 * 0.29 is 28.999...: a product that is whole in decimal must not lose a token to binary rounding
-    return math.floor(value + 1e-9)
+    return max(1, math.floor(num_patches * ratio + 1e-9))
 
 
 def _is_int(value) -> bool:

@@ -1,0 +1,167 @@
+"""Training and evaluation under TRAM's protocols: plain Adam, cross-entropy, one evaluation after every epoch.
+
+Pretrained: learning rate 1e-4, constant, 5 epochs, batch 64. Scratch: learning rate 1e-4, halved every 10 epochs.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+
+from common.data import make_loader
+from common.data.base import LabelledDataset
+from common.errors import UsageError, require_choice
+
+SCHEDULES = ("constant", "step", "one-cycle")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How to train.
+
+    Attributes:
+        epochs: passes over the training set; 0 = evaluate only (off the shelf).
+        lr: learning rate of Adam (default betas, no weight decay); the peak of "one-cycle".
+        schedule: "constant", "step" (times 0.5 after every 10 epochs) or "one-cycle" (Smith & Topin, 2018).
+        batch_size: images per step.
+        seed: of the order of images and their augmentation.
+        workers: processes that load data.
+        device: "cpu", "cuda" ...; None = "cuda" when there is one.
+    """
+
+    epochs: int
+    lr: float = 1e-4
+    schedule: str = "constant"
+    batch_size: int = 64
+    seed: int = 42
+    workers: int = 0
+    device: str | None = None
+
+    def __post_init__(self) -> None:
+        require_choice(self.schedule, SCHEDULES, "schedule")
+        for name, least in (("epochs", 0), ("batch_size", 1), ("workers", 0)):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < least:
+                raise UsageError(f"{name}={value!r} is not allowed; give an integer >= {least}")
+        if not self.lr > 0:
+            raise UsageError(f"lr={self.lr!r} is not allowed; give a positive number")
+
+    @property
+    def torch_device(self) -> torch.device:
+        """Where training runs."""
+        return torch.device(self.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What is known after one epoch; epoch 0 is before training, without training losses.
+
+    Attributes:
+        train_loss: mean over the epoch's images.
+        train_loss_last_batch: the last batch's, which the reference repository of TRAM records.
+        val_loss: mean over the validation images.
+        val_accuracy: percent.
+        epoch_seconds: training and validation.
+    """
+
+    epoch: int
+    train_loss: float | None
+    train_loss_last_batch: float | None
+    val_loss: float
+    val_accuracy: float
+    epoch_seconds: float
+
+
+def train(
+    model: nn.Module, train_set: LabelledDataset, val_set: LabelledDataset, config: TrainConfig
+) -> Iterator[Epoch]:
+    """Train ``model`` in place; yields epoch 0 (before training) and then every epoch.
+
+    Raises:
+        FloatingPointError: the loss is no longer finite; the message names epoch and step.
+    """
+    device = config.torch_device
+    model.to(device)
+    train_loader = make_loader(
+        train_set, config.batch_size, shuffle=True, seed=config.seed, workers=config.workers
+    )
+    val_loader = make_loader(val_set, config.batch_size, shuffle=False, seed=config.seed, workers=config.workers)
+    start = time.perf_counter()
+    yield Epoch(0, None, None, *evaluate(model, val_loader), time.perf_counter() - start)
+    if config.epochs == 0:
+        return
+    optimizer = torch.optim.Adam(model.parameters(), lr=config.lr)
+    scheduler = _scheduler(optimizer, config, len(train_loader))
+    torch.manual_seed(config.seed)
+    for epoch in range(1, config.epochs + 1):
+        start = time.perf_counter()
+        losses = _train_epoch(model, train_loader, optimizer, scheduler, epoch)
+        yield Epoch(epoch, *losses, *evaluate(model, val_loader), time.perf_counter() - start)
+
+
+def _scheduler(optimizer: torch.optim.Optimizer, config: TrainConfig, steps: int):
+    """A schedule that is advanced after every batch."""
+    if config.schedule == "one-cycle":
+        return torch.optim.lr_scheduler.OneCycleLR(optimizer, config.lr, total_steps=config.epochs * steps)
+    if config.schedule == "step":
+        return torch.optim.lr_scheduler.StepLR(optimizer, step_size=10 * steps, gamma=0.5)
+    return torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0, total_iters=0)
+
+
+def _train_epoch(model: nn.Module, loader: DataLoader, optimizer, scheduler, epoch: int) -> tuple[float, float]:
+    model.train()
+    device = next(model.parameters()).device
+    total, seen = 0.0, 0
+    bar = tqdm(loader, desc=f"epoch {epoch}", leave=False)
+    for step, (images, labels) in enumerate(bar):
+        loss = F.cross_entropy(model(images.to(device)), labels.to(device))
+        last = loss.item()
+        if not torch.isfinite(loss):
+            raise FloatingPointError(f"the loss is {last} in epoch {epoch}, step {step}; try a smaller lr")
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        scheduler.step()
+        total, seen = total + last * len(labels), seen + len(labels)
+        bar.set_postfix(loss=f"{last:.3f}")
+    return total / seen, last
+
+
+@torch.inference_mode()
+def evaluate(model: nn.Module, loader: DataLoader) -> tuple[float, float]:
+    """Mean cross-entropy and accuracy in percent over ``loader``."""
+    logits, labels = predict(model, loader)
+    return F.cross_entropy(logits, labels).item(), accuracy(logits, labels)
+
+
+@torch.inference_mode()
+def predict(model: nn.Module, loader: DataLoader) -> tuple[Tensor, Tensor]:
+    """Logits (n, classes) in float32 and labels (n,) over ``loader``, both on the CPU; the model is put in eval mode."""
+    model.eval()
+    device, dtype = next(model.parameters()).device, next(model.parameters()).dtype
+    pairs = [
+        (model(images.to(device, dtype)).float().cpu(), labels)
+        for images, labels in tqdm(loader, desc="evaluation", leave=False)
+    ]
+    logits, labels = zip(*pairs)
+    return torch.cat(logits), torch.cat(labels)
+
+
+def accuracy(logits: Tensor, labels: Tensor, classes: Sequence[int] | None = None) -> float:
+    """Top-1 accuracy in percent.
+
+    Args:
+        logits: (n, C).
+        labels: (n,) positions in ``classes``, or class indices when that is None.
+        classes: restrict the head to these of its C classes.
+    """
+    if classes is not None:
+        logits = logits[:, list(classes)]
+    return 100.0 * (logits.argmax(1) == labels).double().mean().item()

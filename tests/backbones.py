@@ -1,0 +1,37 @@
+"""One small member of every supported backbone family, with random weights."""
+
+import timm
+import torch
+
+from common.models.factory import create_backbone
+
+FAMILIES = {
+    "vit": ("vit_tiny_patch16_224", {"img_size": 64}),
+    "vit-rectangle-depth7": ("vit_tiny_patch16_224", {"img_size": (64, 96), "depth": 7}),
+    "deit-distilled": ("deit_tiny_distilled_patch16_224", {"img_size": 64}),
+    "deit3-layerscale": ("deit3_small_patch16_224", {"img_size": 64, "depth": 4}),
+    "dinov2-registers": ("vit_small_patch14_reg4_dinov2", {"img_size": 56, "depth": 4, "num_classes": 10}),
+    "qk-norm-gap": ("vit_medium_patch16_gap_240", {"img_size": 64, "depth": 4, "qk_norm": True, "num_classes": 10}),
+    "siglip-map": ("vit_base_patch16_siglip_224", {"img_size": 64, "depth": 4, "num_classes": 10}),
+    "cls-avg": ("vit_tiny_patch16_224", {"img_size": 64, "global_pool": "avg", "depth": 4}),
+    "simple-vit": ("simple_vit_tiny_patch16_160", {"img_size": 64, "depth": 4}),
+}
+
+
+def make(family: str) -> torch.nn.Module:
+    """The family's model in eval mode, its layer scales raised so that every branch counts."""
+    assert create_backbone  # importing the factory registers simple_vit with timm
+    torch.manual_seed(0)
+    name, options = FAMILIES[family]
+    vit = timm.create_model(name, **options).eval()
+    for block in vit.blocks:
+        if hasattr(block.ls1, "gamma"):
+            torch.nn.init.constant_(block.ls1.gamma, 0.5)
+            torch.nn.init.constant_(block.ls2.gamma, 0.5)
+    torch.nn.init.normal_(vit.head.weight, std=0.02) if hasattr(vit.head, "weight") else None
+    return vit
+
+
+def images(vit: torch.nn.Module, batch: int = 3, seed: int = 0) -> torch.Tensor:
+    """Random images (batch, 3, H, W) of the model's size."""
+    return torch.randn(batch, 3, *vit.patch_embed.img_size, generator=torch.Generator().manual_seed(seed))

@@ -1,0 +1,190 @@
+"""What every reducer owes every backbone: identity, nested traces, determinism, independence of the batch."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from backbones import FAMILIES, images, make
+
+from common.errors import UsageError
+from common.models.reduced import applicable_reducers, reduce_tokens
+from common.reducers import Method, Reducer, list_reducers, register_reducer
+
+PAIRS = [
+    pytest.param(family, name, id=f"{family}-{name}")
+    for family in FAMILIES
+    for name in applicable_reducers(make(family))
+]
+SELECTING = {"tram", "topk", "ats"}
+# what happens to patches in the last block cannot reach logits that are read from prefix tokens
+LAST_BLOCK_PAIRS = [pair for pair in PAIRS if make(pair.values[0]).global_pool == "token" and pair.values[1] in SELECTING]
+# variants beyond the defaults that must honour the same contract
+VARIANTS = ["topk:head_fusion=mean", "ats:parity=true", "patchmerger:parity=true"]
+
+
+def reduced(vit, text, keep_rate, **kwargs):
+    method = Method.parse(text)
+    return reduce_tokens(vit, method.name, keep_rate=keep_rate, **dict(method.options), **kwargs).eval()
+
+
+def rate_for(name):
+    return 1.0 if name == "none" else 0.6
+
+
+def test_every_reducer_runs_somewhere():
+    assert {name for family in FAMILIES for name in applicable_reducers(make(family))} == set(list_reducers())
+
+
+@pytest.mark.parametrize(("family", "name"), PAIRS)
+def test_identity_when_nothing_is_dropped(family, name):
+    vit = make(family)
+    x = images(vit)
+    with torch.inference_mode():
+        torch.testing.assert_close(reduced(vit, name, 1.0)(x), vit(x), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("family", "name"), LAST_BLOCK_PAIRS)
+def test_dropping_in_the_last_block_changes_no_logit(family, name):
+    """The path through this package's block, with its gathers, gives timm's numbers."""
+    vit = make(family)
+    last = len(vit.blocks) - 1
+    x = images(vit)
+    model = reduced(vit, name, (5,), reduction_loc=(last,))
+    with torch.inference_mode():
+        torch.testing.assert_close(model(x), vit(x), rtol=0, atol=1e-5)
+        assert model.forward_features(x).shape[1] <= vit.num_prefix_tokens + 5
+
+
+@pytest.mark.parametrize(("family", "name"), PAIRS)
+def test_trace(family, name):
+    vit = make(family)
+    x = images(vit)
+    model = reduced(vit, name, rate_for(name))
+    patches = vit.patch_embed.num_patches
+    logits, trace = model.trace(x)
+    torch.testing.assert_close(logits, model(x).detach(), rtol=0, atol=1e-5)
+    assert len(trace.assignment) == len(trace.num_tokens) == len(vit.blocks)
+    before = torch.ones(len(x), patches, dtype=torch.bool)
+    for layer, assignment in enumerate(trace.assignment):
+        assert assignment.shape == (len(x), patches) and assignment.dtype == torch.long
+        kept = trace.kept(layer)
+        assert not (kept & ~before).any()  # nested: nobody comes back
+        for row, count in zip(assignment, trace.num_tokens[layer]):
+            assert row.max() < count and row.min() >= -1
+            if name != "patchmerger":  # a query may be no patch's favourite; every other token holds one patch
+                assert row[row >= 0].tolist() == list(range(count))
+        before = kept
+    counts = model.reducer.schedule.counts(patches)
+    final = trace.num_tokens[-1]
+    assert (final <= counts[-1]).all() if name == "ats" else (final == counts[-1]).all()
+
+
+@pytest.mark.parametrize("name", [*sorted(set(list_reducers()) - {"none"}), *VARIANTS])
+def test_a_batch_is_its_images(name):
+    vit = make("cls-avg" if name.startswith("ats") else "vit")
+    x = images(vit, batch=5)
+    model = reduced(vit, name, 0.5)
+    with torch.inference_mode():
+        torch.testing.assert_close(model(x), torch.cat([model(row[None]) for row in x]), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", [*list_reducers(), *VARIANTS, "ats:sampler=random"])
+def test_deterministic_under_seed(name):
+    def run():
+        torch.manual_seed(3)
+        vit = make("vit")
+        return reduced(vit, name, rate_for(name))(images(vit))
+
+    assert torch.equal(run(), run())
+
+
+def test_random_sampler_depends_on_the_seed():
+    vit = make("vit")
+    model, x = reduced(vit, "ats:sampler=random", 0.5), images(vit)
+    outputs = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        outputs.append(model(x))
+    assert not torch.equal(*outputs)
+
+
+@pytest.mark.parametrize("name", list_reducers())
+@pytest.mark.parametrize("autocast", [False, True], ids=["weights", "autocast"])
+def test_bfloat16(name, autocast):
+    """Half precision drops the same number of tokens and stays near float32."""
+    vit = make("vit")
+    x = images(vit)
+    model = reduced(vit, name, rate_for(name))
+    with torch.inference_mode():
+        exact = model(x)
+        if autocast:
+            with torch.autocast("cpu", torch.bfloat16):
+                rough = model(x)
+        else:
+            rough = copy.deepcopy(model).bfloat16()(x.bfloat16())
+    assert rough.dtype == torch.bfloat16
+    assert torch.nn.functional.cosine_similarity(rough.float(), exact).min() > 0.95
+
+
+@pytest.mark.parametrize("name", list_reducers())
+def test_gradients_reach_every_parameter_that_acts(name):
+    vit = make("vit").train()
+    model = reduced(vit, name, rate_for(name)).train()
+    model(images(vit)).square().sum().backward()
+    without = {n for n, p in model.named_parameters() if p.grad is None}
+    assert without == set()
+
+
+@pytest.mark.parametrize("name", list_reducers())
+def test_gradient_checkpointing_changes_nothing(name):
+    vit = make("vit").train()
+    model = reduced(vit, name, rate_for(name)).train()
+    x = images(vit)
+    gradients = []
+    for enabled in (False, True):
+        model.set_grad_checkpointing(enabled)
+        model.zero_grad()
+        model(x).square().sum().backward()
+        gradients.append(model.blocks[0].attn.qkv.weight.grad.clone())
+    torch.testing.assert_close(*gradients)
+
+
+def test_the_original_model_stays_as_it_was():
+    vit = make("vit")
+    x = images(vit)
+    before, keys = vit(x), set(vit.state_dict())
+    model = reduced(vit, "patchmerger", 0.5)
+    model.reset_classifier(3)
+    assert torch.equal(vit(x), before) and set(vit.state_dict()) == keys
+    assert model(x).shape == (3, 3) and vit.head.out_features == 1000
+    assert model.blocks[0].attn.qkv.weight is vit.blocks[0].attn.qkv.weight
+
+
+def test_state_dict_names():
+    vit = make("vit")
+    assert set(reduced(vit, "tram", 0.5).state_dict()) == set(vit.state_dict())
+    own = set(reduced(vit, "patchmerger", 0.5).state_dict()) - set(vit.state_dict())
+    assert own == {f"reducer.mergers.{loc}.{part}" for loc in (3, 6, 9) for part in ("norm.weight", "norm.bias", "queries")}
+
+
+def test_copies_and_pickles():
+    vit = make("vit")
+    model, x = reduced(vit, "tram", 0.5), images(vit)
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(twin(x), model(x))
+
+
+def test_dynamic_image_size_rescales_the_schedule():
+    import timm
+
+    vit = timm.create_model("vit_tiny_patch16_224", img_size=64, dynamic_img_size=True).eval()
+    model = reduced(vit, "tram", 0.5)
+    for side, counts in ((64, [8, 4, 2]), (96, [18, 9, 4])):
+        _, trace = model.trace(torch.randn(1, 3, side, side))
+        assert [trace.num_tokens[layer].item() for layer in (3, 6, 9)] == counts
+
+
+def test_a_name_can_be_registered_once():
+    with pytest.raises(UsageError, match="'tram' is registered already, by Tram"):
+        register_reducer("tram")(Reducer)

@@ -1,0 +1,69 @@
+"""How many tokens survive: the published lists, the contract of keep_rate, and what is refused."""
+
+import pytest
+
+from common.errors import UsageError
+from common.reducers import Schedule, default_reduction_loc
+
+LOC = (3, 6, 9)
+
+
+@pytest.mark.parametrize(
+    ("patches", "rate", "expected"),
+    [
+        # the lists of TRAM, 160 and 224 px
+        (100, 0.75, (75, 56, 42)),
+        (100, 0.5, (50, 25, 12)),
+        (100, 0.25, (25, 6, 1)),
+        (196, 0.75, (147, 110, 82)),
+        (196, 0.5, (98, 49, 24)),
+        (196, 0.25, (49, 12, 3)),
+        # the table of "Which Tokens to Use?"
+        (196, 0.9, (176, 158, 142)),
+        (196, 0.7, (137, 96, 67)),
+        # the other two readings of keep_rate
+        (196, (0.7, 0.5, 0.3), (137, 98, 58)),
+        (196, (137, 96, 67), (137, 96, 67)),
+        (196, 1.0, (196, 196, 196)),
+        (196, [0.5], (98, 49, 24)),
+        # never nothing
+        (16, 0.25, (4, 1, 1)),
+        # whole in decimal, one less in binary without care: 100 * 0.29 = 28.999999999999996
+        (100, (0.29, 0.29, 0.29), (29, 29, 29)),
+    ],
+)
+def test_counts(patches, rate, expected):
+    assert Schedule(rate, LOC).counts(patches) == expected
+
+
+def test_target_and_last_drop():
+    schedule = Schedule((98, 98, 49), LOC)
+    assert [schedule.target(layer, 196) for layer in range(12)] == [None] * 3 + [98, None, None, 98, None, None, 49, None, None]
+    assert schedule.last_drop(196) == 9
+    assert Schedule((98, 98, 98), LOC).last_drop(196) == 3
+    assert Schedule(1.0, LOC).last_drop(196) == -1
+
+
+@pytest.mark.parametrize(("depth", "expected"), [(12, (3, 6, 9)), (24, (6, 12, 18)), (4, (1, 2, 3)), (32, (8, 16, 24))])
+def test_default_reduction_loc(depth, expected):
+    assert default_reduction_loc(depth) == expected
+
+
+@pytest.mark.parametrize("rate", [0, 0.0, 1.2, -0.5, 2, "0.5", None, True, (0.5, 0.5), (0.5, 98, 49), (98, 49, 1.5), (0.5, 0, 0.5), ()])
+def test_refused_keep_rate_names_value_and_alternatives(rate):
+    with pytest.raises(UsageError, match="is not allowed; give a ratio in") as caught:
+        Schedule(rate, LOC)
+    assert "\n" not in str(caught.value)
+    assert str(list(rate) if isinstance(rate, tuple) else repr(rate)) in str(caught.value)
+
+
+@pytest.mark.parametrize("rate", [(197, 98, 49), (49, 98, 24), (0.3, 0.5, 0.2)])
+def test_refused_counts(rate):
+    with pytest.raises(UsageError, match="of 196 patches; allowed: counts from 196 down to 1"):
+        Schedule(rate, LOC).counts(196)
+
+
+@pytest.mark.parametrize("loc", [(), (3, 3, 6), (6, 3), (-1, 3), (1.5,)])
+def test_refused_reduction_loc(loc):
+    with pytest.raises(UsageError, match="increasing 0-based block indices"):
+        Schedule(0.5, loc)
