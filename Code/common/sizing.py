@@ -10,12 +10,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import timm
+import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
+from common.macs import count_macs
 from common.models.reduced import ReducedVisionTransformer, reduce_tokens
 from common.models.simple_vit import NormalizedPatchEmbed
-from common.reducers import Schedule
+from common.reducers import Schedule, default_reduction_loc
 
 
 @dataclass(frozen=True)
@@ -131,7 +133,7 @@ def published_model(
 ) -> ReducedVisionTransformer:
     """The network behind a row of TRAM's benchmark tables.
 
-    Its authors' ViT has no qkv bias, and all methods but TRAM itself embed patches between two LayerNorms, which is
+    Made without memory for weights (on the meta device), since only its shapes matter. Its authors' ViT has no qkv bias, and all methods but TRAM itself embed patches between two LayerNorms, which is
     1.2 MMAC and 3072 parameters (ViT-B, 224 px) in TRAM's favour.
     """
     options = {"num_classes": num_classes, "img_size": img_size}
@@ -139,9 +141,31 @@ def published_model(
         options["qkv_bias"] = False
         if reducer != "tram":
             options["embed_layer"] = NormalizedPatchEmbed
-    vit = timm.create_model(backbone, **options)
     extra = {"parity": True} if reducer == "patchmerger" else {}
-    return reduce_tokens(vit, reducer, keep_rate=keep_rate, **extra)
+    with torch.device("meta"):
+        vit = timm.create_model(backbone, **options)
+        return reduce_tokens(vit, reducer, keep_rate=keep_rate, **extra)
+
+
+def reproduce(backbone: str, method: str, keep_rate: float, img_size: int) -> dict[str, float]:
+    """The sizing columns of one published network: counted by running it, and by hand.
+
+    Returns:
+        params (thop's convention), and in GMAC: gmac_linear, gmac_attention, gmac, gmac_closed_form,
+        gmac_thop_compat.
+    """
+    model = published_model(backbone, method, keep_rate, img_size)
+    schedule = Schedule(keep_rate, default_reduction_loc(len(model.blocks)))
+    by_hand = executed(Shape.of(model), method, schedule, prefix=0 if method == "patchmerger" else None)
+    macs = count_macs(model, img_size)
+    return {
+        "params": thop_params(model),
+        "gmac_linear": macs.linear / 1e9,
+        "gmac_attention": macs.attention / 1e9,
+        "gmac": macs.total / 1e9,
+        "gmac_closed_form": executed_total(by_hand) / 1e9,
+        "gmac_thop_compat": macs.thop_compat / 1e9,
+    }
 
 
 def thop_params(model: nn.Module) -> int:

@@ -6,7 +6,7 @@ Pretrained: learning rate 1e-4, constant, 5 epochs, batch 64. Scratch: learning 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +20,11 @@ from common.data.base import LabelledDataset
 from common.errors import UsageError, require_choice
 
 SCHEDULES = ("constant", "step", "one-cycle")
+
+
+def torch_device(name: str | None = None) -> torch.device:
+    """The device called ``name``; by default "cuda" when there is one, else "cpu"."""
+    return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 @dataclass(frozen=True)
@@ -53,11 +58,6 @@ class TrainConfig:
         if not self.lr > 0:
             raise UsageError(f"lr={self.lr!r} is not allowed; give a positive number")
 
-    @property
-    def torch_device(self) -> torch.device:
-        """Where training runs."""
-        return torch.device(self.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-
 
 @dataclass(frozen=True)
 class Epoch:
@@ -87,7 +87,7 @@ def train(
     Raises:
         FloatingPointError: the loss is no longer finite; the message names epoch and step.
     """
-    device = config.torch_device
+    device = torch_device(config.device)
     model.to(device)
     train_loader = make_loader(
         train_set, config.batch_size, shuffle=True, seed=config.seed, workers=config.workers
@@ -134,24 +134,36 @@ def _train_epoch(model: nn.Module, loader: DataLoader, optimizer, scheduler, epo
     return total / seen, last
 
 
-@torch.inference_mode()
 def evaluate(model: nn.Module, loader: DataLoader) -> tuple[float, float]:
     """Mean cross-entropy and accuracy in percent over ``loader``."""
-    logits, labels = predict(model, loader)
-    return F.cross_entropy(logits, labels).item(), accuracy(logits, labels)
+    predictions, labels = predict({"model": model}, loader)
+    logits = predictions["model"].logits
+    return cross_entropy(logits, labels), accuracy(logits, labels)
+
+
+@dataclass
+class Prediction:
+    """Logits (n, classes) of one model, float32 on the CPU, and the seconds its forward passes took."""
+
+    logits: Tensor
+    seconds: float
 
 
 @torch.inference_mode()
-def predict(model: nn.Module, loader: DataLoader) -> tuple[Tensor, Tensor]:
-    """Logits (n, classes) in float32 and labels (n,) over ``loader``, both on the CPU; the model is put in eval mode."""
-    model.eval()
-    device, dtype = next(model.parameters()).device, next(model.parameters()).dtype
-    pairs = [
-        (model(images.to(device, dtype)).float().cpu(), labels)
-        for images, labels in tqdm(loader, desc="evaluation", leave=False)
-    ]
-    logits, labels = zip(*pairs)
-    return torch.cat(logits), torch.cat(labels)
+def predict(models: Mapping[Hashable, nn.Module], loader: DataLoader) -> tuple[dict[Hashable, Prediction], Tensor]:
+    """Run every model over ``loader``, each batch decoded once; models are put in eval mode. Returns labels (n,) too."""
+    outputs, seconds, labels = {key: [] for key in models}, dict.fromkeys(models, 0.0), []
+    for model in models.values():
+        model.eval()
+    parameter = next(next(iter(models.values())).parameters())
+    for images, targets in tqdm(loader, desc="evaluation", leave=False):
+        images = images.to(parameter)
+        for key, model in models.items():
+            start = time.perf_counter()
+            outputs[key].append(model(images).float().cpu())
+            seconds[key] += time.perf_counter() - start
+        labels.append(targets)
+    return {key: Prediction(torch.cat(outputs[key]), seconds[key]) for key in models}, torch.cat(labels)
 
 
 def accuracy(logits: Tensor, labels: Tensor, classes: Sequence[int] | None = None) -> float:
@@ -162,6 +174,13 @@ def accuracy(logits: Tensor, labels: Tensor, classes: Sequence[int] | None = Non
         labels: (n,) positions in ``classes``, or class indices when that is None.
         classes: restrict the head to these of its C classes.
     """
-    if classes is not None:
-        logits = logits[:, list(classes)]
-    return 100.0 * (logits.argmax(1) == labels).double().mean().item()
+    return 100.0 * (_restricted(logits, classes).argmax(1) == labels).double().mean().item()
+
+
+def cross_entropy(logits: Tensor, labels: Tensor, classes: Sequence[int] | None = None) -> float:
+    """Mean cross-entropy; arguments as of :func:`accuracy`."""
+    return F.cross_entropy(_restricted(logits, classes), labels).item()
+
+
+def _restricted(logits: Tensor, classes: Sequence[int] | None) -> Tensor:
+    return logits if classes is None else logits[:, list(classes)]

@@ -6,6 +6,7 @@ ls1, norm2, mlp, ls2 ...) in timm's order and gives the reducer its turn in betw
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -113,7 +114,7 @@ def _mix_explicitly(
         chunk = max(1, MAP_CHUNK_ELEMENTS // (num_heads * length * length))
     biases = [None] * batch if bias is None else bias.to(q.dtype).split(chunk)
     mixed, maps = [], {name: [] for name in wanted & WITH_MAPS}
-    with torch.autocast(q.device.type, enabled=False):
+    with _without_autocast(q.device.type):
         for q_part, k_part, v_part, bias_part in zip(q.split(chunk), k.split(chunk), v.split(chunk), biases):
             attention = _attention(q_part, k_part, bias_part, attn.scale)
             if "attention" in maps:
@@ -122,6 +123,10 @@ def _mix_explicitly(
                 maps["head_max"].append(attention.detach().amax(1))
             mixed.append((attn.attn_drop(attention) @ v_part).transpose(1, 2).flatten(2))
     return torch.cat(mixed).to(dtype), {name: torch.cat(parts) for name, parts in maps.items()}
+
+
+def _without_autocast(device: str):
+    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
 
 
 def _project(attn: Attention, mixed: Tensor, normed: Tensor) -> Tensor:

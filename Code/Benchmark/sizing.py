@@ -1,0 +1,117 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: Code//py:percent,notebooks//ipynb
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Sizing: where the multiplications go
+#
+# **Reproduces** every deterministic "GFlops" and parameter cell of the TRAM tables from first principles: the schedule
+# gives the tokens of every block, the tokens give the operations. Two conventions, never mixed:
+#
+# * **thop-compatible** is what the tables print: linear layers, convolutions, LayerNorm, softmax, *no* attention
+#   products, and the output projection paid for every token that enters the attention.
+# * **GMAC** is what this package executes, attention products and TRAM's scores included.
+#
+# | | |
+# |---|---|
+# | Expected | all 35 rows equal to the printed 4 decimals; closed form and counter equal to the unit |
+# | Time | about 20 s on 2 CPU cores, no data, no weights |
+
+# %%
+import pandas as pd
+from tqdm.auto import tqdm
+
+from common import count_macs, plots
+from common.reducers import Schedule, default_reduction_loc
+from common.results import read_published, write_run
+from common.sizing import Shape, block_lengths, executed, executed_total, published, published_model, reproduce
+
+# %% tags=["parameters"]
+profile = "notebook"
+backbone = "vit_small_patch16_224"
+img_size = 224
+keep_rate = 0.5
+csv = "results/notebook/sizing.csv"
+figure = "results/notebook/sizing.png"
+
+# %% [markdown]
+# ## 1. From the schedule to the tokens
+# One ratio r compounds: stage s keeps floor(P r^s) of the P patches. Blocks 3, 6 and 9 of 12 reduce, between their
+# attention and their MLP: attention still sees all tokens, the MLP only the kept ones.
+
+# %% tags=["NBVAL_CHECK_OUTPUT"]
+schedule = Schedule(keep_rate, default_reduction_loc(12))
+model = published_model(backbone, "tram", keep_rate, img_size)
+shape = Shape.of(model)
+pd.DataFrame(block_lengths(shape, "tram", schedule)).drop(columns="merged_from").T
+
+# %% [markdown]
+# ## 2. From the tokens to the operations
+# Per block with n tokens in the attention and m in the MLP: qkv 3 n D², attention 2 n² D, projection m D²,
+# MLP 8 m D², TRAM's centrality 2 n² (two products of a vector with the adjacency).
+
+# %% tags=["NBVAL_CHECK_OUTPUT"]
+parts = executed(shape, "tram", schedule)
+macs = count_macs(model, img_size)
+assert executed_total(parts) == macs.total
+assert published(shape, "tram", schedule) == macs.thop_compat
+print(f"by hand {executed_total(parts):,} MAC; counted {macs.total:,}")
+print(f"by hand, thop's convention {published(shape, 'tram', schedule):,}; counted {macs.thop_compat:,}")
+
+# %%
+baseline = executed(shape, "none", Schedule(1.0, schedule.reduction_loc))
+lengths = {"tram": block_lengths(shape, "tram", schedule)}
+lengths["none"] = block_lengths(shape, "none", Schedule(1.0, schedule.reduction_loc))
+per_layer = pd.DataFrame(
+    {"method": method, "layer": block.layer, "part": part, "macs": costs[part][block.layer], "tokens": block.attention + 1}
+    for method, costs in (("none", baseline), ("tram", parts))
+    for part in ("qkv", "attention", "proj", "mlp", "score")
+    for block in lengths[method]
+)
+plots.macs_per_layer(per_layer)
+
+# %% [markdown]
+# ## 3. Every published row
+# The published networks have no qkv bias, and all but TRAM's embed patches between two LayerNorms (1.2 MMAC and 3072
+# parameters for ViT-B, in TRAM's favour). ATS is random and has no closed form.
+
+# %%
+tables = {"7.1": "tram_accuracy", "7.2": "tram_throughput_vit", "7.3": "tram_throughput_simple_vit"}
+columns = ["model", "backbone", "method", "keep_rate", "img_size", "gflops", "params"]
+printed = pd.concat(
+    read_published(name).query("method != 'ats'").reindex(columns=columns).drop_duplicates().assign(source=source)
+    for source, name in tables.items()
+)
+printed = printed.rename(columns={"gflops": "published_gflops", "params": "published_params"}).reset_index(drop=True)
+key = ["backbone", "method", "keep_rate", "img_size"]
+counted = pd.DataFrame([reproduce(*row) for row in tqdm(printed[key].itertuples(index=False), total=len(printed))])
+table = printed.join(counted)
+with_params = table.dropna(subset="published_params")
+assert (table.gmac_thop_compat.round(4) == table.published_gflops).all()
+assert (table.gmac_closed_form == table.gmac).all()
+assert (with_params.params == with_params.published_params).all()
+
+# %% tags=["NBVAL_CHECK_OUTPUT"]
+print(f"{len(table)} published rows equal to 4 decimals; parameters equal in all {len(with_params)} rows that print them")
+
+# %%
+shown = ["source", "model", "backbone", "keep_rate", "published_gflops", "gmac_thop_compat", "gmac", "gmac_attention"]
+table[shown].style.format(precision=4).hide(axis="index")
+
+# %% [markdown]
+# ## Save
+
+# %%
+write_run(table.to_dict("records"), csv, table="sizing", profile=profile)
+fig = plots.published_vs_counted(table)
+plots.save(fig, figure)
+fig

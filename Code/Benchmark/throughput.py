@@ -1,0 +1,78 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: Code//py:percent,notebooks//ipynb
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Throughput: how much faster is a ViT with fewer tokens?
+#
+# **Reproduces** the FPS, GFlops and parameter columns of the TRAM tables (ViT and SimpleViT, 75 / 50 / 25 %), with an
+# honest baseline: the *same* backbone with fused attention, same dtype, same batch, measured in turn (A B C A B C ...).
+#
+# | | |
+# |---|---|
+# | Expected | speed-up a little below the MAC ratio in float32 (ViT-S, keep 50 %: MAC ratio 2.04) |
+# | Time | under a minute with the defaults on 2 CPU cores |
+# | All sizes | `./run_all.sh quick` (CPU) or `./run_all.sh paper` (GPU) |
+# | From a shell | `python -m common.benchmark --backbone vit_small_patch16_224 --reducer tram --keep-rate 0.5` |
+#
+# GMAC counts attention, `gmac_thop_compat` does not: it is the "GFlops" of the published tables.
+
+# %%
+import pandas as pd
+from tqdm.auto import tqdm
+
+from common import plots
+from common.benchmark import compare
+from common.results import write_run
+
+# %% tags=["parameters"]
+profile = "notebook"
+backbones = ["vit_tiny_patch16_224"]
+# TopK with the maximum over heads, the random ATS and PatchMerger without CLS are what TRAM's authors compare against
+reducers = ["tram", "topk", "ats:sampler=random", "patchmerger:parity=true"]
+keep_rates = [0.75, 0.5, 0.25]
+dtypes = ["float32"]
+batch_sizes = [4]
+img_size = None
+rounds = 7
+seed = 0
+device = None
+csv = "results/notebook/throughput.csv"
+figure = "results/notebook/throughput.png"
+
+# %% [markdown]
+# ## Measure
+# Before anything is timed, the reduced model that keeps everything must give the backbone's logits to 1e-5.
+
+# %%
+grid = [(backbone, dtype, batch) for backbone in backbones for dtype in dtypes for batch in batch_sizes]
+rows = []
+for backbone, dtype, batch in tqdm(grid):
+    where = {"dtype": dtype, "batch_size": batch, "img_size": img_size, "device": device}
+    measured = compare(backbone, reducers, keep_rates, rounds=rounds, seed=seed, **where)
+    rows += [{"backbone": backbone, "dtype": dtype, "batch": batch, **row} for row in measured]
+
+# %%
+table = pd.DataFrame(rows)
+table["MAC ratio"] = table.groupby(["backbone", "dtype", "batch"]).gmac.transform("first") / table.gmac
+shown = ["backbone", "method", "options", "keep_rate", "dtype", "batch", "fps", "speedup", "MAC ratio", "gmac", "gmac_thop_compat"]
+table[shown].style.format(precision=3).hide(axis="index")
+
+# %% [markdown]
+# ## Save
+# The dotted line is the MAC ratio: what a machine would reach if only multiplications cost time.
+
+# %%
+write_run(rows, csv, table="throughput", profile=profile, seed=seed, device=device)
+fig = plots.speedup_vs_keep_rate(table)
+plots.save(fig, figure)
+fig

@@ -1,0 +1,104 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: Code//py:percent,notebooks//ipynb
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Pretrained: fine-tune a ViT that reduces tokens
+#
+# **Reproduces** one cell of TRAM's accuracy tables (ViT-B and ViT-S, 75 / 50 / 25 %, CIFAR-10, Imagenette,
+# FashionMNIST): Adam 1e-4, constant, 5 epochs, batch 64, 224 px squashed, horizontal flips, full fine-tuning. All
+# methods start from the same weights, the same head and the same order of images. Epoch 0 is off the shelf.
+#
+# Not inherited from the published code, where each changes its numbers a little:
+#
+# * it threw the qkv biases of the pretrained network away, so even its "Vanilla" is not the timm model;
+# * it used LayerNorm eps 1e-5 instead of the checkpoint's 1e-6;
+# * its PatchMerger read every position one patch too early. (PatchMerger still starts with random queries, and with
+#   `parity=true` without CLS token and with mean pooling: its gap after 5 epochs is mostly that.)
+#
+# | | |
+# |---|---|
+# | Defaults | embedded digits, the small ViT that `Scratch/train_test` trains, 3 epochs |
+# | Expected | a few points lost at epoch 0, most of them back after the fine-tuning |
+# | Time | under a minute on 2 CPU cores, the first time with the training of the small ViT |
+# | The paper's setting | `./run_all.sh paper` (a GPU and downloads); real images on a CPU: `./run_all.sh imagenette` |
+
+# %%
+from dataclasses import asdict
+
+import pandas as pd
+import torch
+
+from common import create_model, load_dataset, plots
+from common.digits_backbone import resolve_weights
+from common.reducers import Method
+from common.results import write_run
+from common.training import TrainConfig, torch_device, train
+
+# %% tags=["parameters"]
+profile = "notebook"
+dataset = "digits"
+backbone = "vit_digits"
+weights = "digits"
+reducer = "tram"
+keep_rate = 0.5
+img_size = 32
+epochs = 3
+lr = 1e-4
+batch_size = 64
+seed = 42
+limit_train = None
+limit_val = None
+workers = 0
+device = None
+csv = "results/notebook/finetune.csv"
+figure = "results/notebook/finetune.png"
+
+# %% [markdown]
+# ## Data and model
+
+# %%
+method = Method.parse(reducer)
+config = TrainConfig(epochs=epochs, lr=lr, batch_size=batch_size, seed=seed, workers=workers, device=device)
+train_set = load_dataset(dataset, "train", img_size=img_size, train=True, limit=limit_train, seed=seed)
+val_set = load_dataset(dataset, "val", img_size=img_size, limit=limit_val, seed=seed)
+torch.manual_seed(seed)
+model = create_model(
+    backbone,
+    reducer=method.name,
+    keep_rate=keep_rate,
+    weights=resolve_weights(weights),
+    num_classes=train_set.num_classes,
+    img_size=img_size,
+    **dict(method.options),
+)
+print(f"{len(train_set)} training and {len(val_set)} validation images of {dataset}; {model.reducer}")
+
+# %% [markdown]
+# ## Fine-tune
+
+# %%
+history = pd.DataFrame(asdict(epoch) for epoch in train(model, train_set, val_set, config))
+history
+
+# %% [markdown]
+# ## Save
+
+# %%
+constant = {"method": method.name, "options": method.options_text, "backbone": backbone, "dataset": dataset}
+constant |= {"img_size": img_size, "keep_rate": keep_rate, "seed": seed, "epochs": epochs}
+constant |= {"dtype": "float32", "batch": batch_size, "n_train": len(train_set), "n_val": len(val_set)}
+rows = history.assign(**constant).to_dict("records")
+write_run(rows, csv, table="finetune", profile=profile, device=str(torch_device(device)))
+fig = plots.learning_curves(pd.DataFrame(rows))
+plots.save(fig, figure)
+fig

@@ -1,0 +1,93 @@
+"""The datasets by name."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from common.data.base import ImageData, LabelledDataset
+from common.data.check import check_dataset
+from common.data.digits import Digits
+from common.data.loading import subset
+from common.data.sources import FOLDER_PREFIX, open_source
+from common.data.transforms import make_transform, normalisation
+from common.errors import UsageError, require_choice
+
+NAMES = ("digits", "imagenette", "fashion-mnist", "cifar10", "cifar100", "imagenet")
+SPLITS = ("train", "val")
+
+
+def list_datasets() -> list[str]:
+    """The names ``load_dataset`` knows; ``folder:PATH`` stands for any image folder."""
+    return sorted([*NAMES, f"{FOLDER_PREFIX}PATH"])
+
+
+def load_dataset(
+    name: str,
+    split: str,
+    *,
+    root: str | os.PathLike | None = None,
+    img_size: int,
+    train: bool = False,
+    recipe: str = "pretrained",
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+) -> LabelledDataset:
+    """Open a dataset; its items are (image float tensor (3, img_size, img_size), label int).
+
+    Args:
+        name: one of ``list_datasets()``. ``folder:PATH`` reads PATH/train and PATH/val, one folder per class;
+            ``imagenet`` the same under ``root``/imagenet. These two are never downloaded; the others are, by
+            torchvision, when they are not under ``root``. ``digits`` comes with scikit-learn.
+        split: ``train`` or ``val``; a test set counts as ``val``.
+        root: where the data are; default: environment variable DATA_ROOT, else ~/.cache/token-reduction.
+            Imagenette may lie there as imagenette2, imagenette2-320 or imagenette2-160 (the first one found counts).
+        train: augment as ``recipe`` does in training. False gives the evaluation transform, whatever the split.
+        recipe: ``pretrained`` (squash, flip, 0.5/0.5), ``scratch`` (squash, strong augmentation, ImageNet mean and
+            std) or ``center_crop`` (bicubic resize to img_size/0.9 and centre crop, 0.5/0.5, as timm evaluates
+            the augreg ViT weights). Digits are drawn at ``img_size``, so there a recipe only sets mean and std.
+        mean, std: three values each, in place of the recipe's.
+        limit: number of images, classes as even as possible; None is all.
+        seed: decides which images ``limit`` keeps, and the places of evaluation digits.
+
+    Returns:
+        A dataset with ``classes``, ``num_classes``, ``imagenet_indices``, ``labels``, ``mean`` and ``std``.
+
+    Raises:
+        UsageError: for an argument that is not allowed (before the disk is touched), data that are not there and
+            cannot be downloaded, and an image file that is missing, empty or cut off.
+    """
+    _require_name(name)
+    require_choice(split, SPLITS, "split")
+    norm = normalisation(recipe, mean, std)
+    _require_positive("img_size", img_size)
+    if limit is not None:
+        _require_positive("limit", limit)
+    if name == "digits":
+        dataset = Digits(split, img_size, norm, train=train, seed=seed)
+    else:
+        transform = make_transform(recipe, img_size, train, norm)
+        dataset = ImageData(name, open_source(name, split, root), transform, norm)
+    dataset = subset(dataset, limit, seed)
+    check_dataset(dataset)
+    return dataset
+
+
+def dataset_classes(name: str, *, root: str | os.PathLike | None = None) -> list[str]:
+    """Readable class names of a dataset, one per label, without reading an image; arguments as in ``load_dataset``."""
+    _require_name(name)
+    if name == "digits":
+        return [str(digit) for digit in range(10)]
+    return list(open_source(name, "val", root).classes)
+
+
+def _require_name(name: str) -> None:
+    if not name.startswith(FOLDER_PREFIX) or name == FOLDER_PREFIX:
+        require_choice(name, list_datasets(), "dataset")
+
+
+def _require_positive(what: str, value: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise UsageError(f"{what} must be a whole number >= 1; given {value!r}")

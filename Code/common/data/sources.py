@@ -1,0 +1,114 @@
+"""Where each file-based dataset lies, how it is read, and how it is fetched when it is not there."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from timm.data import ImageNetInfo
+from torch.utils.data import Dataset
+from torchvision import datasets as tv
+
+from common.data.base import Source
+from common.data.check import check_idx
+from common.errors import UsageError
+
+DEFAULT_ROOT = "~/.cache/token-reduction"
+FOLDER_PREFIX = "folder:"
+IMAGENETTE_FOLDERS = ("imagenette2", "imagenette2-320", "imagenette2-160")
+
+
+def data_root(root: str | os.PathLike | None) -> Path:
+    """``root``, else the environment's DATA_ROOT, else ~/.cache/token-reduction."""
+    return Path(root or os.environ.get("DATA_ROOT") or DEFAULT_ROOT).expanduser()
+
+
+def open_source(name: str, split: str, root: str | os.PathLike | None) -> Source:
+    """Open ``name`` (already validated, not ``digits``), downloading it where that is allowed and needed."""
+    place = data_root(root)
+    if name.startswith(FOLDER_PREFIX):
+        return _folder(name, Path(name.removeprefix(FOLDER_PREFIX)).expanduser(), split)
+    if name == "imagenet":
+        return _folder(name, place / "imagenet", split)
+    if name == "imagenette":
+        return _folder(name, _find_imagenette(place, split), split)
+    if name == "fashion-mnist":
+        return _fashion_mnist(place, split)
+    return _cifar(name, place, split)
+
+
+def _find_imagenette(root: Path, split: str) -> Path:
+    for folder in IMAGENETTE_FOLDERS:
+        if (root / folder).is_dir():
+            return root / folder
+    _download("imagenette", root, lambda: tv.Imagenette(root, split, download=True))
+    return root / IMAGENETTE_FOLDERS[0]
+
+
+def _fashion_mnist(root: Path, split: str) -> Source:
+    train = split == "train"
+    for path in sorted((root / "FashionMNIST" / "raw").glob("*-ubyte")):
+        check_idx(path)
+    images = _open_or_download("fashion-mnist", root, lambda download: tv.FashionMNIST(root, train, download=download))
+    return Source(images, images.classes, images.targets)
+
+
+def _cifar(name: str, root: Path, split: str) -> Source:
+    kind = {"cifar10": tv.CIFAR10, "cifar100": tv.CIFAR100}[name]
+    images = _open_or_download(name, root, lambda download: kind(root, split == "train", download=download))
+    return Source(images, images.classes, torch.tensor(images.targets))
+
+
+def _open_or_download(name: str, root: Path, make: Callable[[bool], Dataset]) -> Dataset:
+    try:
+        return make(False)
+    except RuntimeError:  # torchvision's way to say that the files are not there or fail their checksum
+        return _download(name, root, lambda: make(True))
+
+
+def _download(name: str, root: Path, fetch: Callable[[], Dataset]) -> Dataset:
+    try:
+        return fetch()
+    except (OSError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise UsageError(
+            f"no complete {name} under {root}, and downloading it failed ({reason}); "
+            "name the folder that holds it with the environment variable DATA_ROOT"
+        ) from error
+
+
+def _folder(name: str, folder: Path, split: str) -> Source:
+    """One folder per class under ``folder``/train and ``folder``/val."""
+    _require_folder(name, folder, split)
+    try:
+        images = tv.ImageFolder(folder / split)
+    except FileNotFoundError as error:  # a class without images, or no class at all
+        raise UsageError(f"{name}: {folder / split} is not complete: {' '.join(str(error).split())}") from error
+    names, indices = _describe(images.classes)
+    files, labels = zip(*images.samples, strict=True)
+    return Source(images, names, torch.tensor(labels), [Path(file) for file in files], indices)
+
+
+def _require_folder(name: str, folder: Path, split: str) -> None:
+    if not (folder / split).is_dir():
+        hint = "" if name.startswith(FOLDER_PREFIX) else "; name the folder that holds it with DATA_ROOT"
+        raise UsageError(f"{name}: no folder {folder / split} (wanted: one folder per class in it){hint}")
+    other = folder / ("val" if split == "train" else "train")
+    if other.is_dir() and (unmatched := _class_folders(folder / split) ^ _class_folders(other)):
+        raise UsageError(f"{name}: {folder}/train and val have different classes: {', '.join(sorted(unmatched)[:5])}")
+
+
+def _class_folders(folder: Path) -> set[str]:
+    return {entry.name for entry in os.scandir(folder) if entry.is_dir()}
+
+
+def _describe(folders: Sequence[str]) -> tuple[list[str], list[int] | None]:
+    """Readable names, and ImageNet-1k indices when every folder is one of ImageNet's synsets."""
+    info = ImageNetInfo("imagenet-1k")
+    index = {synset: i for i, synset in enumerate(info.label_names())}
+    if any(folder not in index for folder in folders):
+        return list(folders), None
+    names = [info.label_name_to_description(folder).split(",")[0] for folder in folders]
+    return names, [index[folder] for folder in folders]

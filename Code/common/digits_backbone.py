@@ -1,0 +1,42 @@
+"""The small ViT that the offline notebooks start from: trained on the embedded digits where it is missing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from common.data import load_dataset
+from common.models.factory import create_model
+from common.results import resolve
+from common.training import TrainConfig, train
+from common.weights import save_state
+
+NAME = "digits"
+CHECKPOINT = Path("results/notebook/weights/vit_digits.safetensors")
+CONFIG = TrainConfig(epochs=20, lr=2e-3, schedule="one-cycle", batch_size=64, seed=42)
+
+
+def resolve_weights(weights: str) -> str | None:
+    """What a notebook's ``weights`` means to :func:`common.create_model`: "" none, "digits" the small ViT, else itself.
+
+    A relative path starts from the repository's root.
+    """
+    if weights == NAME:
+        return str(digits_checkpoint())
+    if weights in ("", "timm"):
+        return weights or None
+    return str(resolve(weights))
+
+
+def digits_checkpoint(path: Path = CHECKPOINT) -> Path:
+    """The safetensors file of ``vit_digits``, trained now (half a minute on two cores) if it is not there yet."""
+    path = resolve(path)
+    if not path.is_file():
+        torch.manual_seed(CONFIG.seed)
+        model = create_model("vit_digits")
+        sets = (load_dataset(NAME, split, img_size=32, train=split == "train", recipe="scratch") for split in ("train", "val"))
+        for epoch in train(model, *sets, CONFIG):
+            print(f"training vit_digits: epoch {epoch.epoch} of {CONFIG.epochs}, accuracy {epoch.val_accuracy:.1f} %")
+        save_state(model, path)
+    return path

@@ -1,0 +1,28 @@
+"""Figures of the study. Every function takes tables or arrays and returns a figure; ``save`` writes it.
+
+Nothing here touches pyplot's global state, so figures can be drawn in any process, thread or notebook.
+"""
+
+from common.plots.accuracy import accuracy_vs_keep_rate, accuracy_vs_speed, learning_curves
+from common.plots.cost import macs_per_layer, published_vs_counted, speedup_vs_keep_rate
+from common.plots.patches import Example, ExampleRow, kept_patches, mask_patches, survival_map, united_grid
+from common.plots.style import METHODS, MethodStyle, method_style, save
+
+__all__ = [
+    "METHODS",
+    "Example",
+    "ExampleRow",
+    "MethodStyle",
+    "accuracy_vs_keep_rate",
+    "accuracy_vs_speed",
+    "kept_patches",
+    "learning_curves",
+    "macs_per_layer",
+    "mask_patches",
+    "method_style",
+    "published_vs_counted",
+    "save",
+    "speedup_vs_keep_rate",
+    "survival_map",
+    "united_grid",
+]

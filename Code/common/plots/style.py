@@ -1,0 +1,168 @@
+"""One look for all figures: colours of the methods, size of the page, and how a figure becomes a small file."""
+
+from __future__ import annotations
+
+import io
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from matplotlib import rc_context
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image
+
+from common.errors import UsageError, require_choice
+
+WIDTH = 9.0  # inches; 900 px at the lowest resolution a figure is written in
+MAX_BYTES = 150_000
+# From sharp to small: (dots per inch, colours). The first that fits under MAX_BYTES is written.
+_QUALITIES = ((200, 256), (160, 256), (130, 256), (100, 256), (100, 128), (100, 64), (100, 32))
+
+RC = {
+    "font.size": 10,
+    "axes.titlesize": 10,
+    "axes.titleweight": "bold",
+    "axes.labelsize": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.edgecolor": "#555555",
+    "grid.color": "#e4e4e4",
+    "grid.linewidth": 0.7,
+    "xtick.labelsize": 9,
+    "ytick.labelsize": 9,
+    "legend.fontsize": 9.5,
+    "legend.frameon": False,
+    "lines.linewidth": 1.7,
+    "lines.markersize": 6,
+    "errorbar.capsize": 2.5,
+}
+
+# Append a new method at the end: its place decides its colour and marker, in every figure and for good.
+METHODS = {
+    "none": "no reduction",
+    "tram": "TRAM",
+    "topk": "Top-K",
+    "ats": "ATS",
+    "patchmerger": "PatchMerger",
+}
+
+# Okabe-Ito first (distinct in all common kinds of colour blindness), then Tol's "muted" and dark tones; the markers
+# carry the difference where so many colours no longer can.
+_LOOKS = (
+    ("#000000", "X"),
+    ("#0072B2", "o"),
+    ("#E69F00", "s"),
+    ("#009E73", "^"),
+    ("#CC79A7", "D"),
+    ("#D55E00", "v"),
+    ("#56B4E9", "P"),
+    ("#332288", "<"),
+    ("#999933", ">"),
+    ("#882255", "p"),
+    ("#44AA99", "h"),
+    ("#661100", "*"),
+    ("#117733", "d"),
+    ("#AA4499", "H"),
+    ("#DDCC77", "8"),
+    ("#6699CC", "s"),
+    ("#CC6677", "o"),
+    ("#004488", "D"),
+    ("#BB5566", "^"),
+    ("#777777", "v"),
+    ("#5D4E00", "P"),
+    ("#9970AB", "<"),
+    ("#A6761D", ">"),
+    ("#1B7837", "p"),
+    ("#35978F", "*"),
+)
+
+
+@dataclass(frozen=True)
+class MethodStyle:
+    """How one method looks in every figure."""
+
+    label: str
+    color: str
+    marker: str
+    linestyle: str
+
+
+def method_style(method: str) -> MethodStyle:
+    """Return the fixed look of ``method``; raise :class:`UsageError` if ``METHODS`` does not list it."""
+    require_choice(method, METHODS, "method to plot (append new ones to common.plots.style.METHODS)")
+    color, marker = _LOOKS[list(METHODS).index(method)]
+    return MethodStyle(METHODS[method], color, marker, "--" if method == "none" else "-")
+
+
+def baseline_point() -> dict:
+    """Return the keyword arguments that draw the unreduced model as a lone marker, without a legend entry."""
+    none = method_style("none")
+    return {"color": none.color, "marker": none.marker, "markersize": 7, "linestyle": "none"}
+
+
+class PageFigure(Figure):
+    """A figure that shows itself, at the size it is saved in, as the last value of a notebook cell."""
+
+    def _repr_png_(self) -> bytes:
+        return to_png(self)
+
+
+def new_figure(height: float, *, width: float = WIDTH, layout: str | None = "constrained") -> PageFigure:
+    """Return an empty figure of ``width`` x ``height`` inches that belongs to no window and no pyplot state."""
+    fig = PageFigure(figsize=(width, height), layout=layout, facecolor="white")
+    if layout == "constrained":
+        fig.get_layout_engine().set(w_pad=0.09, h_pad=0.07)
+    return fig
+
+
+def save(fig: Figure, path: str | os.PathLike[str]) -> Path:
+    """Write ``fig`` as a PNG of less than 150 kB, whole or not at all; create the folders; return the path.
+
+    The resolution starts at 200 dpi and falls, then the number of colours, until the file is small enough. Raises
+    :class:`UsageError` if the name does not end in .png or if the figure does not fit at 900 px and 32 colours.
+    """
+    path = Path(path)
+    if path.suffix != ".png":
+        raise UsageError(f"figures are saved as .png; got {str(path)!r}")
+    data = to_png(fig)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(data)
+        os.chmod(temporary, 0o644)  # mkstemp makes files private; a report is meant to be read
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    return path
+
+
+def to_png(fig: Figure) -> bytes:
+    """Return ``fig`` as the sharpest PNG below 150 kB; raise :class:`UsageError` if there is none."""
+    rendered: dict[int, Image.Image] = {}
+    for dpi, colors in _QUALITIES:
+        if dpi not in rendered:
+            rendered[dpi] = _render(fig, dpi)
+        data = _encode(rendered[dpi], colors)
+        if len(data) < MAX_BYTES:
+            return data
+    raise UsageError(f"figure is {len(data)} bytes at {dpi} dpi and {colors} colours; allowed: {MAX_BYTES}; show less")
+
+
+def _render(fig: Figure, dpi: int) -> Image.Image:
+    stream = io.BytesIO()
+    with rc_context(RC):  # ticks are made when first drawn, and take their look from the settings of that moment
+        FigureCanvasAgg(fig).print_figure(stream, dpi=dpi, format="png")
+    return Image.open(stream).convert("RGB")
+
+
+def _encode(image: Image.Image, colors: int) -> bytes:
+    stream = io.BytesIO()
+    palette = image.quantize(colors, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+    palette.save(stream, "PNG", optimize=True)
+    return stream.getvalue()

@@ -1,0 +1,177 @@
+"""Sentences of the report, computed from the summaries of :mod:`common.summary`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pandas as pd
+
+from common.plots.frames import backbone_name
+from common.summary import NOT_RUN, SETTING
+from common.tables_sections import counted, leader, method_label, number, percent, spread
+
+QUESTIONS = {
+    "throughput": "How much faster is a model that keeps fewer tokens?",
+    "sizing": "Is the arithmetic saved what the authors say?",
+    "off_the_shelf": "How much accuracy survives in a trained model that is reduced without further training?",
+    "finetune": "How much of it comes back after a few epochs of fine-tuning?",
+    "scratch": "Can a reduced model be trained from random weights?",
+    "visualize": "Which parts of a picture are kept, and does the model still say the same?",
+}
+CAPTIONS = {
+    "throughput": "Measured speed-up over the unreduced model. Bars: quartiles over rounds. Dotted: what the "
+    "arithmetic alone would give.",
+    "off_the_shelf": "Accuracy without training against keep rate. Dashed: the unreduced model.",
+    "off_the_shelf_cost": "The same accuracy against the cost of one image. Labels: keep rate in percent.",
+    "finetune": "Accuracy after fine-tuning. Points: mean over seeds; bars: one standard deviation.",
+    "finetune_speed": "Accuracy after fine-tuning against measured speed-up. Labels: keep rate in percent.",
+    "scratch": "Accuracy after training from random weights. Points: mean over seeds; bars: one standard deviation.",
+    "scratch_speed": "Accuracy when trained from scratch against measured speed-up. Labels: keep rate in percent.",
+    "sizing": "Counted arithmetic beside the published numbers.",
+    "visualize": "Patches that are still there after each reduction, and how long each place survives on average.",
+}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A sentence, and the points that belong to it."""
+
+    text: str
+    points: tuple[str, ...] = ()
+
+
+def answers(name: str, data: pd.DataFrame) -> list[Answer]:
+    """What the numbers of one study say, one answer for each setting."""
+    tell = {
+        "throughput": _speed,
+        "sizing": _arithmetic,
+        "off_the_shelf": _off_the_shelf,
+        "finetune": _trained,
+        "scratch": _trained,
+        "visualize": _kept,
+    }
+    return list(tell[name](data))
+
+
+def model_name(row: pd.Series) -> str:
+    return method_label(row["method"], row["options"])
+
+
+def _speed(data: pd.DataFrame) -> Iterator[Answer]:
+    reduced = data[(data["status"] != NOT_RUN) & (data["method"] != "none") & (data["keep_rate"] < 1)]
+    for dtype, rows in reduced.groupby("dtype", sort=False):
+        points = []
+        for keep_rate, cells in rows.groupby("keep_rate", sort=False):
+            best, worst = cells.loc[cells["speedup"].idxmax()], cells.loc[cells["speedup"].idxmin()]
+            points.append(
+                f"keep {percent(keep_rate)}: {worst['speedup']:.2f} to {best['speedup']:.2f} times as fast "
+                f"(least: {_place(worst)}; most: {_place(best)})"
+            )
+        yield Answer(f"In {dtype}, compared with the same model without reduction:", tuple(points))
+
+
+def _place(row: pd.Series) -> str:
+    return f"{model_name(row)} on {backbone_name(row['backbone'])}, {row['img_size']} px, batch {row['batch']}"
+
+
+def _arithmetic(data: pd.DataFrame) -> Iterator[Answer]:
+    compared = data[data["relative_error"].notna()]
+    fixed, random = compared[compared["method"] != "ats"], compared[compared["method"] == "ats"]
+    if len(fixed):
+        largest = 100 * fixed["relative_error"].abs().max()
+        yield Answer(
+            f"{len(fixed)} published GFlops of deterministic models were counted again, the same way; "
+            f"the largest difference is {largest:.3f} %."
+        )
+    if len(random):
+        largest = 100 * random["relative_error"].abs().max()
+        yield Answer(
+            f"ATS draws its tokens at random, so its published counts are one draw each: our counts for its "
+            f"{len(random)} rows differ by up to {largest:.1f} %."
+        )
+    exact = data["closed_form_error"].dropna().abs()
+    if len(exact):
+        agree = int((exact < 1e-9).sum())
+        yield Answer(f"Our total equals the sum derived by hand from the schedule in {agree} of {len(exact)} rows.")
+
+
+def _off_the_shelf(data: pd.DataFrame) -> Iterator[Answer]:
+    for _, rows in data.groupby(SETTING["off_the_shelf"], sort=False, dropna=False):
+        for value, head in (("accuracy", "classes of the dataset only"), ("accuracy_full", "all classes of the head")):
+            if rows[value].notna().any():
+                errors = (rows[value] * (100 - rows[value]) / rows["n_val"].astype(float)) ** 0.5
+                context = f"On {_where(rows)}, {rows['n_val'].iloc[0]} images, {head}"
+                yield _best(rows.assign(value=rows[value], sd=rows[f"{value}_sd"], error=errors), context)
+
+
+def _trained(data: pd.DataFrame) -> Iterator[Answer]:
+    for _, rows in data.groupby(SETTING["finetune"], sort=False, dropna=False):
+        epochs = rows["epochs"].iloc[0]
+        errors = rows["last_sd"] / rows["n"] ** 0.5
+        context = f"On {_where(rows)}, after {counted(epochs, 'epoch')}"
+        yield _best(rows.assign(value=rows["last"], sd=rows["last_sd"], error=errors), context)
+
+
+def _where(rows: pd.DataFrame) -> str:
+    row = rows.iloc[0]
+    return f"{row['dataset']} at {row['img_size']} px with {backbone_name(row['backbone'])}"
+
+
+def _best(rows: pd.DataFrame, context: str) -> Answer:
+    """The accuracy of the unreduced model, and at each keep rate the best method and its distance."""
+    baseline = rows[rows["method"] == "none"]
+    reference = baseline["value"].iloc[0] if len(baseline) else float("nan")
+    start = f"{_value(baseline.iloc[0])} without reduction" if len(baseline) else "the unreduced model was not run"
+    reduced = rows[(rows["method"] != "none") & (rows["keep_rate"] < 1)]
+    points = []
+    for keep_rate, cells in reduced.groupby("keep_rate", sort=False):
+        best = cells.loc[cells["value"].idxmax()]
+        lost = "" if pd.isna(reference) else f", {_difference(best['value'] - reference)}"
+        certain = len(cells) == 1 or leader(cells["value"], cells["error"]) is not None
+        doubt = "" if certain else " (not certainly ahead of the next)"
+        points.append(f"keep {percent(keep_rate)}: {model_name(best)} is highest, {_value(best)}{lost}{doubt}")
+    return Answer(f"{context}: {start}.", tuple(points))
+
+
+def _value(row: pd.Series) -> str:
+    return f"{spread(row['value'], row['sd'])} % ({counted(row['n'], 'seed')})"
+
+
+def _difference(points: float) -> str:
+    return f"{number(abs(points), 2)} points {'lower' if points < 0 else 'higher'}"
+
+
+def _kept(data: pd.DataFrame) -> Iterator[Answer]:
+    for _, row in data.iterrows():
+        yield Answer(
+            f"{model_name(row)} on {backbone_name(row['backbone'])}, keep rate {percent(row['keep_rate'])}: "
+            f"{row['kept']:.0f} patches are left at the end; the prediction is the same as the full model's on "
+            f"{row['agreement']:.0f} % of {row['images']} images; mean probability {row['probability']:.2f} "
+            f"(full model {row['probability_full_model']:.2f})."
+        )
+
+
+def facts(runs: pd.DataFrame) -> dict[str, str]:
+    """What was run, for the head of the report: name -> text. ``runs`` are those of all tables."""
+    reduced = runs[runs["method"] != "none"]
+    return {
+        "Profile": _several(runs["profile"]),
+        "Runs": f"{runs['run_id'].groupby(runs['table']).nunique().sum()}",
+        "Datasets": _several(runs["dataset"]),
+        "Backbones": _several(runs["backbone"].map(backbone_name)),
+        "Methods": ", ".join(dict.fromkeys(method_label(method) for method in reduced["method"])),
+        "Keep rates": ", ".join(percent(rate) for rate in sorted(reduced["keep_rate"].unique(), reverse=True)),
+        "Seeds": f"{runs['seed'].nunique()} ({_several(runs['seed'])})",
+        "Number formats": _several(runs["dtype"]),
+        "Device": _several(runs["device"]),
+        "Threads": _several(runs["threads"]),
+        "Versions": f"torch {_several(runs['torch'])}, timm {_several(runs['timm'])}",
+        "Commit": _several(runs["commit"]),
+        "Dates": " to ".join(dict.fromkeys([runs["date"].min(), runs["date"].max()])),
+    }
+
+
+def _several(values: pd.Series) -> str:
+    found = sorted(value for value in values.dropna().unique() if value != "")
+    return ", ".join(str(value) for value in found) or "not recorded"

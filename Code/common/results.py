@@ -1,0 +1,274 @@
+"""One tidy CSV per run: the schema, the conditions every row carries, atomic writing and reading back."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+from typing import IO, Any
+
+import pandas as pd
+import torch
+
+from common.errors import UsageError, require_choice
+from common.provenance import describe_device, git_commit
+
+RESULTS = Path("results")
+PUBLISHED = RESULTS / "published"
+
+TEXT, INT, FLOAT = "str", "Int64", "float64"
+
+CONDITIONS: dict[str, str] = {
+    "table": TEXT,
+    "profile": TEXT,
+    "method": TEXT,
+    "options": TEXT,
+    "backbone": TEXT,
+    "dataset": TEXT,
+    "img_size": INT,
+    "keep_rate": FLOAT,
+    "seed": INT,
+    "epochs": INT,
+    "dtype": TEXT,
+    "batch": INT,
+    "device": TEXT,
+    "threads": INT,
+    "torch": TEXT,
+    "timm": TEXT,
+    "commit": TEXT,
+    "date": TEXT,
+}
+
+
+@dataclass(frozen=True)
+class Schema:
+    """Columns of one results table: name -> dtype, which may be empty, and which conditions must be given."""
+
+    metrics: Mapping[str, str]
+    optional: frozenset[str] = field(default_factory=frozenset)
+    required: tuple[str, ...] = ("table", "profile", "method", "backbone", "img_size", "keep_rate")
+
+    @property
+    def columns(self) -> dict[str, str]:
+        return {**CONDITIONS, **self.metrics}
+
+
+_TRAINING = Schema(
+    metrics={
+        "epoch": INT,
+        "train_loss": FLOAT,
+        "train_loss_last_batch": FLOAT,
+        "val_loss": FLOAT,
+        "val_accuracy": FLOAT,
+        "epoch_seconds": FLOAT,
+        "n_train": INT,
+        "n_val": INT,
+    },
+    # Row 0 is the model before training: nothing was trained yet.
+    optional=frozenset({"train_loss", "train_loss_last_batch", "epoch_seconds"}),
+    required=(*Schema.required, "dataset", "seed", "epochs"),
+)
+
+TABLES: dict[str, Schema] = {
+    "throughput": Schema(
+        metrics={
+            **dict.fromkeys(("fps", "fps_q1", "fps_q3", "speedup", "speedup_q1", "speedup_q3"), FLOAT),
+            **dict.fromkeys(("rounds", "params"), INT),
+            **dict.fromkeys(("gmac", "gmac_thop_compat"), FLOAT),
+        },
+        required=(*Schema.required, "dtype", "batch"),
+    ),
+    "sizing": Schema(
+        metrics={
+            **dict.fromkeys(("source", "model"), TEXT),
+            **dict.fromkeys(("params", "published_params"), INT),
+            **dict.fromkeys(("gmac_linear", "gmac_attention", "gmac", "gmac_closed_form"), FLOAT),
+            **dict.fromkeys(("gmac_thop_compat", "published_gflops"), FLOAT),
+        },
+        # Not every source prints parameters, and a random sampler has no closed form.
+        optional=frozenset({"published_params", "published_gflops", "gmac_closed_form"}),
+    ),
+    "finetune": _TRAINING,
+    "off_the_shelf": Schema(
+        metrics={
+            **dict.fromkeys(("accuracy", "accuracy_full", "loss"), FLOAT),
+            "n_val": INT,
+            **dict.fromkeys(("gmac", "images_per_second"), FLOAT),
+        },
+        # A head trained on the dataset itself has no further classes.
+        optional=frozenset({"accuracy_full"}),
+        required=(*Schema.required, "dataset"),
+    ),
+    "visualize": Schema(
+        metrics={
+            **dict.fromkeys(("image", "class_name"), TEXT),
+            **dict.fromkeys(("layer", "num_kept"), INT),
+            "predicted": TEXT,
+            "probability": FLOAT,
+            "predicted_full_model": TEXT,
+            "probability_full_model": FLOAT,
+        },
+        required=(*Schema.required, "dataset"),
+    ),
+    "scratch": _TRAINING,
+}
+
+
+def checkout() -> Path | None:
+    """Root of the repository this package is imported from, or None when it is installed elsewhere."""
+    root = Path(__file__).resolve().parents[2]
+    return root if (root / "pyproject.toml").is_file() and (root / "Code" / "common").is_dir() else None
+
+
+def repository_root() -> Path:
+    """Folder that relative paths start from: the repository of an editable install, else the working directory."""
+    return checkout() or Path.cwd()
+
+
+def resolve(path: str | Path) -> Path:
+    """Absolute form of ``path``; a relative one is relative to :func:`repository_root`."""
+    return repository_root() / Path(path).expanduser()
+
+
+def format_options(options: Mapping[str, Any] | str) -> str:
+    """Reducer options as ``key=value,key=value`` in alphabetical order; "" when there are none."""
+    if isinstance(options, str):
+        return options
+    return ",".join(f"{key}={options[key]}" for key in sorted(options))
+
+
+def conditions(**given: Any) -> dict[str, Any]:
+    """Condition columns of a run, in the order of the schema.
+
+    Fills device, threads, torch, timm, commit and date (UTC) unless they are given; what remains unknown is
+    None and becomes an empty cell. Raises UsageError for a key that is not a condition.
+    """
+    for key in given:
+        require_choice(key, CONDITIONS, "condition")
+    found = {
+        "options": format_options(given.get("options", "")),
+        "device": describe_device(given.get("device")),
+        "threads": torch.get_num_threads(),
+        "torch": version("torch"),
+        "timm": version("timm"),
+        "commit": git_commit(checkout()),
+        "date": datetime.now(timezone.utc).date().isoformat(),
+    }
+    given = {key: value for key, value in given.items() if key not in ("options", "device")}
+    return {key: {**found, **given}.get(key) for key in CONDITIONS}
+
+
+def write_run(rows: Iterable[Mapping[str, Any]], path: str | Path, **given: Any) -> Path:
+    """Write one run, all rows or nothing, and return where it went.
+
+    ``rows`` hold the metric columns of the table; a condition that changes from row to row (backbone, method,
+    keep_rate ...) may stand in the row and wins over the one in ``given`` (see :func:`conditions`).
+    Raises UsageError when a column is missing, unknown, empty where it may not be, or of the wrong type.
+    """
+    common = conditions(**given)
+    name = require_choice(str(common["table"]), TABLES, "table")
+    schema = TABLES[name]
+    empty = {**common, **dict.fromkeys(schema.optional)}
+    merged = [{**empty, **row} for row in rows]
+    if not merged:
+        raise UsageError(f"no rows to write to {path}; a {name} run has at least one")
+    _require_columns(merged, schema, name)
+    frame = _typed(pd.DataFrame(merged, columns=list(schema.columns)), schema, str(path))
+    _require_values(frame, schema, name)
+    target = resolve(path)
+    write_atomically(target, lambda file: frame.to_csv(file, index=False, lineterminator="\n"))
+    return target
+
+
+def _require_columns(rows: list[dict[str, Any]], schema: Schema, name: str) -> None:
+    for number, row in enumerate(rows):
+        missing, unknown = set(schema.columns) - set(row), set(row) - set(schema.columns)
+        if missing or unknown:
+            raise UsageError(
+                f"row {number} of a {name} run has missing columns {sorted(missing)} and unknown columns "
+                f"{sorted(unknown)}; metrics allowed: {', '.join(schema.metrics)}"
+            )
+
+
+def _typed(frame: pd.DataFrame, schema: Schema, path: str) -> pd.DataFrame:
+    columns = {}
+    for column, kind in schema.columns.items():
+        try:
+            values = frame[column].fillna("").astype(str) if kind == TEXT else pd.to_numeric(frame[column])
+            columns[column] = values.astype(kind)
+        except (TypeError, ValueError) as error:
+            raise UsageError(f"column {column!r} of {path} does not hold {kind.lower()} values: {error}") from error
+    return pd.DataFrame(columns)
+
+
+def _require_values(frame: pd.DataFrame, schema: Schema, name: str) -> None:
+    needed = [*schema.required, *(metric for metric in schema.metrics if metric not in schema.optional)]
+    empty = frame[needed].isna() | (frame[needed] == "")
+    for column in needed:
+        if empty[column].any():
+            row = int(empty[column].to_numpy().argmax())
+            raise UsageError(f"row {row} of a {name} run has no value (or NaN) in {column!r}, which must have one")
+
+
+def write_atomically(path: Path, write: Callable[[IO[str]], Any]) -> None:
+    """Call ``write`` on a temporary file beside ``path`` and rename it: readers see a whole file or none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+
+
+def read_run(path: str | Path, table: str) -> pd.DataFrame:
+    """One run as it was written, with the column ``run_id`` (file name without .csv) added at the end."""
+    path, schema = Path(path), TABLES[table]
+    try:
+        frame = pd.read_csv(path, dtype=str, keep_default_na=False)
+    except pd.errors.EmptyDataError as error:
+        raise UsageError(f"{path} is empty; delete it and run again") from error
+    if list(frame.columns) != list(schema.columns):
+        raise UsageError(f"{path} does not have the columns of a {table} run; delete it and run again")
+    if set(frame["table"]) != {table}:
+        raise UsageError(f"{path} holds rows of table {sorted(set(frame['table']))}; allowed: {table}")
+    numeric = [column for column, kind in schema.columns.items() if kind != TEXT]
+    frame[numeric] = frame[numeric].replace("", None)
+    return _typed(frame, schema, str(path)).assign(run_id=path.stem)
+
+
+def read_runs(results_dir: str | Path, table: str | None = None) -> pd.DataFrame:
+    """All runs under ``results_dir``/runs of one table, or of every table (columns not in a table stay empty).
+
+    Ordered by table and run_id; without runs, a frame of the right columns and no rows.
+    """
+    root = resolve(results_dir)
+    if not root.is_dir():
+        raise UsageError(f"no results folder {str(results_dir)!r}; it is made by running a profile")
+    names = list(TABLES) if table is None else [require_choice(table, TABLES, "table")]
+    runs = [read_run(path, name) for name in names for path in sorted((root / "runs" / name).glob("*.csv"))]
+    if runs:
+        return pd.concat(runs, ignore_index=True)
+    columns = CONDITIONS if table is None else TABLES[table].columns
+    return pd.DataFrame(
+        {**{name: pd.Series(dtype=kind) for name, kind in columns.items()}, "run_id": pd.Series(dtype=str)}
+    )
+
+
+def read_published(name: str, *, as_printed: bool = False) -> pd.DataFrame:
+    """Numbers printed by the authors: results/published/``name``.csv, each row with its ``source``.
+
+    ``as_printed`` gives every cell as its text, trailing zeros included.
+    """
+    folder = resolve(PUBLISHED)
+    require_choice(name, [path.stem for path in folder.glob("*.csv")], "published table")
+    text = {"dtype": str, "keep_default_na": False} if as_printed else {}
+    return pd.read_csv(folder / f"{name}.csv", **text)

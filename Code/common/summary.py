@@ -1,0 +1,190 @@
+"""Runs to numbers: one row per condition, mean and sample standard deviation over seeds, published values joined.
+
+Every function takes the frame of :func:`common.results.read_runs` for its table and returns plain numbers; how they
+are worded is the matter of :mod:`common.tables`.
+"""
+
+from __future__ import annotations
+
+from itertools import product
+
+import pandas as pd
+
+from common.errors import UsageError
+from common.plots import METHODS
+from common.results import read_published
+
+VARIANT = ["method", "options", "keep_rate"]
+SETTING = {
+    "throughput": ["dtype", "batch", "device", "threads", "backbone", "img_size"],
+    "sizing": ["source"],
+    "finetune": ["dataset", "backbone", "img_size", "epochs", "dtype", "batch"],
+    "scratch": ["dataset", "backbone", "img_size", "epochs", "dtype", "batch"],
+    "off_the_shelf": ["dataset", "backbone", "img_size", "dtype"],
+    "visualize": ["dataset", "backbone", "img_size"],
+}
+NOT_RUN = "not run here"
+EFFICIENCY_KEY = ["backbone", "img_size", "method", "keep_rate"]
+# The published fine-tuning tables are this experiment, on these sets, and no other.
+PUBLISHED_FINETUNE = {"img_size": 224, "epochs": 5}
+
+
+def architecture(backbone: str) -> str:
+    """timm name without the tag of its weights: ``vit_small_patch16_224.augreg_in1k`` -> ``vit_small_patch16_224``."""
+    return backbone.partition(".")[0]
+
+
+def in_order(frame: pd.DataFrame, first: list[str]) -> pd.DataFrame:
+    """Rows by ``first`` (float32 before the shorter formats), then method as in the figures, keep rates falling."""
+    place = {method: number for number, method in enumerate(METHODS)}
+    ranked = frame.assign(_rank=frame["method"].map(place).fillna(len(place)))
+    by = [*first, "_rank", *VARIANT]
+    ranked = ranked.sort_values(by, ascending=[name not in ("keep_rate", "dtype") for name in by], kind="stable")
+    return ranked.drop(columns="_rank").reset_index(drop=True)
+
+
+def refuse_repeats(runs: pd.DataFrame, key: list[str]) -> None:
+    """Raise UsageError when two rows are the same condition: a mean would count one of them twice."""
+    twice = runs[runs.duplicated(key, keep=False)]
+    if len(twice):
+        condition = ", ".join(f"{name}={twice.iloc[0][name]}" for name in key)
+        files = ", ".join(sorted(set(twice["run_id"])))
+        raise UsageError(f"the same condition ({condition}) was run more than once: {files}; keep one of the CSVs")
+
+
+def over_seeds(runs: pd.DataFrame, key: list[str], metrics: list[str]) -> pd.DataFrame:
+    """``key``, n, and per metric its mean (``metric``) and sample standard deviation (``metric_sd``; NaN for n = 1)."""
+    refuse_repeats(runs, [*key, "seed"])
+    groups = runs.groupby(key, dropna=False, sort=False)
+    table = {"n": groups.size()}
+    for metric in metrics:
+        table[metric], table[f"{metric}_sd"] = groups[metric].mean(), groups[metric].std(ddof=1)
+    return pd.DataFrame(table).reset_index()
+
+
+def training(runs: pd.DataFrame, table: str) -> pd.DataFrame:
+    """Accuracy (percent) before training, after the last and at the best trained epoch; loss, seconds per epoch."""
+    key = [*SETTING[table], *VARIANT]
+    runs = runs.sort_values(["run_id", "epoch"], kind="stable")
+    trained = runs[(runs["epoch"] > 0) | (runs["epochs"] == 0)].groupby("run_id")
+    per_run = runs.drop_duplicates("run_id").set_index("run_id")[[*key, "seed"]]
+    per_run = per_run.assign(
+        before=runs[runs["epoch"] == 0].groupby("run_id")["val_accuracy"].first(),
+        last=trained["val_accuracy"].last(),
+        best=trained["val_accuracy"].max(),
+        val_loss=trained["val_loss"].last(),
+        epoch_seconds=trained["epoch_seconds"].mean(),
+    )
+    metrics = ["before", "last", "best", "val_loss", "epoch_seconds"]
+    return in_order(over_seeds(per_run.reset_index(), key, metrics), SETTING[table])
+
+
+def finetune(runs: pd.DataFrame) -> pd.DataFrame:
+    """:func:`training` with ``published_accuracy`` (percent) where the published experiment is the same one."""
+    found = training(runs, "finetune")
+    published = read_published("tram_accuracy").rename(columns={"accuracy": "published_accuracy"})
+    same = ["architecture", "dataset", "img_size", "method", "keep_rate"]
+    published = published.rename(columns={"backbone": "architecture"}).drop_duplicates(same)
+    published = published.assign(epochs=PUBLISHED_FINETUNE["epochs"])
+    joined = found.assign(architecture=found["backbone"].map(architecture)).merge(
+        published[[*same, "epochs", "published_accuracy"]], how="left", on=[*same, "epochs"]
+    )
+    return joined.drop(columns="architecture")
+
+
+def scratch(runs: pd.DataFrame) -> pd.DataFrame:
+    """:func:`training` of models that start from random weights."""
+    return training(runs, "scratch")
+
+
+def off_the_shelf(runs: pd.DataFrame) -> pd.DataFrame:
+    """Accuracy (percent), loss and GMAC per image of models that were reduced and not trained."""
+    key = [*SETTING["off_the_shelf"], "n_val", *VARIANT]
+    metrics = ["accuracy", "accuracy_full", "loss", "gmac", "images_per_second"]
+    return in_order(over_seeds(runs, key, metrics), SETTING["off_the_shelf"])
+
+
+def published_efficiency() -> pd.DataFrame:
+    """Printed FPS and GFlops per condition; several printed values of one condition are joined by " / "."""
+    tables = ["tram_accuracy", "tram_throughput_vit", "tram_throughput_simple_vit", "trewa_efficiency"]
+    rows = pd.concat([read_published(name, as_printed=True).assign(published_in=name) for name in tables])
+    rows = rows.astype({"img_size": "Int64", "keep_rate": float})
+    rows = rows.rename(columns={"fps": "published_fps", "gflops": "published_gflops"})
+    groups = rows.groupby(EFFICIENCY_KEY, sort=False)
+    printed = ["published_fps", "published_gflops", "published_in"]
+    return groups[printed].agg(lambda values: " / ".join(dict.fromkeys(values))).reset_index()
+
+
+def throughput(runs: pd.DataFrame) -> pd.DataFrame:
+    """Measured speed and MACs beside the published ones; published conditions that were not measured come last."""
+    key = [*SETTING["throughput"], *VARIANT]
+    refuse_repeats(runs, key)
+    measures = ["fps", "fps_q1", "fps_q3", "speedup", "speedup_q1", "speedup_q3", "rounds"]
+    measured = runs[[*key, *measures, "gmac", "gmac_thop_compat", "params"]]
+    measured = in_order(measured, SETTING["throughput"]).assign(status="measured")
+    published = published_efficiency().rename(columns={"backbone": "architecture"})
+    key = ["architecture", *EFFICIENCY_KEY[1:]]
+    measured = measured.assign(architecture=measured["backbone"].map(architecture))
+    beside = measured.merge(published, how="left", on=key)
+    index, ours = pd.MultiIndex.from_frame(published[key]), pd.MultiIndex.from_frame(measured[key])
+    rest = published[~index.isin(ours)].assign(status=NOT_RUN, backbone=lambda rows: rows["architecture"])
+    return pd.concat([beside, rest], ignore_index=True).drop(columns="architecture")
+
+
+def sizing(runs: pd.DataFrame) -> pd.DataFrame:
+    """Counted MACs beside the published GFlops; ``relative_error`` compares like with like (both thop's way)."""
+    metrics = list(runs.columns[runs.columns.get_loc("source") : runs.columns.get_loc("run_id")])
+    table = runs[["source", "model", "backbone", "img_size", *VARIANT, *metrics[2:]]]
+    return table.assign(
+        closed_form_error=table["gmac"] / table["gmac_closed_form"] - 1,
+        relative_error=table["gmac_thop_compat"] / table["published_gflops"] - 1,
+    )
+
+
+def visualize(runs: pd.DataFrame) -> pd.DataFrame:
+    """Per condition: images, patches left at the end, mean probability before and after, share of equal predictions."""
+    key = [*SETTING["visualize"], *VARIANT]
+    last = runs.sort_values("layer", kind="stable").drop_duplicates([*key, "seed", "image"], keep="last")
+    last = last.assign(agreement=100.0 * (last["predicted"] == last["predicted_full_model"]))
+    groups = last.groupby(key, dropna=False, sort=False)
+    table = pd.DataFrame(
+        {
+            "images": groups["image"].nunique(),
+            "kept": groups["num_kept"].mean().astype(float),
+            "probability_full_model": groups["probability_full_model"].mean(),
+            "probability": groups["probability"].mean(),
+            "agreement": groups["agreement"].mean(),
+        }
+    )
+    return in_order(table.reset_index(), SETTING["visualize"])
+
+
+SUMMARIES = {
+    "throughput": throughput,
+    "sizing": sizing,
+    "finetune": finetune,
+    "scratch": scratch,
+    "off_the_shelf": off_the_shelf,
+    "visualize": visualize,
+}
+
+
+def holes(runs: pd.DataFrame, table: str) -> list[str]:
+    """Conditions missing from the full grid of methods x keep rates x seeds that the runs of one setting span."""
+    if table in ("sizing", "visualize"):
+        return []
+    found = []
+    for setting, group in runs.groupby(SETTING[table], dropna=False):
+        reduced = group[group["method"] != "none"]
+        variants = sorted(set(zip(reduced["method"], reduced["options"], strict=True)))
+        rates = sorted({rate for rate in reduced["keep_rate"] if rate < 1}, reverse=True)
+        # Only training is repeated for every method; elsewhere a deterministic method needs one seed.
+        seed_of = group["seed"] if table in ("finetune", "scratch") else pd.Series("", index=group.index)
+        seeds = sorted(seed_of.unique())
+        present = set(zip(*(group[name] for name in VARIANT), seed_of, strict=True))
+        for (method, options), rate, seed in product(variants, rates, seeds):
+            if (method, options, rate, seed) not in present:
+                where = ", ".join(f"{name} {value}" for name, value in zip(SETTING[table], setting, strict=True))
+                what = f"{method} {options}".strip() + f" at keep rate {rate:g}"
+                found.append(f"{what}{f', seed {seed}' if seed != '' else ''} ({where})")
+    return found

@@ -1,0 +1,193 @@
+"""Runs to tables: ``python -m common.tables RESULTS_DIR`` writes RESULTS_DIR/tables/<study>.csv and .md.
+
+The CSV holds the numbers of :mod:`common.summary`; the Markdown the same as a person would print them.
+RESULTS_DIR/tables/published.md prints the authors' own numbers, apart from ours.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from common import tables_sections as printed
+from common.errors import UsageError, require_choice
+from common.plots.frames import backbone_name
+from common.results import read_published, read_runs, resolve, write_atomically
+from common.summary import SUMMARIES, holes
+from common.tables_sections import NONE, Section, percent
+
+TITLES = {
+    "throughput": "Speed",
+    "sizing": "Arithmetic",
+    "off_the_shelf": "Accuracy without training",
+    "finetune": "Accuracy after fine-tuning",
+    "scratch": "Accuracy when trained from scratch",
+    "visualize": "What is kept",
+}
+_SECTIONS: dict[str, Callable[[pd.DataFrame], Iterator[Section]]] = {
+    "throughput": printed.throughput_sections,
+    "sizing": printed.sizing_sections,
+    "off_the_shelf": printed.off_the_shelf_sections,
+    "finetune": printed.training_sections,
+    "scratch": printed.training_sections,
+    "visualize": printed.visualize_sections,
+}
+_DATASETS = {"cifar10": "CIFAR10", "imagenette": "Imagenette", "fashion-mnist": "FMNIST"}
+_MISSING_SHOWN = 20
+_PUBLISHED_NOTE = (
+    "FPS: one CUDA GPU, type not recorded. GFlops: multiply-accumulates as thop counts them, attention's matrix "
+    "products left out."
+)
+
+
+@dataclass(frozen=True)
+class Study:
+    """One table of runs: its numbers, its printed sections, and what was not run (in words)."""
+
+    name: str
+    title: str
+    runs: pd.DataFrame
+    data: pd.DataFrame
+    sections: tuple[Section, ...]
+    missing: tuple[str, ...]
+
+
+def study(results_dir: str | Path, name: str) -> Study:
+    """Read and summarise the runs of one table; without runs the study is empty and ``missing`` says so."""
+    require_choice(name, TITLES, "study")
+    runs = read_runs(results_dir, name)
+    if runs.empty:
+        missing = (f"no run of this study: no CSV in runs/{name}",)
+        return Study(name, TITLES[name], runs, runs, (), missing)
+    data = SUMMARIES[name](runs)
+    return Study(name, TITLES[name], runs, data, tuple(_SECTIONS[name](data)), tuple(holes(runs, name)))
+
+
+def published_sections() -> tuple[Section, ...]:
+    """The authors' printed numbers as they print them: accuracy tables, benchmark runs, single training outputs."""
+    return (*_published_accuracy(), *_published_benchmarks(), _published_training())
+
+
+def _published_accuracy() -> Iterator[Section]:
+    rows = read_published("tram_accuracy", as_printed=True)
+    for source, table in rows.groupby("source", sort=False):
+        row = ["model", "fps", "gflops"]
+        wide = table.pivot(index=row, columns="dataset", values="accuracy")
+        wide = wide.reindex(pd.MultiIndex.from_frame(table[row].drop_duplicates()))[list(_DATASETS)]
+        names = {"model": "Model", "fps": "FPS", "gflops": "GFlops", **_DATASETS}
+        title = f"Accuracy (%) after 5 epochs of fine-tuning, 224 px: {source.partition(', table ')[2]}"
+        frame = wide.reset_index().rename(columns=names).rename_axis(columns=None)
+        yield Section(title, frame, (f"Source: {source}.", _PUBLISHED_NOTE))
+
+
+def _published_benchmarks() -> Iterator[Section]:
+    tables = {
+        "tram_throughput_vit": "ViT, 160 px, batch 64, keep rate 50 %",
+        "tram_throughput_simple_vit": "SimpleViT, 160 px, batch 64, keep rate 50 %",
+        "trewa_efficiency": "ViT, 160 px, batch 64, keep rate 75 % (TREWA)",
+    }
+    names = {
+        "model": "Model",
+        "backbone": "Backbone",
+        "run": "Run",
+        "fps": "FPS",
+        "gflops": "GFlops",
+        "params": "Params",
+    }
+    for table, title in tables.items():
+        rows = read_published(table, as_printed=True)
+        rows["backbone"] = rows["backbone"].map(backbone_name)
+        frame = rows[[name for name in names if name in rows]].rename(columns=names)
+        yield Section(title, frame, (_sources(rows), _PUBLISHED_NOTE), folded=True)
+
+
+def _published_training() -> Section:
+    rows = read_published("tram_training", as_printed=True).replace("", NONE)
+    names = {
+        "model": "Model",
+        "backbone": "Backbone",
+        "img_size": "px",
+        "keep_rate": "Keep",
+        "start": "Start",
+        "status": "Status",
+        "accuracy": "Accuracy (%)",
+        "correct": "Correct of 3925",
+        "val_loss": "Validation loss",
+        "seconds": "Seconds",
+        "loss_batch_0": "Loss, batch 0",
+        "loss_batch_100": "Loss, batch 100",
+    }
+    rows["backbone"] = rows["backbone"].map(backbone_name)
+    rows["keep_rate"] = rows["keep_rate"].astype(float).map(percent)
+    frame = rows[list(names)].rename(columns=names)
+    return Section("Training outputs left in notebooks", frame, ("Imagenette, one epoch.", _sources(rows)), folded=True)
+
+
+def _sources(rows: pd.DataFrame) -> str:
+    return f"Source: {'; '.join(dict.fromkeys(rows['source']))}."
+
+
+def markdown(title: str, sections: Iterable[Section], missing: Iterable[str] = ()) -> str:
+    """One Markdown document: a heading per section, its table with numbers to the right, its notes."""
+    parts = [f"# {title}"]
+    for section in sections:
+        parts += [f"## {section.title}", markdown_table(section), *section.notes]
+    missing = list(missing)
+    if missing:
+        parts += ["## Not run", "\n".join(f"- {line}" for line in shortened(missing))]
+    return "\n\n".join(parts) + "\n"
+
+
+def markdown_table(section: Section) -> str:
+    """GitHub table of a section; cells in ``best`` are bold."""
+    columns = list(section.frame.columns)
+    rows = [columns, ["---" if section.align(column) == "left" else "---:" for column in columns]]
+    for place, cells in enumerate(section.frame.itertuples(index=False, name=None)):
+        texts = [str(cell).replace("|", "\\|") for cell in cells]
+        pairs = zip(columns, texts, strict=True)
+        rows.append([f"**{text}**" if (place, column) in section.best else text for column, text in pairs])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def shortened(lines: list[str]) -> list[str]:
+    """At most twenty lines; what is left out is counted."""
+    rest = len(lines) - _MISSING_SHOWN
+    return lines if rest <= 0 else [*lines[:_MISSING_SHOWN], f"and {rest} more"]
+
+
+def write_tables(results_dir: str | Path) -> list[Path]:
+    """Write tables/<study>.csv and .md for every study, and tables/published.md; return their paths."""
+    folder = resolve(results_dir) / "tables"
+    written = []
+    for found in (study(results_dir, name) for name in TITLES):
+        _write(folder / f"{found.name}.csv", found.data.to_csv(index=False, lineterminator="\n", float_format="%.8g"))
+        _write(folder / f"{found.name}.md", markdown(found.title, found.sections, found.missing))
+        written += [folder / f"{found.name}.csv", folder / f"{found.name}.md"]
+    _write(folder / "published.md", markdown("Published numbers", published_sections()))
+    return [*written, folder / "published.md"]
+
+
+def _write(path: Path, text: str) -> None:
+    write_atomically(path, lambda file: file.write(text))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m common.tables", description="Aggregate runs into tables.")
+    parser.add_argument("results_dir", help="folder with runs/, e.g. results/quick")
+    given = parser.parse_args(arguments)
+    try:
+        written = write_tables(given.results_dir)
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"{len(written)} files in {written[0].parent}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,131 @@
+"""Everything that can be known to be wrong with a plan before the first second of compute."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from functools import cache
+from typing import Any
+
+from notebooks import declared_parameters, undeclared_message
+from plan import ROOT, Plan, ProfileError, Run
+
+
+def check_plan(plan: Plan) -> None:
+    """Raise :class:`plan.ProfileError` with one line for each value that a run could not work with."""
+    checks = (_table, _undeclared, _reducers, _datasets, _keep_rates, _models)
+    found = [problem for run in plan.runs for check in checks for problem in check(run)]
+    _refuse(plan, found + list(_missing_weights(plan)))
+
+
+def check_data(plan: Plan) -> None:
+    """Open every dataset of the plan, which downloads one that is not there and looks for broken images.
+
+    Raises :class:`plan.ProfileError` with one line for each dataset that cannot be used.
+    """
+    from common import load_dataset
+
+    datasets = dict.fromkeys(dataset for run in plan.runs for dataset in _values(run, "dataset"))
+    splits = [(dataset, split) for dataset in datasets for split in ("train", "val")]
+    _refuse(plan, [line for name, split in splits for line in _refusal(load_dataset, name, split, img_size=32)])
+
+
+def _refuse(plan: Plan, problems: Iterable[str]) -> None:
+    problems = [f"profile {plan.profile}: {problem}" for problem in dict.fromkeys(problems)]
+    if problems:
+        raise ProfileError(problems)
+
+
+def _table(run: Run) -> Iterator[str]:
+    from common.errors import require_choice
+    from common.results import TABLES
+
+    yield from _refusal(require_choice, run.table, TABLES, "table")
+
+
+@cache
+def _declared(notebook: str) -> list[str]:
+    return declared_parameters(ROOT / notebook)
+
+
+def _undeclared(run: Run) -> Iterator[str]:
+    try:
+        declared = _declared(run.notebook)
+    except (ValueError, SyntaxError) as error:
+        yield f"{run.notebook}: {error}"
+        return
+    for name in run.parameters:
+        if name not in declared:
+            yield undeclared_message(name, ROOT / run.notebook, declared)
+
+
+def _reducers(run: Run) -> Iterator[str]:
+    from common.reducers import Method
+
+    for reducer in _values(run, "reducer"):
+        yield from _refusal(Method.parse, reducer)
+
+
+def _datasets(run: Run) -> Iterator[str]:
+    from common.data import list_datasets
+    from common.errors import require_choice
+
+    for dataset in _values(run, "dataset"):
+        if not str(dataset).startswith("folder:"):
+            yield from _refusal(require_choice, dataset, list_datasets(), "dataset")
+
+
+def _keep_rates(run: Run) -> Iterator[str]:
+    from common.reducers import Schedule, default_reduction_loc
+
+    blocks = run.options.get("reduction_loc") or default_reduction_loc(12)
+    for keep_rate in _values(run, "keep_rate"):
+        yield from _refusal(Schedule, keep_rate, tuple(blocks))
+
+
+def _models(run: Run) -> Iterator[str]:
+    """Build the run's model, without memory for its weights. A notebook that loops chooses its own combinations."""
+    reducer, keep_rate = run.options.get("reducer", "none"), run.options.get("keep_rate", 1.0)
+    if not list(_reducers(run)) and not list(_keep_rates(run)):
+        for backbone in _values(run, "backbone"):
+            yield from _model_refusal(backbone, run.options.get("img_size"), reducer, _frozen(keep_rate))
+
+
+@cache
+def _model_refusal(backbone: str, img_size: int | None, reducer: str, keep_rate: Any) -> tuple[str, ...]:
+    import torch
+
+    from common import create_model
+    from common.reducers import Method
+
+    method = Method.parse(reducer)
+    options = {"reducer": method.name, "keep_rate": keep_rate, "img_size": img_size, **dict(method.options)}
+    with torch.device("meta"):
+        return tuple(_refusal(create_model, backbone, **options))
+
+
+def _missing_weights(plan: Plan) -> Iterator[str]:
+    made = {run.checkpoint for run in plan.runs}
+    for run in plan.runs:
+        file = run.weights_file
+        if file and file not in made and not (ROOT / file).is_file():
+            yield f"no weights at {file}, and no run makes them"
+
+
+def _values(run: Run, name: str) -> list[Any]:
+    """Values of a parameter and of its plural, which notebooks have that loop inside one run."""
+    single = [run.options[name]] if name in run.options else []
+    return single + list(run.options.get(f"{name}s", []))
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _refusal(check: Callable[..., Any], *arguments: Any, **options: Any) -> Iterator[str]:
+    """What ``check`` has against its arguments: one line, or nothing."""
+    from common.errors import UsageError
+
+    try:
+        check(*arguments, **options)
+    except UsageError as error:
+        yield str(error)

@@ -1,0 +1,41 @@
+"""The text notebooks under Code/: reading them and knowing which parameters they declare."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from nbformat import NotebookNode
+
+
+def read_notebook(source: Path) -> NotebookNode:
+    """Read a jupytext py:percent file as a notebook that papermill can run."""
+    import jupytext
+
+    notebook = jupytext.read(source, fmt="py:percent")
+    for cell in notebook.cells:
+        cell.metadata.setdefault("tags", [])
+    return notebook
+
+
+def declared_parameters(source: Path) -> list[str]:
+    """Names that the notebook's one cell tagged "parameters" assigns, in order.
+
+    Raises ValueError when there is not exactly one such cell.
+    """
+    cells = [cell for cell in read_notebook(source).cells if "parameters" in cell.metadata["tags"]]
+    if len(cells) != 1:
+        raise ValueError(f"{source.name} must have one cell tagged 'parameters', it has {len(cells)}")
+    return [name for statement in ast.parse(cells[0].source).body for name in _assigned_names(statement)]
+
+
+def _assigned_names(statement: ast.stmt) -> list[str]:
+    stored = (node for node in ast.walk(statement) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store))
+    return [node.id for node in stored]
+
+
+def undeclared_message(given: str, source: Path, declared: list[str]) -> str:
+    """One line about a parameter that the notebook does not know."""
+    return f"unknown parameter {given!r} for {source.name}; allowed: {', '.join(sorted(declared))}"

@@ -1,0 +1,271 @@
+"""From a profile (YAML) to the list of notebook runs that Snakemake executes.
+
+A profile lists notebooks with a grid of parameters; every point of the grid is one run, which makes one CSV:
+
+    profile: quick
+    title: Handwritten digits
+    about: One paragraph that the report prints.
+    runs:
+      - notebook: Scratch/train_test        # Code/Scratch/train_test.py
+        table: scratch                      # results/quick/runs/scratch/<run_id>.csv
+        name: long                          # optional, starts the run_id
+        threads: 1                          # optional: cores of one run; default all, for honest timings
+        parameters: {epochs: 8}
+        grid: {dataset: [digits], reducer: [none, tram], keep_rate: [0.75, 0.5], seed: [0]}
+
+``{results}`` and ``{data_root}`` in a string stand for the results folder and for the folder that holds the data. A
+parameter given as ``{file: PATH, otherwise: VALUE}`` is PATH where that file exists, else VALUE. A run whose
+``weights`` are the ``checkpoint`` of another run waits for it. The reducer "none" keeps everything: its keep_rate is
+1.0.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+PROFILES = Path(__file__).resolve().parent / "profiles"
+PROFILE_KEYS = {"profile", "title", "about", "results", "runs"}
+NAMED_WEIGHTS = ("timm", "digits")  # what the notebooks take besides the path of a file
+RUN_KEYS = {"notebook", "table", "name", "threads", "parameters", "grid"}
+
+
+class ProfileError(ValueError):
+    """A profile that cannot run; ``problems`` has one line for each thing that is wrong."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+@dataclass(frozen=True)
+class Run:
+    """One execution of one notebook. Paths are relative to the repository where they are inside it."""
+
+    table: str
+    run_id: str
+    notebook: str
+    results: str
+    options: Mapping[str, Any]  # what the profile sets; ``parameters`` adds the paths of the outputs
+    profile: str
+    threads: int | None = None  # None: all cores
+
+    @property
+    def csv(self) -> str:
+        return f"{self.results}/runs/{self.table}/{self.run_id}.csv"
+
+    @property
+    def figure(self) -> str:
+        return f"{self.results}/figures/{self.table}/{self.run_id}.png"
+
+    @property
+    def executed(self) -> str:
+        return f"{self.results}/notebooks/{self.table}/{self.run_id}.ipynb"
+
+    @property
+    def log(self) -> str:
+        return f"{self.results}/logs/{self.table}/{self.run_id}.log"
+
+    @property
+    def checkpoint(self) -> str:
+        return self.options.get("checkpoint", "")
+
+    @property
+    def weights_file(self) -> str:
+        """The file that the run starts from, or "" when it needs none."""
+        weights = self.options.get("weights") or ""
+        return "" if weights in NAMED_WEIGHTS else weights
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        return {**self.options, "csv": self.csv, "figure": self.figure, "profile": self.profile}
+
+    @property
+    def parameter_file(self) -> str:
+        """Where Snakemake and the runner find ``parameters``; see :func:`write_parameter_files`."""
+        return f"{state_folder(self.results)}/{self.table}/{self.run_id}.yaml"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A profile, expanded."""
+
+    profile: str
+    title: str
+    about: str
+    results: str
+    runs: tuple[Run, ...]
+
+    @property
+    def tables(self) -> list[str]:
+        return sorted({run.table for run in self.runs})
+
+
+def list_profiles() -> list[str]:
+    """Names of the profiles in Code/workflow/profiles."""
+    return sorted(path.stem for path in PROFILES.glob("*.yaml"))
+
+
+def load_plan(profile: str, results: str | None = None) -> Plan:
+    """Expand a profile: its name, or the path of a YAML file. ``results`` replaces the folder results/<profile>.
+
+    Raises :class:`ProfileError` for what is wrong with the form of the profile; checks.py looks at the values.
+    """
+    path = Path(profile) if profile.endswith((".yaml", ".yml")) else PROFILES / f"{profile}.yaml"
+    if not path.is_file():
+        raise ProfileError([f"unknown profile {profile!r}; allowed: {', '.join(list_profiles())}"])
+    text = yaml.safe_load(path.read_text())
+    problems = list(_form_problems(text, path))
+    if problems:
+        raise ProfileError(problems)
+    name = text["profile"]
+    folder = _shown(results or text.get("results") or f"results/{name}")
+    runs = tuple(run for entry in text["runs"] for run in _expand(entry, name, folder))
+    _refuse_duplicates(runs, name)
+    return Plan(name, text.get("title", name), text.get("about", ""), folder, runs)
+
+
+def write_parameter_files(plan: Plan) -> None:
+    """Write each run's parameters where Snakemake watches them, leaving files that say the same untouched.
+
+    They are what makes a run stale: new in a fresh clone, where the committed CSVs are older by definition and must
+    be made again, and rewritten when a profile changes a parameter. They live inside .snakemake, so that a results
+    folder without Snakemake's own records counts as nothing done.
+    """
+    for run in plan.runs:
+        path = ROOT / run.parameter_file
+        text = yaml.safe_dump(run.parameters, sort_keys=True)
+        if not path.is_file() or path.read_text() != text:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            partial = path.with_suffix(f".{os.getpid()}.tmp")
+            partial.write_text(text)
+            partial.replace(path)
+
+
+def state_folder(results: str) -> str:
+    """The folder, inside Snakemake's, for what the workflow remembers about one results folder."""
+    digest = hashlib.sha256(results.encode()).hexdigest()[:8]
+    return f".snakemake/runs/{_safe(Path(results).name)}-{digest}"
+
+
+def _form_problems(profile: Any, path: Path) -> Iterator[str]:
+    if not isinstance(profile, dict) or not {"profile", "runs"} <= profile.keys():
+        yield f"{path.name}: a profile is a mapping with the keys profile and runs"
+        return
+    yield from (
+        f"{path.name}: unknown key {key!r}; allowed: {', '.join(sorted(PROFILE_KEYS))}"
+        for key in profile.keys() - PROFILE_KEYS
+    )
+    for number, entry in enumerate(profile["runs"], start=1):
+        yield from (f"{path.name}: run {number}: {problem}" for problem in _entry_problems(entry))
+
+
+def _entry_problems(entry: dict[str, Any]) -> Iterator[str]:
+    for key in sorted(entry.keys() - RUN_KEYS):
+        yield f"unknown key {key!r}; allowed: {', '.join(sorted(RUN_KEYS))}"
+    for key in sorted({"notebook", "table"} - entry.keys()):
+        yield f"the key {key!r} is missing"
+    if "notebook" in entry and not (ROOT / _source(entry["notebook"])).is_file():
+        yield f"there is no notebook {_source(entry['notebook'])}"
+    for key, values in entry.get("grid", {}).items():
+        if not isinstance(values, list) or not values:
+            yield f"grid values of {key!r} must be a list, given {values!r}"
+    for key in sorted(entry.get("grid", {}).keys() & entry.get("parameters", {}).keys()):
+        yield f"{key!r} is both in grid and in parameters"
+
+
+def _expand(entry: dict[str, Any], profile: str, results: str) -> Iterator[Run]:
+    grid, fixed = entry.get("grid", {}), _none_keeps_all(entry.get("parameters", {}))
+    seen = set()
+    for values in itertools.product(*grid.values()):
+        point = _none_keeps_all(dict(zip(grid, values, strict=True)))
+        run_id = _run_id(entry, point)
+        if run_id in seen and point.get("reducer") == "none":
+            continue
+        seen.add(run_id)
+        options = {key: _resolve(value, results) for key, value in {**fixed, **point}.items()}
+        source, threads = _source(entry["notebook"]), entry.get("threads")
+        yield Run(entry["table"], run_id, source, results, options, profile, threads)
+
+
+def _none_keeps_all(options: dict[str, Any]) -> dict[str, Any]:
+    """With the reducer "none", keep_rate is 1.0 whatever was given; it follows the reducer in the run_id."""
+    if options.get("reducer") != "none":
+        return options
+    others = [(key, value) for key, value in options.items() if key != "keep_rate"]
+    place = 1 + [key for key, _ in others].index("reducer")
+    return dict([*others[:place], ("keep_rate", 1.0), *others[place:]])
+
+
+def _run_id(entry: dict[str, Any], point: dict[str, Any]) -> str:
+    parts = [entry["name"]] if "name" in entry else []
+    parts += [_label(key, value) for key, value in point.items()]
+    return _safe("-".join(parts) or Path(entry["notebook"]).name)
+
+
+def _label(key: str, value: Any) -> str:
+    if key == "keep_rate" and isinstance(value, float):
+        return f"k{100 * value:g}"
+    if key == "seed":
+        return f"s{value}"
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list):
+        return "_".join(str(item) for item in value)
+    return f"{key}{value}"
+
+
+def _safe(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]+", "_", text)
+
+
+def _source(notebook: str) -> str:
+    """Code/NOTEBOOK.py, or any file when the notebook is given as an absolute path (without .py as well)."""
+    return f"{notebook}.py" if Path(notebook).is_absolute() else f"Code/{notebook}.py"
+
+
+def _resolve(value: Any, results: str) -> Any:
+    if isinstance(value, dict) and value.keys() == {"file", "otherwise"}:
+        path = _resolve(value["file"], results)
+        return path if (ROOT / path).is_file() else _resolve(value["otherwise"], results)
+    if isinstance(value, str):
+        return value.replace("{results}", results).replace("{data_root}", _data_root())
+    if isinstance(value, list):
+        return [_resolve(item, results) for item in value]
+    return value
+
+
+def _data_root() -> str:
+    """As common.data has it; importing that would cost every job some seconds."""
+    return os.path.expanduser(os.environ.get("DATA_ROOT") or "~/.cache/token-reduction")
+
+
+def _shown(path: str) -> str:
+    """Relative to the repository where it is inside it, so that a moved clone keeps its records."""
+    absolute = (ROOT / path).resolve()
+    return str(absolute.relative_to(ROOT)) if absolute.is_relative_to(ROOT) else str(absolute)
+
+
+def _refuse_duplicates(runs: tuple[Run, ...], profile: str) -> None:
+    made_twice = [
+        f"profile {profile}: {what} {value!r} is made by {count} runs"
+        for what, values in (("run", (f"{run.table}/{run.run_id}" for run in runs)), ("checkpoint", _checkpoints(runs)))
+        for value, count in Counter(values).items()
+        if count > 1
+    ]
+    if made_twice:
+        raise ProfileError(made_twice)
+
+
+def _checkpoints(runs: tuple[Run, ...]) -> Iterator[str]:
+    return (run.checkpoint for run in runs if run.checkpoint)

@@ -1,0 +1,115 @@
+#!/usr/bin/env bash
+# Everything from one command: environment, then a study (a profile) or the tests. See ./run_all.sh --help.
+set -euo pipefail
+
+HERE=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd -P)
+PROFILES=$HERE/Code/workflow/profiles
+
+usage() {
+    cat <<END
+usage: ./run_all.sh [PROFILE] [options] [Snakemake options]
+       ./run_all.sh test [options] [pytest options]
+
+Runs every experiment of a profile that is missing or stale, then makes the tables, the figures and report.html in
+results/PROFILE. Started again after an interruption, it goes on where it was. Without PROFILE: quick.
+
+profiles: $(profiles)
+
+options:
+  --no-venv       use the active Python environment instead of .venv beside this script
+  --no-install    do not install or update anything
+  --results DIR   put the results in DIR (relative to this script) instead of results/PROFILE
+  --threads N     cores for each run instead of all (on a cluster: instead of 8)
+  -n, --dry-run   only say what would run
+  -h, --help      show this
+
+Any other option goes to Snakemake, such as --cores 4, --forcerun ID, --executor slurm --jobs 50
+(a SLURM cluster needs: pip install -e '.[slurm]'), or, after "test", to pytest.
+DATA_ROOT names the folder that holds the data sets (default: ~/.cache/token-reduction).
+END
+}
+
+profiles() {
+    local path names=()
+    for path in "$PROFILES"/*.yaml; do names+=("$(basename "$path" .yaml)"); done
+    printf '%s, ' "${names[@]}" | sed 's/, $//'
+}
+
+fail() {
+    echo "error: $*" >&2
+    exit 2
+}
+
+usable() { # PYTHON: at least 3.10
+    "$1" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null
+}
+
+find_python() {
+    local python
+    for python in python3 python3.13 python3.12 python3.11 python3.10; do
+        if usable "$python" && "$python" -c 'import ensurepip, venv' 2>/dev/null; then
+            echo "$python"
+            return
+        fi
+    done
+    fail "no Python >= 3.10 with the modules venv and ensurepip found (Debian and Ubuntu: apt install python3-venv)"
+}
+
+make_venv() {
+    usable "$HERE/.venv/bin/python" && return
+    local python
+    python=$(find_python)
+    echo "creating .venv with $("$python" --version)"
+    "$python" -m venv --clear "$HERE/.venv"
+}
+
+install_packages() { # nothing to do unless the requirements changed since the last time
+    local stamp wanted
+    stamp=$("$PYTHON" -c 'import sys; print(sys.prefix)')/.token-reduction-installed
+    wanted=$(cd "$HERE" && pwd && cksum requirements.txt pyproject.toml)
+    [[ -f $stamp && $(<"$stamp") == "$wanted" ]] && return
+    echo "installing requirements.txt (a first time takes some minutes and 6 GB)"
+    "$PYTHON" -m pip install --quiet --disable-pip-version-check -r "$HERE/requirements.txt"
+    "$PYTHON" -m pip install --quiet --disable-pip-version-check --no-deps --editable "$HERE"
+    echo "$wanted" >"$stamp"
+}
+
+VENV=yes INSTALL=yes
+rest=()
+for argument in "$@"; do
+    case $argument in
+        --no-venv) VENV=no ;;
+        --no-install) INSTALL=no ;;
+        -h | --help) usage && exit 0 ;;
+        *) rest+=("$argument") ;;
+    esac
+done
+set -- "${rest[@]+"${rest[@]}"}"
+
+target=quick
+if [[ $# -gt 0 && $1 != -* ]]; then
+    target=$1
+    shift
+fi
+if [[ $target != test && ! -f $PROFILES/$target.yaml ]]; then
+    fail "unknown profile '$target'; allowed: $(profiles) (or test)"
+fi
+
+if [[ $VENV == yes ]]; then
+    [[ $INSTALL == no ]] || make_venv
+    PYTHON=$HERE/.venv/bin/python
+else
+    PYTHON=$(command -v python || command -v python3 || true)
+fi
+usable "${PYTHON:-none}" || fail "no Python >= 3.10 in ${PYTHON:-the active environment}"
+if [[ $INSTALL == yes ]]; then
+    install_packages
+elif ! "$PYTHON" -c 'import importlib.util as u, sys; sys.exit(not (u.find_spec("common") and u.find_spec("snakemake")))'; then
+    fail "the packages are not installed in $PYTHON; run without --no-install"
+fi
+
+cd "$HERE"
+if [[ $target == test ]]; then
+    exec "$PYTHON" -m pytest --nbval-lax --nbval-current-env "$@"
+fi
+exec "$PYTHON" Code/workflow/launch.py "$target" "$@"

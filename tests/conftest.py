@@ -1,0 +1,28 @@
+"""What every test may rely on."""
+
+from __future__ import annotations
+
+import os
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """The same random numbers for a test whether it runs alone or after others."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def data_root() -> Path:
+    """The folder DATA_ROOT with the data sets and weights; without it the test is skipped."""
+    root = os.environ.get("DATA_ROOT")
+    if not root or not Path(root).is_dir():
+        pytest.skip("DATA_ROOT is not a folder")
+    return Path(root)

@@ -1,0 +1,146 @@
+"""Runs that nobody ran: small CSVs with known numbers, for the tests of tables and report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from common.results import read_published, write_run
+
+BASE = {"profile": "quick", "dtype": "float32", "device": "cpu", "commit": "abc1234", "date": "2025-11-20"}
+
+
+def training_run(
+    root: Path,
+    accuracies: list[float],
+    *,
+    method: str,
+    keep_rate: float,
+    seed: int,
+    table: str = "finetune",
+    **given: Any,
+) -> Path:
+    """One run whose accuracy goes through ``accuracies``, the first of them before training."""
+    rows = [
+        {
+            "epoch": epoch,
+            "train_loss": 2.0 / epoch if epoch else None,
+            "train_loss_last_batch": 1.9 / epoch if epoch else None,
+            "val_loss": 2.3 - 0.1 * epoch,
+            "val_accuracy": accuracy,
+            "epoch_seconds": 1.5 + epoch if epoch else None,
+            "n_train": 1400,
+            "n_val": 397,
+        }
+        for epoch, accuracy in enumerate(accuracies)
+    ]
+    given = {"backbone": "vit_small_patch16_224", "dataset": "digits", "img_size": 32, "batch": 64, **given}
+    given["epochs"] = len(accuracies) - 1
+    run_id = f"{given['dataset']}_{given['backbone']}_{method}_{keep_rate:g}_{seed}"
+    run = {**BASE, **given, "table": table, "method": method, "keep_rate": keep_rate, "seed": seed}
+    return write_run(rows, root / f"runs/{table}/{run_id}.csv", **run)
+
+
+def throughput_run(root: Path, speedups: dict[tuple[str, float], float], *, name: str = "a", **given: Any) -> Path:
+    """One run with these median speed-ups per (method, keep rate); "none" runs at 20 images per second."""
+    rows = [
+        {
+            "method": method,
+            "keep_rate": keep_rate,
+            "fps": 20 * value,
+            "fps_q1": 19.5 * value,
+            "fps_q3": 20.5 * value,
+            "speedup": value,
+            "speedup_q1": 0.97 * value,
+            "speedup_q3": 1.02 * value,
+            "rounds": 7,
+            "params": 21_579_658,
+            "gmac": 4.6 / value,
+            "gmac_thop_compat": 4.2577 / value,
+        }
+        for (method, keep_rate), value in speedups.items()
+    ]
+    given = {"backbone": "vit_small_patch16_224", "img_size": 224, "batch": 16, "threads": 2, **given}
+    return write_run(rows, root / f"runs/throughput/{name}.csv", **{**BASE, "table": "throughput", **given})
+
+
+def off_the_shelf_run(root: Path, accuracies: dict[tuple[str, float], tuple[float, float | None]]) -> Path:
+    """One run with these (restricted, full) accuracies per (method, keep rate)."""
+    rows = [
+        {
+            "method": method,
+            "keep_rate": keep_rate,
+            "accuracy": restricted,
+            "accuracy_full": full,
+            "loss": 1.0,
+            "n_val": 3925,
+            "gmac": 1.26 * keep_rate,
+            "images_per_second": 50.0,
+        }
+        for (method, keep_rate), (restricted, full) in accuracies.items()
+    ]
+    where = {
+        "backbone": "vit_tiny_patch16_224.augreg_in21k_ft_in1k",
+        "dataset": "imagenette",
+        "img_size": 224,
+        "seed": 0,
+    }
+    return write_run(rows, root / "runs/off_the_shelf/a.csv", table="off_the_shelf", batch=16, **where, **BASE)
+
+
+def sizing_run(root: Path) -> Path:
+    """The README's vanilla and TRAM counted to within 0.01 %, its ATS 3 % off."""
+    published = read_published("tram_accuracy").drop_duplicates(["backbone", "method", "keep_rate"])
+    factors = {"none": 1.0, "tram": 1.0001, "ats": 1.03}
+    rows = [
+        {
+            **row[["backbone", "method", "keep_rate", "img_size", "model"]].to_dict(),
+            "source": "README",
+            "params": 100,
+            "published_params": None,
+            "gmac_linear": row["gflops"],
+            "gmac_attention": 0.5,
+            "gmac": row["gflops"] + 0.5,
+            "gmac_closed_form": None if row["method"] == "ats" else row["gflops"] + 0.5,
+            "gmac_thop_compat": row["gflops"] * factors[row["method"]],
+            "published_gflops": row["gflops"],
+        }
+        for _, row in published[published["method"].isin(factors)].iterrows()
+    ]
+    return write_run(rows, root / "runs/sizing/a.csv", table="sizing", **BASE)
+
+
+def visualize_run(root: Path) -> Path:
+    """Four images, layers 3, 6 and 9 of TRAM at 50 %; one prediction changes."""
+    rows = [
+        {
+            "image": f"{image:03d}",
+            "class_name": "church",
+            "layer": layer,
+            "num_kept": kept,
+            "predicted": "church" if image else "tench",
+            "probability": 0.8,
+            "predicted_full_model": "church",
+            "probability_full_model": 0.9,
+        }
+        for image in range(4)
+        for layer, kept in ((3, 98), (6, 49), (9, 24))
+    ]
+    where = {"backbone": "vit_tiny_patch16_224", "dataset": "imagenette", "img_size": 224, "seed": 0, "batch": 1}
+    where.update(method="tram", keep_rate=0.5)
+    return write_run(rows, root / "runs/visualize/a.csv", table="visualize", **where, **BASE)
+
+
+def whole_study(root: Path) -> Path:
+    """A few runs of every table; returns ``root``."""
+    for table in ("finetune", "scratch"):
+        for method, top in (("none", 97.0), ("tram", 95.0), ("topk", 93.0)):
+            for keep_rate in (1.0,) if method == "none" else (0.75, 0.5):
+                for seed in (0, 1, 2):
+                    accuracies = [10.0, 80.0, top - 4 * (1 - keep_rate) + 0.1 * seed]
+                    training_run(root, accuracies, method=method, keep_rate=keep_rate, seed=seed, table=table)
+    throughput_run(root, {("none", 1.0): 1.0, ("tram", 0.75): 1.4, ("tram", 0.5): 1.9, ("topk", 0.5): 2.0})
+    off_the_shelf_run(root, {("none", 1.0): (99.0, 74.2), ("tram", 0.5): (90.0, 60.0), ("topk", 0.5): (95.0, 61.0)})
+    sizing_run(root)
+    visualize_run(root)
+    return root

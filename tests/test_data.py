@@ -1,0 +1,396 @@
+"""Datasets, transforms, loaders, and what they refuse."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from urllib.error import URLError
+
+import numpy as np
+import pytest
+import torch
+from common.data import check_dataset, dataset_classes, list_datasets, load_dataset, make_loader, subset
+from common.data.transforms import make_transform, normalisation
+from common.errors import UsageError
+from PIL import Image
+
+DATA_ROOT = Path(os.environ.get("DATA_ROOT", "/nonexistent"))
+IMAGENETTE_INDICES = [0, 217, 482, 491, 497, 566, 569, 571, 574, 701]
+IMAGENETTE_CLASSES = [
+    "tench",
+    "English springer",
+    "cassette player",
+    "chain saw",
+    "church",
+    "French horn",
+    "garbage truck",
+    "gas pump",
+    "golf ball",
+    "parachute",
+]
+SYNSETS = ("n01440764", "n02102040", "n02979186")
+needs_imagenette = pytest.mark.skipif(
+    not any((DATA_ROOT / name).is_dir() for name in ("imagenette2", "imagenette2-320", "imagenette2-160")),
+    reason="DATA_ROOT holds no Imagenette",
+)
+needs_fashion = pytest.mark.skipif(not (DATA_ROOT / "FashionMNIST").is_dir(), reason="DATA_ROOT holds no FashionMNIST")
+
+
+def noise(size: tuple[int, int], mode: str = "RGB", seed: int = 0) -> Image.Image:
+    shape = (size[1], size[0], 3) if mode == "RGB" else (size[1], size[0])
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """train and val with the classes ant (JPEG), bee (PNG) and cow (PNG), with 4, 3 and 2 images."""
+    for split in ("train", "val"):
+        for name, count, suffix in (("ant", 4, "jpg"), ("bee", 3, "png"), ("cow", 2, "png")):
+            (tmp_path / split / name).mkdir(parents=True)
+            for i in range(count):
+                noise((40, 30), seed=i).save(tmp_path / split / name / f"{i}.{suffix}")
+    return tmp_path
+
+
+def load_folder(path: Path, split: str = "val", **options):
+    return load_dataset(f"folder:{path}", split, **{"img_size": 16, **options})
+
+
+def refusal(call, *args, **kwargs) -> str:
+    with pytest.raises(UsageError) as error:
+        call(*args, **kwargs)
+    message = str(error.value)
+    assert "\n" not in message
+    return message
+
+
+# sizes and classes
+
+
+@needs_imagenette
+@pytest.mark.parametrize(("split", "size"), [("train", 9469), ("val", 3925)])
+def test_imagenette(split, size):
+    data = load_dataset("imagenette", split, root=DATA_ROOT, img_size=64)
+    image, label = data[size - 1]
+    assert (len(data), label, data.num_classes) == (size, 9, 10)
+    assert image.shape == (3, 64, 64)
+    assert data.classes == IMAGENETTE_CLASSES == dataset_classes("imagenette", root=DATA_ROOT)
+    assert data.imagenet_indices == IMAGENETTE_INDICES
+    assert data.labels.bincount().sum() == size
+    assert data.labels.bincount().min() > 300
+
+
+@needs_fashion
+@pytest.mark.parametrize(("split", "size"), [("train", 60000), ("val", 10000)])
+def test_fashion_mnist(split, size):
+    data = load_dataset("fashion-mnist", split, root=DATA_ROOT, img_size=28)
+    assert data.labels.bincount().tolist() == [size // 10] * 10
+    assert data.classes[9] == "Ankle boot"
+    assert data.imagenet_indices is None
+    image, label = data[0]
+    assert label == data.labels[0]
+    assert torch.equal(image[0], image[1])
+    assert torch.equal(image[0], image[2])
+    assert image.min() == -1
+    assert 0.5 < image.max() <= 1
+
+
+def test_digits_split_is_stratified_and_disjoint():
+    train, val = (load_dataset("digits", split, img_size=32) for split in ("train", "val"))
+    assert (len(train), len(val)) == (1437, 360)
+    assert val.labels.bincount().tolist() == pytest.approx([36] * 10, abs=2)
+    assert train.classes == [str(digit) for digit in range(10)] == dataset_classes("digits")
+    pictures = {tuple(picture.flatten().tolist()) for picture in train._pictures}
+    assert not any(tuple(picture.flatten().tolist()) in pictures for picture in val._pictures)
+
+
+def test_folder_classes_and_root_from_environment(folder, monkeypatch):
+    assert load_folder(folder).classes == ["ant", "bee", "cow"]
+    assert load_folder(folder).imagenet_indices is None
+    for split in ("train", "val"):
+        for old, new in zip(("ant", "bee", "cow"), SYNSETS, strict=True):
+            (folder / split / old).rename(folder / split / new)
+    assert load_folder(folder).imagenet_indices == IMAGENETTE_INDICES[:3]
+    assert load_folder(folder).classes == IMAGENETTE_CLASSES[:3]
+    (folder / "imagenet").mkdir()
+    for split in ("train", "val"):
+        (folder / split).rename(folder / "imagenet" / split)
+    monkeypatch.setenv("DATA_ROOT", str(folder))
+    assert len(load_dataset("imagenet", "train", img_size=16)) == 9
+
+
+def test_list_datasets():
+    assert list_datasets() == [
+        "cifar10",
+        "cifar100",
+        "digits",
+        "fashion-mnist",
+        "folder:PATH",
+        "imagenet",
+        "imagenette",
+    ]
+
+
+# transforms
+
+
+@pytest.mark.parametrize("recipe", ["pretrained", "scratch", "center_crop"])
+@pytest.mark.parametrize("train", [False, True])
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_recipe_shape_range_and_grey(recipe, train, mode):
+    norm = normalisation(recipe, None, None)
+    image = make_transform(recipe, 32, train, norm)(noise((50, 40), mode))
+    assert image.shape == (3, 32, 32)
+    pixels = image * torch.tensor(norm.std)[:, None, None] + torch.tensor(norm.mean)[:, None, None]
+    assert pixels.min() >= -1e-6
+    assert pixels.max() <= 1 + 1e-6
+    if mode == "L":
+        assert pixels[0] == pytest.approx(pixels[1], abs=1e-6)
+        assert pixels[0] == pytest.approx(pixels[2], abs=1e-6)
+
+
+def test_default_normalisations():
+    assert normalisation("pretrained", None, None).mean == (0.5, 0.5, 0.5)
+    assert normalisation("center_crop", None, None).std == (0.5, 0.5, 0.5)
+    assert normalisation("scratch", None, None).mean == (0.485, 0.456, 0.406)
+    assert normalisation("scratch", None, (1, 2, 3)).std == (1, 2, 3)
+
+
+def test_evaluation_squashes_or_crops():
+    """A 496x248 picture whose left and right quarter are white keeps them when squashed, loses them when cropped."""
+    pixels = np.zeros((248, 496, 3), dtype=np.uint8)
+    pixels[:, :124] = pixels[:, -124:] = 255
+    picture = Image.fromarray(pixels)
+    norm = normalisation("pretrained", None, None)
+    assert make_transform("pretrained", 224, False, norm)(picture).mean() == pytest.approx(0, abs=0.01)
+    cropped = make_transform("center_crop", 224, False, norm)(picture)
+    assert cropped.shape == (3, 224, 224)
+    assert cropped.max() == -1
+
+
+def test_center_crop_is_bicubic_248_then_224():
+    picture = noise((300, 248))
+    norm = normalisation("center_crop", None, None)
+    cropped = make_transform("center_crop", 224, False, norm)(picture)
+    expected = torch.tensor(np.array(picture))[12:236, 38:262].permute(2, 0, 1) / 255
+    assert cropped * 0.5 + 0.5 == pytest.approx(expected, abs=1e-6)
+    big = make_transform("center_crop", 224, False, norm)(noise((600, 496)))
+    resized = noise((600, 496)).resize((300, 248), Image.Resampling.BICUBIC).crop((38, 12, 262, 236))
+    assert big * 127.5 + 127.5 == pytest.approx(torch.tensor(np.array(resized)).permute(2, 0, 1).float(), abs=1e-3)
+
+
+def test_scratch_augments_in_the_protocol_order():
+    steps = make_transform("scratch", 160, True, normalisation("scratch", None, None)).transforms
+    assert [type(step).__name__ for step in steps] == [
+        "Resize",
+        "RandomRotation",
+        "ColorJitter",
+        "RandomVerticalFlip",
+        "RandomResizedCrop",
+        "RandomHorizontalFlip",
+        "ToTensor",
+        "RGB",
+        "Normalize",
+    ]
+
+
+def test_mean_and_std_override(folder):
+    plain = load_folder(folder, mean=(0, 0, 0), std=(1, 1, 1))
+    halved = load_folder(folder)
+    assert halved[0][0] == pytest.approx(plain[0][0] * 2 - 1, abs=1e-6)
+    assert (plain.mean, halved.std) == ((0, 0, 0), (0.5, 0.5, 0.5))
+
+
+# digits
+
+
+@pytest.mark.parametrize("img_size", [32, 64, 224])
+def test_box_is_the_bounds_of_the_ink(img_size):
+    data = load_dataset("digits", "val", img_size=img_size, limit=40)
+    for index in range(len(data)):
+        ink = data[index][0][0] > -1
+        x0, y0, x1, y1 = data.box(index)
+        assert ink[y0:y1, x0:x1].sum() == ink.sum()
+        assert all(side.any() for side in (ink[y0], ink[y1 - 1], ink[:, x0], ink[:, x1 - 1]))
+        assert max(x1 - x0, y1 - y0) <= img_size // 2
+
+
+def test_digit_place_varies_in_training_and_is_fixed_in_evaluation():
+    train = load_dataset("digits", "train", img_size=32, train=True, limit=50)
+    evaluation = load_dataset("digits", "train", img_size=32, limit=50)
+    torch.manual_seed(0)
+    assert len({tuple(train[3][0].flatten().tolist()) for _ in range(200)}) == 9
+    assert torch.equal(evaluation[3][0], evaluation[3][0])
+    assert len({evaluation.box(index)[:2] for index in range(50)}) >= 9
+    # Wherever it lies, the ink is the same.
+    assert train[3][0].sum() == pytest.approx(evaluation[3][0].sum().item())
+
+
+def test_evaluation_places_follow_from_the_seed_and_survive_a_subset():
+    first, again, other = (load_dataset("digits", "val", img_size=32, seed=seed) for seed in (1, 1, 2))
+    boxes = [[data.box(index) for index in range(360)] for data in (first, again, other)]
+    assert boxes[0] == boxes[1] != boxes[2]
+    half = subset(first, 180, seed=0)
+    kept = {tuple(half[index][0].flatten().tolist()) for index in range(180)}
+    assert len(kept & {tuple(first[index][0].flatten().tolist()) for index in range(360)}) == len(kept)
+
+
+# loaders and subsets
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_loader_is_decided_by_its_seed(workers):
+    data = load_dataset("digits", "train", img_size=32, train=True, limit=64)
+
+    def epochs(seed: int, workers: int) -> torch.Tensor:
+        loader = make_loader(data, 24, shuffle=True, seed=seed, workers=workers)
+        return torch.stack([torch.cat([images for images, _ in loader]) for _ in range(2)])
+
+    state = torch.get_rng_state()
+    reference = epochs(5, 0)
+    torch.rand(1)
+    assert torch.equal(epochs(5, workers), reference)
+    assert not torch.equal(reference[0], reference[1])
+    assert not torch.equal(epochs(6, workers), reference)
+    torch.set_rng_state(state)
+    epochs(5, workers)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_loader_order_and_last_batch(folder):
+    data = load_folder(folder)
+    loader = make_loader(data, 4, shuffle=False, seed=0)
+    assert [labels.tolist() for _, labels in loader] == [[0, 0, 0, 0], [1, 1, 1, 2], [2]]
+    assert [len(labels) for _, labels in make_loader(data, 4, shuffle=True, seed=0, drop_last=True)] == [4, 4]
+    assert len(loader) == 3
+
+
+@pytest.mark.parametrize("n", [10, 95, 100, 1437])
+def test_subset_is_balanced(n):
+    data = load_dataset("digits", "train", img_size=32)
+    chosen = subset(data, n, seed=3)
+    counts = chosen.labels.bincount(minlength=10)
+    assert counts.sum() == n
+    if n < 1437:
+        assert counts.max() - counts.min() <= 1
+    assert (chosen.classes, chosen.mean, chosen.num_classes) == (data.classes, data.mean, 10)
+    assert torch.equal(chosen.labels, subset(data, n, seed=3).labels)
+    assert [chosen[i][1] for i in range(10)] == chosen.labels[:10].tolist()
+
+
+def test_subset_fills_up_from_larger_classes_and_depends_on_its_seed(folder):
+    data = load_folder(folder)
+    assert subset(data, 8, seed=0).labels.bincount().tolist() == [3, 3, 2]
+    assert subset(data, None, seed=0) is data
+    assert subset(data, 3, seed=0).files != subset(data, 3, seed=1).files
+    assert len(load_folder(folder, limit=5)) == 5
+
+
+# refusals
+
+
+@pytest.mark.parametrize(
+    ("arguments", "wanted"),
+    [
+        ({"name": "cifar"}, "unknown dataset 'cifar'; allowed: cifar10, cifar100, digits"),
+        ({"name": "folder:"}, "unknown dataset 'folder:'"),
+        ({"split": "test"}, "unknown split 'test'; allowed: train, val"),
+        ({"recipe": "best"}, "unknown recipe 'best'; allowed: center_crop, pretrained, scratch"),
+        ({"img_size": 0}, "img_size must be a whole number >= 1; given 0"),
+        ({"img_size": 32.0}, "img_size must be a whole number >= 1; given 32.0"),
+        ({"limit": 0}, "limit must be a whole number >= 1; given 0"),
+        ({"mean": (0.5,)}, "mean and std need 3 values, one per channel; given [0.5]"),
+        ({"std": (1, 0, 1)}, "std (1.0, 0.0, 1.0) has a value that is not positive"),
+    ],
+)
+def test_bad_arguments_are_refused_before_the_disk_is_touched(arguments, wanted, monkeypatch):
+    monkeypatch.setattr("common.data.catalog.open_source", lambda *_: pytest.fail("the disk was touched"))
+    call = {"name": "imagenette", "split": "val", "img_size": 32} | arguments
+    assert refusal(load_dataset, **call).startswith(wanted)
+
+
+def test_digits_refuse_a_size_that_does_not_fit_and_a_box_in_training():
+    assert refusal(load_dataset, "digits", "val", img_size=40) == (
+        "img_size 40 does not fit digits; allowed: multiples of 16"
+    )
+    assert "no box" in refusal(load_dataset("digits", "val", img_size=32, train=True).box, 0)
+
+
+def test_limit_above_the_size_is_refused():
+    wanted = "a subset of 361 images of 'digits' is not possible; allowed: 1 to 360"
+    assert refusal(load_dataset, "digits", "val", img_size=32, limit=361) == wanted
+
+
+def test_loader_refuses_what_gives_no_batch(folder):
+    data = load_folder(folder)
+    assert "given 0 and 0" in refusal(make_loader, data, 0, shuffle=True, seed=0)
+    assert refusal(make_loader, data, 10, shuffle=True, seed=0, drop_last=True) == (
+        "a dataset of 9 images gives no batch of 10"
+    )
+
+
+def test_missing_folders_are_named(tmp_path):
+    assert f"no folder {tmp_path}/x/val" in refusal(load_folder, tmp_path / "x")
+    message = refusal(load_dataset, "imagenet", "train", img_size=16, root=tmp_path)
+    assert f"no folder {tmp_path}/imagenet/train" in message
+    assert "DATA_ROOT" in message
+
+
+def test_empty_and_unmatched_classes_are_named(folder):
+    (folder / "val" / "dog").mkdir()
+    assert refusal(load_folder, folder).endswith("train and val have different classes: dog")
+    (folder / "train" / "dog").mkdir()
+    assert "no valid file for the classes dog" in refusal(load_folder, folder)
+
+
+@pytest.mark.parametrize("name", ["ant/2.jpg", "bee/1.png"])
+def test_a_truncated_image_is_named(folder, name):
+    path = folder / "val" / name
+    path.write_bytes(path.read_bytes()[:-200])
+    message = refusal(load_folder, folder)
+    assert message.startswith(f"broken image {path}: the file is cut off")
+    assert len(load_folder(folder, "train")) == 9
+
+
+def test_empty_foreign_and_lost_images_are_named(folder):
+    data = load_folder(folder)
+    check_dataset(data)
+    (folder / "val/ant/1.jpg").write_bytes(b"")
+    assert "ant/1.jpg: the file is empty" in refusal(check_dataset, data)
+    (folder / "val/ant/1.jpg").write_text("<html>not found</html>")
+    assert "neither JPEG nor PNG" in refusal(check_dataset, data)
+    (folder / "val/ant/1.jpg").unlink()
+    assert "No such file" in refusal(check_dataset, data)
+    (folder / "val/ant/0.jpg").unlink()
+    assert "(and 1 more like it)" in refusal(check_dataset, data)
+
+
+@pytest.mark.parametrize("padding", [b"", b"\0" * 100])
+def test_bytes_after_the_end_marker_are_no_fault(folder, padding):
+    path = folder / "val/ant/0.jpg"
+    path.write_bytes(path.read_bytes() + padding)
+    assert len(load_folder(folder)) == 9
+
+
+def test_a_truncated_archive_file_is_named(tmp_path):
+    raw = tmp_path / "FashionMNIST" / "raw"
+    raw.mkdir(parents=True)
+    path = raw / "t10k-images-idx3-ubyte"
+    path.write_bytes(bytes([0, 0, 8, 3]) + b"".join(n.to_bytes(4, "big") for n in (2, 28, 28)) + bytes(1000))
+    message = refusal(load_dataset, "fashion-mnist", "val", img_size=28, root=tmp_path)
+    assert message.startswith(f"broken file {path}: 1016 bytes in place of 1584")
+
+
+@pytest.mark.parametrize(
+    ("name", "module"),
+    [("fashion-mnist", "mnist"), ("cifar10", "cifar"), ("cifar100", "cifar"), ("imagenette", "imagenette")],
+)
+def test_a_failed_download_is_one_clear_line(name, module, tmp_path, monkeypatch):
+    def offline(*_args, **_kwargs):
+        raise URLError("no network")
+
+    monkeypatch.setattr(f"torchvision.datasets.{module}.download_and_extract_archive", offline)
+    message = refusal(load_dataset, name, "val", img_size=32, root=tmp_path)
+    assert message.startswith(f"no complete {name} under {tmp_path}, and downloading it failed (")
+    assert "no network" in message
+    assert "DATA_ROOT" in message

@@ -1,0 +1,143 @@
+"""The page: whole, self-contained, the same twice, and saying what the numbers say."""
+
+from __future__ import annotations
+
+import base64
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from common import report
+from common.tables import TITLES
+from fake_runs import throughput_run, training_run, whole_study
+
+PIXEL = base64.b64decode(
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+)
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = whole_study(tmp_path_factory.mktemp("study"))
+    for name in ("visualize/a.png", "finetune/b.png"):
+        path = folder / "figures" / name
+        path.parent.mkdir(parents=True)
+        path.write_bytes(PIXEL)
+    assert report.main([str(folder), "--title", "A <study>", "--about", "Digits & more."]) == 0
+    text = (folder / "report.html").read_text()
+    assert report.main([str(folder), "--title", "A <study>", "--about", "Digits & more."]) == 0
+    assert (folder / "report.html").read_text() == text, "the same runs give the same page"
+    return text
+
+
+class Tags(HTMLParser):
+    """Checks that elements close in order; collects ids and links."""
+
+    VOID = frozenset({"meta", "img", "br", "rect", "path", "link"})
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.ids: list[str] = []
+        self.links: list[str] = []
+        self.sources: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        found = dict(attributes)
+        self.ids += [found["id"]] if "id" in found else []
+        self.links += [found["href"]] if "href" in found else []
+        self.sources += [found["src"]] if "src" in found else []
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        pass
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_page_is_well_formed_and_navigable(page: str) -> None:
+    tags = Tags(page)
+    assert tags.open == []
+    assert len(tags.ids) == len(set(tags.ids))
+    assert set(tags.ids) == {"what", "setup", "reading", *TITLES, "published", "limits"}
+    assert [link.removeprefix("#") for link in tags.links] == tags.ids
+
+
+def test_page_is_self_contained(page: str) -> None:
+    tags = Tags(page)
+    assert len(tags.sources) == 6, "five summary figures and one of a run"
+    assert all(source.startswith("data:image/png;base64,iVBOR") for source in tags.sources)
+    assert not re.search(r"https?://|<script|<link|@import|url\(", page)
+    assert len(page) < 3_000_000
+
+
+def test_page_escapes_and_shows_title_and_facts(page: str) -> None:
+    assert "<h1>A &lt;study&gt;</h1>" in page
+    assert "Digits &amp; more." in page
+    for name, text in (("Seeds", "3 (0, 1, 2)"), ("Runs", "34"), ("Commit", "abc1234"), ("Dates", "2025-11-20")):
+        assert f"<dt>{name}</dt><dd>{text}</dd>" in page
+    assert "not comparable with those of the paper" in page
+
+
+def test_page_answers_from_the_numbers(page: str) -> None:
+    text = page.replace("\u00a0", " ")
+    assert "On digits at 32 px with ViT-S/16, after 2 epochs: 97.10 ± 0.10 % (3 seeds) without reduction." in text
+    assert "keep 50 %: TRAM is highest, 93.10 ± 0.10 % (3 seeds), 4.00 points lower</li>" in text
+    assert "keep 50 %: 1.90 to 2.00 times as fast (least: TRAM on ViT-S/16, 224 px, batch 16; most: Top-K" in text
+    assert "keep 50 %: Top-K is highest, 61.00 % (1 seed), 13.20 points lower (not certainly ahead" in text
+    assert (
+        "24 patches are left at the end; the prediction is the same as the full model&#39;s on 75 % of 4 images" in text
+    )
+    assert "the largest difference is 0.010 %" in text
+
+
+def test_page_lists_figures_it_does_not_hold(page: str) -> None:
+    assert "<code>figures/finetune/b.png</code>" in page
+    assert "figures/visualize/a.png" not in page
+
+
+def test_published_numbers_stand_in_their_own_section(page: str) -> None:
+    before, _, after = page.partition('<section id="published">')
+    assert "96.36" in after
+    assert "96.36" not in before
+    assert "TRAM README since commit cfb65fb" in after
+
+
+def test_figures_over_the_limit_are_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole_study(tmp_path)
+    path = tmp_path / "figures/visualize/a.png"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(PIXEL)
+    monkeypatch.setattr(report, "MAX_FIGURE_BYTES", 100)
+    assert "<code>figures/visualize/a.png</code>" in report.render(tmp_path)
+
+
+def test_studies_that_were_not_run_are_said_to_be(tmp_path: Path) -> None:
+    throughput_run(tmp_path, {("none", 1.0): 1.0, ("tram", 0.5): 1.9})
+    page = report.render(tmp_path)
+    assert "no CSV in runs/scratch" in page
+    assert "embedded default" not in page
+
+
+def test_speedup_joins_the_same_model_only(tmp_path: Path) -> None:
+    throughput_run(tmp_path, {("none", 1.0): 1.0, ("tram", 0.5): 1.9})
+    same = {"backbone": "vit_small_patch16_224.augreg_in21k_ft_in1k", "img_size": 224}
+    training_run(tmp_path, [10.0, 90.0], method="tram", keep_rate=0.5, seed=0, **same)
+    training_run(tmp_path, [10.0, 90.0], method="tram", keep_rate=0.25, seed=0, **same)
+    training_run(tmp_path, [10.0, 90.0], method="tram", keep_rate=0.5, seed=0)
+    found = report.add_speedup(report.read_runs(tmp_path, "finetune"), report.read_runs(tmp_path, "throughput"))
+    assert found["run_id"].nunique() == 1
+    assert found["speedup"].unique().tolist() == [1.9]
+
+
+def test_command_line_refuses_a_folder_without_runs(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert report.main([str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: no runs under")
+    assert error.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,220 @@
+"""Numbers of the tables on runs whose answers are known, and how they are printed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from common import summary, tables
+from common.errors import UsageError
+from common.results import read_runs
+from common.tables_sections import Section, leader, spread
+from fake_runs import off_the_shelf_run, sizing_run, throughput_run, training_run, visualize_run, whole_study
+
+
+def row(frame: pd.DataFrame, **where: object) -> pd.Series:
+    for name, value in where.items():
+        frame = frame[frame[name] == value]
+    assert len(frame) == 1, f"{len(frame)} rows for {where}"
+    return frame.iloc[0]
+
+
+def test_mean_and_sample_sd_over_seeds(tmp_path: Path) -> None:
+    for seed, (last, best) in enumerate([(90.0, 92.0), (92.0, 92.0), (97.0, 98.0)]):
+        training_run(tmp_path, [10.0 + seed, best, last], method="tram", keep_rate=0.5, seed=seed)
+    training_run(tmp_path, [10.0, 95.0], method="none", keep_rate=1.0, seed=0, epochs=1)
+    found = row(summary.finetune(read_runs(tmp_path, "finetune")), method="tram")
+    assert found["n"] == 3
+    assert found["last"] == pytest.approx(93.0)
+    assert found["last_sd"] == pytest.approx(13**0.5)  # (9 + 1 + 16) / (3 - 1)
+    assert found["best"] == pytest.approx(94.0)
+    assert found["best_sd"] == pytest.approx(12**0.5)
+    assert (found["before"], found["before_sd"]) == pytest.approx((11.0, 1.0))
+    assert found["epoch_seconds"] == pytest.approx(3.0)
+    assert pd.isna(found["published_accuracy"])
+    one = row(summary.finetune(read_runs(tmp_path, "finetune")), method="none")
+    assert (one["n"], one["last"]) == (1, 95.0)
+    assert pd.isna(one["last_sd"])
+
+
+def test_zero_epochs_count_as_they_are(tmp_path: Path) -> None:
+    training_run(tmp_path, [88.0], method="tram", keep_rate=0.5, seed=0)
+    found = row(summary.finetune(read_runs(tmp_path, "finetune")))
+    assert (found["last"], found["best"], found["epochs"]) == (88.0, 88.0, 0)
+
+
+def test_published_accuracy_joins_the_same_experiment_only(tmp_path: Path) -> None:
+    paper = {"backbone": "vit_small_patch16_224.augreg_in21k_ft_in1k", "dataset": "imagenette", "img_size": 224}
+    six = [10.0, 90.0, 91.0, 92.0, 93.0, 95.0]
+    training_run(tmp_path, six, method="tram", keep_rate=0.5, seed=0, **paper)
+    training_run(tmp_path, six, method="none", keep_rate=1.0, seed=0, **paper)
+    training_run(tmp_path, six, method="tram", keep_rate=0.25, seed=0, **paper)
+    training_run(tmp_path, six[:2], method="tram", keep_rate=0.5, seed=1, **paper)
+    training_run(tmp_path, six, method="tram", keep_rate=0.5, seed=0, **paper | {"img_size": 160, "dataset": "cifar10"})
+    found = summary.finetune(read_runs(tmp_path, "finetune"))
+    five = found[(found["epochs"] == 5) & (found["img_size"] == 224)]
+    assert row(five, keep_rate=0.5)["published_accuracy"] == 95.57
+    assert row(five, method="none")["published_accuracy"] == 98.27
+    assert pd.isna(row(five, keep_rate=0.25)["published_accuracy"])
+    assert found.drop(five.index)["published_accuracy"].isna().all()
+
+
+def test_the_same_seed_twice_is_refused(tmp_path: Path) -> None:
+    first = training_run(tmp_path, [10.0, 90.0], method="tram", keep_rate=0.5, seed=0)
+    first.with_name("copy.csv").write_bytes(first.read_bytes())
+    with pytest.raises(UsageError, match=r"was run more than once: copy, digits_vit_small_patch16_224_tram_0\.5_0"):
+        summary.finetune(read_runs(tmp_path, "finetune"))
+
+
+def test_finetune_markdown_exactly(tmp_path: Path) -> None:
+    for seed, last in enumerate((94.0, 95.0, 96.0)):
+        training_run(tmp_path, [10.0, last], method="none", keep_rate=1.0, seed=seed)
+        training_run(tmp_path, [10.0, last - 2], method="tram", keep_rate=0.5, seed=seed)
+        training_run(tmp_path, [10.0, last - 12], method="topk", keep_rate=0.5, seed=seed)
+    found = tables.study(tmp_path, "finetune")
+    assert tables.markdown(found.title, found.sections, found.missing) == (
+        "# Accuracy after fine-tuning\n\n"
+        "## digits, ViT-S/16, 32 px, 1 epoch, keep rate 50 %\n\n"
+        "| Model | Seeds | Before training | Last epoch | Best epoch | Seconds per epoch |\n"
+        "| --- | ---: | ---: | ---: | ---: | ---: |\n"
+        "| no reduction | 3 | 10.00 ± 0.00 | 95.00 ± 1.00 | 95.00 ± 1.00 | 2.5 |\n"
+        "| TRAM | 3 | 10.00 ± 0.00 | **93.00 ± 1.00** | **93.00 ± 1.00** | 2.5 |\n"
+        "| Top-K | 3 | 10.00 ± 0.00 | 83.00 ± 1.00 | 83.00 ± 1.00 | 2.5 |\n\n"
+        "Embedded default: digits, not comparable with the paper.\n"
+    )
+
+
+def test_throughput_stands_beside_the_published_numbers(tmp_path: Path) -> None:
+    throughput_run(tmp_path, {("none", 1.0): 1.0, ("tram", 0.5): 1.9, ("tram", 0.25): 2.4})
+    found = summary.throughput(read_runs(tmp_path, "throughput"))
+    tram = row(found[found["status"] == "measured"], method="tram", keep_rate=0.5)
+    assert (tram["published_gflops"], tram["published_fps"]) == ("2.1359", "1521")
+    assert (tram["fps"], tram["speedup_q1"]) == pytest.approx((38.0, 1.843))
+    assert pd.isna(row(found, method="tram", keep_rate=0.25)["published_fps"])
+    rest = found[found["status"] == "not run here"]
+    assert rest["fps"].isna().all()
+    assert len(rest) == 18 - 2 + 15 + 9 + 18, (
+        "README, two benchmarks and TREWA's six reduced models, less the two we ran"
+    )
+    where = {"backbone": "vit_base_patch16_224", "img_size": 160}
+    assert row(rest, method="ats", keep_rate=0.5, **where)["published_gflops"] == "4.0943 / 4.0989"
+    assert row(rest, method="none", **where)["published_fps"] == "800.46 / 797.42 / 793.98"
+
+
+def test_throughput_markdown_keeps_the_two_kinds_of_count_apart(tmp_path: Path) -> None:
+    throughput_run(tmp_path, {("none", 1.0): 1.0, ("tram", 0.5): 2.0})
+    section = tables.study(tmp_path, "throughput").sections[0]
+    assert section.title == "ViT-S/16, 224 px, float32, batch 16"
+    assert section.frame.iloc[1].to_dict() == {
+        "Model": "TRAM",
+        "Keep": "50 %",
+        "FPS": "40.0 [39.0, 41.0]",
+        "Speed-up": "2.00 [1.94, 2.04]",
+        "GMAC": "2.3000",
+        "GMAC, thop": "2.1288",
+        "Published GFlops": "2.1359",
+        "Params (M)": "21.58",
+        "Published FPS": "1521",
+    }
+    assert any("one CUDA GPU, type not recorded" in note for note in section.notes)
+
+
+def test_sizing_errors(tmp_path: Path) -> None:
+    sizing_run(tmp_path)
+    found = summary.sizing(read_runs(tmp_path, "sizing"))
+    assert row(found, method="none", backbone="vit_base_patch16_224")["relative_error"] == pytest.approx(0.0)
+    tram = row(found, method="tram", backbone="vit_base_patch16_224", keep_rate=0.5)
+    assert tram["relative_error"] == pytest.approx(1e-4)
+    assert tram["closed_form_error"] == 0
+    section = tables.study(tmp_path, "sizing").sections[0]
+    assert section.title == "Published table README, 224 px"
+    assert section.notes[1].startswith("Largest difference of a deterministic row: 0.010 %.")
+
+
+def test_off_the_shelf_pivot_and_its_leaders(tmp_path: Path) -> None:
+    off_the_shelf_run(tmp_path, {("none", 1.0): (99.0, 74.2), ("tram", 0.5): (90.0, 60.0), ("topk", 0.5): (95.0, 61.0)})
+    restricted, full, gmac = tables.study(tmp_path, "off_the_shelf").sections
+    assert restricted.frame.values.tolist() == [
+        ["no reduction", "99.00", "-"],
+        ["TRAM", "-", "90.00"],
+        ["Top-K", "-", "95.00"],
+    ]
+    assert restricted.best == {(2, "50 %")}
+    assert full.best == set(), "one point on 3925 images is within the error"
+    assert gmac.frame["50 %"].tolist() == ["-", "0.630", "0.630"]
+
+
+def test_off_the_shelf_without_a_full_head(tmp_path: Path) -> None:
+    off_the_shelf_run(tmp_path, {("none", 1.0): (99.0, None), ("tram", 0.5): (90.0, None)})
+    titles = [section.title for section in tables.study(tmp_path, "off_the_shelf").sections]
+    assert len(titles) == 2
+    assert not any("all classes" in title for title in titles)
+
+
+def test_visualize_looks_at_the_last_layer(tmp_path: Path) -> None:
+    visualize_run(tmp_path)
+    found = row(summary.visualize(read_runs(tmp_path, "visualize")))
+    assert (found["images"], found["kept"], found["agreement"]) == (4, 24.0, 75.0)
+    assert (found["probability_full_model"], found["probability"]) == pytest.approx((0.9, 0.8))
+
+
+def test_missing_conditions_are_named(tmp_path: Path) -> None:
+    for method, keep_rate, seed in (("tram", 0.5, 0), ("tram", 0.5, 1), ("topk", 0.5, 0), ("tram", 0.25, 0)):
+        training_run(tmp_path, [10.0, 90.0], method=method, keep_rate=keep_rate, seed=seed)
+    missing = tables.study(tmp_path, "finetune").missing
+    assert [line.partition(" (")[0] for line in missing] == [
+        "topk at keep rate 0.5, seed 1",
+        "topk at keep rate 0.25, seed 0",
+        "topk at keep rate 0.25, seed 1",
+        "tram at keep rate 0.25, seed 1",
+    ]
+    empty = tables.study(tmp_path, "scratch")
+    assert empty.missing == ("no run of this study: no CSV in runs/scratch",)
+    assert empty.sections == ()
+
+
+def test_leader_needs_twice_the_standard_error() -> None:
+    assert leader([90.0, 95.0], [1.0, 1.0]) == 1
+    assert leader([90.0, 92.0], [1.0, 1.0]) is None
+    assert leader([90.0, 99.0], [float("nan"), float("nan")]) is None
+    assert leader([90.0, float("nan")], [1.0, 1.0]) is None
+
+
+def test_cells() -> None:
+    assert spread(95.678, 0.123) == "95.68 ± 0.12"
+    assert spread(95.678, float("nan")) == "95.68"
+    assert spread(float("nan"), float("nan")) == "-"
+    table = Section("t", pd.DataFrame({"Model": ["a|b"], "FPS": ["1"]}), best=frozenset({(0, "FPS")}))
+    assert tables.markdown_table(table) == "| Model | FPS |\n| --- | ---: |\n| a\\|b | **1** |"
+    assert tables.shortened([str(number) for number in range(22)])[-1] == "and 2 more"
+
+
+def test_published_tables_print_as_they_were_printed() -> None:
+    text = tables.markdown("Published numbers", tables.published_sections())
+    assert "| TRAM | 483 | 11.8498 | 95.62 | 96.36 | 93.50 |" in text
+    assert "| TRAM_Tiny | SimpleViT-Ti/16 | 2 | 6321.82 | 0.2777 | 5481034 |" in text
+    assert "| MultiViT | ViT-B/16 | 1027.11 | 6.0855 |" in text
+    assert "| 97.10 | 3811 | 0.0969 | 233.16 | 3.0068 | 0.2629 |" in text
+
+
+def test_command_line_writes_every_table_and_again_the_same(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    whole_study(tmp_path)
+    assert tables.main([str(tmp_path)]) == 0
+    written = {path.name: path.read_bytes() for path in (tmp_path / "tables").iterdir()}
+    names = {f"{name}.{kind}" for name in tables.TITLES for kind in ("csv", "md")}
+    assert set(written) == names | {"published.md"}
+    assert tables.main([str(tmp_path)]) == 0
+    assert {path.name: path.read_bytes() for path in (tmp_path / "tables").iterdir()} == written
+    assert "13 files in" in capsys.readouterr().out
+    assert len(pd.read_csv(tmp_path / "tables/finetune.csv")) == 5
+
+
+def test_command_line_without_runs_says_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert tables.main([str(tmp_path)]) == 0
+    assert "no CSV in runs/finetune" in (tmp_path / "tables/finetune.md").read_text()
+    assert tables.main([str(tmp_path / "absent")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: no results folder")
+    assert error.count("\n") == 1

@@ -1,0 +1,367 @@
+"""Profiles, their refusals, the notebook runner, run_all.sh, and a whole study that is killed and goes on."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import pytest
+import yaml
+
+from checks import check_plan
+from common import list_reducers
+from common.data import list_datasets
+from common.results import TABLES
+from notebooks import declared_parameters
+from plan import ROOT, RUN_KEYS, ProfileError, list_profiles, load_plan, state_folder
+
+NOTEBOOKS = sorted(
+    path for name in ("Benchmark", "Pretrained", "Scratch") for path in (ROOT / "Code" / name).glob("*.py")
+)
+WORKFLOW = ROOT / "Code" / "workflow"
+ALL_PARAMETERS = "checkpoint, csv, dataset, fail, figure, keep_rate, pause, profile, reducer, weights"
+TOY = """\
+# %% [markdown]
+# # Toy
+
+# %% tags=["parameters"]
+csv = "results/notebook/toy.csv"
+figure = "results/notebook/toy.png"
+profile: str = "notebook"
+dataset, reducer, keep_rate = "digits", "none", 1.0
+weights = checkpoint = ""
+pause = 0.0
+fail = ""
+
+# %%
+import os, sys, time
+from pathlib import Path
+from ipykernel.connect import get_connection_info
+
+print(get_connection_info(unpack=True)["transport"], sys.executable, os.getcwd(), sep="\\n")
+time.sleep(pause)
+if fail:
+    exec(fail)
+
+# %%
+for path in filter(None, (csv, figure, checkpoint)):
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).write_text("whole")
+"""
+
+
+@pytest.fixture
+def toy(tmp_path: Path) -> Path:
+    """A notebook that writes three words; its path without .py, as a profile names it."""
+    (tmp_path / "toy.py").write_text(TOY)
+    return tmp_path / "toy"
+
+
+@pytest.fixture
+def results(tmp_path: Path):
+    """A results folder (its name has a space) whose traces in .snakemake are removed afterwards."""
+    folder = tmp_path / "some results"
+    yield folder
+    shutil.rmtree(ROOT / state_folder(str(folder)), ignore_errors=True)
+
+
+def write_profile(toy: Path, *entries: dict, **keys) -> str:
+    """A profile beside the toy notebook, with ``entries`` as its runs (notebook and table filled in)."""
+    runs = [{"notebook": str(toy), "table": "scratch", **entry} for entry in entries]
+    path = toy.with_name("toy.yaml")
+    path.write_text(yaml.safe_dump({"profile": "toy", "runs": runs, **keys}, sort_keys=False))
+    return str(path)
+
+
+def run_ids(profile: str) -> list[str]:
+    return [run.run_id for run in load_plan(profile).runs]
+
+
+# --- plans
+
+
+def test_grid_is_expanded_and_none_collapses(toy):
+    grid = {"dataset": ["digits"], "reducer": ["none", "tram"], "keep_rate": [0.75, 0.5], "seed": [0, 1]}
+    expected = ["digits-none-k100-s0", "digits-none-k100-s1"]
+    expected += [f"digits-tram-k{keep}-s{seed}" for keep in (75, 50) for seed in (0, 1)]
+    plan = load_plan(write_profile(toy, {"grid": grid}))
+    assert [run.run_id for run in plan.runs] == expected
+    assert plan.runs[0].parameters["keep_rate"] == 1.0
+
+
+def test_run_knows_its_files(toy):
+    plan = load_plan(write_profile(toy, {"name": "first", "grid": {"seed": [3]}}), "results/elsewhere")
+    run = plan.runs[0]
+    assert run.run_id == "first-s3"
+    assert run.parameters == {
+        "seed": 3,
+        "csv": "results/elsewhere/runs/scratch/first-s3.csv",
+        "figure": "results/elsewhere/figures/scratch/first-s3.png",
+        "profile": "toy",
+    }
+
+
+def test_run_id_is_a_file_name(toy):
+    grid = {"dataset": ["folder:/some data/x"], "keep_rate": [0.333], "epochs": [2], "backbones": [["a", "b"]]}
+    assert run_ids(write_profile(toy, {"grid": grid})) == ["folder_some_data_x-k33.3-epochs2-a_b"]
+    assert run_ids(write_profile(toy, {})) == ["toy"]
+
+
+def test_placeholders_and_weights(toy, tmp_path, monkeypatch):
+    monkeypatch.setenv("DATA_ROOT", str(tmp_path))
+    first = {"name": "first", "parameters": {"checkpoint": "{results}/w.safetensors"}}
+    then = {"name": "then", "parameters": {"weights": "{results}/w.safetensors"}}
+    file = {"file": "{data_root}/w.safetensors", "otherwise": "timm"}
+    either = {"name": "either", "parameters": {"weights": file}}
+    profile = write_profile(toy, first, then, either)
+    runs = load_plan(profile, "results/x").runs
+    assert [run.weights_file for run in runs] == ["", "results/x/w.safetensors", ""]
+    assert runs[0].checkpoint == "results/x/w.safetensors"
+    (tmp_path / "w.safetensors").touch()
+    assert load_plan(profile).runs[2].weights_file == f"{tmp_path}/w.safetensors"
+
+
+@pytest.mark.parametrize("profile", list_profiles())
+def test_shipped_profile_is_accepted(profile):
+    plan = load_plan(profile)
+    assert plan.profile == profile
+    assert plan.results == f"results/{profile}"
+    assert set(plan.tables) == {"throughput", "sizing", "finetune", "off_the_shelf", "visualize", "scratch"}
+    check_plan(plan)
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebook_declares_its_outputs(notebook):
+    assert {"csv", "figure", "profile"} <= set(declared_parameters(notebook))
+
+
+# --- refusals
+
+
+REFUSALS = {
+    "key": ([{"colour": 1}], "toy.yaml: run 1: unknown key 'colour'; allowed: " + ", ".join(sorted(RUN_KEYS))),
+    "notebook": ([{"notebook": "Scratch/none"}], "toy.yaml: run 1: there is no notebook Code/Scratch/none.py"),
+    "grid": ([{"grid": {"seed": 0}}], "toy.yaml: run 1: grid values of 'seed' must be a list, given 0"),
+    "twice": (
+        [{"grid": {"keep_rate": [0.5]}, "parameters": {"keep_rate": 1}}],
+        "toy.yaml: run 1: 'keep_rate' is both in grid and in parameters",
+    ),
+    "same run": ([{}, {}], "profile toy: run 'scratch/toy' is made by 2 runs"),
+    "same checkpoint": (
+        [{"name": name, "parameters": {"checkpoint": "w.safetensors"}} for name in "ab"],
+        "profile toy: checkpoint 'w.safetensors' is made by 2 runs",
+    ),
+    "table": ([{"table": "speed"}], f"profile toy: unknown table 'speed'; allowed: {', '.join(sorted(TABLES))}"),
+    "parameter": (
+        [{"parameters": {"epoch": 1}}],
+        f"profile toy: unknown parameter 'epoch' for toy.py; allowed: {ALL_PARAMETERS}",
+    ),
+    "reducer": (
+        [{"grid": {"reducer": ["trim", "tram"]}}],
+        f"profile toy: unknown reducer 'trim'; allowed: {', '.join(list_reducers())}",
+    ),
+    "dataset": (
+        [{"parameters": {"dataset": "cifar"}}],
+        f"profile toy: unknown dataset 'cifar'; allowed: {', '.join(list_datasets())}",
+    ),
+    "keep rate above 1": (
+        [{"grid": {"reducer": ["tram"], "keep_rate": [1.2, 0.5]}}],
+        "profile toy: keep_rate=1.2 is not allowed; give a ratio in (0, 1] that compounds, one ratio in (0, 1] per "
+        "stage, or one count > 1 per stage",
+    ),
+    "keep rate 0": (
+        [{"grid": {"reducer": ["tram"], "keep_rate": [0]}}],
+        "profile toy: keep_rate=0 is not allowed; give a ratio in (0, 1] that compounds, one ratio in (0, 1] per "
+        "stage, or one count > 1 per stage",
+    ),
+    "weights": (
+        [{"parameters": {"weights": "results/none.safetensors"}}],
+        "profile toy: no weights at results/none.safetensors, and no run makes them",
+    ),
+}
+
+
+@pytest.mark.parametrize(("entries", "line"), REFUSALS.values(), ids=REFUSALS)
+def test_refusal(toy, entries, line):
+    with pytest.raises(ProfileError) as refused:
+        check_plan(load_plan(write_profile(toy, *entries)))
+    assert refused.value.problems == [line]
+
+
+@pytest.mark.parametrize(
+    ("backbone", "line"),
+    [
+        ("swin_tiny_patch4_window7_224", "backbone 'swin_tiny_patch4_window7_224' is not supported"),
+        ("simple_vit_digits", "reducer 'topk' reads the CLS token's attention, but this backbone has no CLS token"),
+    ],
+)
+def test_model_that_cannot_be_built_is_refused(toy, backbone, line):
+    toy.with_suffix(".py").write_text(TOY.replace("pause = 0.0", "backbone = ''"))
+    profile = write_profile(toy, {"parameters": {"backbone": backbone, "reducer": "topk", "keep_rate": 0.5}})
+    with pytest.raises(ProfileError, match=f"^profile toy: {line}[^\n]*$"):
+        check_plan(load_plan(profile))
+
+
+def test_keys_of_the_profile_are_checked(toy):
+    with pytest.raises(ProfileError) as refused:
+        load_plan(write_profile(toy, {}, runns=[]))
+    assert refused.value.problems == [
+        "toy.yaml: unknown key 'runns'; allowed: about, profile, results, runs, title",
+    ]
+
+
+# --- runner
+
+
+def run_notebook(toy: Path, **parameters) -> subprocess.CompletedProcess[str]:
+    file = toy.with_name("parameters.yaml")
+    file.write_text(yaml.safe_dump({"csv": str(toy.with_name("toy.csv")), "figure": "", **parameters}))
+    command = [WORKFLOW / "run_notebook.py", f"{toy}.py", toy.with_name("done.ipynb"), "--parameters", file]
+    return subprocess.run([sys.executable, *command], capture_output=True, text=True, check=False, cwd=toy.parent)
+
+
+def test_runner_uses_this_python_over_ipc(toy):
+    assert run_notebook(toy, keep_rate=0.5).returncode == 0
+    cells = nbformat.read(toy.with_name("done.ipynb"), as_version=4).cells
+    printed = "".join(output.text for cell in cells for output in cell.get("outputs", []))
+    assert printed.splitlines() == ["ipc", sys.executable, str(ROOT)]
+    assert toy.with_name("toy.csv").read_text() == "whole"
+
+
+def test_runner_refuses_a_misspelt_parameter(toy):
+    done = run_notebook(toy, keep_rat=0.5)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == (
+        f"error: {toy.parent.name}/done: unknown parameter 'keep_rat' for toy.py; allowed: {ALL_PARAMETERS}"
+    )
+    assert not list(toy.parent.glob("*.ipynb"))
+
+
+@pytest.mark.parametrize(
+    ("statement", "message"),
+    [
+        ("raise ValueError('two\\nlines')", "ValueError: two lines"),
+        ("from common.errors import UsageError; raise UsageError('no such thing')", "no such thing"),
+    ],
+)
+def test_runner_says_in_one_line_what_failed(toy, statement, message):
+    done = run_notebook(toy, fail=statement)
+    assert done.returncode == 1
+    partial = toy.with_name("done.partial.ipynb")
+    assert done.stderr.splitlines()[-1] == f"error: {toy.parent.name}/done: {message} (see {partial})"
+    assert "Traceback" not in "".join(line for line in done.stderr.splitlines()[-1:])
+    assert partial.exists()
+    assert not toy.with_name("done.ipynb").exists()
+    assert not toy.with_name("toy.csv").exists()
+
+
+# --- run_all.sh
+
+
+def environment() -> dict[str, str]:
+    """The active environment's Python first, as --no-venv wants it."""
+    return {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+
+
+def run_all(*arguments: object, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    command = [ROOT / "run_all.sh", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd, env=environment())
+
+
+def test_help_lists_the_profiles(tmp_path):
+    done = run_all("--help", cwd=tmp_path)
+    assert done.returncode == 0
+    assert f"profiles: {', '.join(list_profiles())}\n" in done.stdout
+
+
+def test_unknown_profile_is_refused_before_anything_is_installed(tmp_path):
+    done = run_all("papper", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr == f"error: unknown profile 'papper'; allowed: {', '.join(list_profiles())} (or test)\n"
+
+
+def test_dry_run_says_what_would_run(results):
+    done = run_all("smoke", "--no-venv", "--no-install", "--dry-run", "--results", results)
+    assert done.returncode == 0, done.stderr
+    runs = [f"{run.table}/{run.run_id}" for run in load_plan("smoke").runs]
+    assert [run for run in runs if run not in done.stdout + done.stderr] == []
+    assert not results.exists()
+
+
+def launch(profile: str, results: Path, *options: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, WORKFLOW / "launch.py", profile, "--results", results, *options]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_only_what_is_missing_or_stale_runs(toy, results):
+    first = {"name": "first", "parameters": {"checkpoint": "{results}/w.safetensors"}}
+    then = {"name": "then", "parameters": {"weights": "{results}/w.safetensors", "keep_rate": 0.5}}
+    profile = write_profile(toy, first, then)
+    csvs = [run.csv for run in load_plan(profile, str(results)).runs]
+    assert launch(profile, results, *csvs).returncode == 0
+    before = [os.stat(csv).st_mtime_ns for csv in csvs]
+    assert "Nothing to be done" in launch(profile, results, *csvs).stderr
+    then["parameters"]["keep_rate"] = 0.75
+    assert launch(write_profile(toy, first, then), results, *csvs).returncode == 0
+    after = [os.stat(csv).st_mtime_ns for csv in csvs]
+    assert (after[0] == before[0], after[1] > before[1]) == (True, True)
+
+
+def test_results_that_were_not_made_here_count_as_nothing_done(toy, results):
+    profile = write_profile(toy, {})
+    run = load_plan(profile, str(results)).runs[0]
+    for path in (run.csv, run.figure, run.executed):
+        Path(path).parent.mkdir(parents=True)
+        Path(path).write_text("from elsewhere")
+    assert launch(profile, results, run.csv).returncode == 0
+    assert Path(run.csv).read_text() == "whole"
+
+
+def test_wrong_profile_starts_nothing(toy, results):
+    done = launch(write_profile(toy, {"parameters": {"reducer": "trim", "epoch": 1}}), results)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert [line.split(";")[0] for line in done.stderr.splitlines()] == [
+        "error: profile toy: unknown parameter 'epoch' for toy.py",
+        "error: profile toy: unknown reducer 'trim'",
+    ]
+    assert not results.exists()
+
+
+@pytest.mark.slow
+def test_smoke_profile_goes_on_after_a_kill(results, tmp_path):
+    command = [ROOT / "run_all.sh", "smoke", "--no-venv", "--no-install", "--results", results]
+    with open(tmp_path / "first.log", "w") as log:
+        first = subprocess.Popen(command, env=environment(), stdout=log, stderr=log, start_new_session=True)
+    finished = {path: path.stat().st_mtime_ns for path in wait_for_finished_runs(results, first)}
+    os.killpg(first.pid, signal.SIGKILL)
+    first.wait()
+    assert not (results / "report.html").exists()
+
+    second = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
+    assert second.returncode == 0, second.stdout + second.stderr
+    assert {path: path.stat().st_mtime_ns for path in finished} == finished
+    assert (results / "report.html").stat().st_size > 10_000
+    assert str(results / "report.html") in second.stdout
+    made = sorted(path.relative_to(results / "runs") for path in results.glob("runs/*/*.csv"))
+    assert made == sorted(Path(run.table, f"{run.run_id}.csv") for run in load_plan("smoke").runs)
+
+    third = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
+    assert "Nothing to be done" in third.stdout + third.stderr
+
+
+def wait_for_finished_runs(results: Path, process: subprocess.Popen, settled: float = 5.0) -> list[Path]:
+    """CSVs of the runs that ended ``settled`` seconds ago, so that Snakemake has noticed; at least one."""
+    while process.poll() is None:
+        ended = [path for path in results.glob("notebooks/*/*.ipynb") if ".partial" not in path.name]
+        ended = [path for path in ended if path.stat().st_mtime < time.time() - settled]
+        if ended:
+            return [results / "runs" / path.parent.name / f"{path.stem}.csv" for path in ended]
+        time.sleep(0.2)
+    pytest.fail("the study ended before a run did")
