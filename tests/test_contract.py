@@ -18,7 +18,9 @@ PAIRS = [
 ]
 SELECTING = {"tram", "topk", "ats"}
 # what happens to patches in the last block cannot reach logits that are read from prefix tokens
-LAST_BLOCK_PAIRS = [pair for pair in PAIRS if make(pair.values[0]).global_pool == "token" and pair.values[1] in SELECTING]
+LAST_BLOCK_PAIRS = [
+    pair for pair in PAIRS if make(pair.values[0]).global_pool == "token" and pair.values[1] in SELECTING
+]
 # variants beyond the defaults that must honour the same contract
 VARIANTS = ["topk:head_fusion=mean", "ats:parity=true", "patchmerger:parity=true"]
 
@@ -70,7 +72,7 @@ def test_trace(family, name):
         assert assignment.shape == (len(x), patches) and assignment.dtype == torch.long
         kept = trace.kept(layer)
         assert not (kept & ~before).any()  # nested: nobody comes back
-        for row, count in zip(assignment, trace.num_tokens[layer]):
+        for row, count in zip(assignment, trace.num_tokens[layer], strict=True):
             assert row.max() < count and row.min() >= -1
             if name != "patchmerger":  # a query may be no patch's favourite; every other token holds one patch
                 assert row[row >= 0].tolist() == list(range(count))
@@ -165,7 +167,9 @@ def test_state_dict_names():
     vit = make("vit")
     assert set(reduced(vit, "tram", 0.5).state_dict()) == set(vit.state_dict())
     own = set(reduced(vit, "patchmerger", 0.5).state_dict()) - set(vit.state_dict())
-    assert own == {f"reducer.mergers.{loc}.{part}" for loc in (3, 6, 9) for part in ("norm.weight", "norm.bias", "queries")}
+    assert own == {
+        f"reducer.mergers.{loc}.{part}" for loc in (3, 6, 9) for part in ("norm.weight", "norm.bias", "queries")
+    }
 
 
 def test_copies_and_pickles():

@@ -9,10 +9,11 @@ from urllib.error import URLError
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+
 from common.data import check_dataset, dataset_classes, list_datasets, load_dataset, make_loader, subset
 from common.data.transforms import make_transform, normalisation
 from common.errors import UsageError
-from PIL import Image
 
 DATA_ROOT = Path(os.environ.get("DATA_ROOT", "/nonexistent"))
 IMAGENETTE_INDICES = [0, 217, 482, 491, 497, 566, 569, 571, 574, 701]

@@ -56,7 +56,7 @@ def test_closed_form_at_another_depth_and_schedule(method):
 
 
 def test_thop_agrees_where_both_count():
-    """thop sees no softmax in timm, whose attention is fused, and only torch's own LayerNorm; the rest must be equal."""
+    """thop sees no softmax in timm (attention is fused) and only torch's own LayerNorm; the rest must be equal."""
     vit = timm.create_model("vit_tiny_patch16_224", img_size=64, norm_layer=nn.LayerNorm).eval()
     expected, _ = thop.profile(vit, (torch.randn(1, 3, 64, 64),), verbose=False)
     n = 17

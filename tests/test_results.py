@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from fake_runs import BASE, training_run
 
 from common import provenance, results
 from common.errors import UsageError
 from common.results import CONDITIONS, TABLES, conditions, read_runs, write_run
-from fake_runs import BASE, training_run
 
 ROW = {"image": "001", "class_name": "church", "layer": 3, "num_kept": 98, "predicted": "church", "probability": 0.5}
 ROW |= {"predicted_full_model": "church", "probability_full_model": 0.75}

@@ -38,7 +38,17 @@ def test_counts(patches, rate, expected):
 
 def test_target_and_last_drop():
     schedule = Schedule((98, 98, 49), LOC)
-    assert [schedule.target(layer, 196) for layer in range(12)] == [None] * 3 + [98, None, None, 98, None, None, 49, None, None]
+    assert [schedule.target(layer, 196) for layer in range(12)] == [None] * 3 + [
+        98,
+        None,
+        None,
+        98,
+        None,
+        None,
+        49,
+        None,
+        None,
+    ]
     assert schedule.last_drop(196) == 9
     assert Schedule((98, 98, 98), LOC).last_drop(196) == 3
     assert Schedule(1.0, LOC).last_drop(196) == -1
@@ -49,7 +59,9 @@ def test_default_reduction_loc(depth, expected):
     assert default_reduction_loc(depth) == expected
 
 
-@pytest.mark.parametrize("rate", [0, 0.0, 1.2, -0.5, 2, "0.5", None, True, (0.5, 0.5), (0.5, 98, 49), (98, 49, 1.5), (0.5, 0, 0.5), ()])
+@pytest.mark.parametrize(
+    "rate", [0, 0.0, 1.2, -0.5, 2, "0.5", None, True, (0.5, 0.5), (0.5, 98, 49), (98, 49, 1.5), (0.5, 0, 0.5), ()]
+)
 def test_refused_keep_rate_names_value_and_alternatives(rate):
     with pytest.raises(UsageError, match="is not allowed; give a ratio in") as caught:
         Schedule(rate, LOC)

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from fake_runs import off_the_shelf_run, sizing_run, throughput_run, training_run, visualize_run, whole_study
 
 from common import summary, tables
 from common.errors import UsageError
 from common.results import read_runs
 from common.tables_sections import Section, leader, spread
-from fake_runs import off_the_shelf_run, sizing_run, throughput_run, training_run, visualize_run, whole_study
 
 
 def row(frame: pd.DataFrame, **where: object) -> pd.Series:

@@ -51,7 +51,9 @@ def test_logits_equal_the_definition_with_and_without_the_skip(vit):
     x = images(vit)
     logits = reduce_tokens(vit, "tram", keep_rate=(12, 9, 6))(x)
     for always_select in (False, True):
-        torch.testing.assert_close(logits, literal_tram(vit, x, COUNTS, always_select=always_select)[0], rtol=0, atol=1e-5)
+        torch.testing.assert_close(
+            logits, literal_tram(vit, x, COUNTS, always_select=always_select)[0], rtol=0, atol=1e-5
+        )
 
 
 def test_weighted_in_degree_is_two_steps_of_the_power_iteration():
@@ -87,7 +89,7 @@ def test_absolute_lists_are_nested_and_increasing():
         relative = literal_tram(vit, x, COUNTS, always_select=False)[1]
     _, trace = reduce_tokens(vit, "tram", keep_rate=(12, 9, 6)).eval().trace(x)
     absolute = torch.arange(16).expand(len(x), -1)
-    for layer, keep in zip((3, 6, 9), relative):
+    for layer, keep in zip((3, 6, 9), relative, strict=True):
         absolute = absolute.gather(1, keep)
         assert (absolute.diff(dim=1) > 0).all()
         for image, expected in enumerate(absolute):

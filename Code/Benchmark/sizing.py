@@ -72,7 +72,13 @@ baseline = executed(shape, "none", Schedule(1.0, schedule.reduction_loc))
 lengths = {"tram": block_lengths(shape, "tram", schedule)}
 lengths["none"] = block_lengths(shape, "none", Schedule(1.0, schedule.reduction_loc))
 per_layer = pd.DataFrame(
-    {"method": method, "layer": block.layer, "part": part, "macs": costs[part][block.layer], "tokens": block.attention + 1}
+    {
+        "method": method,
+        "layer": block.layer,
+        "part": part,
+        "macs": costs[part][block.layer],
+        "tokens": block.attention + 1,
+    }
     for method, costs in (("none", baseline), ("tram", parts))
     for part in ("qkv", "attention", "proj", "mlp", "score")
     for block in lengths[method]
@@ -101,7 +107,9 @@ assert (table.gmac_closed_form == table.gmac).all()
 assert (with_params.params == with_params.published_params).all()
 
 # %% tags=["NBVAL_CHECK_OUTPUT"]
-print(f"{len(table)} published rows equal to 4 decimals; parameters equal in all {len(with_params)} rows that print them")
+print(
+    f"{len(table)} published rows equal to 4 decimals; parameters equal in all {len(with_params)} rows that print them"
+)
 
 # %%
 shown = ["source", "model", "backbone", "keep_rate", "published_gflops", "gmac_thop_compat", "gmac", "gmac_attention"]

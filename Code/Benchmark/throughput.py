@@ -64,7 +64,19 @@ for backbone, dtype, batch in tqdm(grid):
 # %%
 table = pd.DataFrame(rows)
 table["MAC ratio"] = table.groupby(["backbone", "dtype", "batch"]).gmac.transform("first") / table.gmac
-shown = ["backbone", "method", "options", "keep_rate", "dtype", "batch", "fps", "speedup", "MAC ratio", "gmac", "gmac_thop_compat"]
+shown = [
+    "backbone",
+    "method",
+    "options",
+    "keep_rate",
+    "dtype",
+    "batch",
+    "fps",
+    "speedup",
+    "MAC ratio",
+    "gmac",
+    "gmac_thop_compat",
+]
 table[shown].style.format(precision=3).hide(axis="index")
 
 # %% [markdown]

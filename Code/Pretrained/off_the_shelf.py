@@ -12,7 +12,6 @@
 # ---
 
 # %% [markdown]
-# %% [markdown]
 # # Pretrained: token reduction off the shelf
 #
 # **Question:** how much accuracy does a trained ViT lose when tokens are dropped without any further training?

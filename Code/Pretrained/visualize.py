@@ -12,7 +12,6 @@
 # ---
 
 # %% [markdown]
-# %% [markdown]
 # # Pretrained: which patches survive?
 #
 # **Reproduces** TRAM's pictures: what is left of an image after the blocks that reduce, at 75 and 50 %. The published

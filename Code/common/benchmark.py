@@ -85,7 +85,7 @@ def _synchronize(images: Tensor) -> None:
 
 def _summary(own: Sequence[float], baseline: Sequence[float], batch: int) -> Throughput:
     fps = [batch / seconds for seconds in own]
-    speedup = [base / seconds for base, seconds in zip(baseline, own)]
+    speedup = [base / seconds for base, seconds in zip(baseline, own, strict=True)]
     return Throughput(*_quartiles(fps), *_quartiles(speedup), rounds=len(own))
 
 

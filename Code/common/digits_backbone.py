@@ -14,7 +14,7 @@ from common.weights import save_state
 
 NAME = "digits"
 CHECKPOINT = Path("results/notebook/weights/vit_digits.safetensors")
-CONFIG = TrainConfig(epochs=20, lr=2e-3, schedule="one-cycle", batch_size=64, seed=42)
+CONFIG = TrainConfig(epochs=16, lr=1e-3, optimizer="muon", schedule="cosine", batch_size=32, seed=42)
 
 
 def resolve_weights(weights: str) -> str | None:
@@ -30,13 +30,15 @@ def resolve_weights(weights: str) -> str | None:
 
 
 def digits_checkpoint(path: Path = CHECKPOINT) -> Path:
-    """The safetensors file of ``vit_digits``, trained now (half a minute on two cores) if it is not there yet."""
+    """The safetensors file of ``vit_digits``, trained now (40 s on two cores, about 90 % accuracy) if it is missing."""
     path = resolve(path)
     if not path.is_file():
         torch.manual_seed(CONFIG.seed)
         model = create_model("vit_digits")
-        sets = (load_dataset(NAME, split, img_size=32, train=split == "train", recipe="scratch") for split in ("train", "val"))
-        for epoch in train(model, *sets, CONFIG):
+        train_set, val_set = (
+            load_dataset(NAME, split, img_size=32, train=split == "train") for split in ("train", "val")
+        )
+        for epoch in train(model, train_set, val_set, CONFIG):
             print(f"training vit_digits: epoch {epoch.epoch} of {CONFIG.epochs}, accuracy {epoch.val_accuracy:.1f} %")
         save_state(model, path)
     return path

@@ -133,8 +133,9 @@ def published_model(
 ) -> ReducedVisionTransformer:
     """The network behind a row of TRAM's benchmark tables.
 
-    Made without memory for weights (on the meta device), since only its shapes matter. Its authors' ViT has no qkv bias, and all methods but TRAM itself embed patches between two LayerNorms, which is
-    1.2 MMAC and 3072 parameters (ViT-B, 224 px) in TRAM's favour.
+    Made without memory for weights (on the meta device), since only its shapes matter. Its authors' ViT has no qkv
+    bias, and all methods but TRAM itself embed patches between two LayerNorms, which is 1.2 MMAC and 3072 parameters
+    (ViT-B, 224 px) in TRAM's favour.
     """
     options = {"num_classes": num_classes, "img_size": img_size}
     if not backbone.startswith("simple_vit"):

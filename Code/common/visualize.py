@@ -81,7 +81,7 @@ def trace_all(
     full = _decide(torch.cat([vit(images) for images, _ in batches]), classes, inside)
     traced = {}
     for rate, model in models.items():
-        logits, traces = zip(*(model.eval().trace(images) for images, _ in batches))
+        logits, traces = zip(*(model.eval().trace(images) for images, _ in batches), strict=True)
         depth = range(len(vit.blocks))
         kept = torch.cat([torch.stack([trace.kept(layer) for layer in depth], dim=1) for trace in traces])
         counts = torch.cat([torch.stack(trace.num_tokens, dim=1) for trace in traces])
@@ -105,9 +105,10 @@ def denormalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> 
 def examples(
     dataset: LabelledDataset, traced: Mapping[float, TracedImages], layers: Sequence[int], count: int
 ) -> list[Example]:
-    """``count`` images for :func:`common.plots.united_grid`, spread evenly over the dataset."""
-    chosen = torch.linspace(0, len(dataset) - 1, count).long().tolist()
-    return [_example(dataset, traced, list(layers), index) for index in chosen]
+    """``count`` images for :func:`common.plots.united_grid`, spread evenly over the classes."""
+    by_class = dataset.labels.argsort(stable=True)
+    chosen = by_class[torch.linspace(0, len(dataset) - 1, count).long()]
+    return [_example(dataset, traced, list(layers), index) for index in chosen.tolist()]
 
 
 def _example(dataset: LabelledDataset, traced: Mapping[float, TracedImages], layers: list[int], index: int) -> Example:

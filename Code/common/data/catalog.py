@@ -10,7 +10,7 @@ from common.data.check import check_dataset
 from common.data.digits import Digits
 from common.data.loading import subset
 from common.data.sources import FOLDER_PREFIX, open_source
-from common.data.transforms import make_transform, normalisation
+from common.data.transforms import RECIPES, make_transform, normalisation
 from common.errors import UsageError, require_choice
 
 NAMES = ("digits", "imagenette", "fashion-mnist", "cifar10", "cifar100", "imagenet")
@@ -47,7 +47,7 @@ def load_dataset(
         train: augment as ``recipe`` does in training. False gives the evaluation transform, whatever the split.
         recipe: ``pretrained`` (squash, flip, 0.5/0.5), ``scratch`` (squash, strong augmentation, ImageNet mean and
             std) or ``center_crop`` (bicubic resize to img_size/0.9 and centre crop, 0.5/0.5, as timm evaluates
-            the augreg ViT weights). Digits are drawn at ``img_size``, so there a recipe only sets mean and std.
+            the augreg ViT weights). Digits are drawn at ``img_size`` and normalised by 0.5/0.5 under every recipe.
         mean, std: three values each, in place of the recipe's.
         limit: number of images, classes as even as possible; None is all.
         seed: decides which images ``limit`` keeps, and the places of evaluation digits.
@@ -61,7 +61,8 @@ def load_dataset(
     """
     _require_name(name)
     require_choice(split, SPLITS, "split")
-    norm = normalisation(recipe, mean, std)
+    require_choice(recipe, RECIPES, "recipe")
+    norm = normalisation("pretrained" if name == "digits" else recipe, mean, std)
     _require_positive("img_size", img_size)
     if limit is not None:
         _require_positive("limit", limit)

@@ -107,22 +107,24 @@ def _mix_explicitly(
     float32 on CPU, where its small batched products are two times slower.
     """
     q, k, v = heads.q, heads.k, heads.v
-    dtype, (batch, num_heads, length, _) = v.dtype, q.shape
+    batch, num_heads, length, head_dim = q.shape
     chunk = batch
     if not q.is_cuda:
         q, k, v = q.float(), k.float(), v.float()
+    if not q.is_cuda and not torch.is_grad_enabled():
         chunk = max(1, MAP_CHUNK_ELEMENTS // (num_heads * length * length))
-    biases = [None] * batch if bias is None else bias.to(q.dtype).split(chunk)
-    mixed, maps = [], {name: [] for name in wanted & WITH_MAPS}
+    mixed = v.new_empty(batch, length, num_heads, head_dim)
+    shapes = {"attention": (batch, num_heads, length, length), "head_max": (batch, length, length)}
+    maps = {name: v.new_empty(shapes[name]) for name in wanted & WITH_MAPS}
     with _without_autocast(q.device.type):
-        for q_part, k_part, v_part, bias_part in zip(q.split(chunk), k.split(chunk), v.split(chunk), biases):
-            attention = _attention(q_part, k_part, bias_part, attn.scale)
+        for part in (slice(start, start + chunk) for start in range(0, batch, chunk)):
+            attention = _attention(q[part], k[part], None if bias is None else bias[part].to(q.dtype), attn.scale)
+            mixed[part] = (attn.attn_drop(attention) @ v[part]).transpose(1, 2)
             if "attention" in maps:
-                maps["attention"].append(attention)
+                maps["attention"][part] = attention
             if "head_max" in maps:
-                maps["head_max"].append(attention.detach().amax(1))
-            mixed.append((attn.attn_drop(attention) @ v_part).transpose(1, 2).flatten(2))
-    return torch.cat(mixed).to(dtype), {name: torch.cat(parts) for name, parts in maps.items()}
+                maps["head_max"][part] = attention.detach().amax(1)
+    return mixed.flatten(2).to(heads.v.dtype), maps
 
 
 def _without_autocast(device: str):

@@ -93,9 +93,7 @@ def _build(name: str, weights: str | Path | None, sizes: dict[str, int]) -> Visi
         raise UsageError(f"weights file {str(weights)!r} does not fit backbone {name!r}: {reason}") from error
 
 
-
-
 def _check_image_size(vit: VisionTransformer) -> None:
     embed = vit.patch_embed
-    if any(side % patch for side, patch in zip(embed.img_size, embed.patch_size)):
+    if any(side % patch for side, patch in zip(embed.img_size, embed.patch_size, strict=True)):
         raise UsageError(f"img_size {embed.img_size[0]} is not a multiple of the patch size {embed.patch_size[0]}")

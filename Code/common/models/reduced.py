@@ -153,7 +153,7 @@ def _obstacle(vit: VisionTransformer, reducer: str) -> str | None:
     if method.needs_class_token and not vit.has_class_token:
         return f"reducer {reducer!r} reads the CLS token's attention, but this backbone has no CLS token"
     if method.pads and (vit.global_pool not in ("token", "avg") or vit.pool_include_prefix):
-        return f"reducer {reducer!r} pads its sequences; global_pool={vit.global_pool!r} is not allowed; allowed: token, avg"
+        return f"reducer {reducer!r} pads; global_pool={vit.global_pool!r} is not allowed; allowed: token, avg"
     return None
 
 

@@ -6,22 +6,24 @@
 
 from __future__ import annotations
 
+import torch
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 
-from common.models.simple_vit import simple_vit
+from common.models.simple_vit import simple_vit, sincos_position
 
 TINY, SMALL, BASE = ({"embed_dim": 64 * heads, "num_heads": heads, "depth": 12} for heads in (3, 6, 12))
-DIGITS = {"embed_dim": 64, "num_heads": 2, "depth": 12, "patch_size": 4}
+DIGITS = {"embed_dim": 64, "num_heads": 2, "depth": 6, "mlp_ratio": 2.0, "patch_size": 4}
+DIGITS_TEMPERATURE = 10.0  # a grid of 8 x 8 needs no slower waves
 
 
-def _cfg(img_size: int, num_classes: int, mean: float | tuple = 0.5, std: float | tuple = 0.5) -> dict:
+def _cfg(img_size: int, num_classes: int) -> dict:
     return {
         "input_size": (3, img_size, img_size),
         "fixed_input_size": True,
         "num_classes": num_classes,
-        "mean": (mean,) * 3,
-        "std": (std,) * 3,
+        "mean": (0.5,) * 3,
+        "std": (0.5,) * 3,
         "crop_pct": 1.0,
         "interpolation": "bilinear",
         "first_conv": None,
@@ -31,7 +33,11 @@ def _cfg(img_size: int, num_classes: int, mean: float | tuple = 0.5, std: float 
 
 default_cfgs = generate_default_cfgs(
     {
-        **{f"simple_vit_{size}_patch16_{side}": _cfg(side, 1000) for size in ("tiny", "small", "base") for side in (160, 224)},
+        **{
+            f"simple_vit_{size}_patch16_{side}": _cfg(side, 1000)
+            for size in ("tiny", "small", "base")
+            for side in (160, 224)
+        },
         "vit_digits": _cfg(32, 10),
         "simple_vit_digits": _cfg(32, 10),
     }
@@ -40,6 +46,14 @@ default_cfgs = generate_default_cfgs(
 
 def _simple_vit(variant: str, pretrained: bool, **kwargs) -> VisionTransformer:
     return build_model_with_cfg(simple_vit, variant, pretrained, **{"patch_size": 16, **kwargs})
+
+
+def _vit_digits(**kwargs) -> VisionTransformer:
+    model = VisionTransformer(**kwargs)
+    start = sincos_position(model.patch_embed.grid_size, model.embed_dim, DIGITS_TEMPERATURE)
+    with torch.no_grad():
+        model.pos_embed[:, model.num_prefix_tokens :] = start
+    return model
 
 
 @register_model
@@ -80,14 +94,14 @@ def simple_vit_base_patch16_224(pretrained: bool = False, **kwargs) -> VisionTra
 
 @register_model
 def vit_digits(pretrained: bool = False, **kwargs) -> VisionTransformer:
-    """A small ViT with CLS token for 32 px digits in 4 px patches."""
+    """A small ViT with CLS token for 32 px digits in 4 px patches; positions are learned, starting from sine-cosine."""
     kwargs = {**DIGITS, **kwargs}
     return build_model_with_cfg(
-        VisionTransformer, "vit_digits", pretrained, pretrained_filter_fn=checkpoint_filter_fn, **kwargs
+        _vit_digits, "vit_digits", pretrained, pretrained_filter_fn=checkpoint_filter_fn, **kwargs
     )
 
 
 @register_model
 def simple_vit_digits(pretrained: bool = False, **kwargs) -> VisionTransformer:
     """A small SimpleViT for 32 px digits in 4 px patches."""
-    return _simple_vit("simple_vit_digits", pretrained, **{**DIGITS, **kwargs})
+    return _simple_vit("simple_vit_digits", pretrained, **{**DIGITS, "temperature": DIGITS_TEMPERATURE, **kwargs})

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import torch
 from timm.layers import PatchEmbed
-from timm.models import register_model
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
@@ -21,7 +20,9 @@ class NormalizedPatchEmbed(PatchEmbed):
     def __init__(self, img_size=224, patch_size=16, in_chans=3, embed_dim=768, **kwargs) -> None:
         super().__init__(img_size, patch_size, in_chans, embed_dim, **kwargs)
         if kwargs.get("output_fmt") is not None:
-            raise UsageError("the normalised patch embedding has one fixed image size; dynamic_img_size is not supported")
+            raise UsageError(
+                "the normalised patch embedding has one fixed image size; dynamic_img_size is not supported"
+            )
         patch_dim = in_chans * self.patch_size[0] * self.patch_size[1]
         self.norm_patch = nn.LayerNorm(patch_dim)
         self.proj = nn.Linear(patch_dim, embed_dim)
@@ -38,24 +39,19 @@ class NormalizedPatchEmbed(PatchEmbed):
         return self.norm(self.proj(self.norm_patch(x)))
 
 
-def sincos_position(grid_size: tuple[int, int], dim: int) -> Tensor:
-    """Fixed positions (1, h w, D): [sin(x w), cos(x w), sin(y w), cos(y w)] with w_k = 10000^(-k / (D/4 - 1))."""
+def sincos_position(grid_size: tuple[int, int], dim: int, temperature: float = 10000.0) -> Tensor:
+    """Fixed positions (1, h w, D): [sin(x w), cos(x w), sin(y w), cos(y w)] with w_k = temperature^(-k / (D/4 - 1))."""
     if dim % 4:
         raise UsageError(f"sine-cosine positions need a width divisible by 4, given {dim}")
     y, x = torch.meshgrid(*(torch.arange(size, dtype=torch.float32) for size in grid_size), indexing="ij")
-    omega = 10000.0 ** (-torch.arange(dim // 4) / (dim // 4 - 1))
+    omega = temperature ** (-torch.arange(dim // 4) / (dim // 4 - 1))
     x, y = x.flatten()[:, None] * omega, y.flatten()[:, None] * omega
     return torch.cat([x.sin(), x.cos(), y.sin(), y.cos()], dim=1)[None]
 
 
-def simple_vit(*, img_size: int, patch_size: int, embed_dim: int, depth: int, num_heads: int, **kwargs):
-    """A timm VisionTransformer with SimpleViT's embedding, positions, biases and pooling."""
+def simple_vit(*, temperature: float = 10000.0, **kwargs) -> VisionTransformer:
+    """A timm VisionTransformer with SimpleViT's embedding, positions, biases and pooling; ``kwargs`` are timm's."""
     model = VisionTransformer(
-        img_size=img_size,
-        patch_size=patch_size,
-        embed_dim=embed_dim,
-        depth=depth,
-        num_heads=num_heads,
         class_token=False,
         global_pool="avg",
         fc_norm=False,
@@ -67,5 +63,6 @@ def simple_vit(*, img_size: int, patch_size: int, embed_dim: int, depth: int, nu
     for block in model.blocks:
         block.attn.proj.bias = None
     del model.pos_embed
-    model.register_buffer("pos_embed", sincos_position(model.patch_embed.grid_size, embed_dim), persistent=False)
+    position = sincos_position(model.patch_embed.grid_size, model.embed_dim, temperature)
+    model.register_buffer("pos_embed", position, persistent=False)
     return model

@@ -35,7 +35,9 @@ class Method:
     @property
     def options_text(self) -> str:
         """The options as they stand in tables: ``key=value,key=value``, empty without any."""
-        return ",".join(f"{key}={str(value).lower() if isinstance(value, bool) else value}" for key, value in self.options)
+        return ",".join(
+            f"{key}={str(value).lower() if isinstance(value, bool) else value}" for key, value in self.options
+        )
 
     def __str__(self) -> str:
         return f"{self.name}:{self.options_text}" if self.options else self.name

@@ -13,4 +13,6 @@ class NoReduction(Reducer):
     def __init__(self, vit, schedule) -> None:
         super().__init__(vit, schedule)
         if schedule.keep_rate != 1.0:
-            raise UsageError(f"reducer 'none' keeps everything; keep_rate={schedule.keep_rate} is not allowed, give 1.0")
+            raise UsageError(
+                f"reducer 'none' keeps everything; keep_rate={schedule.keep_rate} is not allowed, give 1.0"
+            )

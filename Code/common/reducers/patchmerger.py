@@ -50,7 +50,7 @@ class PatchMerger(Reducer):
             raise UsageError("patchmerger with parity=True pools the mean; a distilled backbone with two heads cannot")
         scale = vit.embed_dim**-0.5 if parity else 1.0
         before, mergers = vit.patch_embed.num_patches, {}
-        for layer, kept in zip(schedule.reduction_loc, schedule.counts(before)):
+        for layer, kept in zip(schedule.reduction_loc, schedule.counts(before), strict=True):
             if kept < before:
                 mergers[str(layer)] = Merger(vit.embed_dim, kept, scale)
                 before = kept
@@ -67,5 +67,3 @@ class PatchMerger(Reducer):
             return tokens
         merged, weights = self.mergers[str(layer)](tokens.patches)
         return tokens.merged(merged, weights.argmax(1))
-
-

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from common.errors import UsageError
 
@@ -40,7 +41,7 @@ class Schedule:
 
     def __post_init__(self) -> None:
         loc = tuple(self.reduction_loc)
-        increasing = all(a < b for a, b in zip(loc, loc[1:]))
+        increasing = all(a < b for a, b in pairwise(loc))
         if not loc or not all(_is_int(block) and block >= 0 for block in loc) or not increasing:
             raise UsageError(f"reduction_loc={list(loc)} is not allowed; give increasing 0-based block indices")
         object.__setattr__(self, "reduction_loc", loc)
@@ -58,7 +59,7 @@ class Schedule:
             kept = list(self.keep_rate)
         else:
             kept = [_share(num_patches, rate) for rate in self.keep_rate]
-        if max(kept) > num_patches or any(a < b for a, b in zip(kept, kept[1:])):
+        if max(kept) > num_patches or any(a < b for a, b in pairwise(kept)):
             raise UsageError(
                 f"keep_rate={_show(self.keep_rate)} keeps {kept} of {num_patches} patches; "
                 f"allowed: counts from {num_patches} down to 1 that never grow"
@@ -74,7 +75,7 @@ class Schedule:
     def last_drop(self, num_patches: int) -> int:
         """The last block that drops anything, -1 if none does: no score is needed after it."""
         before, last = num_patches, -1
-        for layer, kept in zip(self.reduction_loc, self.counts(num_patches)):
+        for layer, kept in zip(self.reduction_loc, self.counts(num_patches), strict=True):
             if kept < before:
                 before, last = kept, layer
         return last
