@@ -7,6 +7,7 @@ from backbones import images, make
 from common.errors import UsageError
 from common.models.reduced import reduce_tokens
 from common.models.tokens import Selection, Tokens
+from common.reducers import Method
 from common.reducers.ats import grid_points, nearest_in_cdf, select_mask, significance
 
 
@@ -49,7 +50,11 @@ def test_patchmerger_is_softmax_over_normalised_tokens(parity):
     torch.testing.assert_close(out, weights @ patches, rtol=1e-4, atol=1e-5)
     _, trace = model.trace(x)
     assert torch.equal(trace.assignment[3], weights.argmax(1))
-    assert model.forward_features(x).shape[1] == (1 if parity else 1 + 2)  # parity pools the mean
+    features = model.forward_features(x)
+    if parity:  # both places that a pooling could read hold the mean
+        assert features.shape[1] == 2 and torch.equal(features[:, 0], features[:, 1])
+    else:
+        assert features.shape[1] == 1 + 2
 
 
 def test_patchmerger_extra_parameters():
@@ -165,6 +170,22 @@ def test_tokens_keep_moves_everything_along():
     again = kept.keep(Selection(torch.tensor([[1, 0]]), torch.tensor([[True, False]])))
     assert again.assignment.tolist() == [[-1, -1, -1, 0, -1]] and again.valid.tolist() == [[True, True, False]]
     assert again.count().tolist() == [1]
+
+
+def test_options_are_typed_and_named_once():
+    with pytest.raises(
+        UsageError, match="option parity='no' of reducer 'patchmerger' is not allowed; allowed: true, false"
+    ):
+        Method.parse("patchmerger:parity=no")
+    with pytest.raises(UsageError, match="'parity' stands twice"):
+        Method.parse("ats:parity=true,parity=false")
+    with pytest.raises(UsageError, match="has no value; write name:key=value"):
+        Method.parse("topk:mean")
+    assert str(Method.parse("patchmerger:parity=True")) == "patchmerger:parity=true"
+    with pytest.raises(
+        UsageError, match="allowed: global_pool token or avg and one head, given VisionTransformer with map"
+    ):
+        reduce_tokens(make("siglip-map"), "patchmerger", keep_rate=0.5, parity=True)
 
 
 def test_refusals():

@@ -7,9 +7,10 @@ import pytest
 import torch
 from backbones import FAMILIES, images, make
 
+from common.benchmark import SelectAll
 from common.errors import UsageError
-from common.models.reduced import applicable_reducers, reduce_tokens
-from common.reducers import Method, Reducer, list_reducers, register_reducer
+from common.models.reduced import applicable_reducers, attach, reduce_tokens
+from common.reducers import Method, Reducer, Schedule, list_reducers, register_reducer
 
 PAIRS = [
     pytest.param(family, name, id=f"{family}-{name}")
@@ -44,6 +45,29 @@ def test_identity_when_nothing_is_dropped(family, name):
     x = images(vit)
     with torch.inference_mode():
         torch.testing.assert_close(reduced(vit, name, 1.0)(x), vit(x), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("signal", ["head_max", "attention", "cls_attention"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_identity_through_every_path_of_the_reduced_block(family, signal):
+    """Everything is selected, in every block: with attention maps and without, timm's numbers come out."""
+    vit = make(family)
+
+    class Everything(SelectAll):
+        def needs(self, layer, tokens):
+            return frozenset({signal, "value_norm", "key_mean"})
+
+    x = images(vit)
+    with torch.inference_mode():
+        torch.testing.assert_close(attach(vit, Everything(vit, Schedule(1.0, (0,))))(x), vit(x), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("text", VARIANTS)
+@pytest.mark.parametrize("family", ["vit", "cls-avg"])
+def test_variants_give_finite_logits_and_keep_less(family, text):
+    vit = make(family)
+    logits, trace = reduced(vit, text, 0.5).trace(images(vit))
+    assert logits.isfinite().all() and (trace.num_tokens[-1] <= 2).all()
 
 
 @pytest.mark.parametrize(("family", "name"), LAST_BLOCK_PAIRS)
@@ -114,19 +138,20 @@ def test_random_sampler_depends_on_the_seed():
 @pytest.mark.parametrize("name", list_reducers())
 @pytest.mark.parametrize("autocast", [False, True], ids=["weights", "autocast"])
 def test_bfloat16(name, autocast):
-    """Half precision drops the same number of tokens and stays near float32."""
+    """Half precision keeps (almost) the same patches and stays near float32."""
     vit = make("vit")
     x = images(vit)
     model = reduced(vit, name, rate_for(name))
-    with torch.inference_mode():
-        exact = model(x)
-        if autocast:
-            with torch.autocast("cpu", torch.bfloat16):
-                rough = model(x)
-        else:
-            rough = copy.deepcopy(model).bfloat16()(x.bfloat16())
+    exact, trace = model.trace(x)
+    if autocast:
+        with torch.autocast("cpu", torch.bfloat16):
+            rough, rough_trace = model.trace(x)
+    else:
+        rough, rough_trace = copy.deepcopy(model).bfloat16().trace(x.bfloat16())
     assert rough.dtype == torch.bfloat16
     assert torch.nn.functional.cosine_similarity(rough.float(), exact).min() > 0.95
+    assert (rough_trace.kept(3) == trace.kept(3)).float().mean() > 0.8
+    assert (rough_trace.num_tokens[3] - trace.num_tokens[3]).abs().max() <= (1 if name == "ats" else 0)
 
 
 @pytest.mark.parametrize("name", list_reducers())

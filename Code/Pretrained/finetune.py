@@ -25,6 +25,8 @@
 # * its PatchMerger read every position one patch too early. (PatchMerger still starts with random queries, and with
 #   `parity=true` without CLS token and with mean pooling: its gap after 5 epochs is mostly that.)
 #
+# The tables give the last and the best epoch: the source does not say which of them it prints.
+#
 # | | |
 # |---|---|
 # | Defaults | embedded digits, the small ViT that `Scratch/train_test` trains, 3 epochs |

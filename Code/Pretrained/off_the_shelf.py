@@ -30,7 +30,7 @@ import pandas as pd
 import torch
 
 from common import count_macs, load_dataset, plots, reduce_tokens
-from common.data import make_loader
+from common.data import head_classes, make_loader
 from common.digits_backbone import resolve_weights
 from common.models.factory import create_backbone
 from common.reducers import Method
@@ -63,7 +63,7 @@ torch.manual_seed(seed)
 val_set = load_dataset(dataset, "val", img_size=img_size, recipe=recipe, limit=limit_val, seed=seed)
 vit = create_backbone(backbone, weights=resolve_weights(weights), img_size=img_size)
 methods = [Method.parse(text) for text in reducers]
-variants = [(m, rate) for m in methods for rate in keep_rates if m.name != "none" or rate == 1.0]
+variants = [(m, rate) for m in methods for rate in ([1.0] if m.name == "none" else keep_rates)]
 models = {(m, rate): reduce_tokens(vit, m.name, keep_rate=rate, **dict(m.options)) for m, rate in variants}
 models = {key: model.to(torch_device(device)) for key, model in models.items()}
 print(f"{len(val_set)} validation images of {dataset}, {len(models)} models of {backbone}")
@@ -76,7 +76,7 @@ predictions, labels = predict(models, make_loader(val_set, batch_size, shuffle=F
 # `accuracy` restricts the head to the dataset's classes, `accuracy_full` does not.
 
 # %%
-inside = val_set.imagenet_indices if vit.num_classes == 1000 else None
+inside = head_classes(vit.num_classes, val_set)
 in_full = labels if inside is None else torch.tensor(inside)[labels]
 rows = [
     {
@@ -87,7 +87,7 @@ rows = [
         "accuracy_full": None if inside is None else accuracy(found.logits, in_full),
         "loss": cross_entropy(found.logits, labels, inside),
         "gmac": count_macs(models[method, rate], img_size).total / 1e9,
-        "images_per_second": len(labels) / found.seconds,
+        "images_per_second": found.images_per_second,
     }
     for (method, rate), found in predictions.items()
 ]

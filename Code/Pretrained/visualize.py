@@ -31,7 +31,7 @@ import pandas as pd
 import torch
 
 from common import load_dataset, plots, reduce_tokens
-from common.data import make_loader
+from common.data import head_classes, make_loader
 from common.digits_backbone import resolve_weights
 from common.models.factory import create_backbone
 from common.reducers import Method
@@ -62,7 +62,7 @@ val_set = load_dataset(dataset, "val", img_size=img_size, recipe=recipe, limit=n
 vit = create_backbone(backbone, weights=resolve_weights(weights), img_size=img_size).eval()
 models = {rate: reduce_tokens(vit, method.name, keep_rate=rate, **dict(method.options)) for rate in keep_rates}
 loader = make_loader(val_set, batch_size, shuffle=False, seed=seed)
-inside = val_set.imagenet_indices if vit.num_classes == 1000 else None
+inside = head_classes(vit.num_classes, val_set)
 traced = trace_all(vit, models, loader, val_set.classes, inside)
 layers = models[keep_rates[0]].reducer.schedule.reduction_loc
 print(f"{len(val_set)} images, patches kept after layers {[layer + 1 for layer in layers]}")
@@ -85,7 +85,7 @@ singles = resolve(figure).with_suffix("")
 for number, example in enumerate(shown):
     for row in example.rows:
         single = plots.kept_patches(example.image, row.kept, patch_grid=grid, layers=layers, dropped=dropped)
-        plots.save(single, singles / f"{number}_{row.keep_rate:.0%}_{example.class_name.replace(' ', '_')}.png")
+        plots.save(single, singles / f"{number}_{100 * row.keep_rate:g}_{example.class_name.replace(' ', '_')}.png")
 single
 
 # %% [markdown]

@@ -17,6 +17,7 @@
 # **Reproduces** TRAM's scratch protocol for one model: 160 px, patch 16, batch 64, Adam 1e-4 halved every 10 epochs,
 # rotation, colour jitter, flips and random crops. Every run starts from its own fresh model; the published notebook
 # continued the 75 % TRAM model at 50 % and its TopK and ATS cells could not run, so its numbers are not comparable.
+# ViT here is timm's (qkv bias, convolution as patch embedding, small initial positions), not vit-pytorch's.
 #
 # | | |
 # |---|---|

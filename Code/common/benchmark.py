@@ -14,14 +14,17 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import torch
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from common.errors import UsageError, require_choice
 from common.macs import count_macs
 from common.models.factory import create_backbone
-from common.models.reduced import reduce_tokens
-from common.reducers import Method, list_reducers
+from common.models.reduced import attach, reduce_tokens
+from common.models.tokens import Selection, Tokens
+from common.reducers import Method, Reducer, Schedule, Signals, list_reducers
+from common.reducers.base import Signal
 from common.training import torch_device
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -112,7 +115,8 @@ def compare(
 ) -> list[dict[str, object]]:
     """Measure ``methods`` at ``keep_rates`` on a randomly initialised ``backbone`` against the backbone itself.
 
-    Before anything is timed, a reduced model that keeps everything must give the backbone's logits to 1e-5.
+    Before anything is timed, a model that selects every patch in every block, through the same code as the methods,
+    must give the backbone's logits to 1e-5.
 
     Args:
         backbone: a timm VisionTransformer.
@@ -131,17 +135,20 @@ def compare(
         img_size, params, gmac (attention included), gmac_thop_compat, and the fields of :class:`Throughput`.
     """
     require_choice(dtype, DTYPES, "dtype")
+    for what, value in (("rounds", rounds), ("batch_size", batch_size)):
+        if not isinstance(value, int) or value < 1:
+            raise UsageError(f"{what}={value!r} is not allowed; give a whole number >= 1")
+    where, parsed = torch_device(device), [Method.parse(method) for method in methods]
     torch.manual_seed(seed)
     vit = create_backbone(backbone, num_classes=num_classes, img_size=img_size).eval()
     variants = [(Method("none"), 1.0)]
-    variants += [(m, rate) for m in map(Method.parse, methods) if m.name != "none" for rate in keep_rates]
+    variants += [(m, rate) for m in parsed if m.name != "none" for rate in keep_rates]
     models = {(m, rate): reduce_tokens(vit, m.name, keep_rate=rate, **dict(m.options)) for m, rate in variants}
     baseline, side = variants[0], vit.patch_embed.img_size
     images = torch.randn(batch_size, 3, *side, generator=torch.Generator().manual_seed(seed))
     _assert_identity(vit, images[:1])
     costs = {variant: _cost(model, side) for variant, model in models.items()}
 
-    where = torch_device(device)
     models[baseline] = vit
     models = {variant: model.to(where, DTYPES[dtype]).eval() for variant, model in models.items()}
     times = interleaved(models, images.to(where, DTYPES[dtype]), baseline=baseline, rounds=rounds)
@@ -167,9 +174,28 @@ def _cost(model: nn.Module, side: tuple[int, int]) -> dict[str, float]:
     }
 
 
-def _assert_identity(vit: nn.Module, images: Tensor) -> None:
+class SelectAll(Reducer):
+    """Scores as TRAM does and selects every patch in every block: all of a method's path, none of its effect."""
+
+    def needs(self, layer: int, tokens: Tokens) -> frozenset[Signal]:
+        return frozenset({"head_max", "value_norm", "key_mean"})
+
+    def select_queries(self, tokens: Tokens, signals: Signals, layer: int) -> tuple[Tokens, Selection | None]:
+        everything = torch.arange(tokens.num_patch_tokens, device=tokens.x.device)
+        return tokens, Selection(everything.expand(len(tokens.x), -1))
+
+
+def _assert_identity(vit: VisionTransformer, images: Tensor) -> None:
+    model = attach(vit, SelectAll(vit, Schedule(1.0, (0,))))
     with torch.inference_mode():
-        torch.testing.assert_close(reduce_tokens(vit, "tram", keep_rate=1.0)(images), vit(images), rtol=0, atol=1e-5)
+        torch.testing.assert_close(model(images), vit(images), rtol=0, atol=1e-5)
+
+
+def set_threads(threads: int) -> None:
+    """Use ``threads`` CPU threads from now on."""
+    if threads < 1:
+        raise UsageError(f"threads={threads} is not allowed; give a whole number >= 1")
+    torch.set_num_threads(threads)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -185,9 +211,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--threads", type=int, help="CPU threads; default: torch's")
     args = parser.parse_args(argv)
-    if args.threads:
-        torch.set_num_threads(args.threads)
     try:
+        if args.threads is not None:
+            set_threads(args.threads)
         rows = compare(
             args.backbone,
             args.reducer,

@@ -26,8 +26,18 @@ SCHEDULES = ("constant", "step", "cosine")
 
 
 def torch_device(name: str | None = None) -> torch.device:
-    """The device called ``name``; by default "cuda" when there is one, else "cpu"."""
-    return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+    """The device called ``name``; by default "cuda" when there is one, else "cpu".
+
+    Raises:
+        UsageError: there is no such device here.
+    """
+    name = name or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(f"device {name!r} is not to be had here: {str(error).splitlines()[0]}") from error
+    return device
 
 
 @dataclass(frozen=True)
@@ -40,7 +50,7 @@ class TrainConfig:
         optimizer: "adam", or "muon": Muon (Jordan et al., 2024) at 20 times ``lr`` for the matrices of the blocks and
             Adam for the rest, which trains a small ViT from scratch in a fraction of the epochs.
         schedule: "constant", "step" (times 0.5 after every 10 epochs), or "cosine" (to 0, after a linear warm-up over
-            the first 15 % of the steps).
+            the first 10 % of the steps).
         batch_size: images per step.
         seed: of the order of images and their augmentation.
         workers: processes that load data.
@@ -63,7 +73,8 @@ class TrainConfig:
             value = getattr(self, name)
             if not isinstance(value, int) or value < least:
                 raise UsageError(f"{name}={value!r} is not allowed; give an integer >= {least}")
-        if not self.lr > 0:
+        torch_device(self.device)
+        if not isinstance(self.lr, (int, float)) or not 0 < self.lr < math.inf:
             raise UsageError(f"lr={self.lr!r} is not allowed; give a positive number")
 
 
@@ -134,7 +145,7 @@ class _Step:
             if config.schedule == "cosine":
                 warmup = max(1, round(WARMUP * total))
                 return min(
-                    (step + 1) / warmup, 0.5 * (1 + math.cos(math.pi * max(0, step - warmup) / (total - warmup)))
+                    (step + 1) / warmup, 0.5 * (1 + math.cos(math.pi * max(0, step - warmup) / max(1, total - warmup)))
                 )
             return 1.0
 
@@ -173,16 +184,16 @@ def evaluate(model: nn.Module, loader: DataLoader) -> tuple[float, float]:
 
 @dataclass
 class Prediction:
-    """Logits (n, classes) of one model, float32 on the CPU, and the seconds its forward passes took."""
+    """Logits (n, classes) of one model, float32 on the CPU, and images per second without the first batch."""
 
     logits: Tensor
-    seconds: float
+    images_per_second: float
 
 
 @torch.inference_mode()
 def predict(models: Mapping[Hashable, nn.Module], loader: DataLoader) -> tuple[dict[Hashable, Prediction], Tensor]:
     """Predictions of every model, put in eval mode, over ``loader``, each batch decoded once; and the labels (n,)."""
-    outputs, seconds, labels = {key: [] for key in models}, dict.fromkeys(models, 0.0), []
+    outputs, seconds, labels = {key: [] for key in models}, {key: [] for key in models}, []
     for model in models.values():
         model.eval()
     parameter = next(next(iter(models.values())).parameters())
@@ -191,9 +202,13 @@ def predict(models: Mapping[Hashable, nn.Module], loader: DataLoader) -> tuple[d
         for key, model in models.items():
             start = time.perf_counter()
             outputs[key].append(model(images).float().cpu())
-            seconds[key] += time.perf_counter() - start
+            seconds[key].append(time.perf_counter() - start)
         labels.append(targets)
-    return {key: Prediction(torch.cat(outputs[key]), seconds[key]) for key in models}, torch.cat(labels)
+    warm = slice(1, None) if len(labels) > 1 else slice(None)  # the first batch pays for what is made once
+    images = sum(map(len, labels[warm]))
+    return {key: Prediction(torch.cat(outputs[key]), images / sum(seconds[key][warm])) for key in models}, torch.cat(
+        labels
+    )
 
 
 def accuracy(logits: Tensor, labels: Tensor, classes: Sequence[int] | None = None) -> float:

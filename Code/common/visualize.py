@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from common.data.base import LabelledDataset
+from common.data.loading import one_class_after_the_other
 from common.plots import Example, ExampleRow
 
 
@@ -106,8 +107,7 @@ def examples(
     dataset: LabelledDataset, traced: Mapping[float, TracedImages], layers: Sequence[int], count: int
 ) -> list[Example]:
     """``count`` images for :func:`common.plots.united_grid`, spread evenly over the classes."""
-    by_class = dataset.labels.argsort(stable=True)
-    chosen = by_class[torch.linspace(0, len(dataset) - 1, count).long()]
+    chosen = one_class_after_the_other(dataset.labels)[:count]
     return [_example(dataset, traced, list(layers), index) for index in chosen.tolist()]
 
 

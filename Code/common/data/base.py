@@ -12,6 +12,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from common.data.transforms import Normalisation
+from common.errors import UsageError
 
 
 class LabelledDataset(Dataset):
@@ -51,6 +52,22 @@ class LabelledDataset(Dataset):
         chosen = copy.copy(self)
         chosen.labels = self.labels[indices]
         return chosen
+
+
+def head_classes(num_outputs: int, dataset: LabelledDataset) -> list[int] | None:
+    """Which outputs of a head are the dataset's classes: None when the head is the dataset's own.
+
+    Raises:
+        UsageError: the head has other classes and the dataset is no part of ImageNet-1k.
+    """
+    if num_outputs == dataset.num_classes:
+        return None
+    if num_outputs == 1000 and dataset.imagenet_indices is not None:
+        return dataset.imagenet_indices
+    raise UsageError(
+        f"the head has {num_outputs} outputs, dataset {dataset.name!r} has {dataset.num_classes} classes; allowed: "
+        f"a head trained on the dataset, or one of 1000 ImageNet classes and a dataset whose classes are among them"
+    )
 
 
 @dataclass(frozen=True)

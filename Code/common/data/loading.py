@@ -24,10 +24,16 @@ def subset(dataset: LabelledDataset, n: int | None, seed: int) -> LabelledDatase
     if not 1 <= n <= len(dataset):
         raise UsageError(f"a subset of {n} images of {dataset.name!r} is not possible; allowed: 1 to {len(dataset)}")
     order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))
-    labels = dataset.labels[order]
-    # Taking every class's first item, then every class's second, and so on, fills the classes at the same pace.
-    chosen = order[torch.argsort(_rank_in_class(labels) * dataset.num_classes + labels)[:n]]
+    chosen = order[one_class_after_the_other(dataset.labels[order])[:n]]
     return dataset.select(chosen.sort().values)
+
+
+def one_class_after_the_other(labels: torch.Tensor) -> torch.Tensor:
+    """Positions of ``labels`` (n,): every class's first item, then every class's second, and so on.
+
+    Any beginning of this order fills the classes at the same pace.
+    """
+    return torch.argsort(_rank_in_class(labels) * (labels.max() + 1) + labels)
 
 
 def _rank_in_class(labels: torch.Tensor) -> torch.Tensor:

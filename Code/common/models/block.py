@@ -37,7 +37,8 @@ def reduced_block(block: Block, tokens: Tokens, layer: int, reducer: Reducer) ->
     with torch.set_grad_enabled(torch.is_grad_enabled() and reducer.learns_from_signals):
         signals = Signals(**maps, **_cheap_signals(attn, heads, bias, wanted))
 
-    tokens, selection = reducer.select_queries(tokens, signals, layer)
+    with _without_autocast(tokens.x.device.type):  # scores of half precision would tie
+        tokens, selection = reducer.select_queries(tokens, signals, layer)
     rows = None if selection is None else tokens.rows(selection)
     if mixed is None:
         mixed = _mix(attn, heads, bias, rows)
@@ -119,7 +120,7 @@ def _mix_explicitly(
     with _without_autocast(q.device.type):
         for part in (slice(start, start + chunk) for start in range(0, batch, chunk)):
             attention = _attention(q[part], k[part], None if bias is None else bias[part].to(q.dtype), attn.scale)
-            mixed[part] = (attn.attn_drop(attention) @ v[part]).transpose(1, 2)
+            mixed[part] = (attn.attn_drop(attention).to(v.dtype) @ v[part]).transpose(1, 2)
             if "attention" in maps:
                 maps["attention"][part] = attention
             if "head_max" in maps:

@@ -6,7 +6,6 @@ import difflib
 from pathlib import Path
 
 import timm
-from huggingface_hub.errors import HfHubHTTPError
 from timm.models.vision_transformer import VisionTransformer
 
 from common.errors import UsageError
@@ -15,6 +14,7 @@ from common.models.reduced import SUPPORTED, ReducedVisionTransformer, check_sup
 from common.reducers.base import check_options
 from common.weights import HUB, check_weights, read_state
 
+OWN = "reducer."  # prefix of a method's own parameters in a state dict
 SUPPORTED_MODULES = ("timm.models.vision_transformer", "timm.models.deit", registered.__name__)
 
 
@@ -50,7 +50,9 @@ def create_model(
     """
     check_options(reducer, reducer_options)
     vit = create_backbone(name, weights=weights, num_classes=num_classes, img_size=img_size)
-    return reduce_tokens(vit, reducer, keep_rate=keep_rate, reduction_loc=reduction_loc, **reducer_options)
+    model = reduce_tokens(vit, reducer, keep_rate=keep_rate, reduction_loc=reduction_loc, **reducer_options)
+    _load_own(model, weights)
+    return model
 
 
 def create_backbone(
@@ -68,6 +70,9 @@ def create_backbone(
     if timm.models.model_entrypoint(name).__module__ not in SUPPORTED_MODULES:
         raise UsageError(f"backbone {name!r} is not supported; allowed: {SUPPORTED}")
     sizes = {"num_classes": num_classes, "img_size": img_size}
+    for what, value in sizes.items():
+        if value is not None and (not isinstance(value, int) or value < 1):
+            raise UsageError(f"{what}={value!r} is not allowed; give a whole number >= 1")
     sizes = {key: value for key, value in sizes.items() if value is not None}
     vit = _build(name, weights, sizes)
     check_supported(vit)
@@ -77,20 +82,43 @@ def create_backbone(
 
 def _build(name: str, weights: str | Path | None, sizes: dict[str, int]) -> VisionTransformer:
     if weights is None:
-        return timm.create_model(name, **sizes)
+        return _created(name, f"backbone {name!r} cannot be made", **sizes)
     if weights == HUB:
-        try:
-            return timm.create_model(name, pretrained=True, **sizes)
-        except (OSError, HfHubHTTPError, RuntimeError) as error:
-            reason = str(error).splitlines()[0]
-            raise UsageError(f"weights 'timm' of {name!r} are not to be had here: {reason}") from error
-    state = read_state(weights)
+        return _created(name, f"weights 'timm' of {name!r} are not to be had here", pretrained=True, **sizes)
+    state = {key: value for key, value in read_state(weights).items() if not key.startswith(OWN)}
+    problem = f"weights file {str(weights)!r} does not fit backbone {name!r}"
+    if "head.weight" not in state:
+        raise UsageError(f"{problem}: it has no 'head.weight'")
     overlay = {"state_dict": state, "num_classes": len(state["head.weight"]), "custom_load": False}
+    vit = _created(name, problem, pretrained=True, pretrained_cfg_overlay=overlay, **sizes)
+    # timm loads loosely once the number of classes differs, and would leave a missing block at random
+    expected = set(vit.state_dict())
+    missing, unknown = sorted(expected - set(state)), sorted(set(state) - expected)
+    if missing or unknown:
+        raise UsageError(f"{problem}: missing {missing[:3] or 'nothing'}, unknown {unknown[:3] or 'nothing'}")
+    return vit
+
+
+def _created(name: str, problem: str, **options) -> VisionTransformer:
+    """timm's model, or one line: whatever goes wrong there (network, names, shapes) is bad input here."""
     try:
-        return timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **sizes)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UsageError(f"weights file {str(weights)!r} does not fit backbone {name!r}: {reason}") from error
+        return timm.create_model(name, **options)
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UsageError(f"{problem}: {reason}") from error
+
+
+def _load_own(model: ReducedVisionTransformer, weights: str | Path | None) -> None:
+    """The method's trained parameters, when the file has them: all or a refusal."""
+    if weights in (None, HUB):
+        return
+    own = {key.removeprefix(OWN): value for key, value in read_state(weights).items() if key.startswith(OWN)}
+    if own:
+        try:
+            model.reducer.load_state_dict(own)
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UsageError(f"weights file {str(weights)!r} holds parameters of another method: {reason}") from error
 
 
 def _check_image_size(vit: VisionTransformer) -> None:

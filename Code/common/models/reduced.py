@@ -64,7 +64,8 @@ class _Reduced:
     def _normalised(self, tokens: Tokens) -> Tensor:
         x = self.norm(tokens.x)
         if self.reducer.pools_mean:
-            return masked_mean(x, tokens.valid)
+            # wherever timm reads its class token or averages its patches, it finds the mean
+            return masked_mean(x, tokens.valid).expand(-1, self.num_prefix_tokens + 1, -1)
         if tokens.valid is not None and self.global_pool == "avg":
             # timm averages over all patch tokens; a single one that is the mean of the valid ones keeps padding out
             tokens = tokens.with_x(x)
@@ -112,16 +113,25 @@ def reduce_tokens(
     """
     check_options(reducer, reducer_options)
     check_supported(vit)
-    schedule = Schedule(keep_rate, reduction_loc or default_reduction_loc(len(vit.blocks)))
+    schedule = Schedule(keep_rate, default_reduction_loc(len(vit.blocks)) if reduction_loc is None else reduction_loc)
     check_depth(schedule, len(vit.blocks))
     schedule.counts(vit.patch_embed.num_patches)
     obstacle = _obstacle(vit, reducer)
     if obstacle:
         raise UsageError(obstacle)
+    return attach(vit, reducer_class(reducer)(vit, schedule, **reducer_options))
+
+
+def attach(vit: VisionTransformer, reducer: Reducer) -> ReducedVisionTransformer:
+    """The model of :func:`reduce_tokens` for a reducer that was made for ``vit``.
+
+    Modules are shared: ``train()`` and ``to()`` of one reach the blocks of the other. Hooks on ``vit`` itself are not.
+    """
     reduced = REDUCED[type(vit)].__new__(REDUCED[type(vit)])
-    reduced.__dict__.update(vit.__dict__, _modules=dict(vit._modules), _parameters=dict(vit._parameters))
-    reduced.reducer = reducer_class(reducer)(vit, schedule, **reducer_options)
-    reduced.reducer.to(vit.blocks[0].mlp.fc1.weight).train(vit.training)
+    # buffers stay in one dict, so that moving one model moves the other's as it moves its parameters
+    own = {key: value.copy() for key, value in vit.__dict__.items() if isinstance(value, dict) and key != "_buffers"}
+    reduced.__dict__.update({**vit.__dict__, **own})
+    reduced.reducer = reducer.to(vit.blocks[0].attn.qkv.weight).train(vit.training)
     return reduced
 
 

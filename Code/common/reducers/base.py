@@ -126,8 +126,11 @@ def reducer_options(name: str) -> list[str]:
 
 
 def check_options(name: str, options: dict[str, object]) -> None:
-    """Refuse an option that reducer ``name`` does not have."""
+    """Refuse an option that reducer ``name`` does not have, or a switch that is neither true nor false."""
     allowed = reducer_options(name)
-    for option in options:
+    parameters = inspect.signature(reducer_class(name)).parameters
+    for option, value in options.items():
         if option not in allowed:
             raise UsageError(f"reducer {name!r} has no option {option!r}; allowed: {', '.join(allowed) or 'none'}")
+        if isinstance(parameters[option].default, bool) and not isinstance(value, bool):
+            raise UsageError(f"option {option}={value!r} of reducer {name!r} is not allowed; allowed: true, false")

@@ -28,6 +28,8 @@ class Method:
             key, equals, value = part.partition("=")
             if not equals:
                 raise UsageError(f"option {part!r} of {text!r} has no value; write name:key=value,key=value")
+            if key in dict(options):
+                raise UsageError(f"option {key!r} stands twice in {text!r}")
             options.append((key, _literal(value)))
         check_options(name, dict(options))
         return cls(name, tuple(options))

@@ -46,8 +46,11 @@ class PatchMerger(Reducer):
     def __init__(self, vit, schedule, *, parity: bool = False) -> None:
         super().__init__(vit, schedule)
         self.parity = parity
-        if parity and hasattr(vit, "head_dist"):
-            raise UsageError("patchmerger with parity=True pools the mean; a distilled backbone with two heads cannot")
+        if parity and (vit.global_pool not in ("token", "avg") or vit.pool_include_prefix or hasattr(vit, "head_dist")):
+            raise UsageError(
+                f"patchmerger with parity=True classifies from the mean of the merged tokens; allowed: global_pool "
+                f"token or avg and one head, given {type(vit).__name__} with {vit.global_pool}"
+            )
         scale = vit.embed_dim**-0.5 if parity else 1.0
         before, mergers = vit.patch_embed.num_patches, {}
         for layer, kept in zip(schedule.reduction_loc, schedule.counts(before), strict=True):

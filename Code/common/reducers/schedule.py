@@ -28,7 +28,8 @@ class Schedule:
     """Patch tokens to keep at each reduction stage.
 
     Args:
-        keep_rate: one ratio r, which compounds: stage s keeps floor(P r^s) of the P patches, but at
+        keep_rate: one ratio r, which compounds (relative to P, not to the truncated count before: 96, not 95, of 196
+            at 0.7 in stage 2): stage s keeps floor(P r^s) of the P patches, but at
             least one; or a ratio per stage, each a fraction of P; or an integer > 1 per stage, a count.
         reduction_loc: 0-based blocks of the stages, increasing.
 
@@ -40,6 +41,10 @@ class Schedule:
     reduction_loc: tuple[int, ...]
 
     def __post_init__(self) -> None:
+        if not isinstance(self.reduction_loc, Sequence):
+            raise UsageError(
+                f"reduction_loc={self.reduction_loc!r} is not allowed; give increasing 0-based block indices"
+            )
         loc = tuple(self.reduction_loc)
         increasing = all(a < b for a, b in pairwise(loc))
         if not loc or not all(_is_int(block) and block >= 0 for block in loc) or not increasing:
