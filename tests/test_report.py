@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from fake_runs import throughput_run, training_run, whole_study
 
-from common import report
-from common.tables import TITLES
+from common.report import page as report
+from common.report.tables import TITLES
 
 PIXEL = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="

@@ -184,7 +184,8 @@ def test_commit_says_when_sources_differ(tmp_path: Path) -> None:
     assert provenance.git_commit(tmp_path) == "", "not a repository"
     git(tmp_path, "init")
     assert provenance.git_commit(tmp_path) == "", "no commit yet"
-    (tmp_path / "a.py").write_text("1")
+    (tmp_path / "Code").mkdir()
+    (tmp_path / "Code/a.py").write_text("1")
     git(tmp_path, "add", ".")
     git(tmp_path, "commit", "-m", "first")
     clean = provenance.git_commit(tmp_path)
@@ -193,7 +194,9 @@ def test_commit_says_when_sources_differ(tmp_path: Path) -> None:
     (tmp_path / "results").mkdir()
     (tmp_path / "results/x.csv").write_text("a study writes this while it runs")
     assert provenance.git_commit(tmp_path) == clean
-    (tmp_path / "a.py").write_text("2")
+    (tmp_path / "README.md").write_text("no number depends on this")
+    assert provenance.git_commit(tmp_path) == clean
+    (tmp_path / "Code/a.py").write_text("2")
     assert provenance.git_commit(tmp_path) == f"{clean}+dirty"
 
 

@@ -8,10 +8,10 @@ import pandas as pd
 import pytest
 from fake_runs import off_the_shelf_run, sizing_run, throughput_run, training_run, visualize_run, whole_study
 
-from common import summary, tables
 from common.errors import UsageError
+from common.report import summary, tables
+from common.report.sections import Section, leader, spread
 from common.results import read_runs
-from common.tables_sections import Section, leader, spread
 
 
 def row(frame: pd.DataFrame, **where: object) -> pd.Series:

@@ -12,20 +12,21 @@ import torch
 
 from common.errors import UsageError
 
+SOURCES = ("Code", "requirements.txt", "pyproject.toml")
+
 
 def git_commit(folder: Path | None) -> str:
     """Short hash of the commit checked out in ``folder``, "+dirty" appended when sources differ from it.
 
-    "" without a folder, git, repository or first commit. Results and executed notebooks do not count as
-    sources: a study writes them while it runs.
+    "" without a folder, git, repository or first commit. Sources are what a number can depend on: the code and the
+    pinned packages, not the README, the tests, or the results and notebooks that a study writes while it runs.
     """
     if folder is None:
         return ""
     head = _git(folder, "rev-parse", "--short", "--verify", "HEAD")
     if not head:
         return ""
-    outputs = (":(exclude)results", ":(exclude)notebooks")
-    return f"{head}+dirty" if _git(folder, "status", "--porcelain", "--", ".", *outputs) else head
+    return f"{head}+dirty" if _git(folder, "status", "--porcelain", "--", *SOURCES) else head
 
 
 def _git(folder: Path, *arguments: str) -> str:

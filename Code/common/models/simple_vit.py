@@ -7,6 +7,7 @@ patches are normalised before and after their linear embedding, attention has no
 from __future__ import annotations
 
 import torch
+from einops import rearrange
 from timm.layers import PatchEmbed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
@@ -30,12 +31,10 @@ class NormalizedPatchEmbed(PatchEmbed):
 
     def forward(self, x: Tensor) -> Tensor:
         """Images (B, C, H, W) -> patch tokens (B, P, D)."""
-        batch, _, height, width = x.shape
-        if (height, width) != tuple(self.img_size):
-            raise UsageError(f"the model was made for images of {tuple(self.img_size)}, given {(height, width)}")
-        ph, pw = self.patch_size
-        x = x.unflatten(3, (-1, pw)).unflatten(2, (-1, ph))  # (B, C, h, ph, w, pw)
-        x = x.permute(0, 2, 4, 3, 5, 1).reshape(batch, self.num_patches, -1)
+        if x.shape[2:] != self.img_size:
+            raise UsageError(f"the model was made for images of {self.img_size}, given {tuple(x.shape[2:])}")
+        p1, p2 = self.patch_size
+        x = rearrange(x, "b c (h p1) (w p2) -> b (h w) (p1 p2 c)", p1=p1, p2=p2)
         return self.norm(self.proj(self.norm_patch(x)))
 
 

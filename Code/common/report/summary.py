@@ -1,7 +1,7 @@
 """Runs to numbers: one row per condition, mean and sample standard deviation over seeds, published values joined.
 
 Every function takes the frame of :func:`common.results.read_runs` for its table and returns plain numbers; how they
-are worded is the matter of :mod:`common.tables`.
+are worded is the matter of :mod:`common.report.tables`.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ import pandas as pd
 
 from common.plots import METHODS
 from common.plots.frames import backbone_name
-from common.summary import NOT_RUN, SETTING
+from common.report.summary import NOT_RUN, SETTING
 
 NONE = "-"
 FPS_NOTE = "Published FPS: one CUDA GPU, type not recorded. Not comparable with the speeds measured here."

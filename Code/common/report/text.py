@@ -1,4 +1,4 @@
-"""Sentences of the report, computed from the summaries of :mod:`common.summary`."""
+"""Sentences of the report, computed from the summaries of :mod:`common.report.summary`."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import pandas as pd
 
 from common.plots.frames import backbone_name
-from common.summary import NOT_RUN, SETTING
-from common.tables_sections import counted, leader, method_label, number, percent, spread
+from common.report.sections import counted, leader, method_label, number, percent, spread
+from common.report.summary import NOT_RUN, SETTING
 
 QUESTIONS = {
     "throughput": "How much faster is a model that keeps fewer tokens?",

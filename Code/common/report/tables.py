@@ -1,6 +1,6 @@
-"""Runs to tables: ``python -m common.tables RESULTS_DIR`` writes RESULTS_DIR/tables/<study>.csv and .md.
+"""Runs to tables: ``python -m common.report.tables RESULTS_DIR`` writes RESULTS_DIR/tables/<study>.csv and .md.
 
-The CSV holds the numbers of :mod:`common.summary`; the Markdown the same as a person would print them.
+The CSV holds the numbers of :mod:`common.report.summary`; the Markdown the same as a person would print them.
 RESULTS_DIR/tables/published.md prints the authors' own numbers, apart from ours.
 """
 
@@ -14,12 +14,12 @@ from pathlib import Path
 
 import pandas as pd
 
-from common import tables_sections as printed
 from common.errors import UsageError, require_choice
 from common.plots.frames import backbone_name
+from common.report import sections as printed
+from common.report.sections import NONE, Section, percent
+from common.report.summary import SUMMARIES, holes
 from common.results import read_published, read_runs, resolve, write_atomically
-from common.summary import SUMMARIES, holes
-from common.tables_sections import NONE, Section, percent
 
 TITLES = {
     "throughput": "Speed",
@@ -177,7 +177,7 @@ def _write(path: Path, text: str) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m common.tables", description="Aggregate runs into tables.")
+    parser = argparse.ArgumentParser(prog="python -m common.report.tables", description="Aggregate runs into tables.")
     parser.add_argument("results_dir", help="folder with runs/, e.g. results/quick")
     given = parser.parse_args(arguments)
     try:

@@ -19,10 +19,10 @@ from matplotlib.figure import Figure
 
 from common import plots
 from common.errors import UsageError
-from common.report_text import CAPTIONS, QUESTIONS, Answer, answers, facts
+from common.report.summary import VARIANT, architecture
+from common.report.tables import TITLES, Study, published_sections, shortened, study
+from common.report.text import CAPTIONS, QUESTIONS, Answer, answers, facts
 from common.results import read_runs, resolve, write_atomically
-from common.summary import VARIANT, architecture
-from common.tables import TITLES, Study, published_sections, shortened, study
 
 # Every figure of these studies shows something of its own; those of the others repeat what the summary figure shows.
 _RUN_FIGURES = ("visualize", "sizing")
@@ -124,7 +124,7 @@ def render(results_dir: str | Path, *, title: str = "", about: str = "") -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template("report.html.j2").render(
+    return environment.get_template("page.html.j2").render(
         title=title or f"Token reduction: {', '.join(sorted(runs['profile'].unique()))}",
         about=about,
         facts=facts(runs),
@@ -156,7 +156,3 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     print(path)
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
