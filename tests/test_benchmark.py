@@ -69,11 +69,11 @@ def clock(monkeypatch):
     return clock
 
 
-def test_models_take_turns_and_warm_up_is_not_counted(clock):
-    seconds = {"a": [99, 99, 1, 2, 4], "b": [99, 99, 3, 2, 20], "c": [99, 99, 1, 1, 1]}
+def test_models_take_turns_and_each_timed_pass_follows_an_untimed_one(clock):
+    seconds = {"a": [99, 1, 99, 2, 99, 4], "b": [99, 3, 99, 2, 99, 20], "c": [99, 1, 99, 1, 99, 1]}
     models = {name: clock.model(name, values) for name, values in seconds.items()}
-    times = interleaved(models, torch.zeros(8, 3, 4, 4), baseline="b", rounds=3, warmup=2)
-    assert clock.log == ["a", "b", "c"] * 5
+    times = interleaved(models, torch.zeros(8, 3, 4, 4), baseline="b", rounds=3)
+    assert clock.log == ["a", "a", "b", "b", "c", "c"] * 3
     assert times["a"] == Throughput(4.0, 3.0, 6.0, 3.0, 2.0, 4.0, 3)
     assert times["b"] == Throughput(8 / 3, pytest.approx((0.4 + 8 / 3) / 2), pytest.approx((8 / 3 + 4) / 2), 1, 1, 1, 3)
     assert times["c"] == Throughput(8, 8, 8, 3, 2.5, 11.5, 3)

@@ -50,26 +50,26 @@ class Throughput:
 
 
 def interleaved(
-    models: Mapping[Hashable, nn.Module], images: Tensor, *, baseline: Hashable, rounds: int = 10, warmup: int = 2
+    models: Mapping[Hashable, nn.Module], images: Tensor, *, baseline: Hashable, rounds: int = 10
 ) -> dict[Hashable, Throughput]:
     """Time all ``models`` in turn, A B C A B C ..., on the same batch.
 
-    Taking turns makes a drift of the machine hit all of them alike; the speed-up is computed inside each round.
+    Taking turns makes a drift of the machine hit all of them alike; the speed-up is computed inside each round. Every
+    timed pass follows an untimed one of the same model: otherwise the largest model, the baseline, would pay each time
+    for the memory and the caches that a smaller one has left behind, and every speed-up would look better.
 
     Args:
         models: by any key, on the device and in the dtype of ``images``, in eval mode.
         images: (B, 3, H, W).
         baseline: key of the model that is the 1.0 of the speed-up.
         rounds: measured passes of each model.
-        warmup: passes of each model before, not counted.
     """
     seconds = {name: [] for name in models}
     with torch.inference_mode():
-        for turn in tqdm(range(-warmup, rounds), desc="rounds", leave=False):
+        for _ in tqdm(range(rounds), desc="rounds", leave=False):
             for name, model in models.items():
-                elapsed = _seconds(model, images)
-                if turn >= 0:
-                    seconds[name].append(elapsed)
+                model(images)
+                seconds[name].append(_seconds(model, images))
     return {name: _summary(own, seconds[baseline], len(images)) for name, own in seconds.items()}
 
 
