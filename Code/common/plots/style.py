@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from common.errors import UsageError, require_choice
+from common.results import resolve
 
 WIDTH = 9.0  # inches; 900 px at the lowest resolution a figure is written in
 MAX_BYTES = 150_000
@@ -122,10 +123,12 @@ def new_figure(height: float, *, width: float = WIDTH, layout: str | None = "con
 def save(fig: Figure, path: str | os.PathLike[str]) -> Path:
     """Write ``fig`` as a PNG of less than 150 kB, whole or not at all; create the folders; return the path.
 
+    A relative path starts from the repository's root, wherever a notebook runs.
+
     The resolution starts at 200 dpi and falls, then the number of colours, until the file is small enough. Raises
     :class:`UsageError` if the name does not end in .png or if the figure does not fit at 900 px and 32 colours.
     """
-    path = Path(path)
+    path = resolve(path)
     if path.suffix != ".png":
         raise UsageError(f"figures are saved as .png; got {str(path)!r}")
     data = to_png(fig)
