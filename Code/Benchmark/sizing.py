@@ -30,7 +30,7 @@
 
 # %%
 import pandas as pd
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from common import count_macs, plots
 from common.reducers import Schedule, default_reduction_loc

@@ -30,7 +30,7 @@
 
 # %%
 import pandas as pd
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from common import plots
 from common.benchmark import compare

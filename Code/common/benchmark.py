@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from common.errors import UsageError, require_choice
 from common.macs import count_macs
