@@ -55,8 +55,7 @@ def interleaved(
     """Time all ``models`` in turn, A B C A B C ..., on the same batch.
 
     Taking turns makes a drift of the machine hit all of them alike; the speed-up is computed inside each round. Every
-    timed pass follows an untimed one of the same model: otherwise the largest model, the baseline, would pay each time
-    for the memory and the caches that a smaller one has left behind, and every speed-up would look better.
+    timed pass follows an untimed one of the same model, which finds memory and caches as it leaves them itself.
 
     Args:
         models: by any key, on the device and in the dtype of ``images``, in eval mode.
