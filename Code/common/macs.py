@@ -53,8 +53,8 @@ def count_macs(model: nn.Module, img_size: int | tuple[int, int], *, seed: int =
     was_training = model.training
     model.eval()
     # not every torch has every fused kernel in its counter's registry; plain products are counted by all of them
-    plain = sdpa_kernel(SDPBackend.MATH)
-    with plain, torch.random.fork_rng(), torch.no_grad(), _thop_convention(model) as thop, _counter() as counter:
+    plain, counter = sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False)
+    with plain, torch.random.fork_rng(), torch.no_grad(), _thop_convention(model) as thop, counter:
         torch.manual_seed(seed)
         model(image)
     model.train(was_training)
@@ -65,10 +65,6 @@ def count_macs(model: nn.Module, img_size: int | tuple[int, int], *, seed: int =
 
 
 LINEAR_OPERATORS = (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.convolution)
-
-
-def _counter() -> FlopCounterMode:
-    return FlopCounterMode(display=False)
 
 
 @dataclass

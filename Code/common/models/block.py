@@ -112,8 +112,8 @@ def _mix_explicitly(
     chunk = batch
     if not q.is_cuda:
         q, k, v = q.float(), k.float(), v.float()
-    if not q.is_cuda and not torch.is_grad_enabled():
-        chunk = max(1, MAP_CHUNK_ELEMENTS // (num_heads * length * length))
+        if not torch.is_grad_enabled():
+            chunk = max(1, MAP_CHUNK_ELEMENTS // (num_heads * length * length))
     mixed = v.new_empty(batch, length, num_heads, head_dim)
     shapes = {"attention": (batch, num_heads, length, length), "head_max": (batch, length, length)}
     maps = {name: v.new_empty(shapes[name]) for name in wanted & WITH_MAPS}
