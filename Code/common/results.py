@@ -103,6 +103,17 @@ TABLES: dict[str, Schema] = {
         optional=frozenset({"accuracy_full"}),
         required=(*Schema.required, "dataset"),
     ),
+    "method_grid": Schema(
+        metrics={
+            # epochs = 0: the weights as they were given; otherwise after that many
+            **dict.fromkeys(("accuracy", "accuracy_best", "ema_accuracy", "loss"), FLOAT),
+            "tokens": TEXT,  # patch tokens left after each reduction, mean over images, e.g. "137 96 67"
+            "gmac": FLOAT,
+            **dict.fromkeys(("params", "n_train", "n_val"), INT),
+        },
+        optional=frozenset({"ema_accuracy"}),
+        required=(*Schema.required, "dataset", "seed", "epochs"),
+    ),
     "visualize": Schema(
         metrics={
             **dict.fromkeys(("image", "class_name"), TEXT),

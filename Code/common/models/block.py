@@ -20,7 +20,8 @@ from common.reducers.base import Reducer, Signal, Signals
 
 # On CPU attention maps are made for a few images at a time, so that they stay in the cache: 4 MB of float32.
 MAP_CHUNK_ELEMENTS = 2**20
-WITH_MAPS = frozenset({"head_max", "attention"})
+WITH_MAPS = frozenset({"head_max", "attention", "received"})
+POLICY_EPS = 1e-6
 
 
 def reduced_block(block: Block, tokens: Tokens, layer: int, reducer: Reducer) -> Tokens:
@@ -28,12 +29,15 @@ def reduced_block(block: Block, tokens: Tokens, layer: int, reducer: Reducer) ->
     tokens = reducer.before_block(tokens, layer)
     bias = tokens.attention_bias()
     wanted = reducer.needs(layer, tokens)
-    if not wanted:
+    if not wanted and tokens.policy is None:
         return tokens.with_x(block(tokens.x, attn_mask=bias))
 
     attn, normed = block.attn, block.norm1(tokens.x)
-    heads = Heads.of(attn, normed)
-    mixed, maps = _mix_explicitly(attn, heads, bias, wanted) if wanted & WITH_MAPS else (None, {})
+    heads, mixed, maps = Heads.of(attn, normed), None, {}
+    if tokens.policy is not None:
+        mixed = _mix_by_policy(attn, heads, tokens.policy)
+    elif wanted & WITH_MAPS:
+        mixed, maps = _mix_explicitly(attn, heads, bias, wanted)
     with torch.set_grad_enabled(torch.is_grad_enabled() and reducer.learns_from_signals):
         signals = Signals(**maps, **_cheap_signals(attn, heads, bias, wanted))
 
@@ -115,7 +119,11 @@ def _mix_explicitly(
         if not torch.is_grad_enabled():
             chunk = max(1, MAP_CHUNK_ELEMENTS // (num_heads * length * length))
     mixed = v.new_empty(batch, length, num_heads, head_dim)
-    shapes = {"attention": (batch, num_heads, length, length), "head_max": (batch, length, length)}
+    shapes = {
+        "attention": (batch, num_heads, length, length),
+        "head_max": (batch, length, length),
+        "received": (batch, length),
+    }
     maps = {name: v.new_empty(shapes[name]) for name in wanted & WITH_MAPS}
     with _without_autocast(q.device.type):
         for part in (slice(start, start + chunk) for start in range(0, batch, chunk)):
@@ -125,7 +133,27 @@ def _mix_explicitly(
                 maps["attention"][part] = attention
             if "head_max" in maps:
                 maps["head_max"][part] = attention.detach().amax(1)
+            if "received" in maps:
+                maps["received"][part] = attention.detach().sum((1, 2))
     return mixed.flatten(2).to(heads.v.dtype), maps
+
+
+def _mix_by_policy(attn: Attention, heads: Heads, policy: Tensor) -> Tensor:
+    """A·V (B, N, H·d) where patch j is seen by others only as far as ``policy`` (B, n) lets it, with gradient.
+
+    A_ij = (exp(z_ij) G_ij + eps / N) / (sum_k exp(z_ik) G_ik + eps), G_ij = policy_j, but 1 for i = j and for prefix
+    tokens (Rao et al., "DynamicViT", NeurIPS 2021, equations 10 and 11). In float32: exp and eps need its range.
+    """
+    q, k, v = heads.q.float(), heads.k.float(), heads.v.float()
+    length = q.shape[2]
+    with _without_autocast(q.device.type):
+        logits = (q * attn.scale) @ k.transpose(-2, -1)
+        seen = torch.cat([policy.new_ones(len(policy), length - policy.shape[1]), policy], dim=1)[:, None, None].float()
+        seen = seen + (1 - seen) * torch.eye(length, device=q.device)
+        weight = (logits - logits.detach().amax(-1, keepdim=True)).exp() * seen
+        attention = (weight + POLICY_EPS / length) / (weight.sum(-1, keepdim=True) + POLICY_EPS)
+        mixed = attn.attn_drop(attention) @ v
+    return mixed.transpose(1, 2).flatten(2).to(heads.v.dtype)
 
 
 def _without_autocast(device: str):

@@ -27,6 +27,7 @@ def create_model(
     weights: str | Path | None = None,
     num_classes: int | None = None,
     img_size: int | None = None,
+    drop_path: float = 0.0,
     **reducer_options,
 ) -> ReducedVisionTransformer:
     """Create a timm backbone that runs on fewer tokens.
@@ -40,6 +41,7 @@ def create_model(
             resampled to ``img_size``; a head with another number of classes is replaced by a fresh one.
         num_classes: size of the head; default that of the backbone.
         img_size: side of the square input in pixels; default that of the backbone.
+        drop_path: stochastic depth: chance to skip a branch of the last block in training, less in those before.
         **reducer_options: the method's own options.
 
     Returns:
@@ -49,7 +51,7 @@ def create_model(
         UsageError: whatever was asked for does not exist or does not fit, in one line.
     """
     check_options(reducer, reducer_options)
-    vit = create_backbone(name, weights=weights, num_classes=num_classes, img_size=img_size)
+    vit = create_backbone(name, weights=weights, num_classes=num_classes, img_size=img_size, drop_path=drop_path)
     model = reduce_tokens(vit, reducer, keep_rate=keep_rate, reduction_loc=reduction_loc, **reducer_options)
     _load_own(model, weights)
     return model
@@ -61,6 +63,7 @@ def create_backbone(
     weights: str | Path | None = None,
     num_classes: int | None = None,
     img_size: int | None = None,
+    drop_path: float = 0.0,
 ) -> VisionTransformer:
     """The unreduced timm model of :func:`create_model`."""
     check_weights(weights)
@@ -73,14 +76,18 @@ def create_backbone(
     for what, value in sizes.items():
         if value is not None and (not isinstance(value, int) or value < 1):
             raise UsageError(f"{what}={value!r} is not allowed; give a whole number >= 1")
+    if not isinstance(drop_path, (int, float)) or not 0 <= drop_path < 1:
+        raise UsageError(f"drop_path={drop_path!r} is not allowed; give a rate in [0, 1)")
     sizes = {key: value for key, value in sizes.items() if value is not None}
+    if drop_path:
+        sizes["drop_path_rate"] = drop_path
     vit = _build(name, weights, sizes)
     check_supported(vit)
     _check_image_size(vit)
     return vit
 
 
-def _build(name: str, weights: str | Path | None, sizes: dict[str, int]) -> VisionTransformer:
+def _build(name: str, weights: str | Path | None, sizes: dict[str, float]) -> VisionTransformer:
     if weights is None:
         return _created(name, f"backbone {name!r} cannot be made", **sizes)
     if weights == HUB:

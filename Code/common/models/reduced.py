@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -25,9 +26,12 @@ class _Reduced:
 
     reducer: Reducer
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Images (B, 3, H, W) -> logits (B, classes)."""
-        return self.forward_head(self.forward_features(x))
+    def forward(self, x: Tensor, return_tokens: bool = False) -> Tensor | tuple[Tensor, Tokens]:
+        """Images (B, 3, H, W) -> logits (B, classes); with ``return_tokens`` also the tokens after the final norm."""
+        tokens = self._run(self._embed(x))
+        x = self._normalised(tokens)
+        logits = self.forward_head(x)
+        return (logits, tokens.with_x(x)) if return_tokens else logits
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Images (B, 3, H, W) -> prefix tokens and surviving patch tokens (B, N', D) after the final norm."""
@@ -38,12 +42,21 @@ class _Reduced:
         raise UsageError("a reduced model has no forward_intermediates: its tokens fill no grid; use trace(images)")
 
     @torch.inference_mode()
-    def trace(self, images: Tensor) -> tuple[Tensor, Trace]:
-        """Logits (B, classes) and what happened to every patch; the model should be in eval mode."""
+    def trace(self, images: Tensor, cls_at: Sequence[int] = ()) -> tuple[Tensor, Trace]:
+        """Logits (B, classes) and what happened to every patch; the model should be in eval mode.
+
+        Args:
+            images: (B, 3, H, W).
+            cls_at: blocks after which the CLS token is recorded.
+        """
+        outside = [layer for layer in cls_at if layer not in range(len(self.blocks))]
+        if outside or (cls_at and not self.has_class_token):
+            allowed = f"blocks 0 to {len(self.blocks) - 1}" if self.has_class_token else "none, there is no CLS token"
+            raise UsageError(f"cls_at={list(cls_at)} is not allowed; allowed: {allowed}")
         tokens = self._embed(images)
         patches = torch.arange(tokens.grid_size, device=images.device).expand(len(images), -1)
-        trace = Trace()
-        tokens = self._run(replace(tokens, assignment=patches), trace)
+        trace = Trace(cls_at=cls_at)
+        tokens = self._run(replace(tokens, assignment=patches, origin=patches), trace)
         return self.forward_head(self._normalised(tokens)), trace
 
     def _embed(self, images: Tensor) -> Tokens:
@@ -66,10 +79,11 @@ class _Reduced:
         if self.reducer.pools_mean:
             # wherever timm reads its class token or averages its patches, it finds the mean
             return masked_mean(x, tokens.valid).expand(-1, self.num_prefix_tokens + 1, -1)
-        if tokens.valid is not None and self.global_pool == "avg":
-            # timm averages over all patch tokens; a single one that is the mean of the valid ones keeps padding out
+        weight = tokens.valid_patches if tokens.policy is None else tokens.policy
+        if weight is not None and self.global_pool == "avg":
+            # timm averages over all patch tokens; a single one that is the mean of the seen ones keeps the others out
             tokens = tokens.with_x(x)
-            return torch.cat([tokens.prefix, masked_mean(tokens.patches, tokens.valid_patches)], dim=1)
+            return torch.cat([tokens.prefix, masked_mean(tokens.patches, weight)], dim=1)
         return x
 
 
@@ -162,14 +176,14 @@ def _obstacle(vit: VisionTransformer, reducer: str) -> str | None:
     method = reducer_class(reducer)
     if method.needs_class_token and not vit.has_class_token:
         return f"reducer {reducer!r} reads the CLS token's attention, but this backbone has no CLS token"
-    if method.pads and (vit.global_pool not in ("token", "avg") or vit.pool_include_prefix):
-        return f"reducer {reducer!r} pads; global_pool={vit.global_pool!r} is not allowed; allowed: token, avg"
+    if method.masks and (vit.global_pool not in ("token", "avg") or vit.pool_include_prefix):
+        return f"reducer {reducer!r} masks tokens; global_pool={vit.global_pool!r} is not allowed; allowed: token, avg"
     return None
 
 
-def masked_mean(x: Tensor, valid: Tensor | None) -> Tensor:
-    """Mean (B, 1, D) of the valid tokens of ``x`` (B, N, D)."""
-    if valid is None:
+def masked_mean(x: Tensor, weight: Tensor | None) -> Tensor:
+    """Mean (B, 1, D) of the tokens ``x`` (B, N, D) that ``weight`` (B, N), 0 or 1, lets in; None lets all in."""
+    if weight is None:
         return x.mean(1, keepdim=True)
-    weight = valid.to(x.dtype)[..., None]
-    return (x * weight).sum(1, keepdim=True) / weight.sum(1, keepdim=True)
+    weight = weight.to(x.dtype)[..., None]
+    return (x * weight).sum(1, keepdim=True) / weight.sum(1, keepdim=True).clamp(min=1e-6)

@@ -52,6 +52,8 @@ class Tokens:
         carry: per-token values (B, n, ...) of a reducer; they follow their tokens.
         assignment: (B, P) position of the patch token that now holds each patch, -1 = dropped; only when traced.
         scores: (B, P) score that each patch's token got last, NaN = dropped; only when traced.
+        origin: (B, n) the patch that each patch token is, -1 = a mixture of patches or padding; only when traced.
+        policy: (B, n) 1 = kept, 0 = masked, with gradient; a training-time stand-in for dropping, else None.
     """
 
     x: Tensor
@@ -62,6 +64,8 @@ class Tokens:
     carry: dict[str, Tensor] = field(default_factory=dict)
     assignment: Tensor | None = None
     scores: Tensor | None = None
+    origin: Tensor | None = None
+    policy: Tensor | None = None
 
     @property
     def num_patch_tokens(self) -> int:
@@ -107,7 +111,7 @@ class Tokens:
         """What to add to attention logits: -inf at padded keys, log of the size at merged ones; (B, 1, 1, N)."""
         if self.valid is None and self.size is None:
             return None
-        bias = self.x.new_zeros(self.x.shape[:2]) if self.size is None else self.size.to(self.x.dtype).log()
+        bias = self.x.new_zeros(self.x.shape[:2]) if self.size is None else self.size.log().to(self.x.dtype)
         if self.valid is not None:
             bias = bias.masked_fill(~self.valid, float("-inf"))
         return bias[:, None, None]
@@ -132,6 +136,7 @@ class Tokens:
             size=None if self.size is None else self.size.gather(1, rows),
             carry={name: take_rows(value, selection.index) for name, value in self.carry.items()},
             assignment=None if self.assignment is None else self._assign(selection),
+            origin=None if self.origin is None else self._origin(selection),
         )
 
     def _assign(self, selection: Selection) -> Tensor:
@@ -142,15 +147,34 @@ class Tokens:
         position.scatter_(1, target, torch.arange(kept, device=self.x.device).expand(batch, -1))
         return look_up(position, self.assignment, GONE)
 
-    def merged(self, patches: Tensor, assignment: Tensor) -> Tokens:
-        """New patch tokens ``patches`` (B, K, D); old patch token j went to ``assignment[:, j]`` (B, n)."""
+    def _origin(self, selection: Selection) -> Tensor:
+        origin = self.origin.gather(1, selection.index)
+        return origin if selection.valid is None else origin.masked_fill(~selection.valid, GONE)
+
+    def merged(
+        self, patches: Tensor, assignment: Tensor, *, size: Tensor | None = None, centers: Tensor | None = None
+    ) -> Tokens:
+        """New patch tokens in place of the old ones.
+
+        Args:
+            patches: (B, K, D) their features.
+            assignment: (B, n) the new token that each old patch token went to.
+            size: (B, K) patches that each new token stands for, where attention shall weigh that.
+            centers: (B, K) the old patch token that each new one represents, where there is such a token.
+        """
+        traced = self.assignment is not None
+        if traced and centers is not None:
+            origin = self.origin.gather(1, centers)
+        else:
+            origin = torch.full(patches.shape[:2], GONE, device=patches.device) if traced else None
         return replace(
             self,
             x=torch.cat([self.prefix, patches], dim=1),
             valid=None,
-            size=None,
+            size=None if size is None else torch.cat([size.new_ones(self.prefix.shape[:2]), size], dim=1),
             carry={},
-            assignment=None if self.assignment is None else look_up(assignment, self.assignment, GONE),
+            assignment=look_up(assignment, self.assignment, GONE) if traced else None,
+            origin=origin,
         )
 
     def without_prefix(self) -> Tokens:

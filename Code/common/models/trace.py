@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from common.models.tokens import GONE, Tokens
@@ -16,21 +18,37 @@ class Trace:
     Attributes:
         assignment: per block (B, P), position of the patch token that holds each patch; -1 = dropped.
         num_tokens: per block (B,), patch tokens alive (prefix tokens and padding not counted).
+        origin: per block (B, n), the patch that each patch token is: a token that was selected, or the centre of a
+            cluster; -1 = a mixture of patches without a centre, or padding.
         scores: block -> (B, P), the score each patch's token got in that block; NaN = dropped before. Only
             blocks in which the reducer scored something have an entry.
+        cls: block -> (B, D), the CLS token after that block, before the final norm; only blocks in ``cls_at``.
+        cls_at: the blocks whose CLS token is recorded.
     """
 
     assignment: list[Tensor] = field(default_factory=list)
     num_tokens: list[Tensor] = field(default_factory=list)
+    origin: list[Tensor] = field(default_factory=list)
     scores: dict[int, Tensor] = field(default_factory=dict)
+    cls: dict[int, Tensor] = field(default_factory=dict)
+    cls_at: Sequence[int] = ()
 
     def kept(self, layer: int) -> Tensor:
-        """Patches (B, P) still held by some token after block ``layer``."""
+        """Patches (B, P) still held by some token after block ``layer``, be it merged with others."""
         return self.assignment[layer] != GONE
+
+    def selected(self, layer: int) -> Tensor:
+        """Patches (B, P) that are a token, or the centre of one, after block ``layer``."""
+        origin = self.origin[layer]
+        padded = torch.zeros(len(origin), 1 + self.assignment[layer].shape[1], dtype=torch.bool, device=origin.device)
+        return padded.scatter_(1, origin + 1, True)[:, 1:]
 
     def record(self, layer: int, tokens: Tokens) -> None:
         """Note the state after block ``layer``."""
         self.assignment.append(tokens.assignment)
         self.num_tokens.append(tokens.count())
+        self.origin.append(tokens.origin)
         if tokens.scores is not None:
             self.scores[layer] = tokens.scores
+        if layer in self.cls_at:
+            self.cls[layer] = tokens.x[:, 0]

@@ -49,6 +49,16 @@ METHODS = {
     "topk": "Top-K",
     "ats": "ATS",
     "patchmerger": "PatchMerger",
+    "evit": "EViT",
+    "dynamicvit": "DynamicViT",
+    "tome": "ToMe",
+    "kmedoids": "K-Medoids",
+    "dpcknn": "DPC-KNN",
+    "sinkhorn": "Sinkhorn",
+    "sit": "SiT",
+    "l1": "l1 pattern",
+    "l2": "l2 pattern",
+    "linf": "l∞ pattern",
 }
 
 # Okabe-Ito first (distinct in all common kinds of colour blindness), then Tol's "muted" and dark tones; the markers

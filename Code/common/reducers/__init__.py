@@ -1,6 +1,6 @@
 """Token-reduction methods, one file each; importing this package registers them all."""
 
-from common.reducers import ats, none, patchmerger, topk, tram
+from common.reducers import ats, dynamicvit, evit, none, patchmerger, tome, topk, tram
 from common.reducers.base import Reducer, Signals, list_reducers, reducer_class, reducer_options, register_reducer
 from common.reducers.method import Method
 from common.reducers.schedule import Schedule, default_reduction_loc
@@ -12,12 +12,15 @@ __all__ = [
     "Signals",
     "ats",
     "default_reduction_loc",
+    "dynamicvit",
+    "evit",
     "list_reducers",
     "none",
     "patchmerger",
     "reducer_class",
     "reducer_options",
     "register_reducer",
+    "tome",
     "topk",
     "tram",
 ]

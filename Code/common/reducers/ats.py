@@ -69,7 +69,8 @@ class Ats(Reducer):
     """
 
     needs_class_token = True
-    pads = True
+    masks = True
+    selects = True
 
     def __init__(self, vit, schedule, *, sampler: str = "grid", parity: bool = False) -> None:
         super().__init__(vit, schedule)

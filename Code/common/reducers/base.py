@@ -16,7 +16,7 @@ from common.reducers.schedule import Schedule
 if TYPE_CHECKING:
     from timm.models.vision_transformer import VisionTransformer
 
-Signal = Literal["cls_attention", "head_max", "attention", "key_mean", "value_norm"]
+Signal = Literal["cls_attention", "head_max", "attention", "received", "key_mean", "value_norm"]
 NOTHING: frozenset[Signal] = frozenset()
 
 
@@ -28,6 +28,7 @@ class Signals:
         cls_attention: (B, H, N) softmax row of the CLS query.
         head_max: (B, N, N) maximum over heads of the attention maps, row = query, column = key.
         attention: (B, H, N, N) all attention maps.
+        received: (B, N) attention that each token receives, summed over heads and queries.
         key_mean: (B, N, d) keys averaged over heads.
         value_norm: (B, H, N) Euclidean norm of the values, float32.
     """
@@ -35,6 +36,7 @@ class Signals:
     cls_attention: Tensor | None = None
     head_max: Tensor | None = None
     attention: Tensor | None = None
+    received: Tensor | None = None
     key_mean: Tensor | None = None
     value_norm: Tensor | None = None
 
@@ -49,12 +51,18 @@ class Reducer(nn.Module):
     Class attributes:
         needs_class_token: the method reads the attention of a CLS token.
         learns_from_signals: gradients flow through the signals (default: selection runs without gradient).
-        pads: the method returns sequences with padding.
+        masks: rows of the sequence may be masked: padding, or in training tokens that the model shall do without.
+        selects: its tokens are patches, or clusters with a patch as their centre (``Trace.selected``).
+        clusters: it groups patches, so that tokens stand for several of them (``Trace.assignment``).
+        wants_teacher: its training loss uses the outputs of an unreduced teacher where there is one.
     """
 
     needs_class_token = False
     learns_from_signals = False
-    pads = False
+    masks = False
+    selects = False
+    clusters = False
+    wants_teacher = False
 
     def __init__(self, vit: VisionTransformer, schedule: Schedule) -> None:
         super().__init__()
@@ -85,6 +93,16 @@ class Reducer(nn.Module):
         """Last word before the final norm and pooling."""
         return tokens
 
+    def training_loss(self, tokens: Tokens, logits: Tensor, teacher: tuple[Tensor, Tensor] | None) -> Tensor:
+        """What the method adds to the loss, a scalar.
+
+        Args:
+            tokens: those after the final norm, as ``model(images, return_tokens=True)`` returns them.
+            logits: (B, classes) of the reduced model.
+            teacher: logits (B, classes) and patch tokens (B, P, D) after the final norm of an unreduced model.
+        """
+        return logits.new_zeros(())
+
     def drops_at(self, layer: int, tokens: Tokens) -> int | None:
         """How many patch tokens block ``layer`` must keep, or None when it has nothing to drop."""
         target = self.schedule.target(layer, tokens.grid_size)
@@ -92,6 +110,14 @@ class Reducer(nn.Module):
 
     def extra_repr(self) -> str:
         return f"keep_rate={self.schedule.keep_rate}, reduction_loc={list(self.schedule.reduction_loc)}"
+
+
+def init_linear(module: nn.Module) -> None:
+    """Linear layers as timm's ViT starts them: weights truncated normal of deviation 0.02, no bias."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear):
+            nn.init.trunc_normal_(layer.weight, std=0.02)
+            nn.init.zeros_(layer.bias)
 
 
 _REGISTRY: dict[str, type[Reducer]] = {}

@@ -43,6 +43,8 @@ class PatchMerger(Reducer):
             from the mean of the merged tokens. Default: scale 1, CLS kept (Haurum et al., ICCVW 2023).
     """
 
+    clusters = True
+
     def __init__(self, vit, schedule, *, parity: bool = False) -> None:
         super().__init__(vit, schedule)
         self.parity = parity

@@ -22,6 +22,7 @@ class TopK(Reducer):
     """
 
     needs_class_token = True
+    selects = True
 
     def __init__(self, vit, schedule, *, head_fusion: str = "max") -> None:
         super().__init__(vit, schedule)

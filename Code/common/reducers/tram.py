@@ -42,6 +42,8 @@ class Tram(Reducer):
     the network and are always kept. Nothing is scored after the last block that drops anything. Adds no parameters.
     """
 
+    selects = True
+
     def __init__(self, vit, schedule) -> None:
         super().__init__(vit, schedule)
         self.depth = len(vit.blocks)

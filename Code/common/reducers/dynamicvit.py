@@ -1,0 +1,128 @@
+"""DynamicViT: small predictors decide which patches go on, trained through a mask with straight-through gradients.
+
+Rao et al., "DynamicViT: Efficient Vision Transformers with Dynamic Token Sparsification", NeurIPS 2021.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from common.errors import require_choice
+from common.models.tokens import Selection, Tokens
+from common.reducers.base import Reducer, init_linear, register_reducer
+from common.reducers.tram import top_in_order
+
+EPS = 1e-6
+DECISIONS = "decisions"
+TOKEN_LOSSES = ("mse", "kl")
+
+
+class Predictor(nn.Module):
+    """Log-probability of keeping each patch, from the patch itself and the mean of those kept so far."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.embed = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, dim), nn.GELU())
+        self.classify = nn.Sequential(
+            nn.Linear(dim, dim // 2), nn.GELU(), nn.Linear(dim // 2, dim // 4), nn.GELU(), nn.Linear(dim // 4, 2)
+        )
+        init_linear(self)
+
+    def forward(self, x: Tensor, policy: Tensor) -> Tensor:
+        """Patches (B, n, D) and ``policy`` (B, n), 1 = alive -> log-probabilities (B, n, 2) of keep and drop."""
+        own, shared = self.embed(x).chunk(2, dim=-1)
+        alive = policy[..., None].to(shared.dtype)
+        # eps belongs into the denominator: with every patch dropped the mean is 0, not 0 / 0
+        mean = (shared * alive).sum(1, keepdim=True) / (alive.sum(1, keepdim=True) + EPS)
+        return self.classify(torch.cat([own, mean.expand_as(shared)], dim=-1)).float().log_softmax(-1)
+
+
+@register_reducer("dynamicvit")
+class DynamicViT(Reducer):
+    """Predicts before each reduction block. Evaluation keeps the patches with the largest keep-probability.
+
+    Training keeps all patches and masks the dropped ones in attention (:mod:`common.models.block`): decisions are drawn
+    from a Gumbel-softmax of temperature 1, hard with straight-through gradient; who is dropped stays dropped. The
+    training loss asks for the scheduled ratios and, with a teacher, for its outputs::
+
+        w_ratio (1/S) sum_s mean_b (mean_j D_sbj - ratio_s)^2 + w_distill KL(teacher || model) + w_token T
+
+    T compares the patches after the final norm that the last stage keeps with the teacher's.
+
+    Args:
+        ratio_weight: w_ratio.
+        distill_weight: w_distill, of the batch-mean Kullback-Leibler divergence of class probabilities.
+        token_weight: w_token.
+        token_loss: T is "mse", over kept patches and channels, or "kl", the divergence of their softmax rows.
+    """
+
+    masks = True
+    selects = True
+    wants_teacher = True
+
+    def __init__(
+        self,
+        vit,
+        schedule,
+        *,
+        ratio_weight: float = 2.0,
+        distill_weight: float = 0.5,
+        token_weight: float = 0.5,
+        token_loss: str = "mse",
+    ) -> None:
+        super().__init__(vit, schedule)
+        self.token_loss = require_choice(token_loss, TOKEN_LOSSES, "DynamicViT token_loss")
+        self.ratio_weight, self.distill_weight, self.token_weight = ratio_weight, distill_weight, token_weight
+        num_patches, before = vit.patch_embed.num_patches, vit.patch_embed.num_patches
+        self.ratios, predictors = [], {}
+        for layer, kept in zip(schedule.reduction_loc, schedule.counts(num_patches), strict=True):
+            if kept < before:
+                predictors[str(layer)] = Predictor(vit.embed_dim)
+                self.ratios.append(kept / num_patches)
+                before = kept
+        self.predictors = nn.ModuleDict(predictors)
+
+    def before_block(self, tokens: Tokens, layer: int) -> Tokens:
+        if str(layer) not in self.predictors:
+            return tokens
+        patches = tokens.patches
+        policy = patches.new_ones(patches.shape[:2]) if tokens.policy is None else tokens.policy
+        log_prob = self.predictors[str(layer)](patches, policy)
+        if self.training:
+            return self._masked(tokens, log_prob, policy)
+        score = log_prob[..., 0]
+        kept = top_in_order(score, self.drops_at(layer, tokens))
+        return tokens.with_scores(score).keep(Selection(kept))
+
+    def _masked(self, tokens: Tokens, log_prob: Tensor, policy: Tensor) -> Tokens:
+        policy = F.gumbel_softmax(log_prob, tau=1.0, hard=True)[..., 0] * policy
+        decisions = policy[..., None]
+        if DECISIONS in tokens.carry:
+            decisions = torch.cat([tokens.carry[DECISIONS], decisions], dim=-1)
+        return replace(tokens, policy=policy).with_carry(**{DECISIONS: decisions})
+
+    def training_loss(self, tokens: Tokens, logits: Tensor, teacher: tuple[Tensor, Tensor] | None) -> Tensor:
+        loss = logits.new_zeros((), dtype=torch.float32)
+        if DECISIONS in tokens.carry:
+            kept = tokens.carry[DECISIONS].mean(1)  # (B, S)
+            loss = loss + self.ratio_weight * (kept - kept.new_tensor(self.ratios)).square().mean()
+        if teacher is None:
+            return loss
+        teacher_logits, teacher_patches = teacher
+        own, wanted = logits.float().log_softmax(-1), teacher_logits.float().log_softmax(-1)
+        divergence = F.kl_div(own, wanted, reduction="batchmean", log_target=True)
+        return loss + self.distill_weight * divergence + self.token_weight * self._token_loss(tokens, teacher_patches)
+
+    def _token_loss(self, tokens: Tokens, teacher_patches: Tensor) -> Tensor:
+        """T over the patches whose last decision is to keep; 0 when there is none."""
+        alive = torch.ones_like(tokens.patches[..., 0]) if tokens.policy is None else tokens.policy.detach()
+        own, wanted = tokens.patches[alive > 0.5].float(), teacher_patches[alive > 0.5].float()
+        if len(own) == 0:
+            return tokens.x.new_zeros(())
+        if self.token_loss == "mse":
+            return F.mse_loss(own, wanted)
+        return F.kl_div(own.log_softmax(-1), wanted.log_softmax(-1), reduction="batchmean", log_target=True)
