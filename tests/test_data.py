@@ -124,11 +124,14 @@ def test_list_datasets():
     assert list_datasets() == [
         "cifar10",
         "cifar100",
+        "coco",
         "digits",
         "fashion-mnist",
         "folder:PATH",
         "imagenet",
         "imagenette",
+        "nabirds",
+        "nuswide",
     ]
 
 
@@ -293,10 +296,10 @@ def test_subset_fills_up_from_larger_classes_and_depends_on_its_seed(folder):
 @pytest.mark.parametrize(
     ("arguments", "wanted"),
     [
-        ({"name": "cifar"}, "unknown dataset 'cifar'; allowed: cifar10, cifar100, digits"),
+        ({"name": "cifar"}, "unknown dataset 'cifar'; allowed: cifar10, cifar100, coco, digits"),
         ({"name": "folder:"}, "unknown dataset 'folder:'"),
         ({"split": "test"}, "unknown split 'test'; allowed: train, val"),
-        ({"recipe": "best"}, "unknown recipe 'best'; allowed: center_crop, pretrained, scratch"),
+        ({"recipe": "best"}, "unknown recipe 'best'; allowed: center_crop, pretrained, scratch, which_tokens"),
         ({"img_size": 0}, "img_size must be a whole number >= 1; given 0"),
         ({"img_size": 32.0}, "img_size must be a whole number >= 1; given 32.0"),
         ({"limit": 0}, "limit must be a whole number >= 1; given 0"),

@@ -18,12 +18,15 @@ from common.errors import UsageError
 class LabelledDataset(Dataset):
     """Images with labels; items are ``(image, label)``, the image a float tensor (3, img_size, img_size), normalised.
 
+    The label is an int, or with several labels per image a float tensor (num_classes,) of zeros and ones.
+
     Attributes:
         name: the dataset's name as given to ``load_dataset``.
         classes: readable class names, one per label.
         imagenet_indices: class -> index among the 1000 ImageNet-1k classes, or None where there is no such mapping.
         mean, std: the three-channel normalisation of the images, needed to show them.
-        labels: long tensor (n,), readable without decoding an image.
+        labels: readable without decoding an image: long tensor (n,), or float (n, num_classes) if ``multi_label``.
+        image_ids: one text per item, unique among them, by which an image is found again in any result.
     """
 
     def __init__(
@@ -33,16 +36,23 @@ class LabelledDataset(Dataset):
         labels: torch.Tensor,
         norm: Normalisation,
         imagenet_indices: Sequence[int] | None = None,
+        image_ids: Sequence[str] | None = None,
     ) -> None:
         self.name = name
         self.classes = list(classes)
         self.labels = labels
+        self.image_ids = [str(i) for i in range(len(labels))] if image_ids is None else list(image_ids)
         self.mean, self.std = norm.mean, norm.std
         self.imagenet_indices = None if imagenet_indices is None else list(imagenet_indices)
 
     @property
     def num_classes(self) -> int:
         return len(self.classes)
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether an image has any number of the classes in place of exactly one."""
+        return self.labels.dim() == 2
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -51,6 +61,7 @@ class LabelledDataset(Dataset):
         """The same dataset reduced to ``indices`` (long, in that order); every attribute stays."""
         chosen = copy.copy(self)
         chosen.labels = self.labels[indices]
+        chosen.image_ids = [self.image_ids[i] for i in indices.tolist()]
         return chosen
 
 
@@ -72,14 +83,16 @@ def head_classes(num_outputs: int, dataset: LabelledDataset) -> list[int] | None
 
 @dataclass(frozen=True)
 class Source:
-    """A dataset as torchvision reads it (PIL image, label), with what is known about its classes and files.
+    """Pictures, with what is known about their labels, classes and files.
 
-    ``files`` has one path per image, or is None where the images share an archive.
+    The items of ``images`` are tuples that begin with a PIL image, as torchvision's are. ``labels`` and ``image_ids``
+    as in :class:`LabelledDataset`. ``files`` has one path per image, or is None where the images share an archive.
     """
 
     images: Dataset
     classes: Sequence[str]
     labels: torch.Tensor
+    image_ids: Sequence[str]
     files: Sequence[Path] | None = None
     imagenet_indices: Sequence[int] | None = None
 
@@ -90,13 +103,14 @@ class ImageData(LabelledDataset):
     def __init__(
         self, name: str, source: Source, transform: Callable[[Image.Image], torch.Tensor], norm: Normalisation
     ) -> None:
-        super().__init__(name, source.classes, source.labels, norm, source.imagenet_indices)
+        super().__init__(name, source.classes, source.labels, norm, source.imagenet_indices, source.image_ids)
         self._source, self._transform = source, transform
         self._indices = torch.arange(len(source.labels))
 
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
-        image, label = self._source.images[int(self._indices[index])]
-        return self._transform(image), int(label)
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int | torch.Tensor]:
+        image = self._source.images[int(self._indices[index])][0]
+        label = self.labels[index]
+        return self._transform(image), label if self.multi_label else int(label)
 
     def select(self, indices: torch.Tensor) -> ImageData:
         chosen = super().select(indices)

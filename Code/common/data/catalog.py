@@ -9,11 +9,11 @@ from common.data.base import ImageData, LabelledDataset
 from common.data.check import check_dataset
 from common.data.digits import Digits
 from common.data.loading import subset
-from common.data.sources import FOLDER_PREFIX, open_source
+from common.data.sources import ANNOTATED, FOLDER_PREFIX, open_source
 from common.data.transforms import RECIPES, make_transform, normalisation
 from common.errors import UsageError, require_choice
 
-NAMES = ("digits", "imagenette", "fashion-mnist", "cifar10", "cifar100", "imagenet")
+NAMES = ("digits", "imagenette", "fashion-mnist", "cifar10", "cifar100", "imagenet", *ANNOTATED)
 SPLITS = ("train", "val")
 
 
@@ -35,29 +35,36 @@ def load_dataset(
     limit: int | None = None,
     seed: int = 0,
 ) -> LabelledDataset:
-    """Open a dataset; its items are (image float tensor (3, img_size, img_size), label int).
+    """Open a dataset; its items are (image float tensor (3, img_size, img_size), label).
+
+    The label is an int, for ``coco`` and ``nuswide`` a float tensor (num_classes,) of zeros and ones.
 
     Args:
         name: one of ``list_datasets()``. ``folder:PATH`` reads PATH/train and PATH/val, one folder per class;
-            ``imagenet`` the same under ``root``/imagenet. These two are never downloaded; the others are, by
-            torchvision, when they are not under ``root``. ``digits`` comes with scikit-learn.
+            ``imagenet`` the same under ``root``/imagenet. ``nabirds``, ``coco`` (2014) and ``nuswide`` (its CSV
+            form) are read from ``root``/nabirds, /coco and /nuswide as they are published. None of these is ever
+            downloaded; the others are, by torchvision, when they are not under ``root``. ``digits`` comes with
+            scikit-learn.
         split: ``train`` or ``val``; a test set counts as ``val``.
         root: where the data are; default: environment variable DATA_ROOT, else ~/.cache/token-reduction.
             Imagenette may lie there as imagenette2, imagenette2-320 or imagenette2-160 (the first one found counts).
         train: augment as ``recipe`` does in training. False gives the evaluation transform, whatever the split.
         recipe: ``pretrained`` (squash, flip, 0.5/0.5), ``scratch`` (squash, strong augmentation, ImageNet mean and
-            std) or ``center_crop`` (bicubic resize to img_size/0.9 and centre crop, 0.5/0.5, as timm evaluates
-            the augreg ViT weights). Digits are drawn at ``img_size`` and normalised by 0.5/0.5 under every recipe.
+            std), ``center_crop`` (bicubic resize to img_size/0.9 and centre crop, 0.5/0.5, as timm evaluates the
+            augreg ViT weights) or ``which_tokens`` (DeiT's protocol: RandAugment, erasing, ImageNet mean and std;
+            ``common.data.transforms.make_transform`` says what it does to which dataset). Digits are drawn at
+            ``img_size`` and normalised by 0.5/0.5 under every recipe.
         mean, std: three values each, in place of the recipe's.
-        limit: number of images, classes as even as possible; None is all.
+        limit: number of images, classes as even as possible (at random with several labels per image); None is all.
         seed: decides which images ``limit`` keeps, and the places of evaluation digits.
 
     Returns:
-        A dataset with ``classes``, ``num_classes``, ``imagenet_indices``, ``labels``, ``mean`` and ``std``.
+        A dataset with ``classes``, ``num_classes``, ``imagenet_indices``, ``labels``, ``multi_label``,
+        ``image_ids``, ``mean`` and ``std``.
 
     Raises:
         UsageError: for an argument that is not allowed (before the disk is touched), data that are not there and
-            cannot be downloaded, and an image file that is missing, empty or cut off.
+            cannot be downloaded, label files that cannot be read, and an image file that is missing, empty or cut off.
     """
     _require_name(name)
     require_choice(split, SPLITS, "split")
@@ -69,7 +76,7 @@ def load_dataset(
     if name == "digits":
         dataset = Digits(split, img_size, norm, train=train, seed=seed)
     else:
-        transform = make_transform(recipe, img_size, train, norm)
+        transform = make_transform(recipe, img_size, train, norm, name)
         dataset = ImageData(name, open_source(name, split, root), transform, norm)
     dataset = subset(dataset, limit, seed)
     check_dataset(dataset)

@@ -40,7 +40,8 @@ class Digits(LabelledDataset):
         if img_size % SIZE_STEP:
             raise UsageError(f"img_size {img_size} does not fit digits; allowed: multiples of {SIZE_STEP}")
         self._pictures, labels = _split(split)
-        super().__init__("digits", [str(digit) for digit in range(10)], labels, norm)
+        ids = [f"{split}-{i}" for i in range(len(labels))]
+        super().__init__("digits", [str(digit) for digit in range(10)], labels, norm, image_ids=ids)
         self.img_size, self.train = img_size, train
         self._places = torch.randint(PLACES, (len(labels), 2), generator=torch.Generator().manual_seed(seed))
 

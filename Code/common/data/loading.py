@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from common.data.base import LabelledDataset
 from common.errors import UsageError
 
+REPEATED_MULTIPLE = 256  # DeiT's sampler cuts an epoch of repeated images to a multiple of this
+
 
 def subset(dataset: LabelledDataset, n: int | None, seed: int) -> LabelledDataset:
     """``n`` items, the classes as evenly filled as the data allow, in the dataset's own order; None means all.
 
-    The choice depends on ``seed`` and the labels only. Every attribute of ``dataset`` stays.
+    The choice depends on ``seed`` and the labels only. Every attribute of ``dataset`` stays. Images with several
+    labels each are chosen at random: the classes are then about as frequent as in the whole dataset, not even.
 
     Raises:
         UsageError: if ``n`` is below 1 or above the size of the dataset.
@@ -24,8 +31,9 @@ def subset(dataset: LabelledDataset, n: int | None, seed: int) -> LabelledDatase
     if not 1 <= n <= len(dataset):
         raise UsageError(f"a subset of {n} images of {dataset.name!r} is not possible; allowed: 1 to {len(dataset)}")
     order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))
-    chosen = order[one_class_after_the_other(dataset.labels[order])[:n]]
-    return dataset.select(chosen.sort().values)
+    if not dataset.multi_label:
+        order = order[one_class_after_the_other(dataset.labels[order])]
+    return dataset.select(order[:n].sort().values)
 
 
 def one_class_after_the_other(labels: torch.Tensor) -> torch.Tensor:
@@ -47,47 +55,139 @@ def _rank_in_class(labels: torch.Tensor) -> torch.Tensor:
 
 
 def make_loader(
-    dataset: Dataset, batch_size: int, *, shuffle: bool, seed: int, workers: int = 0, drop_last: bool = False
+    dataset: Dataset,
+    batch_size: int,
+    *,
+    shuffle: bool,
+    seed: int,
+    workers: int = 0,
+    drop_last: bool = False,
+    repeats: int = 1,
+    rank: int = 0,
+    world_size: int = 1,
 ) -> DataLoader:
-    """Batches of (images (B, 3, H, W), labels (B,)), the same for the same ``seed`` whatever the number of workers.
+    """Batches of (images (B, 3, H, W), labels), the same for the same ``seed`` whatever the number of workers.
 
-    Order and augmentation of each epoch follow from ``seed`` alone: the global random state is neither read nor
-    changed. Each iteration over the loader is a new epoch; a fresh loader starts again with the first.
+    Order and augmentation follow from ``seed`` and the number of the epoch alone: the global random states (torch,
+    numpy, ``random``) are neither read nor changed. Iterating over the loader again is the next epoch; a fresh loader
+    starts with epoch 0, and :func:`set_epoch` goes to any other.
+
+    Of ``world_size`` processes, ``rank`` gets with ``shuffle`` the micro-batches rank, rank + world_size, ... of those
+    that a single process sees, so that W processes train on what one process with W accumulation steps trains on.
+    All processes get equally many: an incomplete last round is dropped. Without ``shuffle`` it gets the items rank,
+    rank + world_size, ..., every item exactly once over all processes.
+
+    Args:
+        repeats: repeated augmentation as DeiT trains (Touvron et al. 2021, after Hoffer et al. 2020): each image comes
+            ``repeats`` times in a row, differently augmented, while the epoch keeps its length, so it shows
+            1/``repeats`` of the images. As there, the length is rounded down to a multiple of 256 where possible.
 
     Raises:
-        UsageError: if ``batch_size`` is below 1, ``workers`` below 0, or the dataset holds less than one batch to give.
+        UsageError: if ``batch_size`` or ``repeats`` is below 1, ``workers`` below 0, ``rank`` not among the processes,
+            ``repeats`` asked for without ``shuffle``, or a process would get no batch.
     """
     if batch_size < 1 or workers < 0:
         raise UsageError(f"batch_size must be >= 1 and workers >= 0; given {batch_size} and {workers}")
-    if len(dataset) < (batch_size if drop_last else 1):
-        raise UsageError(f"a dataset of {len(dataset)} images gives no batch of {batch_size}")
-    # The loader draws its workers' seeds from a generator of its own: how often depends on the number of workers.
-    order, worker_seeds = torch.Generator().manual_seed(seed), torch.Generator().manual_seed(seed)
+    if not 0 <= rank < world_size:
+        raise UsageError(f"rank must be one of 0 to world_size - 1; given rank {rank} and world_size {world_size}")
+    if repeats < 1 or (repeats > 1 and not shuffle):
+        raise UsageError(f"repeats must be >= 1, and 1 without shuffle; given {repeats} with shuffle={shuffle}")
+    order = _Order(len(dataset), batch_size, shuffle, drop_last, repeats, rank, world_size)
+    if order.fewest < (batch_size if drop_last else 1):
+        processes = f" for each of {world_size} processes" if world_size > 1 else ""
+        raise UsageError(f"a dataset of {len(dataset)} images gives no batch of {batch_size}{processes}")
     return DataLoader(
         _SeededItems(dataset),
         batch_size,
-        sampler=_SeededSampler(len(dataset), shuffle, order),
+        sampler=_SeededSampler(order, seed),
         num_workers=workers,
         drop_last=drop_last,
         pin_memory=torch.cuda.is_available(),
         persistent_workers=workers > 0,
-        generator=worker_seeds,
+        # The loader draws its workers' seeds, which decide nothing here; without a generator of its own it would
+        # draw them from torch's global state.
+        generator=torch.Generator().manual_seed(seed),
     )
+
+
+def set_epoch(loader: DataLoader, epoch: int) -> None:
+    """Make ``epoch`` (0, 1, ...) the next one that ``loader``, made by :func:`make_loader`, goes through."""
+    if isinstance(epoch, bool) or not isinstance(epoch, int) or epoch < 0:
+        raise UsageError(f"epoch must be a whole number >= 0; given {epoch!r}")
+    if not isinstance(loader.sampler, _SeededSampler):
+        raise UsageError(f"set_epoch needs a loader of make_loader; given one with {type(loader.sampler).__name__}")
+    loader.sampler.next_epoch = epoch
+
+
+@dataclass(frozen=True)
+class _Order:
+    """Which positions of a dataset an epoch visits, and which part of them belongs to this process."""
+
+    size: int
+    batch_size: int
+    shuffle: bool
+    drop_last: bool
+    repeats: int
+    rank: int
+    world_size: int
+
+    @property
+    def epoch_length(self) -> int:
+        """Items of all processes together, before an incomplete round is dropped."""
+        if self.repeats > 1 and self.size >= REPEATED_MULTIPLE:
+            return self.size // REPEATED_MULTIPLE * REPEATED_MULTIPLE
+        return self.size
+
+    @property
+    def fewest(self) -> int:
+        """Items of the process that gets the fewest: the last one."""
+        return len(self._places(self.world_size - 1))
+
+    def __len__(self) -> int:
+        return len(self._places(self.rank))
+
+    def draw(self, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        """Items of this process and the seed of each one's augmentation, both long (n,).
+
+        Every process draws the whole epoch, so that an item has the same seed whoever gets it.
+        """
+        items = torch.randperm(self.size, generator=generator) if self.shuffle else torch.arange(self.size)
+        items = items.repeat_interleave(self.repeats)[: self.epoch_length]
+        seeds = torch.randint(2**31, (self.epoch_length,), generator=generator)
+        places = self._places(self.rank)
+        return items[places], seeds[places]
+
+    def _places(self, rank: int) -> torch.Tensor:
+        """Where in the epoch the items of ``rank`` stand."""
+        places = torch.arange(self.epoch_length)
+        if not self.shuffle:
+            return places[rank :: self.world_size]
+        batch = places // self.batch_size
+        batches = self.epoch_length // self.batch_size if self.drop_last else int(batch[-1]) + 1
+        whole_rounds = batches // self.world_size * self.world_size
+        return places[(batch % self.world_size == rank) & (batch < whole_rounds)]
 
 
 class _SeededSampler(Sampler):
     """(index, seed of that item's augmentation), both drawn anew each epoch."""
 
-    def __init__(self, size: int, shuffle: bool, generator: torch.Generator) -> None:
-        self._size, self._shuffle, self._generator = size, shuffle, generator
+    def __init__(self, order: _Order, seed: int) -> None:
+        self._order, self._seed = order, seed
+        self.next_epoch = 0
 
     def __len__(self) -> int:
-        return self._size
+        return len(self._order)
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        order = torch.randperm(self._size, generator=self._generator) if self._shuffle else torch.arange(self._size)
-        seeds = torch.randint(2**31, (self._size,), generator=self._generator)
-        return zip(order.tolist(), seeds.tolist(), strict=True)
+        epoch, self.next_epoch = self.next_epoch, self.next_epoch + 1
+        items, seeds = self._order.draw(_generator(self._seed, epoch))
+        return zip(items.tolist(), seeds.tolist(), strict=True)
+
+
+def _generator(seed: int, epoch: int) -> torch.Generator:
+    """Random numbers that follow from both: neighbouring seeds and epochs have nothing in common."""
+    mixed = np.random.SeedSequence([seed % 2**64, epoch]).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(mixed[0]))
 
 
 class _SeededItems(Dataset):
@@ -99,11 +199,22 @@ class _SeededItems(Dataset):
     def __len__(self) -> int:
         return len(self._dataset)
 
-    def __getitem__(self, item: tuple[int, int]) -> tuple[torch.Tensor, int]:
+    def __getitem__(self, item: tuple[int, int]) -> tuple[torch.Tensor, int | torch.Tensor]:
         index, seed = item
-        state = torch.get_rng_state()
-        torch.default_generator.manual_seed(seed)
-        try:
+        with _seeded(seed):
             return self._dataset[index]
-        finally:
-            torch.set_rng_state(state)
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """torch, numpy and ``random`` seeded inside (timm's augmentations draw from all three), as before afterwards."""
+    states = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    torch.default_generator.manual_seed(seed)
+    np.random.seed(seed)
+    random.seed(seed)
+    try:
+        yield
+    finally:
+        torch.set_rng_state(states[0])
+        np.random.set_state(states[1])
+        random.setstate(states[2])

@@ -11,12 +11,14 @@ from timm.data import ImageNetInfo
 from torch.utils.data import Dataset
 from torchvision import datasets as tv
 
+from common.data.annotated import open_coco, open_nabirds, open_nuswide, unique_ids
 from common.data.base import Source
 from common.data.check import check_idx
 from common.errors import UsageError
 
 DEFAULT_ROOT = "~/.cache/token-reduction"
 FOLDER_PREFIX = "folder:"
+ANNOTATED = {"nabirds": open_nabirds, "coco": open_coco, "nuswide": open_nuswide}
 IMAGENETTE_FOLDERS = ("imagenette2", "imagenette2-320", "imagenette2-160")
 
 
@@ -30,6 +32,8 @@ def open_source(name: str, split: str, root: str | os.PathLike | None) -> Source
     place = data_root(root)
     if name.startswith(FOLDER_PREFIX):
         return _folder(name, Path(name.removeprefix(FOLDER_PREFIX)).expanduser(), split)
+    if name in ANNOTATED:
+        return ANNOTATED[name](place / name, split)
     if name == "imagenet":
         return _folder(name, place / "imagenet", split)
     if name == "imagenette":
@@ -52,13 +56,18 @@ def _fashion_mnist(root: Path, split: str) -> Source:
     for path in sorted((root / "FashionMNIST" / "raw").glob("*-ubyte")):
         check_idx(path)
     images = _open_or_download("fashion-mnist", root, lambda download: tv.FashionMNIST(root, train, download=download))
-    return Source(images, images.classes, images.targets)
+    return Source(images, images.classes, images.targets, _numbered(split, images))
 
 
 def _cifar(name: str, root: Path, split: str) -> Source:
     kind = {"cifar10": tv.CIFAR10, "cifar100": tv.CIFAR100}[name]
     images = _open_or_download(name, root, lambda download: kind(root, split == "train", download=download))
-    return Source(images, images.classes, torch.tensor(images.targets))
+    return Source(images, images.classes, torch.tensor(images.targets), _numbered(split, images))
+
+
+def _numbered(split: str, images: Dataset) -> list[str]:
+    """Ids for the images of an archive, which have no names of their own."""
+    return [f"{split}-{i}" for i in range(len(images))]
 
 
 def _open_or_download(name: str, root: Path, make: Callable[[bool], Dataset]) -> Dataset:
@@ -87,8 +96,10 @@ def _folder(name: str, folder: Path, split: str) -> Source:
     except FileNotFoundError as error:  # a class without images, or no class at all
         raise UsageError(f"{name}: {folder / split} is not complete: {' '.join(str(error).split())}") from error
     names, indices = _describe(images.classes)
-    files, labels = zip(*images.samples, strict=True)
-    return Source(images, names, torch.tensor(labels), [Path(file) for file in files], indices)
+    paths, labels = zip(*images.samples, strict=True)
+    files = [Path(path) for path in paths]
+    ids = unique_ids(files, folder / split, lambda file: file.name)
+    return Source(images, names, torch.tensor(labels), ids, files, indices)
 
 
 def _require_folder(name: str, folder: Path, split: str) -> None:

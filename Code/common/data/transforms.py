@@ -10,16 +10,20 @@ from torchvision.transforms import v2
 from torchvision.transforms.functional import InterpolationMode
 from torchvision.transforms.transforms import ToTensor
 
+from common.data.augment import Cutout, rand_augment, random_erasing
 from common.errors import UsageError, require_choice
 
 HALF = (0.5, 0.5, 0.5)
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 CROP_FRACTION = 0.9  # timm's crop_pct of the augreg ViT weights
+DEIT_CROP_FRACTION = 0.875
+BICUBIC = InterpolationMode.BICUBIC
 RECIPES = {
     "pretrained": (HALF, HALF),
     "scratch": (IMAGENET_MEAN, IMAGENET_STD),
     "center_crop": (HALF, HALF),
+    "which_tokens": (IMAGENET_MEAN, IMAGENET_STD),
 }
 
 
@@ -47,17 +51,29 @@ def _three(values: Sequence[float]) -> tuple[float, float, float]:
     return tuple(float(value) for value in values)
 
 
-def make_transform(recipe: str, img_size: int, train: bool, norm: Normalisation) -> v2.Compose:
+def make_transform(
+    recipe: str, img_size: int, train: bool, norm: Normalisation, dataset: str = "imagenet"
+) -> v2.Compose:
     """The transform from PIL image (grey or RGB) to float tensor (3, img_size, img_size).
 
     - ``pretrained``: squashed to the square; training flips horizontally.
     - ``scratch``: squashed; training adds rotation, colour jitter, both flips and a random resized crop.
     - ``center_crop``: shorter side to floor(img_size / 0.9), bicubic, then the centre, as timm evaluates the augreg
       ViT weights; training takes a random resized crop and flips.
+    - ``which_tokens`` depends on ``dataset``, as Haurum et al. 2023 fine-tune:
+      ``coco`` and ``nuswide`` are squashed, bilinear; training adds Cutout and RandAugment.
+      All others: shorter side to floor(img_size / 0.875), bicubic, then the centre; training takes a bicubic random
+      resized crop, flips, applies RandAugment (``nabirds``: colour jitter in its place) and erases a rectangle in a
+      quarter of the images.
     """
+    if recipe == "which_tokens":
+        return v2.Compose(_which_tokens(img_size, train, norm, dataset))
     geometry = {"pretrained": _pretrained, "scratch": _scratch, "center_crop": _center_crop}[recipe]
-    tail = [ToTensor(), v2.RGB(), v2.Normalize(norm.mean, norm.std)]
-    return v2.Compose([*geometry(img_size, train), *tail])
+    return v2.Compose([*geometry(img_size, train), *_to_tensor(norm)])
+
+
+def _to_tensor(norm: Normalisation) -> list:
+    return [ToTensor(), v2.RGB(), v2.Normalize(norm.mean, norm.std)]
 
 
 def _pretrained(size: int, train: bool) -> list:
@@ -75,8 +91,17 @@ def _scratch(size: int, train: bool) -> list:
     return [v2.Resize((size, size))] + augmentation * train
 
 
-def _center_crop(size: int, train: bool) -> list:
-    bicubic = InterpolationMode.BICUBIC
+def _center_crop(size: int, train: bool, fraction: float = CROP_FRACTION) -> list:
     if train:
-        return [v2.RandomResizedCrop(size, interpolation=bicubic), v2.RandomHorizontalFlip()]
-    return [v2.Resize(math.floor(size / CROP_FRACTION), interpolation=bicubic), v2.CenterCrop(size)]
+        return [v2.RandomResizedCrop(size, interpolation=BICUBIC), v2.RandomHorizontalFlip()]
+    return [v2.Resize(math.floor(size / fraction), interpolation=BICUBIC), v2.CenterCrop(size)]
+
+
+def _which_tokens(size: int, train: bool, norm: Normalisation, dataset: str) -> list:
+    if dataset in ("coco", "nuswide"):
+        augmentation = [v2.RGB(), Cutout(), rand_augment(size, norm.mean)] * train
+        return [v2.Resize((size, size)), *augmentation, *_to_tensor(norm)]
+    jitter = v2.ColorJitter(0.3, 0.3, 0.3) if dataset == "nabirds" else rand_augment(size, norm.mean)
+    augmentation = [v2.RGB(), jitter] * train
+    geometry = _center_crop(size, train, DEIT_CROP_FRACTION)
+    return [*geometry, *augmentation, *_to_tensor(norm), *[random_erasing()] * train]
