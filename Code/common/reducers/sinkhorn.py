@@ -1,0 +1,69 @@
+"""Sinkhorn: tokens are shared out among learned prototypes by optimal transport.
+
+Cuturi, "Sinkhorn Distances", NeurIPS 2013; as a soft-merging method in Haurum et al., "Which Tokens to Use?
+Investigating Token Reduction in Vision Transformers", ICCVW 2023.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from common.errors import UsageError
+from common.models.tokens import Tokens
+from common.reducers.base import Reducer, register_reducer
+from common.reducers.clustering import dropping_stages, require_at_least
+
+
+def transport(score: Tensor, iterations: int) -> Tensor:
+    """How much of each token goes to each cluster (B, K, n), float32; every token hands out exactly 1.
+
+    Alternates f_k = log mu - LSE_j(S_kj + g_j) and g_j = log nu - LSE_k(S_kj + f_k). Constant marginals mu and nu only
+    shift f and g against each other, so normalising rows and columns of S in turn gives the same plan.
+
+    Args:
+        score: (B, K, n) S, similarities over the temperature.
+        iterations: of both updates. The more, the closer every cluster comes to n / K.
+    """
+    log_plan = score.float()
+    for _ in range(iterations):
+        log_plan = log_plan.log_softmax(2).log_softmax(1)
+    return log_plan.exp()
+
+
+@register_reducer("sinkhorn")
+class Sinkhorn(Reducer):
+    """Merges before each reduction block into sums of unit vectors; prefix tokens pass untouched.
+
+    Scores are cosines of tokens and learned prototypes over ``eps``. A merged token is the sum of the normalised tokens
+    times what they give: its norm is up to n / K, the scale of the residual stream is lost. A traced patch belongs to
+    the merged token that it gives most.
+
+    Args:
+        eps: temperature; at 1 tokens are shared out almost evenly.
+        cluster_iters: Sinkhorn iterations.
+    """
+
+    clusters = True
+
+    def __init__(self, vit, schedule, *, eps: float = 1.0, cluster_iters: int = 3) -> None:
+        super().__init__(vit, schedule)
+        if isinstance(eps, bool) or not isinstance(eps, (int, float)) or not 0 < eps < math.inf:
+            raise UsageError(f"eps={eps!r} is not allowed; allowed: a number > 0")
+        self.eps = eps
+        self.cluster_iters = require_at_least(cluster_iters, 1, "cluster_iters")
+        stages = dropping_stages(vit, schedule).items()
+        self.prototypes = nn.ParameterDict(
+            {str(layer): nn.Parameter(torch.randn(kept, vit.embed_dim)) for layer, kept in stages}
+        )
+
+    def before_block(self, tokens: Tokens, layer: int) -> Tokens:
+        if str(layer) not in self.prototypes:
+            return tokens
+        patches = F.normalize(tokens.patches, dim=-1)
+        prototypes = F.normalize(self.prototypes[str(layer)], dim=-1)
+        plan = transport(prototypes @ patches.transpose(1, 2) / self.eps, self.cluster_iters)
+        return tokens.merged(plan.to(patches.dtype) @ patches, plan.argmax(1))
