@@ -6,7 +6,6 @@ ls1, norm2, mlp, ls2 ...) in timm's order and gives the reducer its turn in betw
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -16,11 +15,13 @@ from timm.models.vision_transformer import Block
 from torch import Tensor
 
 from common.models.tokens import Tokens, take_rows
+from common.precision import without_autocast
 from common.reducers.base import Reducer, Signal, Signals
 
 # On CPU attention maps are made for a few images at a time, so that they stay in the cache: 4 MB of float32.
 MAP_CHUNK_ELEMENTS = 2**20
 WITH_MAPS = frozenset({"head_max", "attention", "received"})
+DTYPES = {"received": torch.float32}  # of maps that are not of the model's: sums in half precision would tie
 POLICY_EPS = 1e-6
 
 
@@ -41,7 +42,7 @@ def reduced_block(block: Block, tokens: Tokens, layer: int, reducer: Reducer) ->
     with torch.set_grad_enabled(torch.is_grad_enabled() and reducer.learns_from_signals):
         signals = Signals(**maps, **_cheap_signals(attn, heads, bias, wanted))
 
-    with _without_autocast(tokens.x.device.type):  # scores of half precision would tie
+    with without_autocast(tokens.x.device):  # scores of half precision would tie
         tokens, selection = reducer.select_queries(tokens, signals, layer)
     rows = None if selection is None else tokens.rows(selection)
     if mixed is None:
@@ -124,8 +125,8 @@ def _mix_explicitly(
         "head_max": (batch, length, length),
         "received": (batch, length),
     }
-    maps = {name: v.new_empty(shapes[name]) for name in wanted & WITH_MAPS}
-    with _without_autocast(q.device.type):
+    maps = {name: v.new_empty(shapes[name], dtype=DTYPES.get(name)) for name in wanted & WITH_MAPS}
+    with without_autocast(q.device):
         for part in (slice(start, start + chunk) for start in range(0, batch, chunk)):
             attention = _attention(q[part], k[part], None if bias is None else bias[part].to(q.dtype), attn.scale)
             mixed[part] = (attn.attn_drop(attention).to(v.dtype) @ v[part]).transpose(1, 2)
@@ -134,7 +135,7 @@ def _mix_explicitly(
             if "head_max" in maps:
                 maps["head_max"][part] = attention.detach().amax(1)
             if "received" in maps:
-                maps["received"][part] = attention.detach().sum((1, 2))
+                maps["received"][part] = attention.detach().sum((1, 2), dtype=torch.float32)
     return mixed.flatten(2).to(heads.v.dtype), maps
 
 
@@ -146,7 +147,7 @@ def _mix_by_policy(attn: Attention, heads: Heads, policy: Tensor) -> Tensor:
     """
     q, k, v = heads.q.float(), heads.k.float(), heads.v.float()
     length = q.shape[2]
-    with _without_autocast(q.device.type):
+    with without_autocast(q.device):
         logits = (q * attn.scale) @ k.transpose(-2, -1)
         seen = torch.cat([policy.new_ones(len(policy), length - policy.shape[1]), policy], dim=1)[:, None, None].float()
         seen = seen + (1 - seen) * torch.eye(length, device=q.device)
@@ -154,10 +155,6 @@ def _mix_by_policy(attn: Attention, heads: Heads, policy: Tensor) -> Tensor:
         attention = (weight + POLICY_EPS / length) / (weight.sum(-1, keepdim=True) + POLICY_EPS)
         mixed = attn.attn_drop(attention) @ v
     return mixed.transpose(1, 2).flatten(2).to(heads.v.dtype)
-
-
-def _without_autocast(device: str):
-    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
 
 
 def _project(attn: Attention, mixed: Tensor, normed: Tensor) -> Tensor:

@@ -11,14 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from common.models.tokens import Tokens
+from common.precision import without_autocast
 from common.reducers.base import Reducer, init_linear, register_reducer
 from common.reducers.clustering import (
-    dropping_stages,
     largest_first,
     nearest_center,
     require_at_least,
     squared_distances,
-    without_autocast,
 )
 
 
@@ -66,7 +65,7 @@ class DpcKnn(Reducer):
     Centres are the tokens with the largest product of density and distance to the nearest denser token, by Euclidean
     distance over sqrt(D); the others join the nearest centre. The decision is deterministic (the reference
     implementation adds noise to densities) and without gradient. The learned bias b cancels in the mean; it is kept
-    because a published weight file holds it.
+    so that weights trained elsewhere fit.
 
     Args:
         k_neighbors: neighbours in the density, the token itself included.
@@ -80,7 +79,7 @@ class DpcKnn(Reducer):
         super().__init__(vit, schedule)
         self.k_neighbors = require_at_least(k_neighbors, 2, "k_neighbors")
         self.equal_weight = equal_weight
-        layers = [] if equal_weight else dropping_stages(vit, schedule)
+        layers = [] if equal_weight else schedule.drops(vit.patch_embed.num_patches)
         self.log_weights = nn.ModuleDict({str(layer): nn.Linear(vit.embed_dim, 1) for layer in layers})
         init_linear(self)
 

@@ -77,14 +77,10 @@ class DynamicViT(Reducer):
         super().__init__(vit, schedule)
         self.token_loss = require_choice(token_loss, TOKEN_LOSSES, "DynamicViT token_loss")
         self.ratio_weight, self.distill_weight, self.token_weight = ratio_weight, distill_weight, token_weight
-        num_patches, before = vit.patch_embed.num_patches, vit.patch_embed.num_patches
-        self.ratios, predictors = [], {}
-        for layer, kept in zip(schedule.reduction_loc, schedule.counts(num_patches), strict=True):
-            if kept < before:
-                predictors[str(layer)] = Predictor(vit.embed_dim)
-                self.ratios.append(kept / num_patches)
-                before = kept
-        self.predictors = nn.ModuleDict(predictors)
+        num_patches = vit.patch_embed.num_patches
+        drops = schedule.drops(num_patches)
+        self.ratios = [kept / num_patches for kept in drops.values()]
+        self.predictors = nn.ModuleDict({str(layer): Predictor(vit.embed_dim) for layer in drops})
 
     def before_block(self, tokens: Tokens, layer: int) -> Tokens:
         if str(layer) not in self.predictors:

@@ -11,14 +11,13 @@ from torch import Tensor
 
 from common.errors import UsageError
 from common.models.tokens import Selection, Tokens, take_rows
+from common.precision import without_autocast
 from common.reducers.base import NOTHING, Reducer, Signal, Signals, register_reducer
 from common.reducers.clustering import (
-    dropping_stages,
     largest_first,
     nearest_center,
     require_at_least,
     squared_distances,
-    without_autocast,
 )
 
 RECEIVED = "received"
@@ -101,7 +100,7 @@ class KMedoids(Reducer):
         super().__init__(vit, schedule)
         self.cluster_iters = require_at_least(cluster_iters, 1, "cluster_iters")
         self.equal_weight, self.parity = equal_weight, parity
-        if not equal_weight and 0 in dropping_stages(vit, schedule):
+        if not equal_weight and 0 in schedule.drops(vit.patch_embed.num_patches):
             raise UsageError(
                 f"kmedoids reads the attention of the block before; reduction_loc={list(schedule.reduction_loc)} "
                 f"is not allowed, allowed: blocks from 1 on, or equal_weight=True"

@@ -54,12 +54,8 @@ class PatchMerger(Reducer):
                 f"token or avg and one head, given {type(vit).__name__} with {vit.global_pool}"
             )
         scale = vit.embed_dim**-0.5 if parity else 1.0
-        before, mergers = vit.patch_embed.num_patches, {}
-        for layer, kept in zip(schedule.reduction_loc, schedule.counts(before), strict=True):
-            if kept < before:
-                mergers[str(layer)] = Merger(vit.embed_dim, kept, scale)
-                before = kept
-        self.mergers = nn.ModuleDict(mergers)
+        drops = schedule.drops(vit.patch_embed.num_patches)
+        self.mergers = nn.ModuleDict({str(layer): Merger(vit.embed_dim, kept, scale) for layer, kept in drops.items()})
 
     @property
     def pools_mean(self) -> bool:

@@ -6,6 +6,7 @@ The baselines of Haurum et al., "Which Tokens to Use? Investigating Token Reduct
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 
 import torch
 from torch import Tensor
@@ -18,7 +19,8 @@ from common.reducers.schedule import Schedule
 
 def closest_ring(rings: list[int], target: int) -> int:
     """The ring up to which closest to ``target`` patches lie, ties to the smaller; ``rings`` has an entry per patch."""
-    return min(sorted(set(rings)), key=lambda last: abs(sum(ring <= last for ring in rings) - target))
+    ordered = sorted(rings)
+    return min(sorted(set(rings)), key=lambda last: abs(bisect_right(ordered, last) - target))
 
 
 class FixedPattern(Reducer):

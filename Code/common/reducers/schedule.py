@@ -77,13 +77,17 @@ class Schedule:
             return None
         return self.counts(num_patches)[self.reduction_loc.index(layer)]
 
-    def last_drop(self, num_patches: int) -> int:
-        """The last block that drops anything, -1 if none does: no score is needed after it."""
-        before, last = num_patches, -1
+    def drops(self, num_patches: int) -> dict[int, int]:
+        """Block -> patch tokens kept, in order and only for the stages that have any of ``num_patches`` to drop."""
+        before, drops = num_patches, {}
         for layer, kept in zip(self.reduction_loc, self.counts(num_patches), strict=True):
             if kept < before:
-                before, last = kept, layer
-        return last
+                drops[layer] = before = kept
+        return drops
+
+    def last_drop(self, num_patches: int) -> int:
+        """The last block that drops anything, -1 if none does: no score is needed after it."""
+        return max(self.drops(num_patches), default=-1)
 
 
 def check_depth(schedule: Schedule, depth: int) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from common.errors import UsageError
 from common.models.tokens import Tokens
 from common.reducers.base import Reducer, register_reducer
-from common.reducers.clustering import dropping_stages, require_at_least
+from common.reducers.clustering import require_at_least
 
 
 def transport(score: Tensor, iterations: int) -> Tensor:
@@ -55,7 +55,7 @@ class Sinkhorn(Reducer):
             raise UsageError(f"eps={eps!r} is not allowed; allowed: a number > 0")
         self.eps = eps
         self.cluster_iters = require_at_least(cluster_iters, 1, "cluster_iters")
-        stages = dropping_stages(vit, schedule).items()
+        stages = schedule.drops(vit.patch_embed.num_patches).items()
         self.prototypes = nn.ParameterDict(
             {str(layer): nn.Parameter(torch.randn(kept, vit.embed_dim)) for layer, kept in stages}
         )

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from common.models.tokens import Tokens
+from common.precision import without_autocast
 from common.reducers.base import Reducer, init_linear, register_reducer
-from common.reducers.clustering import dropping_stages, without_autocast
 
 
 class Slimmer(nn.Module):
@@ -41,7 +41,7 @@ class SiT(Reducer):
 
     def __init__(self, vit, schedule) -> None:
         super().__init__(vit, schedule)
-        stages = dropping_stages(vit, schedule).items()
+        stages = schedule.drops(vit.patch_embed.num_patches).items()
         self.slimmers = nn.ModuleDict({str(layer): Slimmer(vit.embed_dim, kept) for layer, kept in stages})
 
     def before_block(self, tokens: Tokens, layer: int) -> Tokens:
