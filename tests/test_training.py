@@ -1,126 +1,22 @@
-"""Training and evaluation: what is refused, what an epoch reports, and that a run follows from its seed alone."""
+"""The training loop: what an epoch reports, and that a run follows from its seed alone."""
 
 import math
-from collections import Counter
-from types import SimpleNamespace
 
 import pytest
 import torch
-from timm.models.vision_transformer import VisionTransformer
+from small_training import ManyLabels, Pictures, config, record_updates, same_weights, small_vit
 from torch import nn
-from torch.optim.optimizer import register_optimizer_step_pre_hook
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from common.data import make_loader
-from common.data.base import LabelledDataset
-from common.data.transforms import Normalisation
 from common.errors import UsageError
 from common.models.reduced import reduce_tokens
-from common.training import WARMUP, TrainConfig, accuracy, cross_entropy, evaluate, predict, train
-
-HALF = Normalisation((0.5,) * 3, (0.5,) * 3)
-
-
-class Pictures(LabelledDataset):
-    """Random images of 8 x 8 pixels in three classes; notes which were read, and what augmentation would draw."""
-
-    def __init__(self, n, seed=0):
-        generator = torch.Generator().manual_seed(seed)
-        super().__init__("pictures", "abc", torch.randint(3, (n,), generator=generator), HALF)
-        self.images = torch.randn(n, 3, 8, 8, generator=generator)
-        self.read = []
-
-    def __getitem__(self, index):
-        self.read.append((index, torch.rand(()).item()))
-        return self.images[index], int(self.labels[index])
-
-
-def small_vit(**options):
-    torch.manual_seed(0)
-    sizes = {"img_size": 8, "patch_size": 2, "embed_dim": 16, "depth": 4, "num_heads": 2, "num_classes": 3}
-    return VisionTransformer(**sizes, **options)
-
-
-def config(**changes):
-    return TrainConfig(**{"epochs": 1, "lr": 1e-3, "batch_size": 4, "device": "cpu", **changes})
+from common.training import train
 
 
 @pytest.fixture
 def updates():
-    """Every optimizer step: (name of the optimizer, its learning rate, ids of its parameters)."""
-    log = []
-
-    def note(optimizer, args, kwargs):
-        (group,) = optimizer.param_groups
-        log.append((type(optimizer).__name__, group["lr"], [id(parameter) for parameter in group["params"]]))
-
-    handle = register_optimizer_step_pre_hook(note)
-    yield log
-    handle.remove()
-
-
-# configuration
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"optimizer": "sgd"}, "unknown optimizer 'sgd'; allowed: adam, muon"),
-        ({"schedule": "linear"}, "unknown schedule 'linear'; allowed: constant, cosine, step"),
-        ({"epochs": -1}, "epochs=-1 is not allowed; give an integer >= 0"),
-        ({"epochs": 1.5}, "epochs=1.5 is not allowed; give an integer >= 0"),
-        ({"batch_size": 0}, "batch_size=0 is not allowed; give an integer >= 1"),
-        ({"workers": -1}, "workers=-1 is not allowed; give an integer >= 0"),
-        ({"lr": 0.0}, "lr=0.0 is not allowed; give a positive number"),
-        ({"lr": -1e-4}, "lr=-0.0001 is not allowed; give a positive number"),
-        ({"lr": math.nan}, "lr=nan is not allowed; give a positive number"),
-        ({"lr": math.inf}, "lr=inf is not allowed; give a positive number"),
-        ({"lr": "1e-4"}, "lr='1e-4' is not allowed; give a positive number"),
-    ],
-)
-def test_refusals(changes, message):
-    with pytest.raises(UsageError) as caught:
-        config(**changes)
-    assert str(caught.value) == message
-
-
-def test_unknown_device_is_refused_in_one_line():
-    with pytest.raises(UsageError) as caught:
-        list(train(small_vit(), Pictures(4), Pictures(4), config(device="tpv")))
-    assert "'tpv'" in str(caught.value) and len(str(caught.value).splitlines()) == 1
-
-
-# learning rates
-
-
-def rates(updates, epochs, batches, schedule, lr=1e-3):
-    list(train(small_vit(), Pictures(4 * batches), Pictures(2), config(epochs=epochs, schedule=schedule, lr=lr)))
-    assert {name for name, *_ in updates} == {"Adam"} and len(updates) == epochs * batches
-    return [rate / lr for _, rate, _ in updates]
-
-
-def test_constant_rate(updates):
-    assert rates(updates, 3, 2, "constant") == [1.0] * 6
-
-
-def test_step_halves_after_every_ten_epochs(updates):
-    assert rates(updates, 22, 2, "step") == pytest.approx([1.0] * 20 + [0.5] * 20 + [0.25] * 4)
-
-
-def test_cosine_warms_up_and_ends_near_zero(updates):
-    factors = rates(updates, 10, 4, "cosine")
-    warmup = round(WARMUP * 40)
-    assert factors[:warmup] == pytest.approx([(step + 1) / warmup for step in range(warmup)])
-    assert max(factors) == pytest.approx(1.0)
-    after = factors[warmup:]
-    assert all(a > b for a, b in zip(after, after[1:], strict=False))
-    assert after[len(after) // 2] == pytest.approx(0.5) and 0 < after[-1] < 0.01
-
-
-def test_cosine_of_a_single_step(updates):
-    assert rates(updates, 1, 1, "cosine") == [1.0]
-
-
-# epochs
+    yield from record_updates()
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "muon"])
@@ -140,6 +36,20 @@ def test_epochs_are_counted_from_before_training():
     epochs = list(train(small_vit(), Pictures(8), Pictures(4), config(epochs=3)))
     assert [epoch.epoch for epoch in epochs] == [0, 1, 2, 3]
     assert all(epoch.train_loss > 0 and epoch.train_loss_last_batch > 0 for epoch in epochs[1:])
+    assert [epoch.lr for epoch in epochs] == [None, 1e-3, 1e-3, 1e-3]
+
+
+def test_the_loop_is_that_of_a_few_lines_by_hand():
+    by_hand, trained, data = small_vit(), small_vit(), Pictures(10)
+    optimizer = torch.optim.Adam(by_hand.parameters(), lr=1e-3)
+    loader = make_loader(data, 4, shuffle=True, seed=42)
+    for _ in range(2):
+        for images, labels in loader:
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(by_hand(images), labels).backward()
+            optimizer.step()
+    list(train(trained, data, data, config(epochs=2)))
+    assert same_weights(by_hand, trained)
 
 
 def test_train_loss_is_the_mean_over_images_and_the_last_batch_its_own():
@@ -156,7 +66,7 @@ def test_train_loss_is_the_mean_over_images_and_the_last_batch_its_own():
 
 def test_training_learns():
     train_set = Pictures(12)
-    epochs = list(train(small_vit(), train_set, train_set, config(epochs=40, lr=3e-3)))
+    epochs = list(train(small_vit(), train_set, train_set, config(epochs=60, lr=3e-3)))
     assert epochs[-1].val_accuracy == 100.0 and epochs[-1].train_loss < 0.3 * epochs[1].train_loss
 
 
@@ -217,77 +127,127 @@ def test_each_epoch_trains_in_training_mode_and_evaluates_without():
     assert epochs == [(0, 0), (1, 3), (2, 6)]
 
 
-def test_muon_trains_the_matrices_of_the_blocks_and_adam_the_rest(updates):
-    model = reduce_tokens(small_vit(), "patchmerger", keep_rate=0.5)
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    list(train(model, Pictures(4), Pictures(2), config(optimizer="muon", lr=1e-3)))
-    assert [(name, rate) for name, rate, _ in updates] == [("Muon", pytest.approx(0.02)), ("Adam", 1e-3)]
-    muon, adam = ([names[i] for i in ids] for *_, ids in updates)
-    matrices = ("attn.qkv.weight", "attn.proj.weight", "mlp.fc1.weight", "mlp.fc2.weight")
-    assert set(muon) == {f"blocks.{layer}.{matrix}" for layer in range(4) for matrix in matrices}
-    assert Counter(muon + adam) == Counter(names.values())  # each once
-    assert {"head.weight", "cls_token", "pos_embed", "reducer.mergers.1.queries"} <= set(adam)
+# updates
 
 
-# evaluation
+def test_accumulation_equals_one_big_batch_also_when_the_last_is_shorter():
+    """10 images: passes of 2, 2, 2, 2, 2 in updates of 3 and 2 against passes of 6 and 4."""
+    whole, parts = small_vit(), small_vit()
+    (_, one), (_, many) = (
+        list(train(model, Pictures(10), Pictures(4), config(optimizer="momentum", momentum=0.0, lr=0.1, **changes)))
+        for model, changes in ((whole, {"batch_size": 6}), (parts, {"batch_size": 2, "grad_accum_steps": 3}))
+    )
+    for a, b in zip(whole.parameters(), parts.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-6)
+    assert many.train_loss == pytest.approx(one.train_loss, rel=1e-5)  # not divided by the number of passes
 
 
-LOGITS = torch.tensor([[9.0, 1, 2, 3], [9, 5, 1, 1], [0, 1, 2, 3], [1, 0, 7, 6]])
+def test_a_pass_of_another_size_weighs_by_its_images():
+    """7 images: an update of passes 4 and 3 is one of a batch of 7."""
+    whole, parts = small_vit(), small_vit()
+    for model, changes in ((whole, {"batch_size": 7}), (parts, {"batch_size": 4, "grad_accum_steps": 2})):
+        list(train(model, Pictures(7), Pictures(4), config(optimizer="momentum", momentum=0.0, lr=0.1, **changes)))
+    for a, b in zip(whole.parameters(), parts.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-6)
 
 
-def test_accuracy_by_hand():
-    assert accuracy(LOGITS, torch.tensor([0, 0, 0, 2])) == 75.0
-    assert accuracy(LOGITS, torch.tensor([1, 2, 2, 0])) == 0.0
+def test_clipping_bounds_the_update_of_all_passes_together():
+    """Plain gradient descent moves by lr times the clipped norm of the mean gradient."""
+    model, before = small_vit(), small_vit()
+    clipped = config(optimizer="momentum", momentum=0.0, lr=1.0, clip_grad=1e-3, batch_size=2, grad_accum_steps=4)
+    list(train(model, Pictures(8), Pictures(4), clipped))
+    moved = [a.detach() - b.detach() for a, b in zip(model.parameters(), before.parameters(), strict=True)]
+    assert torch.cat([m.flatten() for m in moved]).norm().item() == pytest.approx(1e-3, rel=1e-3)
 
 
-def test_accuracy_of_a_restricted_head_by_hand():
-    """Labels are positions in ``classes``: outputs 3 and 1 stand for classes 0 and 1."""
-    # restricted rows (3, 1), (1, 5), (3, 1), (6, 0): decisions 0, 1, 0, 0
-    assert accuracy(LOGITS, torch.tensor([0, 1, 1, 0]), classes=[3, 1]) == 75.0
-    assert accuracy(LOGITS, torch.tensor([0, 1, 0, 0]), classes=[3, 1]) == 100.0
+def test_average_follows_every_update(monkeypatch):
+    """ema <- d ema + (1 - d) weights, from the weights before training; evaluated beside the raw weights."""
+    seen = []
+    monkeypatch.setattr("common.training.engine.Trainer.close", lambda self: seen.append(self.updater.average.module))
+    model, expected = small_vit(), small_vit()
+    weights = []
+    hook = register_optimizer_step_post_hook(
+        lambda *_: weights.append([p.detach().clone() for p in model.parameters()])
+    )
+    epochs = list(train(model, Pictures(8), Pictures(6), config(epochs=2, ema_decay=0.9, lr=1e-2)))
+    hook.remove()
+    average = [p.detach() for p in expected.parameters()]
+    for now in weights:
+        average = [0.9 * a + 0.1 * w for a, w in zip(average, now, strict=True)]
+    assert len(weights) == 4
+    for a, b in zip(seen[0].parameters(), average, strict=True):
+        torch.testing.assert_close(a.detach(), b, rtol=1e-5, atol=1e-7)
+    logits, labels = seen[0](Pictures(6).images), Pictures(6).labels
+    assert epochs[2].ema_val_loss == pytest.approx(nn.functional.cross_entropy(logits, labels).item(), rel=1e-5)
+    assert epochs[2].ema_val_loss != epochs[2].val_loss
+    assert (epochs[0].ema_val_loss, epochs[0].ema_val_accuracy) == (None, None)  # nothing was averaged yet
 
 
-def test_cross_entropy_of_a_restricted_head_by_hand():
-    rows = [(3, 1), (1, 5), (3, 1), (6, 0)]
-    expected = sum(math.log(math.exp(a) + math.exp(b)) - b for a, b in rows) / 4
-    assert cross_entropy(LOGITS, torch.ones(4, dtype=torch.long), classes=[3, 1]) == pytest.approx(expected, rel=1e-6)
+def test_frozen_epochs_change_only_what_is_new():
+    model, before = small_vit(), small_vit()
+    moved = []
+    for epoch in train(model, Pictures(8), Pictures(4), config(epochs=2, backbone_freeze_epochs=1)):
+        pairs = zip(model.named_parameters(), before.parameters(), strict=True)
+        moved.append({name for (name, a), b in pairs if not torch.equal(a, b)})
+        assert epoch.lr in (None, 1e-3)
+    new = {"pos_embed", "patch_embed.proj.weight", "patch_embed.proj.bias", "head.weight", "head.bias"}
+    assert moved[:2] == [set(), new]
+    assert moved[2] == {name for name, _ in model.named_parameters()}
 
 
-def test_evaluate_weighs_images_not_batches():
-    model, data = small_vit().eval(), Pictures(10)
-    losses = nn.functional.cross_entropy(model(data.images), data.labels).item()
-    loss, percent = evaluate(model.train(), make_loader(data, 4, shuffle=False, seed=0))
-    assert loss == pytest.approx(losses, rel=1e-5)
-    assert percent == pytest.approx(100 * (model(data.images).argmax(1) == data.labels).float().mean().item())
+@pytest.mark.parametrize(
+    ("changes", "constant"),
+    [
+        ({"constant_cls": True}, {"cls_token"}),
+        ({"constant_pos": True}, {"pos_embed"}),
+    ],
+)
+def test_constant_parameters(changes, constant):
+    model, before = small_vit(), small_vit()
+    list(train(model, Pictures(8), Pictures(4), config(optimizer="adamw", weight_decay=0.1, **changes)))
+    pairs = zip(model.named_parameters(), before.parameters(), strict=True)
+    assert {name for (name, a), b in pairs if torch.equal(a, b)} == constant
+    assert all(parameter.requires_grad for parameter in model.parameters())  # given back as it was
 
 
-def test_predict_reads_each_image_once_for_all_models():
-    vit, data = small_vit(), Pictures(10)
-    models = {rate: reduce_tokens(vit, "tram", keep_rate=rate) for rate in (1.0, 0.75, 0.5)}
-    predictions, labels = predict(models, make_loader(data, 4, shuffle=False, seed=0))
-    assert [index for index, _ in data.read] == list(range(10))
-    assert torch.equal(labels, data.labels) and list(predictions) == [1.0, 0.75, 0.5]
-    for rate, model in models.items():
-        torch.testing.assert_close(predictions[rate].logits, model.eval()(data.images).detach(), rtol=0, atol=1e-5)
-    assert not torch.equal(predictions[1.0].logits, predictions[0.5].logits)
+def test_attention_only():
+    model, before = small_vit(), small_vit()
+    list(train(model, Pictures(8), Pictures(4), config(attention_only=True)))
+    pairs = zip(model.named_parameters(), before.parameters(), strict=True)
+    moved = {name for (name, a), b in pairs if not torch.equal(a, b)}
+    attention = {f"blocks.{i}.attn.{p}.{w}" for i in range(4) for p in ("qkv", "proj") for w in ("weight", "bias")}
+    assert moved == attention | {"head.weight", "head.bias", "pos_embed"}
 
 
-def test_speed_leaves_out_the_first_batch(monkeypatch):
-    """Batches of 4, 4 and 2 images; a pass takes 100 s, then 2 s, then 1 s: six images in three seconds."""
-    clock = iter([0.0, 100.0, 100.0, 102.0, 102.0, 103.0])
-    monkeypatch.setattr("common.training.time", SimpleNamespace(perf_counter=lambda: next(clock)))
-    predictions, _ = predict({0: small_vit()}, make_loader(Pictures(10), 4, shuffle=False, seed=0))
-    assert predictions[0].images_per_second == 2.0
+def test_several_labels_per_image():
+    """Loss and quality are binary cross-entropy and mean average precision."""
+    data = ManyLabels(12)
+    epochs = list(train(small_vit(), data, data, config(epochs=60, lr=3e-3)))
+    assert epochs[-1].val_accuracy > 95 and epochs[-1].val_loss < epochs[0].val_loss
+    with pytest.raises(UsageError, match=r"mixup and cutmix need one label per image; .* mixup=0 and cutmix=0"):
+        list(train(small_vit(), data, data, config(mixup=0.8)))
 
 
-def test_speed_of_a_single_batch(monkeypatch):
-    clock = iter([0.0, 0.5])
-    monkeypatch.setattr("common.training.time", SimpleNamespace(perf_counter=lambda: next(clock)))
-    predictions, _ = predict({0: small_vit()}, make_loader(Pictures(3), 4, shuffle=False, seed=0))
-    assert predictions[0].images_per_second == 6.0
+def test_mixed_precision_trains_in_bfloat16_and_gives_the_model_back_in_float32():
+    class Watches(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head, self.seen = nn.Linear(192, 3), []
+
+        def forward(self, images):
+            logits = self.head(images.flatten(1))
+            self.seen.append(logits.dtype)
+            return logits
+
+    model = Watches()
+    list(train(model, Pictures(8), Pictures(4), config(mixed_precision="bf16")))
+    assert set(model.seen) == {torch.bfloat16} and model.head.weight.dtype == torch.float32
+    model.seen.clear()
+    list(train(model, Pictures(8), Pictures(4), config()))  # in the same process, with another precision
+    assert set(model.seen) == {torch.float32} and "forward" not in vars(model)
 
 
-def test_predict_follows_the_dtype_of_the_model_and_answers_in_float32():
-    predictions, _ = predict({0: small_vit().bfloat16()}, make_loader(Pictures(4), 4, shuffle=False, seed=0))
-    assert predictions[0].logits.dtype == torch.float32
-    assert torch.equal(predictions[0].logits, predictions[0].logits.bfloat16().float())
+def test_mixup_leaves_out_an_incomplete_batch_and_softens_labels():
+    model = BreaksAt(0, 1.0)
+    list(train(model, Pictures(11), Pictures(4), config(mixup=0.8, cutmix=1.0, smoothing=0.1)))
+    assert model.passes == 2

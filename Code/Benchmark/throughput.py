@@ -16,8 +16,9 @@
 # %% [markdown]
 # # Throughput: how much faster is a ViT with fewer tokens?
 #
-# **Reproduces** the FPS, GFlops and parameter columns of the TRAM tables (ViT and SimpleViT, 75 / 50 / 25 %), with an
-# honest baseline: the *same* backbone with fused attention, same dtype, same batch, measured in turn (A B C A B C ...).
+# **Reproduces** the FPS, GFlops and parameter columns of the TRAM tables (ViT and SimpleViT, 75 / 50 / 25 %) and adds
+# those that "Which Tokens to Use?" leaves out, with an honest baseline: the *same* backbone with fused attention, same
+# dtype, same batch, measured in turn (A B C A B C ...).
 #
 # | | |
 # |---|---|
@@ -26,7 +27,9 @@
 # | All sizes | `./run_all.sh quick` (CPU) or `./run_all.sh paper` (GPU) |
 # | From a shell | `python -m common.benchmark --backbone vit_small_patch16_224 --reducer tram --keep-rate 0.5` |
 #
-# GMAC counts attention, `gmac_thop_compat` does not: it is the "GFlops" of the published tables.
+# All methods by default. TRAM's authors compare against "topk" (maximum over heads), "ats:sampler=random" and
+# "patchmerger:parity=true" (no CLS token). GMAC counts attention, `gmac_thop_compat` does not: it is the "GFlops" of
+# TRAM's tables.
 
 # %%
 import pandas as pd
@@ -39,8 +42,8 @@ from common.results import write_run
 # %% tags=["parameters"]
 profile = "notebook"
 backbones = ["vit_tiny_patch16_224"]
-# TopK with the maximum over heads, the random ATS and PatchMerger without CLS are what TRAM's authors compare against
-reducers = ["tram", "topk", "ats:sampler=random", "patchmerger:parity=true"]
+reducers = ["tram", "topk", "evit", "dynamicvit", "ats", "tome", "kmedoids", "dpcknn"]
+reducers += ["patchmerger", "sinkhorn", "sit", "l1", "l2", "linf"]
 keep_rates = [0.75, 0.5, 0.25]
 dtypes = ["float32"]
 batch_sizes = [4]

@@ -71,6 +71,7 @@ config = TrainConfig(
     lr=lr,
     optimizer=optimizer,
     schedule=schedule,
+    warmup_epochs=0.1 * epochs if schedule == "cosine" else 0.0,
     batch_size=batch_size,
     seed=seed,
     workers=workers,

@@ -14,7 +14,7 @@ from common.weights import save_state
 
 NAME = "digits"
 CHECKPOINT = Path("results/notebook/weights/vit_digits.safetensors")
-CONFIG = TrainConfig(epochs=16, lr=1e-3, optimizer="muon", schedule="cosine", batch_size=32, seed=42)
+CONFIG = TrainConfig(epochs=16, lr=1e-3, optimizer="muon", schedule="cosine", warmup_epochs=1.6, batch_size=32, seed=42)
 
 
 def resolve_weights(weights: str) -> str | None:

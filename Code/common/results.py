@@ -64,12 +64,17 @@ _TRAINING = Schema(
         "train_loss_last_batch": FLOAT,
         "val_loss": FLOAT,
         "val_accuracy": FLOAT,
+        "ema_val_loss": FLOAT,
+        "ema_val_accuracy": FLOAT,
+        "lr": FLOAT,
         "epoch_seconds": FLOAT,
         "n_train": INT,
         "n_val": INT,
     },
-    # Row 0 is the model before training: nothing was trained yet.
-    optional=frozenset({"train_loss", "train_loss_last_batch", "epoch_seconds"}),
+    # Row 0 is the model before training: nothing was trained or averaged yet; not every run averages its weights.
+    optional=frozenset(
+        {"train_loss", "train_loss_last_batch", "ema_val_loss", "ema_val_accuracy", "lr", "epoch_seconds"}
+    ),
     required=(*Schema.required, "dataset", "seed", "epochs"),
 )
 
@@ -124,6 +129,15 @@ TABLES: dict[str, Schema] = {
             "probability_full_model": FLOAT,
         },
         required=(*Schema.required, "dataset"),
+    ),
+    "gallery": Schema(
+        metrics={
+            **dict.fromkeys(("image", "class_name"), TEXT),
+            **dict.fromkeys(("layer", "num_tokens"), INT),
+            "predicted": TEXT,
+            "probability": FLOAT,
+        },
+        required=(*Schema.required, "dataset", "seed", "epochs"),
     ),
     "scratch": _TRAINING,
 }

@@ -11,7 +11,11 @@ from torch.utils.data import DataLoader
 
 from common.data.base import LabelledDataset
 from common.data.loading import one_class_after_the_other
-from common.plots import Example, ExampleRow
+from common.models.reduced import ReducedVisionTransformer
+from common.models.tokens import GONE
+from common.models.trace import Trace
+from common.plots import Example, ExampleRow, GalleryPanel, method_style
+from common.reducers import Method, Reducer
 
 
 @dataclass(frozen=True)
@@ -101,6 +105,62 @@ def denormalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> 
     """Normalised images (..., 3, H, W) back in [0, 1]."""
     shape = (3, 1, 1)
     return (images * torch.tensor(std).view(shape) + torch.tensor(mean).view(shape)).clamp(0, 1)
+
+
+def gallery(
+    models: Mapping[str, ReducedVisionTransformer], dataset: LabelledDataset, indices: Sequence[int], stage: int
+) -> tuple[list[GalleryPanel], list[dict[str, object]]]:
+    """Some images under many methods: panels for :func:`common.plots.methods_gallery`, rows of the table "gallery".
+
+    Args:
+        models: by the method's written form; their heads have the dataset's classes.
+        dataset: where the images are from.
+        indices: of the images.
+        stage: after which reduction to look, counted from 1.
+    """
+    panels, rows = [], []
+    for index in indices:
+        image, label = dataset[index]
+        for text, model in models.items():
+            parameter = next(model.parameters())
+            logits, trace = model.eval().trace(image[None].to(parameter))
+            layer = model.reducer.schedule.reduction_loc[stage - 1]
+            decision = _decide(logits.cpu(), dataset.classes, None)
+            name, probability = decision.names[0], decision.probability.item()
+            tokens, method = trace.num_tokens[layer].item(), Method.parse(text)
+            panels.append(
+                GalleryPanel(
+                    title=f"{method_style(method.name).label}: {tokens}",
+                    image=denormalise(image, dataset.mean, dataset.std),
+                    predicted=name,
+                    probability=probability,
+                    correct=name == dataset.classes[label],
+                    **_shown(trace, layer, model.reducer),
+                )
+            )
+            rows.append(
+                {
+                    "method": method.name,
+                    "options": method.options_text,
+                    "keep_rate": model.reducer.schedule.keep_rate,
+                    "image": dataset.image_ids[index],
+                    "class_name": dataset.classes[label],
+                    "layer": layer + 1,
+                    "num_tokens": tokens,
+                    "predicted": name,
+                    "probability": probability,
+                }
+            )
+    return panels, rows
+
+
+def _shown(trace: Trace, layer: int, reducer: Reducer) -> dict[str, Tensor | None]:
+    """Which patches a panel shows clearly, and which it outlines together."""
+    held, selected, token = trace.kept(layer)[0], trace.selected(layer)[0], trace.assignment[layer][0]
+    if reducer.clusters:
+        return {"kept": held, "groups": token, "selected": selected if reducer.selects else None}
+    fused = held & ~selected  # patches that live on in a token of which none of them is the centre
+    return {"kept": selected, "groups": token.masked_fill(~fused, GONE) if fused.any() else None}
 
 
 def examples(

@@ -49,15 +49,20 @@ class _Reduced:
             images: (B, 3, H, W).
             cls_at: blocks after which the CLS token is recorded.
         """
-        outside = [layer for layer in cls_at if layer not in range(len(self.blocks))]
-        if outside or (cls_at and not self.has_class_token):
-            allowed = f"blocks 0 to {len(self.blocks) - 1}" if self.has_class_token else "none, there is no CLS token"
-            raise UsageError(f"cls_at={list(cls_at)} is not allowed; allowed: {allowed}")
+        self.check_cls_at(cls_at)
         tokens = self._embed(images)
         patches = torch.arange(tokens.grid_size, device=images.device).expand(len(images), -1)
         trace = Trace(cls_at=cls_at)
         tokens = self._run(replace(tokens, assignment=patches, origin=patches), trace)
         return self.forward_head(self._normalised(tokens)), trace
+
+    def check_cls_at(self, cls_at: Sequence[int]) -> None:
+        """Refuse blocks that do not exist, or any where there is no CLS token, as :meth:`trace` does."""
+        outside = [layer for layer in cls_at if layer not in range(len(self.blocks))]
+        has_cls = self.has_class_token and not self.reducer.pools_mean
+        if outside or (cls_at and not has_cls):
+            allowed = f"blocks 0 to {len(self.blocks) - 1}" if has_cls else "none, there is no CLS token"
+            raise UsageError(f"cls_at={list(cls_at)} is not allowed; allowed: {allowed}")
 
     def _embed(self, images: Tensor) -> Tokens:
         x = self.norm_pre(self._pos_embed(self.patch_embed(images)))

@@ -73,6 +73,11 @@ class Reducer(nn.Module):
         """The method classifies from the mean of its patch tokens, whatever the backbone does."""
         return False
 
+    @property
+    def blocks(self) -> tuple[int, ...]:
+        """The blocks in which the method reduces."""
+        return self.schedule.reduction_loc
+
     def needs(self, layer: int, tokens: Tokens) -> frozenset[Signal]:
         """Signals for block ``layer``. Without any the block runs as timm's own and the two hooks below rest."""
         return NOTHING

@@ -62,13 +62,17 @@ class FixedPattern(Reducer):
             last_rings = {
                 layer: closest_ring(rings, count) for layer, count in zip(schedule.reduction_loc, counts, strict=True)
             }
-        self.num_patches, self.counts = len(rings), {}
+        self.num_patches, self.counts, self._blocks = len(rings), {}, tuple(last_rings)
         for layer, last in last_rings.items():
             kept = [position for position, ring in enumerate(rings) if ring <= last]
             if len(kept) < len(rings):
                 # on the CPU whatever the default device is: the model's device follows
                 self.register_buffer(f"kept_{layer}", torch.tensor(kept, device="cpu"), persistent=False)
                 rings, self.counts[layer] = [rings[position] for position in kept], len(kept)
+
+    @property
+    def blocks(self) -> tuple[int, ...]:
+        return self._blocks
 
     @staticmethod
     def ring(a: int, b: int) -> int:

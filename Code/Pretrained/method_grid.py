@@ -1,0 +1,123 @@
+# ---
+# jupyter:
+#   jupytext:
+#     cell_metadata_filter: tags
+#     notebook_metadata_filter: jupytext,kernelspec,-jupytext.text_representation.jupytext_version
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# %% [markdown]
+# # Pretrained: ten reduction methods, one training protocol
+#
+# **Reproduces** the accuracy grid of "Which Tokens to Use?" (Haurum et al., ICCVW 2023): every method at keep rates of
+# 90 / 70 / 50 / 25 %, all with the same weights to start from, the same images in the same order, the same AdamW and
+# schedule. Epoch 0 is the method off the shelf. Ranks per keep rate are the paper's way to compare.
+#
+# Pruning methods choose patches (Top-K, EViT, DynamicViT, ATS), hard merging groups them (ToMe, K-Medoids, DPC-KNN),
+# soft merging mixes them (PatchMerger, Sinkhorn, SiT); the three fixed patterns look at no image at all. DynamicViT
+# learns from the unreduced network as its teacher, as its authors have it.
+#
+# **Not equal at equal keep rate:** methods that act before a block spare its attention, those that act between
+# attention and MLP do not. The figure therefore plots accuracy over multiplications.
+#
+# | | |
+# |---|---|
+# | Defaults | embedded digits, the small ViT that `Scratch/train_test` trains, 1 epoch, six methods at two rates |
+# | Expected | pruning hardly suffers off the shelf; soft merging starts near chance and needs the fine-tuning |
+# | Time | under a minute on 2 CPU cores, the first time with the training of the small ViT |
+# | All methods | `./run_all.sh quick` (digits), `imagenette` (ViT-Ti, real images), `which_tokens` (ImageNet) |
+# | One long run | `python -m common.training CONFIG.yaml`, also under `torchrun`: checkpoints, resume, trackers |
+
+# %%
+from dataclasses import replace
+
+import pandas as pd
+from tqdm import tqdm
+
+from common import plots
+from common.method_grid import run_cell, with_teacher
+from common.results import write_run
+from common.training import protocol, torch_device
+from common.training.experiment import Experiment
+
+# %% tags=["parameters"]
+profile = "notebook"
+dataset = "digits"
+recipe = "which_tokens"
+backbone = "vit_digits"
+weights = "digits"
+reducers = ["none", "topk:head_fusion=mean", "evit", "tome", "kmedoids", "sinkhorn", "l2"]
+keep_rates = [0.9, 0.5]
+img_size = 32
+mean = None
+std = None
+epochs = 1
+lr = 1e-3
+backbone_lr_scale = 0.2
+warmup_epochs = 0.2
+batch_size = 32
+mixup = 0.0
+cutmix = 0.0
+smoothing = 0.1
+drop_path = 0.0
+ema_decay = None
+seed = 0
+limit_train = None
+limit_val = None
+mixed_precision = "no"
+workers = 0
+device = None
+csv = "results/notebook/method_grid.csv"
+figure = "results/notebook/method_grid.png"
+
+# %% [markdown]
+# ## The protocol
+# AdamW with weight decay 0.05, cosine after a warm-up, label smoothing. `head="dataset"` keeps, of a head of 1000
+# ImageNet classes, the rows of the dataset's classes: no method has to learn the classes first.
+
+# %%
+steps = {"epochs": epochs, "warmup_epochs": warmup_epochs, "batch_size": batch_size, "grad_accum_steps": 1}
+rates = {"lr": lr, "backbone_lr_scale": backbone_lr_scale, "lr_batch_normalizer": None}
+noise = {"mixup": mixup, "cutmix": cutmix, "smoothing": smoothing, "ema_decay": ema_decay, "seed": seed}
+machine = {"workers": workers, "device": device, "mixed_precision": mixed_precision}
+config = protocol("which_tokens", **steps, **rates, **noise, **machine)
+images = {"img_size": img_size, "recipe": recipe, "mean": mean, "std": std, "drop_path": drop_path}
+limits = {"limit_train": limit_train, "limit_val": limit_val}
+start = Experiment(backbone, dataset, config, weights=weights, head="dataset", **images, **limits)
+config
+
+# %% [markdown]
+# ## Every method at every rate
+
+# %%
+cells = [(reducer, rate) for reducer in reducers for rate in ([1.0] if reducer == "none" else keep_rates)]
+rows = []
+for reducer, rate in tqdm(cells):
+    rows += run_cell(with_teacher(replace(start, reducer=reducer, keep_rate=rate)))
+table = pd.DataFrame(rows)
+
+# %% [markdown]
+# ## Accuracy and rank
+# Ranks among the reduced models, per keep rate, before (epochs 0) and after training.
+
+# %%
+accuracy = table.pivot(index=["epochs", "method", "options"], columns="keep_rate", values="accuracy")
+rank = accuracy.drop("none", level="method").groupby("epochs").rank(ascending=False, method="min")
+pd.concat({"accuracy (%)": accuracy, "rank": rank}, axis=1).style.format("{:.4g}", na_rep="")
+
+# %% [markdown]
+# ## Save
+
+# %%
+write_run(rows, csv, table="method_grid", profile=profile, device=str(torch_device(device)))
+fig = plots.accuracy_mac_pareto(table)
+plots.save(fig, figure)
+fig

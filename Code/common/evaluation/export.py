@@ -1,0 +1,133 @@
+"""Records in the files that the analyses of "Which Tokens to Use?" (Haurum et al., 2023) read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from common.errors import UsageError
+from common.evaluation.names import full_name, ratios
+from common.evaluation.record import Record
+from common.models.tokens import GONE
+from common.results import write_atomically
+
+
+def export_json(record: Record, path: str | Path) -> Path:
+    """Write ``record`` as one JSON object: what was evaluated, then one entry per image under its id::
+
+        "Model", "Ratio", "Location", "Top1-Acc", "Top5-Acc", "Params" (millions)
+        "<image id>": {"Predictions": [...], "Target": ..., "Loss": ...,
+                       "Stage-<block>": {"Kept_Token": [...], "Assignment_Maps": [...]}}
+
+    With several labels per image both accuracies are the mAP, predictions are probabilities and targets zeros and ones.
+    ``Kept_Token`` are places in the grid; ``Assignment_Maps`` give for each token that entered the stage the token it
+    went to. A method that has no such patches, or groups none, has no such key.
+
+    Different from the reference implementation: the loss is the image's own and not the mean of its batch; kept tokens
+    are in the order of the model's tokens, which for methods that only select is that of the image and not that of
+    their scores, and hold no -1 (EViT's fused token, ATS's padding); assignment maps of ToMe are integers; with soft
+    merging a token whose patches all went elsewhere is -1 in the next map, because which token it went to
+    does not follow from the patches. Unreduced models have neither ratio nor location.
+    """
+    path = Path(path)
+    write_atomically(path, lambda file: file.writelines(_lines(record)))
+    return path
+
+
+def export_cls(record: Record, folder: str | Path) -> list[Path]:
+    """Write the CLS tokens of ``record`` as ``<name>_cls_features_<block>.npy``, float32, shape (D, n), per block.
+
+    Raises:
+        UsageError: the record has none; evaluate with ``cls_at``, load with ``with_cls``.
+    """
+    if not record.cls:
+        raise UsageError(f"the record of {record.setting.name!r} has no CLS tokens; evaluate with cls_at=...")
+    return [_save_npy(Path(folder) / cls_name(record.setting.name, block), x.T) for block, x in record.cls.items()]
+
+
+def json_name(name: str) -> str:
+    """File of :func:`export_json` for the run ``name``."""
+    return f"{name}_viz_results.json"
+
+
+def cls_name(name: str, block: int | str) -> str:
+    """File of :func:`export_cls` for the run ``name``."""
+    return f"{name}_cls_features_{block}.npy"
+
+
+def relative_assignment(before: np.ndarray | None, after: np.ndarray, num_before: int) -> np.ndarray:
+    """Which token each token that entered a stage went to, (n, num_before), from where patches were and are.
+
+    Args:
+        before: (n, P) the entering token that held each patch, -1 = none. None: the patches are the tokens.
+        after: (n, P) the token of the stage that holds it.
+        num_before: how many tokens entered.
+
+    Returns:
+        -1 for a token that held no patch, or whose patches were dropped.
+    """
+    if before is None:
+        return after
+    relative = np.full((len(after), num_before), GONE, dtype=after.dtype)
+    image, patch = np.nonzero(before != GONE)
+    relative[image, before[image, patch]] = after[image, patch]
+    return relative
+
+
+def _lines(record: Record) -> Iterator[str]:
+    """The file in parts, as ``json.dumps(everything, indent=4)`` would give it, image by image to save memory."""
+    head = json.dumps(_head(record), indent=4)
+    yield head.removesuffix("\n}")
+    maps = _relative_maps(record)
+    for row in range(len(record)):
+        entry = json.dumps({record.image_ids[row]: _entry(record, maps, row)}, indent=4)
+        yield "," + entry.removeprefix("{").removesuffix("\n}")
+    yield "\n}\n"
+
+
+def _head(record: Record) -> dict[str, Any]:
+    setting, accuracy = record.setting, record.accuracy
+    top1, top5 = (accuracy["map"],) * 2 if record.multi_label else (accuracy["top1"], accuracy["top5"])
+    return {
+        "Model": full_name(setting.method, setting.backbone),
+        "Ratio": ratios(setting.keep_rate) if record.stages else [],
+        "Location": list(setting.reduction_loc),
+        "Top1-Acc": round(top1, 4),
+        "Top5-Acc": round(top5, 4),
+        "Params": round(record.params / 1e6, 2),
+    }
+
+
+def _relative_maps(record: Record) -> dict[int, np.ndarray]:
+    maps, before, num_before = {}, None, record.setting.num_patches
+    for block, stage in record.stages.items():
+        if stage.assignment is not None:
+            maps[block] = relative_assignment(before, stage.assignment, num_before)
+            before, num_before = stage.assignment, int(stage.num_tokens.max())
+    return maps
+
+
+def _entry(record: Record, maps: dict[int, np.ndarray], row: int) -> dict[str, Any]:
+    entry = {
+        "Predictions": record.predictions[row].tolist(),
+        "Target": record.targets[row].tolist(),
+        "Loss": float(record.loss[row]),
+    }
+    for block, stage in record.stages.items():
+        decisions = {}
+        if stage.kept is not None:
+            kept = stage.kept[row]
+            decisions["Kept_Token"] = kept[kept != GONE].tolist()
+        if block in maps:
+            decisions["Assignment_Maps"] = maps[block][row].tolist()
+        entry[f"Stage-{block}"] = decisions
+    return entry
+
+
+def _save_npy(path: Path, array: np.ndarray) -> Path:
+    write_atomically(path, lambda file: np.save(file.buffer, np.ascontiguousarray(array, dtype=np.float32)))
+    return path

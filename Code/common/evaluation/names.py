@@ -1,0 +1,57 @@
+"""What runs are called where they are compared: the names and keys of "Which Tokens to Use?" (Haurum et al., 2023)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from common.reducers import Method
+
+DEIT = re.compile(r"deit_((?:tiny|small|base)_patch16_224)(?:\..*)?")
+PATTERNS = ("l1", "l2", "linf")
+SHORT = {"dynamicvit": "dyvit", **dict.fromkeys(PATTERNS, "heuristic")}
+
+
+def model_name(method: str, backbone: str) -> str:
+    """The model of a run: ``topk_small_patch16_224`` on a DeiT, ``topk_vit_small_patch16_224`` on any other backbone.
+
+    Without reduction it is ``deit_small_patch16_224_local``, or the backbone's own name. Options do not show.
+    """
+    reducer, deit = Method.parse(method).name, DEIT.fullmatch(backbone)
+    if reducer == "none":
+        return f"deit_{deit[1]}_local" if deit else backbone
+    return f"{SHORT.get(reducer, reducer)}_{deit[1] if deit else backbone}"
+
+
+def pattern(method: str) -> str:
+    """Which patches a fixed pattern keeps: l1, l2 or linf; "" for every other method."""
+    name = Method.parse(method).name
+    return name if name in PATTERNS else ""
+
+
+def full_name(method: str, backbone: str) -> str:
+    """The model's name and, behind a hyphen, what else tells models apart: ``heuristic_tiny_patch16_224-l2``.
+
+    The options of a method stand in the same place, so that its variants do not share a name.
+    """
+    parts = (model_name(method, backbone), pattern(method), Method.parse(method).options_text)
+    return "-".join(filter(None, parts))
+
+
+def ratios(keep_rate: float | Sequence[float]) -> list[float]:
+    """A keep rate as a list: one value that compounds, or one per stage."""
+    return list(keep_rate) if isinstance(keep_rate, Sequence) else [keep_rate]
+
+
+def run_key(method: str, backbone: str, keep_rate: float | Sequence[float], reduction_loc: Sequence[int]) -> str:
+    """``<model>[-<pattern>]-<blocks>-_<ratio>``, e.g. ``topk_small_patch16_224-3_6_9-_0.9``; joins tables of runs.
+
+    An unreduced model has neither blocks nor ratio: ``deit_small_patch16_224_local--_``.
+    """
+    if Method.parse(method).name == "none":
+        keep_rate, reduction_loc = (), ()
+    return f"{full_name(method, backbone)}-{_joined(reduction_loc)}-_{_joined(ratios(keep_rate))}"
+
+
+def _joined(values: Sequence[float]) -> str:
+    return "_".join(map(str, values))

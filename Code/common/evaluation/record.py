@@ -1,0 +1,190 @@
+"""What one run decided on every image of a split, in one file that is small and quick to read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from common.errors import UsageError
+from common.evaluation.archive import pack_index, pack_json, read_arrays, unpack_index, unpack_json, write_arrays
+
+RECORD, CLS = "record of decisions 1", "record of CLS tokens 1"  # the number is that of the layout
+PER_IMAGE = ("targets", "predictions", "loss")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What was evaluated, and with what.
+
+    Attributes:
+        name: of the run.
+        method: as :class:`common.reducers.Method` writes it.
+        backbone, dataset, weights: as given.
+        keep_rate: the schedule's.
+        reduction_loc: the blocks of :attr:`Record.stages`; () without reduction.
+        img_size: pixels (height, width).
+        grid_size: patches (rows, columns).
+        classes: outputs of the head that are the dataset's classes; None = all of them.
+        versions: torch, timm, commit, device and date.
+        details: whatever else belongs to the run, as JSON has it.
+    """
+
+    name: str
+    method: str
+    backbone: str
+    dataset: str
+    weights: str
+    keep_rate: float | tuple[float, ...]
+    reduction_loc: tuple[int, ...]
+    img_size: tuple[int, int]
+    grid_size: tuple[int, int]
+    classes: tuple[int, ...] | None = None
+    versions: Mapping[str, str] = field(default_factory=dict)
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("keep_rate", "reduction_loc", "img_size", "grid_size", "classes"):
+            value = getattr(self, name)
+            object.__setattr__(self, name, tuple(value) if isinstance(value, list) else value)
+
+    @property
+    def num_patches(self) -> int:
+        """Number P of patches of an image."""
+        return self.grid_size[0] * self.grid_size[1]
+
+
+@dataclass(frozen=True, eq=False)
+class Stage:
+    """The patch tokens of n images after a reduction block.
+
+    Attributes:
+        num_tokens: (n,) how many there are, padding not counted.
+        kept: (n, K) the patch that each token is, as its place in the grid, row by row, in the order of the tokens; of
+            a cluster its centre. -1 = a mixture without one (EViT's fused token), or padding (ATS). None for methods
+            whose tokens are no patches.
+        assignment: (n, P) the token that holds each patch, -1 = dropped. None for methods that group no patches.
+    """
+
+    num_tokens: np.ndarray
+    kept: np.ndarray | None = None
+    assignment: np.ndarray | None = None
+
+    def parts(self) -> dict[str, np.ndarray]:
+        """The arrays that there are, by name."""
+        return {name: array for name, array in vars(self).items() if array is not None}
+
+
+@dataclass(frozen=True, eq=False)
+class Record:
+    """What one run decided on the n images of a split.
+
+    Attributes:
+        setting: what was evaluated.
+        image_ids: of the dataset, one per image.
+        targets: (n,) class; with several labels per image (n, C) zeros and ones.
+        predictions: (n, 5) classes, the most likely first (fewer where there are fewer classes); with several labels
+            per image (n, C) probabilities, float16.
+        loss: (n,) float32, of each image: cross-entropy; with several labels binary cross-entropy, mean over classes.
+        accuracy: percent, ``top1`` and ``top5``; with several labels per image ``map``.
+        params: number of parameters of the model.
+        stages: by reduction block.
+        cls: block -> (n, D) float16, CLS token after that block; in a file of its own, only there when asked for.
+    """
+
+    setting: Setting
+    image_ids: tuple[str, ...]
+    targets: np.ndarray
+    predictions: np.ndarray
+    loss: np.ndarray
+    accuracy: Mapping[str, float]
+    params: int
+    stages: Mapping[int, Stage]
+    cls: Mapping[int, np.ndarray] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        arrays = [self.targets, self.predictions, self.loss, *self.cls.values()]
+        arrays += [array for stage in self.stages.values() for array in stage.parts().values()]
+        lengths = {len(self.image_ids), *map(len, arrays)}
+        if len(lengths) > 1:
+            raise UsageError(f"a record has one row per image in every part; given parts of {sorted(lengths)} rows")
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether an image has any number of the classes in place of exactly one."""
+        return self.targets.ndim == 2
+
+    def save(self, path: str | Path) -> Path:
+        """Write the record to ``path`` (.npz), and CLS tokens, where it has some, beside it (.cls.npz).
+
+        CLS tokens of an earlier evaluation do not stay beside a record without any.
+        """
+        path = _checked(path)
+        if self.cls:
+            blocks = {f"block_{block}": tokens for block, tokens in self.cls.items()}
+            write_arrays(cls_path(path), CLS, blocks, compress=False)  # numbers like these shrink by a tenth
+        header = {"setting": asdict(self.setting), "accuracy": dict(self.accuracy), "params": self.params}
+        header |= {"stages": list(self.stages), "cls": list(self.cls)}
+        arrays = {"header": pack_json(header), "image_ids": pack_json(self.image_ids)}
+        arrays |= {name: getattr(self, name) for name in PER_IMAGE}
+        for block, stage in self.stages.items():
+            arrays |= {f"{name}_{block}": pack_index(array) for name, array in stage.parts().items()}
+        write_arrays(path, RECORD, arrays)
+        if not self.cls:
+            cls_path(path).unlink(missing_ok=True)
+        return path
+
+    @classmethod
+    def load(cls, path: str | Path, *, with_cls: bool = False) -> Record:
+        """Read a record, ``with_cls`` also the CLS tokens beside it.
+
+        Raises:
+            UsageError: a file is missing, damaged, cut off, or something else.
+        """
+        path = _checked(path)
+        arrays = read_arrays(path, RECORD)
+        header = unpack_json(arrays["header"])
+        stages = {block: _stage(arrays, block) for block in header["stages"]}
+        tokens = read_arrays(cls_path(path), CLS) if with_cls and header["cls"] else {}
+        return cls(
+            setting=Setting(**header["setting"]),
+            image_ids=tuple(unpack_json(arrays["image_ids"])),
+            **{name: arrays[name] for name in PER_IMAGE},
+            accuracy=header["accuracy"],
+            params=header["params"],
+            stages=stages,
+            cls={block: tokens[f"block_{block}"] for block in header["cls"]} if tokens else {},
+        )
+
+
+def peek(path: str | Path) -> tuple[Setting, tuple[int, ...]]:
+    """What a record is about and the blocks whose CLS tokens lie beside it, without reading any decision.
+
+    Raises:
+        UsageError: as :meth:`Record.load`.
+    """
+    header = unpack_json(read_arrays(_checked(path), RECORD, only=("header",))["header"])
+    return Setting(**header["setting"]), tuple(header["cls"])
+
+
+def cls_path(path: str | Path) -> Path:
+    """Where the CLS tokens of the record ``path`` are: NAME.npz -> NAME.cls.npz."""
+    return Path(path).with_suffix(".cls.npz")
+
+
+def _stage(arrays: Mapping[str, np.ndarray], block: int) -> Stage:
+    names = ("num_tokens", "kept", "assignment")
+    return Stage(**{name: unpack_index(arrays[f"{name}_{block}"]) for name in names if f"{name}_{block}" in arrays})
+
+
+def _checked(path: str | Path) -> Path:
+    path = Path(path)
+    if path.suffix != ".npz" or path.suffixes[-2:-1] == [".cls"]:
+        raise UsageError(f"a record is a file NAME.npz; given {str(path)!r}")
+    return path

@@ -1,0 +1,172 @@
+"""One row per training run, the table that evaluations and comparisons start from; local, or out of Weights & Biases.
+
+``python -m common.evaluation.registry ROOT OUT.csv`` lists the finished runs at or below the folder ROOT;
+``wandb:ENTITY/PROJECT`` in place of ROOT those of a project there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+import sys
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from common.errors import UsageError
+from common.evaluation.names import model_name, pattern, ratios
+from common.evaluation.runs import Run, find_runs
+from common.reducers import Method
+from common.results import write_atomically
+
+COLUMNS = (
+    "Name",
+    "max_accuracy",
+    "epoch",
+    "epochs",
+    "keep_rate",
+    "reduction_loc",
+    "heuristic_pattern",
+    "model",
+    "output_dir",
+    "Tags",
+    "Created",
+)
+HIDDEN_TAGS = {"Not Best", "hidden"}
+WANDB = "wandb:"
+
+
+def build_registry(root: str | Path) -> pd.DataFrame:
+    """The finished runs at or below ``root``, oldest first; a warning for every run that is left out, and why.
+
+    Columns: ``Name`` (of the folder), ``max_accuracy`` (percent, of the best weights), ``epoch`` (the last one),
+    ``epochs`` (asked for), ``keep_rate`` and ``reduction_loc`` (lists as text, [] without reduction),
+    ``heuristic_pattern`` (of a fixed pattern), ``model``, ``output_dir`` (where the run's folder is, from ``root``),
+    ``Tags`` (options of the method, a list as text), ``Created`` (ISO 8601).
+
+    Raises:
+        UsageError: there is no run.
+    """
+    scan = scan_runs(root)
+    for reason in (*scan.damaged, *scan.unfinished):
+        warnings.warn(f"not in the registry: {reason}", stacklevel=2)
+    return scan.table
+
+
+class Scan(NamedTuple):
+    """The table of :func:`build_registry`, and why runs are not in it."""
+
+    table: pd.DataFrame
+    damaged: list[str]
+    unfinished: list[str]
+
+
+def scan_runs(root: str | Path) -> Scan:
+    """Read every run at or below ``root``."""
+    rows, damaged, unfinished = [], [], []
+    for folder in find_runs([root]):
+        try:
+            run = Run.read(folder)
+            if run.finished:
+                rows.append(_row(run, Path(root)))
+            else:
+                unfinished.append(f"run {str(folder)!r} is at epoch {run.last_epoch} of {run.epochs}")
+        except UsageError as error:
+            damaged.append(f"run {str(folder)!r}: {error}")
+    return Scan(_table(rows), damaged, unfinished)
+
+
+def registry_from_wandb(entity: str, project: str) -> pd.DataFrame:
+    """The same table of the runs that a Weights & Biases project logged under these names, oldest first.
+
+    Left out: runs tagged "Not Best" or "hidden", runs that are going on, runs without ``max_accuracy``.
+
+    Raises:
+        UsageError: the package wandb is not installed.
+    """
+    try:
+        import wandb
+    except ImportError as error:
+        raise UsageError("reading from Weights & Biases needs the package wandb: pip install wandb") from error
+    runs = wandb.Api().runs(f"{entity}/{project}")
+    return _table(_wandb_row(run) for run in runs if _counts(run))
+
+
+def write_registry(frame: pd.DataFrame, path: str | Path) -> Path:
+    """Write the table as CSV, every field in quotes."""
+    path = Path(path)
+    write_atomically(path, lambda file: frame.to_csv(file, index=False, quoting=csv.QUOTE_ALL, lineterminator="\n"))
+    return path
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m common.evaluation.registry", description="List training runs.")
+    parser.add_argument("root", metavar="ROOT", help=f"folder that holds the runs, or {WANDB}ENTITY/PROJECT")
+    parser.add_argument("csv", metavar="OUT.csv", help="the table to write")
+    given = parser.parse_args(arguments)
+    try:
+        if given.root.startswith(WANDB):
+            scan = Scan(registry_from_wandb(*_entity_and_project(given.root)), [], [])
+        else:
+            scan = scan_runs(given.root)
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    write_registry(scan.table, given.csv)
+    for reason in scan.unfinished:
+        print(f"not finished: {reason}")
+    for reason in scan.damaged:
+        print(f"error: {reason}", file=sys.stderr)
+    print(f"{len(scan.table)} runs in {given.csv}; {len(scan.unfinished)} not finished, {len(scan.damaged)} damaged")
+    return 1 if scan.damaged else 0
+
+
+def _row(run: Run, root: Path) -> dict[str, Any]:
+    experiment, options = run.experiment, Method.parse(run.experiment.reducer).options_text
+    reduced = bool(run.reduction_loc)
+    return {
+        "Name": run.name,
+        "max_accuracy": run.best.accuracy,
+        "epoch": run.last_epoch,
+        "epochs": run.epochs,
+        "keep_rate": ratios(experiment.keep_rate) if reduced else [],
+        "reduction_loc": list(run.reduction_loc),
+        "heuristic_pattern": pattern(experiment.reducer),
+        "model": model_name(experiment.reducer, experiment.backbone),
+        "output_dir": (Path() / os.path.relpath(run.folder.parent, root)).as_posix(),
+        "Tags": options.split(",") if options else [],
+        "Created": run.created,
+    }
+
+
+def _table(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
+    frame = pd.DataFrame(list(rows), columns=list(COLUMNS))
+    for column in ("keep_rate", "reduction_loc", "Tags"):
+        frame[column] = frame[column].map(str).astype(str)
+    return frame.sort_values("Created", kind="stable", ignore_index=True)
+
+
+def _counts(run: Any) -> bool:
+    """A run of Weights & Biases has ended with an accuracy and is not hidden."""
+    return run.state != "running" and not HIDDEN_TAGS & set(run.tags) and "max_accuracy" in run.summary
+
+
+def _wandb_row(run: Any) -> dict[str, Any]:
+    logged = {**run.config, **{key: run.summary.get(key) for key in ("max_accuracy", "epoch")}}
+    logged |= {"Name": run.name, "Tags": list(run.tags), "Created": run.created_at}
+    return {column: logged.get(column, "") for column in COLUMNS}
+
+
+def _entity_and_project(text: str) -> tuple[str, str]:
+    entity, _, project = text.removeprefix(WANDB).partition("/")
+    if not entity or not project:
+        raise UsageError(f"{text!r} names no project; write {WANDB}ENTITY/PROJECT")
+    return entity, project
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,82 @@
+"""One cell of the method grid: a method at one keep rate, off the shelf and after the training that all others get."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+
+from common.data import subset
+from common.data.base import LabelledDataset
+from common.macs import count_macs
+from common.models.reduced import ReducedVisionTransformer
+from common.reducers import Method, reducer_class
+from common.training import Epoch, train
+from common.training.experiment import Experiment
+
+TRACED_IMAGES = 64  # only ATS keeps a number of tokens that differs from image to image
+
+
+def with_teacher(experiment: Experiment) -> Experiment:
+    """``experiment`` with its own unreduced backbone as the teacher, if its method learns from one."""
+    if not reducer_class(Method.parse(experiment.reducer).name).wants_teacher:
+        return experiment
+    return replace(experiment, teacher=experiment.backbone, teacher_weights=experiment.weights)
+
+
+def run_cell(experiment: Experiment) -> list[dict[str, object]]:
+    """Rows of the table ``method_grid``: one before training and, with ``epochs`` > 0, one after it."""
+    train_set, val_set = experiment.datasets()
+    model, teacher = experiment.model(val_set), experiment.teacher_model(val_set)
+    sizes = {"n_train": len(train_set), "n_val": len(val_set)}
+    history: list[Epoch] = []
+    rows = []
+    for epoch in train(model, train_set, val_set, experiment.config, teacher=teacher):
+        history.append(epoch)
+        if epoch.epoch in (0, experiment.config.total_epochs):
+            constant = {**experiment.conditions(), "epochs": epoch.epoch, **sizes}
+            rows.append({**constant, **_accuracy(history), **_cost(model, val_set)})
+    return rows
+
+
+def learns(model: ReducedVisionTransformer) -> bool:
+    """The method has parameters of its own."""
+    return any(True for _ in model.reducer.parameters())
+
+
+def trained_if_it_learns(experiment: Experiment) -> ReducedVisionTransformer:
+    """The model of ``experiment``, trained as it says only where the method has something to learn."""
+    train_set, val_set = experiment.datasets()
+    model = experiment.model(val_set)
+    if learns(model):
+        experiment = with_teacher(experiment)
+        teacher = experiment.teacher_model(val_set)
+        for _ in train(model, train_set, val_set, experiment.config, teacher=teacher):
+            pass
+    return model
+
+
+def _accuracy(history: Sequence[Epoch]) -> dict[str, float | None]:
+    """The last epoch, and the best one, of raw or averaged weights, since training began."""
+    last = history[-1]
+    trained = history[1:] or history
+    values = [value for epoch in trained for value in (epoch.val_accuracy, epoch.ema_val_accuracy) if value is not None]
+    return {
+        "accuracy": last.val_accuracy,
+        "accuracy_best": max(values),
+        "ema_accuracy": last.ema_val_accuracy if last.epoch else None,
+        "loss": last.val_loss,
+    }
+
+
+def _cost(model: ReducedVisionTransformer, val_set: LabelledDataset) -> dict[str, object]:
+    some = subset(val_set, min(TRACED_IMAGES, len(val_set)), seed=0)
+    images = torch.stack([some[index][0] for index in range(len(some))])
+    _, trace = model.eval().trace(images.to(next(model.parameters()).device))
+    counts = [trace.num_tokens[layer].double().mean().item() for layer in model.reducer.schedule.reduction_loc]
+    return {
+        "tokens": " ".join(f"{count:.4g}" for count in counts),
+        "gmac": count_macs(model, model.patch_embed.img_size).total / 1e9,
+        "params": sum(parameter.numel() for parameter in model.parameters()),
+    }

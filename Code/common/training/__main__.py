@@ -1,0 +1,49 @@
+"""``python -m common.training CONFIG.yaml [key=value ...]``, alone or under ``torchrun``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+import torch
+
+from common.errors import UsageError
+from common.training.accelerator import is_main_process
+from common.training.engine import Epoch
+from common.training.experiment import Experiment
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m common.training", description="Train the model that a YAML file describes; goes on if stopped."
+    )
+    parser.add_argument("config", help="YAML file of the attributes of Experiment and TrainConfig")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="win over the file")
+    given = parser.parse_args(arguments)
+    try:
+        experiment = Experiment.from_yaml(given.config, given.overrides)
+        for epoch in experiment.run():
+            if is_main_process():
+                print(describe(epoch), flush=True)
+    except (UsageError, FloatingPointError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    finally:
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+    return 0
+
+
+def describe(epoch: Epoch) -> str:
+    """One line about an epoch."""
+    parts = [f"epoch {epoch.epoch}:"]
+    if epoch.train_loss is not None:
+        parts.append(f"train loss {epoch.train_loss:.4f}, lr {epoch.lr:.2e},")
+    parts.append(f"val loss {epoch.val_loss:.4f}, accuracy {epoch.val_accuracy:.2f} %")
+    if epoch.ema_val_accuracy is not None:
+        parts.append(f"(averaged weights {epoch.ema_val_accuracy:.2f} %)")
+    return " ".join([*parts, f"in {epoch.epoch_seconds:.1f} s"])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,247 @@
+"""How to train: one validated object, and the protocols of the papers as instances of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, fields, replace
+from importlib.util import find_spec
+
+from timm.optim import list_optimizers
+
+from common.errors import UsageError, require_choice
+from common.training.accelerator import torch_device
+
+MUON = "muon"
+SECOND_ORDER = ("adahessian",)  # want the graph of the gradients, which nothing else here needs
+OPTIMIZERS = tuple(sorted({MUON, *list_optimizers()} - set(SECOND_ORDER)))
+SCHEDULES = ("constant", "step", "cosine")
+PRECISIONS = ("no", "bf16", "fp16")
+MIXUP_MODES = ("batch", "pair", "elem")
+LOSSES = ("auto", "cross_entropy", "bce", "asymmetric")
+DISTILLATIONS = ("none", "soft", "hard")
+TRACKERS = ("tensorboard", "wandb")
+
+LEAST = {"epochs": 0, "cooldown_epochs": 0, "backbone_freeze_epochs": 0, "workers": 0, "seed": 0}
+LEAST |= {"batch_size": 1, "grad_accum_steps": 1, "repeats": 1, "decay_epochs": 1}
+POSITIVE = ("lr", "backbone_lr_scale", "lr_batch_normalizer", "clip_grad", "eps", "decay_rate", "distillation_tau")
+NOT_NEGATIVE = ("weight_decay", "warmup_epochs", "warmup_lr", "min_lr", "mixup", "cutmix")
+SHARES = ("momentum", "mixup_prob", "mixup_switch_prob", "smoothing", "ema_decay", "distillation_alpha")
+CHOICES = {"optimizer": OPTIMIZERS, "schedule": SCHEDULES, "mixed_precision": PRECISIONS, "mixup_mode": MIXUP_MODES}
+CHOICES |= {"loss": LOSSES, "distillation": DISTILLATIONS}
+PAIRS = ("betas", "cutmix_minmax")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How to train. The defaults are TRAM's simple protocol: Adam at a constant rate, cross-entropy, nothing else.
+
+    Attributes:
+        epochs: passes over the training set; 0 = evaluate only (off the shelf).
+        lr: learning rate, see ``lr_batch_normalizer``.
+        batch_size: images per process and pass.
+        grad_accum_steps: passes per update; an update sees batch_size x grad_accum_steps x processes images.
+        seed: of the order of images, their augmentation and everything random in the model.
+        workers: processes that load data.
+        device: "cpu", "cuda" ...; None = "cuda" when there is one.
+        mixed_precision: "no", "bf16", or "fp16" (with loss scaling; not on a CPU, not with Muon).
+        optimizer: one of ``timm.optim.list_optimizers()`` (no second-order ones); "muon" is Muon (Jordan et al., 2024)
+            at 20 times ``lr`` for the matrices of the blocks and Adam for the rest, which trains a small ViT from
+            scratch in a fraction of the epochs.
+        weight_decay: not for biases, one-dimensional parameters, class tokens and positions.
+        eps, betas: of the optimizer, where it has them; None = its own.
+        momentum: of the optimizers that have one.
+        clip_grad: largest global norm of the gradient.
+        backbone_lr_scale: factor on the rate of pretrained parameters: all but heads, positions, patch embedding and
+            the reducer's own.
+        backbone_freeze_epochs: epochs during which the pretrained parameters have rate 0.
+        constant_cls, constant_pos: do not train class and distillation tokens; positions.
+        attention_only: train attention, heads and positions only.
+        lr_batch_normalizer: the rate is lr x (images per update) / this; None = lr as it is.
+        schedule: "constant", "step" (times ``decay_rate`` after every ``decay_epochs``), "cosine" (to ``min_lr``).
+        decay_epochs, decay_rate: of "step".
+        warmup_epochs: linear rise at the start, may be a fraction; part of ``epochs``.
+        warmup_lr: where it starts; None = equal steps, the first one above 0.
+        min_lr: where the cosine ends, the same for all parameters.
+        warmup_prefix: the cosine starts after the warm-up. False is what timm does by default and the published runs
+            of "Which Tokens to Use?" did: it runs from the first epoch, so the rate jumps down after the warm-up.
+        schedule_in_steps: a new rate for every update; False = for every epoch.
+        cooldown_epochs: further epochs at ``min_lr`` after a cosine.
+        mixup, cutmix, cutmix_minmax, mixup_prob, mixup_switch_prob, mixup_mode: as in ``timm.data.Mixup``; 0 = off.
+            An incomplete last batch is left out then. Refused for data with several labels per image.
+        smoothing: of the labels of single-label data.
+        repeats: of each image in an epoch (repeated augmentation); 1 = off.
+        loss: "auto" is cross-entropy, or the asymmetric loss for data with several labels per image.
+        ema_decay: of an exponential moving average of the weights, None = off.
+        distillation: of a distilled DeiT from a teacher: "none", "soft", "hard".
+        distillation_alpha: weight of the teacher against the labels.
+        distillation_tau: temperature of "soft".
+        trackers: of "tensorboard", "wandb".
+    """
+
+    epochs: int
+    lr: float = 1e-4
+    batch_size: int = 64
+    grad_accum_steps: int = 1
+    seed: int = 42
+    workers: int = 0
+    device: str | None = None
+    mixed_precision: str = "no"
+    optimizer: str = "adam"
+    weight_decay: float = 0.0
+    eps: float | None = None
+    betas: tuple[float, float] | None = None
+    momentum: float = 0.9
+    clip_grad: float | None = None
+    backbone_lr_scale: float = 1.0
+    backbone_freeze_epochs: int = 0
+    constant_cls: bool = False
+    constant_pos: bool = False
+    attention_only: bool = False
+    lr_batch_normalizer: float | None = None
+    schedule: str = "constant"
+    decay_epochs: int = 10
+    decay_rate: float = 0.5
+    warmup_epochs: float = 0.0
+    warmup_lr: float | None = None
+    min_lr: float = 0.0
+    warmup_prefix: bool = True
+    schedule_in_steps: bool = True
+    cooldown_epochs: int = 0
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    cutmix_minmax: tuple[float, float] | None = None
+    mixup_prob: float = 1.0
+    mixup_switch_prob: float = 0.5
+    mixup_mode: str = "batch"
+    smoothing: float = 0.0
+    repeats: int = 1
+    loss: str = "auto"
+    ema_decay: float | None = None
+    distillation: str = "none"
+    distillation_alpha: float = 0.5
+    distillation_tau: float = 1.0
+    trackers: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        self._check_single_values()
+        self._check_combinations()
+
+    @property
+    def mixes(self) -> bool:
+        """Images and their labels are mixed."""
+        return self.mixup > 0 or self.cutmix > 0 or self.cutmix_minmax is not None
+
+    @property
+    def total_epochs(self) -> int:
+        return self.epochs + self.cooldown_epochs
+
+    def _check_single_values(self) -> None:
+        for name, allowed in CHOICES.items():
+            require_choice(getattr(self, name), allowed, name)
+        for name, least in LEAST.items():
+            self._require(name, _is(int, value := getattr(self, name)) and value >= least, f"an integer >= {least}")
+        optional = {field.name for field in fields(self) if "None" in field.type}
+        for names, fits, wanted in (
+            (POSITIVE, lambda value: 0 < value < math.inf, "a positive number"),
+            (NOT_NEGATIVE, lambda value: 0 <= value < math.inf, "a number >= 0"),
+            (SHARES, lambda value: 0 <= value <= 1, "a number from 0 to 1"),
+        ):
+            for name in names:
+                value = getattr(self, name)
+                if not (value is None and name in optional):
+                    self._require(name, _is((int, float), value) and fits(value), wanted)
+        for name in PAIRS:
+            value = getattr(self, name)
+            numbers = isinstance(value, tuple) and all(_is((int, float), v) and 0 <= v <= 1 for v in value)
+            self._require(name, value is None or (numbers and len(value) == 2), "two numbers from 0 to 1")
+        for field in fields(self):
+            if field.type == "bool":
+                self._require(field.name, isinstance(getattr(self, field.name), bool), "true or false")
+        torch_device(self.device)
+
+    def _check_combinations(self) -> None:
+        refusals = {
+            f"warmup_epochs={self.warmup_epochs} of epochs={self.epochs}; give at most as many": (
+                self.warmup_epochs > self.epochs > 0
+            ),
+            f"cooldown_epochs={self.cooldown_epochs} with schedule {self.schedule!r}; only a cosine cools down": (
+                self.cooldown_epochs and self.schedule != "cosine"
+            ),
+            f"mixup of batch_size={self.batch_size}; it pairs images: give an even number": (
+                self.mixes and self.batch_size % 2
+            ),
+            "mixed_precision 'fp16' with optimizer 'muon': its loss scale serves one optimizer; give 'bf16'": (
+                self.mixed_precision == "fp16" and self.optimizer == MUON
+            ),
+            "mixed_precision 'fp16' on the device 'cpu'; give 'bf16' or 'no'": (
+                self.mixed_precision == "fp16" and torch_device(self.device).type == "cpu"
+            ),
+        }
+        for refusal, applies in refusals.items():
+            if applies:
+                raise UsageError(f"not possible: {refusal}")
+        for tracker in self.trackers:
+            require_choice(tracker, TRACKERS, "tracker")
+            if find_spec(tracker) is None:
+                raise UsageError(f"tracker {tracker!r} is not installed; install it: pip install {tracker}")
+
+    def _require(self, name: str, holds: bool, wanted: str) -> None:
+        if not holds:
+            raise UsageError(f"{name}={getattr(self, name)!r} is not allowed; give {wanted}")
+
+
+def _is(kind: type | tuple[type, ...], value: object) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)
+
+
+PROTOCOLS = {
+    "tram": TrainConfig(epochs=5),
+    "which_tokens": TrainConfig(
+        epochs=30,
+        lr=1e-3,
+        lr_batch_normalizer=1024,
+        batch_size=256,
+        grad_accum_steps=2,
+        seed=0,
+        optimizer="adamw",
+        eps=1e-8,
+        betas=(0.9, 0.999),
+        weight_decay=0.05,
+        schedule="cosine",
+        warmup_epochs=20,
+        warmup_lr=1e-6,
+        min_lr=1e-5,
+        mixup=0.8,
+        cutmix=1.0,
+        smoothing=0.1,
+        ema_decay=0.99996,
+    ),
+}
+
+
+def protocol(name: str, **changes: object) -> TrainConfig:
+    """The settings of a paper, with changes.
+
+    ``tram``: fine-tuning of TRAM. ``which_tokens``: the published ImageNet command of "Which Tokens to Use?" (Haurum et
+    al., 2023) on one GPU, where its repeated augmentation is off. It ran in fp16, which needs a GPU: ask for it with
+    ``mixed_precision="fp16"``; for its jump of the rate after the warm-up with ``warmup_prefix=False``; data with
+    several labels per image need ``mixup=0, cutmix=0``. Its stochastic depth of 0.1 is the model's (``drop_path``).
+
+    Raises:
+        UsageError: unknown protocol or setting.
+    """
+    check_names(changes, settings(), "setting")
+    return replace(PROTOCOLS[require_choice(name, PROTOCOLS, "protocol")], **changes)
+
+
+def settings() -> list[str]:
+    """The names of all settings."""
+    return [field.name for field in fields(TrainConfig)]
+
+
+def check_names(given: Iterable[str], allowed: Iterable[str], what: str) -> None:
+    """Refuse an unknown name; the message lists what is allowed."""
+    allowed = list(allowed)
+    for name in given:
+        require_choice(name, allowed, what)

@@ -1,0 +1,242 @@
+"""The training loop: any model and config, one process or several, whole or stopped and taken up again.
+
+Every pass (micro-batch) is seeded by (seed, epoch, its number among those of all processes), and the images of an
+update weigh the same wherever they are computed. So W processes do what one does with W times the accumulation steps,
+and a run that was killed goes on as if nothing had happened: on a CPU bit for bit.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from accelerate.utils import gather_object
+from torch import nn
+from tqdm import tqdm
+
+from common.data import make_loader, set_epoch
+from common.data.base import LabelledDataset
+from common.errors import UsageError
+from common.results import resolve
+from common.training.accelerator import make_accelerator, seed_everything
+from common.training.checkpoint import Best, RunFolder
+from common.training.config import TrainConfig
+from common.training.losses import Objective, check_teacher
+from common.training.prediction import evaluate
+from common.training.updates import Batch, Updater
+
+ANYWHERE = ("device", "workers", "trackers")  # settings that a run may change when it goes on
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What is known after one epoch; epoch 0 is before training, without training losses, average and rate.
+
+    Attributes:
+        train_loss: mean over the epoch's images.
+        train_loss_last_batch: the last batch's, which the reference repository of TRAM records.
+        val_loss: mean over the validation images: cross-entropy, or binary cross-entropy for several labels per image.
+        val_accuracy: percent of the images, or mean average precision in percent for several labels per image.
+        ema_val_loss, ema_val_accuracy: the same of the averaged weights.
+        lr: rate of the epoch's last update, of parameters that are not scaled.
+        epoch_seconds: training and validation.
+    """
+
+    epoch: int
+    train_loss: float | None
+    train_loss_last_batch: float | None
+    val_loss: float
+    val_accuracy: float
+    ema_val_loss: float | None
+    ema_val_accuracy: float | None
+    lr: float | None
+    epoch_seconds: float
+
+
+def train(
+    model: nn.Module,
+    train_set: LabelledDataset,
+    val_set: LabelledDataset,
+    config: TrainConfig,
+    *,
+    teacher: nn.Module | None = None,
+    output_dir: str | Path | None = None,
+) -> Iterator[Epoch]:
+    """Train ``model`` in place; yields epoch 0 (before training) and then every epoch.
+
+    Args:
+        teacher: an unreduced model of the same classes, for distillation or for a reducer that learns from one.
+        output_dir: the run's folder, see :mod:`common.training.checkpoint`. Where it holds a stopped run, its epochs
+            are yielded again and it goes on from there; ``model`` then gets its weights.
+
+    Raises:
+        UsageError: settings, data, model and folder do not fit together.
+        FloatingPointError: the loss is no longer finite; the message names epoch, step and the last good checkpoint.
+    """
+    trainer = Trainer(model, train_set, val_set, config, teacher, output_dir)
+    try:
+        history = trainer.resume()
+        yield from history
+        for number in range(len(history), config.total_epochs + 1):
+            yield trainer.epoch(number)
+    finally:
+        trainer.close()
+
+
+class Trainer:
+    """One training: its data, its evaluation and what is kept of it; :func:`train` is its use."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        train_set: LabelledDataset,
+        val_set: LabelledDataset,
+        config: TrainConfig,
+        teacher: nn.Module | None,
+        output_dir: str | Path | None,
+    ) -> None:
+        check_teacher(model, teacher, config)
+        folder = None if output_dir is None else resolve(output_dir)
+        if config.trackers and folder is None:
+            raise UsageError(f"trackers {', '.join(config.trackers)} need an output_dir to write to")
+        objective = Objective(model, config, multi_label=train_set.multi_label)
+        self.accelerator = make_accelerator(
+            config.device, config.mixed_precision, config.trackers, folder, unused_parameters=_has_own_parameters(model)
+        )
+        self.config, self.model = config, model
+        self._load_data(train_set, val_set)
+        self.updates_per_epoch = math.ceil(len(self.train_loader) / config.grad_accum_steps)
+        self.updater = Updater(
+            objective.to(self.accelerator.device),
+            config,
+            self.accelerator,
+            teacher=None if teacher is None else teacher.to(self.accelerator.device).eval(),
+            num_classes=train_set.num_classes,
+            updates_per_epoch=self.updates_per_epoch,
+        )
+        self.history: list[Epoch] = []
+        self.best: Best | None = None
+        self.folder = None if folder is None else RunFolder(folder, self._settings(train_set, val_set))
+        if config.trackers:
+            self.accelerator.init_trackers("token_reduction", {key: str(v) for key, v in asdict(config).items()})
+
+    def _load_data(self, train_set: LabelledDataset, val_set: LabelledDataset) -> None:
+        place = {"rank": self.accelerator.process_index, "world_size": self.accelerator.num_processes}
+        shared = {"seed": self.config.seed, "workers": self.config.workers, **place}
+        training = {"shuffle": True, "drop_last": self.config.mixes, "repeats": self.config.repeats}
+        self.train_loader = make_loader(train_set, self.config.batch_size, **training, **shared)
+        self.val_loader = make_loader(val_set, self.config.batch_size, shuffle=False, **shared)
+
+    def _settings(self, train_set: LabelledDataset, val_set: LabelledDataset) -> dict[str, Any]:
+        """What must be the same for a run to go on."""
+        settings = {key: value for key, value in asdict(self.config).items() if key not in ANYWHERE}
+        parameters = sum(parameter.numel() for parameter in self.model.parameters())
+        data = {"train_set": f"{train_set.name} ({len(train_set)})", "val_set": f"{val_set.name} ({len(val_set)})"}
+        model = {"reducer": _describe_reducer(self.model), "parameters": parameters}
+        return {**settings, **data, **model, "processes": self.accelerator.num_processes}
+
+    def close(self) -> None:
+        """Finish the trackers and give the model back."""
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
+        self.updater.release()
+
+    def epoch(self, number: int) -> Epoch:
+        """Train (not epoch 0), evaluate, and keep the result."""
+        start = time.perf_counter()
+        losses = self._train_epoch(number) if number else (None, None)
+        raw = self._evaluate(self.model, number)
+        average = self.updater.average
+        averaged = (None, None) if average is None or number == 0 else self._evaluate(average.module, number)
+        rate = self.updater.rate(number, self.updates_per_epoch - 1) if number else None
+        epoch = Epoch(number, *losses, *raw, *averaged, rate, time.perf_counter() - start)
+        self.history.append(epoch)
+        if self.config.trackers:
+            values = {key: value for key, value in asdict(epoch).items() if value is not None}
+            self.accelerator.log(values, step=number)
+        self._save(epoch)
+        return epoch
+
+    def _evaluate(self, model: nn.Module, epoch: int) -> tuple[float, float]:
+        set_epoch(self.val_loader, 0)
+        seed_everything(self.config.seed, epoch)
+        return evaluate(model, self.val_loader, self.accelerator)
+
+    def _train_epoch(self, epoch: int) -> tuple[float, float]:
+        """Mean loss over the images of the epoch, and that of its last pass."""
+        self.updater.train_mode()
+        set_epoch(self.train_loader, epoch - 1)
+        quiet = not self.accelerator.is_main_process
+        total, seen, losses = 0.0, 0, []
+        with tqdm(self.train_loader, desc=f"epoch {epoch}", leave=False, disable=quiet) as bar:
+            passes = iter(bar)
+            for step in range(self.updates_per_epoch):
+                batches = list(islice(passes, self.config.grad_accum_steps))
+                losses = self._update(batches, epoch, step)
+                sizes = [len(images) for images, _ in batches]
+                total += sum(loss * size for loss, size in zip(losses, sizes, strict=True))
+                seen += sum(sizes)
+                bar.set_postfix(loss=f"{losses[-1]:.3f}")
+        totals, images, last = zip(*gather_object([(total, seen, losses[-1])]), strict=True)
+        return sum(totals) / sum(images), last[-1]
+
+    def _update(self, batches: list[Batch], epoch: int, step: int) -> list[float]:
+        try:
+            return self.updater.update(batches, epoch, step)
+        except FloatingPointError as error:
+            good = f"; the last good checkpoint, of epoch {epoch - 1}, is in {self.folder.path}" if self.folder else ""
+            raise FloatingPointError(f"{error}; try a smaller lr{good}") from error
+
+    def _save(self, epoch: Epoch) -> None:
+        candidates = [(epoch.val_accuracy, False)]
+        if epoch.ema_val_accuracy is not None:
+            candidates.append((epoch.ema_val_accuracy, True))
+        accuracy, averaged = max(candidates, key=lambda candidate: candidate[0])
+        # an epoch of training beats epoch 0 whatever its accuracy: "best" is a result of this training
+        improves = self.best is None or self.best.epoch == 0 or accuracy > self.best.accuracy
+        if improves:
+            self.best = Best(epoch.epoch, accuracy, averaged)
+        if self.folder is None or not self.accelerator.is_main_process:
+            return
+        if improves:
+            self.folder.write_best(self.updater.average.module if averaged else self.model, self.best)
+        state = {"model": self.model.state_dict(), "best": asdict(self.best), **self.updater.state()}
+        self.folder.save(state, self._rows())
+        self._write_readable()
+
+    def _rows(self) -> list[dict[str, Any]]:
+        return [asdict(epoch) for epoch in self.history]
+
+    def _write_readable(self) -> None:
+        self.folder.write_last(self.model)
+        self.folder.write_log(self._rows())
+
+    def resume(self) -> list[Epoch]:
+        """Take up the run in the folder, if there is one, and return its epochs."""
+        found = None if self.folder is None else self.folder.load()
+        self.accelerator.wait_for_everyone()  # nobody writes before all have read
+        if found is None:
+            return []
+        state, history = found
+        self.model.load_state_dict(state["model"])
+        self.updater.load_state(state)
+        self.best, self.history = Best(**state["best"]), [Epoch(**row) for row in history]
+        if self.accelerator.is_main_process:
+            self._write_readable()
+        return list(self.history)
+
+
+def _has_own_parameters(model: nn.Module) -> bool:
+    """The model's reducer learns, and may leave a parameter out of a pass."""
+    return hasattr(model, "reducer") and next(model.reducer.parameters(), None) is not None
+
+
+def _describe_reducer(model: nn.Module) -> str:
+    """Name and schedule, without the modules in it."""
+    reducer = getattr(model, "reducer", None)
+    return "none" if reducer is None else f"{type(reducer).__name__}({reducer.extra_repr()})"

@@ -1,0 +1,241 @@
+"""A run as data: model, datasets and settings, from a few lines of YAML to a folder of results."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import nn
+
+from common.data import head_classes, load_dataset
+from common.data.base import LabelledDataset
+from common.digits_backbone import resolve_weights
+from common.errors import UsageError, require_choice
+from common.models.factory import create_model
+from common.models.reduced import ReducedVisionTransformer
+from common.reducers import Method
+from common.results import conditions, resolve
+from common.training.accelerator import is_main_process
+from common.training.checkpoint import refuse_difference, write_json
+from common.training.config import TrainConfig, check_names, protocol, settings
+from common.training.engine import ANYWHERE, Epoch, train
+
+RECORD = "experiment.json"
+HEADS = ("fresh", "dataset")
+DTYPES = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}
+CIRCUMSTANCES = ("device", "threads", "torch", "timm", "commit", "date")
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Everything that a training run is.
+
+    Attributes:
+        backbone: name for :func:`common.create_model`.
+        dataset: name for :func:`common.load_dataset`.
+        config: how to train.
+        weights: "" = random, "timm" = the hub's, "digits" = the small ViT of this package, or a .safetensors file.
+        reducer: method with its options as text, e.g. ``topk`` or ``dynamicvit:ratio_weight=2``.
+        keep_rate, reduction_loc: see :class:`common.reducers.Schedule`.
+        img_size: side of the images in pixels.
+        recipe: augmentation, see :func:`common.load_dataset`.
+        mean, std: of the images, in place of the recipe's.
+        limit_train, limit_val: number of images; None = all.
+        drop_path: stochastic depth of the backbone.
+        head: "fresh" = as many outputs as the dataset has classes, trained from scratch where the weights have another
+            number; "dataset" = of a head of 1000 ImageNet classes the rows of the dataset's classes, so that epoch 0 is
+            the accuracy off the shelf.
+        teacher, teacher_weights: backbone to learn from, with its weights; its head is restricted like "dataset".
+        output_dir: the run's folder, from which a stopped run goes on; "" = none. Relative to the repository.
+    """
+
+    backbone: str
+    dataset: str
+    config: TrainConfig = field(default_factory=lambda: protocol("tram"))
+    weights: str = ""
+    reducer: str = "none"
+    keep_rate: float | tuple[float, ...] = 1.0
+    reduction_loc: tuple[int, ...] | None = None
+    img_size: int = 224
+    recipe: str = "pretrained"
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    limit_train: int | None = None
+    limit_val: int | None = None
+    drop_path: float = 0.0
+    head: str = "fresh"
+    teacher: str = ""
+    teacher_weights: str = ""
+    output_dir: str = ""
+
+    def __post_init__(self) -> None:
+        Method.parse(self.reducer)
+        require_choice(self.head, HEADS, "head")
+        if bool(self.teacher) != bool(self.teacher_weights):
+            raise UsageError(
+                f"teacher={self.teacher!r} with teacher_weights={self.teacher_weights!r} is not possible; give both"
+            )
+
+    @classmethod
+    def from_yaml(cls, path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
+        """Read a flat mapping of this class's and :class:`TrainConfig`'s attributes, and ``protocol`` to start from.
+
+        Args:
+            overrides: ``key=value``, each of which wins over the file.
+
+        Raises:
+            UsageError: no such file, no mapping, or an unknown key; the message lists what is allowed.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise UsageError(f"config file {str(path)!r} does not exist")
+        given = _parse(path.read_text(encoding="utf-8"), str(path))
+        if not isinstance(given, dict):
+            raise UsageError(f"config file {str(path)!r} holds no mapping; write lines of the form key: value")
+        for text in overrides:
+            key, equals, value = text.partition("=")
+            if not equals:
+                raise UsageError(f"override {text!r} is not allowed; write key=value")
+            given[key] = _parse(value, text)
+        return cls.from_dict(given)
+
+    @classmethod
+    def from_dict(cls, given: Mapping[str, Any]) -> Experiment:
+        """The experiment of a flat mapping, see :meth:`from_yaml`."""
+        own = [entry.name for entry in fields(cls) if entry.name != "config"]
+        check_names(map(str, given), [*own, *settings(), "protocol"], "key")
+        values = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
+        missing = [name for name in ("backbone", "dataset") if name not in values]
+        if missing:
+            raise UsageError(f"a training needs {' and '.join(missing)}; allowed: {', '.join(own)}")
+        config = protocol(values.get("protocol", "tram"), **{key: values[key] for key in settings() if key in values})
+        return cls(config=config, **{key: values[key] for key in own if key in values})
+
+    def datasets(self) -> tuple[LabelledDataset, LabelledDataset]:
+        """Training and validation set."""
+        return self._dataset("train", self.limit_train), self._dataset("val", self.limit_val)
+
+    def _dataset(self, split: str, limit: int | None) -> LabelledDataset:
+        return load_dataset(
+            self.dataset,
+            split,
+            img_size=self.img_size,
+            train=split == "train",
+            recipe=self.recipe,
+            mean=self.mean,
+            std=self.std,
+            limit=limit,
+            seed=self.config.seed,
+        )
+
+    def model(self, dataset: LabelledDataset | None = None) -> ReducedVisionTransformer:
+        """The model before training, the same for the same seed; ``dataset`` saves opening the validation set again."""
+        dataset = dataset or self._dataset("val", self.limit_val)
+        method = Method.parse(self.reducer)
+        torch.manual_seed(self.config.seed)
+        model = create_model(
+            self.backbone,
+            reducer=method.name,
+            keep_rate=self.keep_rate,
+            reduction_loc=self.reduction_loc,
+            weights=resolve_weights(self.weights),
+            num_classes=dataset.num_classes if self.head == "fresh" else None,
+            img_size=self.img_size,
+            drop_path=self.drop_path,
+            **dict(method.options),
+        )
+        if self.head == "dataset":
+            restrict_head(model, dataset)
+        return model
+
+    def teacher_model(self, dataset: LabelledDataset) -> ReducedVisionTransformer | None:
+        """The unreduced teacher with the dataset's classes, if there is one."""
+        if not self.teacher:
+            return None
+        teacher = create_model(self.teacher, weights=resolve_weights(self.teacher_weights), img_size=self.img_size)
+        restrict_head(teacher, dataset)
+        return teacher
+
+    def run(self) -> Iterator[Epoch]:
+        """Train; yields what :func:`common.training.train` does and keeps it in ``output_dir``."""
+        train_set, val_set = self.datasets()
+        model, teacher = self.model(val_set), self.teacher_model(val_set)
+        if self.output_dir:
+            self._record(resolve(self.output_dir))
+        yield from train(model, train_set, val_set, self.config, teacher=teacher, output_dir=self.output_dir or None)
+
+    def conditions(self) -> dict[str, Any]:
+        """The condition columns of :mod:`common.results` that follow from the experiment."""
+        method = Method.parse(self.reducer)
+        return {
+            "method": method.name,
+            "options": method.options_text,
+            "backbone": self.backbone,
+            "dataset": self.dataset,
+            "img_size": self.img_size,
+            "keep_rate": self.keep_rate,
+            "seed": self.config.seed,
+            "epochs": self.config.total_epochs,
+            "dtype": DTYPES[self.config.mixed_precision],
+            "batch": self.config.batch_size,
+        }
+
+    def _record(self, folder: Path) -> None:
+        """Write experiment.json, or refuse a folder of another experiment."""
+        mine = json.loads(json.dumps(asdict(replace(self, output_dir=""))))
+        path = folder / RECORD
+        if path.is_file():
+            found = json.loads(path.read_text(encoding="utf-8"))["experiment"]
+            refuse_difference(_comparable(found), _comparable(mine), f"experiment {str(path)!r}")
+        elif is_main_process():
+            around = conditions(device=self.config.device)
+            write_json(path, {"experiment": mine, **{key: around[key] for key in CIRCUMSTANCES}})
+
+
+def restrict_head(model: nn.Module, dataset: LabelledDataset) -> None:
+    """Keep of a head of 1000 ImageNet classes the rows that are the dataset's classes, in its order.
+
+    A head that has the dataset's number of classes stays as it is. Raises UsageError when neither is the case.
+    """
+    rows = head_classes(model.num_classes, dataset)
+    if rows is None:
+        return
+    names = [name for name in ("head", "head_dist") if hasattr(model, name)]
+    old = {name: getattr(model, name) for name in names}
+    model.reset_classifier(len(rows))
+    for name in names:
+        with torch.no_grad():
+            new = getattr(model, name)
+            new.weight.copy_(old[name].weight[rows])
+            new.bias.copy_(old[name].bias[rows])
+
+
+def _comparable(experiment: Mapping[str, Any]) -> dict[str, Any]:
+    config = {key: value for key, value in experiment["config"].items() if key not in ANYWHERE}
+    return {**{key: value for key, value in experiment.items() if key != "config"}, **config}
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2's plain numbers and truth values: 1e-4 is a number and ``no`` a word."""
+
+
+_RULES = {"tag:yaml.org,2002:bool": r"^(?:true|false)$", "tag:yaml.org,2002:float": r"^[-+]?\d+(?:\.\d*)?[eE][-+]?\d+$"}
+_Loader.yaml_implicit_resolvers = {
+    first: [rule for rule in rules if rule[0] != "tag:yaml.org,2002:bool"]
+    for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+for _tag, _pattern in _RULES.items():
+    _Loader.add_implicit_resolver(_tag, re.compile(_pattern), list("tf-+0123456789"))
+
+
+def _parse(text: str, where: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise UsageError(f"{where!r} is not readable as YAML: {' '.join(str(error).split())[:200]}") from error

@@ -1,0 +1,53 @@
+"""What is measured on logits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from sklearn.metrics import average_precision_score
+from torch import Tensor
+
+
+def accuracy(logits: Tensor, labels: Tensor, classes: Sequence[int] | None = None) -> float:
+    """Top-1 accuracy in percent.
+
+    Args:
+        logits: (n, C).
+        labels: (n,) positions in ``classes``, or class indices when that is None.
+        classes: restrict the head to these of its C classes.
+    """
+    return 100.0 * (_restricted(logits, classes).argmax(1) == labels).double().mean().item()
+
+
+def cross_entropy(logits: Tensor, labels: Tensor, classes: Sequence[int] | None = None) -> float:
+    """Mean cross-entropy; arguments as of :func:`accuracy`."""
+    return F.cross_entropy(_restricted(logits, classes), labels).item()
+
+
+def mean_average_precision(logits: Tensor, labels: Tensor) -> float:
+    """Mean over classes of the average precision, in percent; ``logits`` and 0/1 ``labels`` are (n, C).
+
+    AP of a class: the mean, over its positives, of the share of positives among the images scored no lower. A class
+    without positives counts 0, as in the reference of the asymmetric loss (Ridnik et al., 2021). Differences:
+    scikit-learn's macro average agrees but warns about such a class; torchmetrics' leaves it out, so its mean is higher
+    whenever there is one. Equal scores are one threshold here, as in scikit-learn and torchmetrics; the reference ranks
+    them in the order in which its sort happens to leave them.
+    """
+    scores, truth = logits.double().numpy(), labels.numpy()
+    present = truth.any(axis=0)
+    precisions = [average_precision_score(truth[:, c], scores[:, c]) for c in present.nonzero()[0]]
+    return 100.0 * float(sum(precisions)) / truth.shape[1]
+
+
+def score(logits: Tensor, labels: Tensor) -> tuple[float, float]:
+    """Loss and quality in percent: cross-entropy and accuracy, or for labels (n, C) binary cross-entropy and mAP."""
+    if labels.ndim == 1:
+        return cross_entropy(logits, labels), accuracy(logits, labels)
+    loss = F.binary_cross_entropy_with_logits(logits, labels.to(logits)).item()
+    return loss, mean_average_precision(logits, labels)
+
+
+def _restricted(logits: Tensor, classes: Sequence[int] | None) -> Tensor:
+    return logits if classes is None else logits[:, torch.as_tensor(list(classes))]

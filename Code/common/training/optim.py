@@ -1,0 +1,92 @@
+"""Parameter groups and optimizers."""
+
+from __future__ import annotations
+
+import torch
+from timm.optim import create_optimizer_v2
+from torch import nn
+
+from common.errors import UsageError
+from common.training.config import MUON, TrainConfig
+
+NEW = frozenset({"head", "head_dist", "pos_embed", "patch_embed", "reducer"})
+TOKENS = frozenset({"cls_token", "dist_token"})
+POSITIONS = frozenset({"pos_embed"})
+NO_DECAY = TOKENS | POSITIONS | {"reg_token"}
+MUON_RATE = 20.0  # Muon's update of a matrix has spectral norm 1, Adam's entries are of size 1
+
+
+def is_new(name: str) -> bool:
+    """The parameter belongs to what fine-tuning adds or adapts to new images, not to the pretrained backbone."""
+    return name.split(".")[0] in NEW
+
+
+def trains(name: str, config: TrainConfig) -> bool:
+    """Whether ``config`` trains the parameter ``name``."""
+    parts = name.split(".")
+    if (config.constant_cls and name in TOKENS) or (config.constant_pos and name in POSITIONS):
+        return False
+    return not config.attention_only or "attn" in parts or parts[0] in ("head", "head_dist") or name in POSITIONS
+
+
+def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict]:
+    """The groups ``no_decay``, ``new_param_no_decay``, ``new_param``, ``decay``, those that are not empty.
+
+    Each has besides ``params`` its ``name``, ``weight_decay``, ``lr_scale`` and ``freeze_epochs``. Order is that of
+    first encounter among the model's parameters; parameters that are not to be trained are in none.
+    """
+    groups: dict[str, dict] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        decays = parameter.ndim > 1 and name not in NO_DECAY and not name.endswith(".bias")
+        kind = "decay" if decays else "no_decay"
+        if is_new(name):
+            kind = "new_param" if decays else "new_param_no_decay"
+        group = {
+            "name": kind,
+            "params": [],
+            "weight_decay": config.weight_decay if decays else 0.0,
+            "lr_scale": 1.0 if is_new(name) else config.backbone_lr_scale,
+            "freeze_epochs": 0 if is_new(name) else config.backbone_freeze_epochs,
+        }
+        groups.setdefault(kind, group)["params"].append(parameter)
+    if not groups:
+        raise UsageError("nothing is left to train: every parameter of the model is held constant")
+    return list(groups.values())
+
+
+def make_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.Optimizer]:
+    """One optimizer, or the two of "muon". Rates are set before every update, by the engine."""
+    groups = parameter_groups(model, config)
+    if config.optimizer == MUON:
+        return _muon_and_adam(model, groups, config)
+    given = {"eps": config.eps, "betas": config.betas}
+    given = {name: value for name, value in given.items() if value is not None}
+    try:
+        return [create_optimizer_v2(groups, config.optimizer, lr=config.lr, momentum=config.momentum, **given)]
+    except Exception as error:  # what needs another package, a GPU or another momentum says so in its own way
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UsageError(f"optimizer {config.optimizer!r} cannot be made here: {reason}") from error
+
+
+def _muon_and_adam(model: nn.Module, groups: list[dict], config: TrainConfig) -> list[torch.optim.Optimizer]:
+    matrices = {id(parameter) for parameter in model.blocks.parameters() if parameter.ndim == 2}
+
+    def part(of_matrices: bool, scale: float) -> list[dict]:
+        parts = [
+            {
+                **group,
+                "params": [p for p in group["params"] if (id(p) in matrices) is of_matrices],
+                "lr_scale": scale * group["lr_scale"],
+            }
+            for group in groups
+        ]
+        return [group for group in parts if group["params"]]
+
+    adam = {"lr": config.lr, "betas": config.betas or (0.9, 0.999), "eps": config.eps or 1e-8}
+    optimizers = [
+        (torch.optim.Muon, part(True, MUON_RATE), {"lr": config.lr}),
+        (torch.optim.Adam, part(False, 1.0), adam),
+    ]
+    return [make(parts, **options) for make, parts, options in optimizers if parts]

@@ -1,0 +1,61 @@
+"""Logits of models over a dataset."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from common.training.accelerator import interleave
+from common.training.metrics import score
+
+
+@dataclass
+class Prediction:
+    """Logits (n, classes) of one model, float32 on the CPU, and images per second without the first batch."""
+
+    logits: Tensor
+    images_per_second: float
+
+
+def evaluate(model: nn.Module, loader: DataLoader, accelerator: Accelerator | None = None) -> tuple[float, float]:
+    """Mean cross-entropy and accuracy in percent over ``loader``; for several labels per image BCE and mAP.
+
+    With an ``accelerator`` of several processes, whose loaders must share out the data as
+    :func:`common.data.make_loader` does, every process gets the exact result over all images.
+    """
+    if accelerator is None:
+        predictions, labels = predict({"model": model}, loader)
+        return score(predictions["model"].logits, labels)
+    with accelerator.autocast():
+        predictions, labels = predict({"model": model}, loader, quiet=not accelerator.is_main_process)
+    return score(interleave(accelerator, predictions["model"].logits), interleave(accelerator, labels))
+
+
+@torch.inference_mode()
+def predict(
+    models: Mapping[Hashable, nn.Module], loader: DataLoader, *, quiet: bool = False
+) -> tuple[dict[Hashable, Prediction], Tensor]:
+    """Predictions of every model, put in eval mode, over ``loader``, each batch decoded once; and all its labels."""
+    outputs, seconds, labels = {key: [] for key in models}, {key: [] for key in models}, []
+    for model in models.values():
+        model.eval()
+    parameter = next(next(iter(models.values())).parameters())
+    for images, targets in tqdm(loader, desc="evaluation", leave=False, disable=quiet):
+        images = images.to(parameter)
+        for key, model in models.items():
+            start = time.perf_counter()
+            outputs[key].append(model(images).float().cpu())
+            seconds[key].append(time.perf_counter() - start)
+        labels.append(targets)
+    warm = slice(1, None) if len(labels) > 1 else slice(None)  # the first batch pays for what is made once
+    images = sum(map(len, labels[warm]))
+    return {key: Prediction(torch.cat(outputs[key]), images / sum(seconds[key][warm])) for key in models}, torch.cat(
+        labels
+    )

@@ -1,0 +1,195 @@
+"""A run from a YAML file: what it means, what is refused, and the command line, alone and with two processes."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from common import create_model
+from common.errors import UsageError
+from common.models.factory import create_backbone
+from common.training import protocol
+from common.training.__main__ import main
+from common.training.experiment import Experiment, restrict_head
+from common.weights import save_state
+
+SMALL = """
+backbone: vit_digits
+dataset: digits
+img_size: 32
+limit_train: 40
+limit_val: 21
+reducer: topk
+keep_rate: 0.5
+epochs: 2
+batch_size: 8
+lr: 1e-3
+device: cpu
+mixed_precision: no
+"""
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text(f"{SMALL}output_dir: {tmp_path / 'run'}\n")
+    return path
+
+
+# reading
+
+
+def test_keys_of_the_file_and_overrides(file):
+    found = Experiment.from_yaml(file, ["lr=2e-4", "keep_rate=[0.9, 0.8, 0.7]", "reducer=topk:head_fusion=mean"])
+    assert (found.backbone, found.limit_train, found.keep_rate) == ("vit_digits", 40, (0.9, 0.8, 0.7))
+    assert (found.config.epochs, found.config.lr, found.config.mixed_precision) == (2, 2e-4, "no")
+    assert found.reducer == "topk:head_fusion=mean" and found.config.optimizer == "adam"
+
+
+def test_a_protocol_with_changes(file):
+    found = Experiment.from_yaml(file, ["protocol=which_tokens", "warmup_epochs=1", "cutmix_minmax=[0.2, 0.8]"])
+    changes = {"epochs": 2, "batch_size": 8, "lr": 1e-3, "device": "cpu", "warmup_epochs": 1}
+    assert found.config == protocol("which_tokens", **changes, cutmix_minmax=(0.2, 0.8))
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("keeprate=0.5", "unknown key 'keeprate'; allowed: .*keep_rate.*mixup"),
+        ("lr", "override 'lr' is not allowed; write key=value"),
+        ("lr=fast", "lr='fast' is not allowed; give a positive number"),
+        ("reducer=topp", "unknown reducer 'topp'"),
+        ("head=old", "unknown head 'old'; allowed: dataset, fresh"),
+        ("protocol=deit", "unknown protocol 'deit'; allowed: tram, which_tokens"),
+        ("teacher=vit_digits", "teacher='vit_digits' with teacher_weights='' is not possible; give both"),
+        ("mean=[1", "is not readable as YAML"),
+    ],
+)
+def test_refusals(file, override, message):
+    with pytest.raises(UsageError, match=message) as caught:
+        Experiment.from_yaml(file, [override])
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_files_that_say_nothing(tmp_path):
+    with pytest.raises(UsageError, match="does not exist"):
+        Experiment.from_yaml(tmp_path / "none.yaml")
+    (tmp_path / "list.yaml").write_text("- 1\n")
+    with pytest.raises(UsageError, match="holds no mapping"):
+        Experiment.from_yaml(tmp_path / "list.yaml")
+    (tmp_path / "short.yaml").write_text("dataset: digits\n")
+    with pytest.raises(UsageError, match="a training needs backbone; allowed: backbone, dataset"):
+        Experiment.from_yaml(tmp_path / "short.yaml")
+
+
+def test_conditions(file):
+    assert Experiment.from_yaml(file, ["reducer=topk:head_fusion=mean", "mixed_precision=bf16"]).conditions() == {
+        "method": "topk",
+        "options": "head_fusion=mean",
+        "backbone": "vit_digits",
+        "dataset": "digits",
+        "img_size": 32,
+        "keep_rate": 0.5,
+        "seed": 42,
+        "epochs": 2,
+        "dtype": "bfloat16",
+        "batch": 8,
+    }
+
+
+# models
+
+
+def test_a_head_of_imagenet_keeps_the_rows_of_the_dataset():
+    class Imagenette:
+        name, num_classes, imagenet_indices = "imagenette", 3, [7, 500, 2]
+
+    model = create_model("deit_tiny_distilled_patch16_224", img_size=32, num_classes=1000).eval()
+    for head in (model.head, model.head_dist):
+        torch.nn.init.normal_(head.weight)
+        torch.nn.init.normal_(head.bias)
+    images = torch.randn(2, 3, 32, 32)
+    before = model(images)
+    restrict_head(model, Imagenette)
+    torch.testing.assert_close(model(images), before[:, [7, 500, 2]])
+    assert model.num_classes == 3 and model.head.out_features == 3
+    restrict_head(model, Imagenette)  # fits already
+    assert model.num_classes == 3
+
+
+def test_weights_teacher_and_drop_path_arrive(file, tmp_path):
+    torch.manual_seed(5)
+    vit = create_backbone("vit_digits")
+    save_state(vit, tmp_path / "vit.safetensors")
+    given = [f"weights={tmp_path}/vit.safetensors", "drop_path=0.2", "head=dataset", "reducer=dynamicvit"]
+    given += ["teacher=vit_digits", f"teacher_weights={tmp_path}/vit.safetensors"]
+    experiment = Experiment.from_yaml(file, given)
+    model, teacher = experiment.model(), experiment.teacher_model(experiment.datasets()[1])
+    for found in (model, teacher):
+        assert torch.equal(found.head.weight, vit.head.weight)
+    assert model.blocks[-1].drop_path1.drop_prob == pytest.approx(0.2)
+    epochs = list(experiment.run())
+    assert [epoch.epoch for epoch in epochs] == [0, 1, 2]
+
+
+# the command line
+
+
+def test_a_run_leaves_its_folder(file, tmp_path, capsys):
+    assert main([str(file)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines] == ["epoch 0", "epoch 1", "epoch 2"]
+    folder = tmp_path / "run"
+    log = pd.read_csv(folder / "log.csv")
+    assert log["epoch"].tolist() == [0, 1, 2] and f"accuracy {log['val_accuracy'][2]:.2f} %" in lines[2]
+    record = json.loads((folder / "experiment.json").read_text())
+    assert record["experiment"]["reducer"] == "topk" and record["experiment"]["config"]["lr"] == 1e-3
+    assert {"torch", "timm", "commit", "device", "date"} <= record.keys()
+    options = {"reducer": "topk", "keep_rate": 0.5, "img_size": 32}
+    model = create_model("vit_digits", weights=folder / "last.safetensors", **options)
+    assert model.num_classes == 10
+    assert main([str(file)]) == 0  # finished: the same lines again
+    assert capsys.readouterr().out.splitlines() == lines
+
+
+def test_a_folder_of_another_experiment_is_refused(file, capsys):
+    assert main([str(file), "epochs=0"]) == 0
+    capsys.readouterr()
+    assert main([str(file), "epochs=0", "keep_rate=0.7"]) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("error: experiment ") and "made with keep_rate=0.5, this run has 0.7" in message
+
+
+def test_errors_are_one_line_and_exit_code_2(file, capsys):
+    assert main([str(file), "dataset=digitz"]) == 2
+    assert capsys.readouterr().err.startswith("error: unknown dataset 'digitz'")
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one_with_accumulation(file, tmp_path):
+    """torchrun with 2 processes on the CPU against one with two passes per update, on everything that is random."""
+    noisy = ["reducer=dynamicvit", "drop_path=0.2", "mixup=0.8", "smoothing=0.1", "ema_decay=0.9", "clip_grad=1.0"]
+    noisy += ["limit_train=32"]  # four passes of an epoch, which two processes share evenly
+    code = Path(__file__).parents[1] / "Code"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(code)}
+
+    def start(launcher, name, *overrides):
+        folder = tmp_path / name
+        arguments = [str(file), *noisy, f"output_dir={folder}", *overrides]
+        command = [sys.executable, *launcher, "-m", "common.training", *arguments]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
+        assert done.returncode == 0, done.stderr
+        return pd.read_csv(folder / "log.csv"), done.stdout
+
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    two, lines = start(launcher, "two")
+    one, _ = start([], "one", "grad_accum_steps=2")
+    assert len(lines.splitlines()) == 3  # one process speaks
+    for column in ("train_loss", "train_loss_last_batch", "val_loss", "ema_val_loss"):
+        assert two[column].tolist() == pytest.approx(one[column].tolist(), rel=1e-4, nan_ok=True)
+    assert two["val_accuracy"].tolist() == one["val_accuracy"].tolist()
