@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -12,6 +13,7 @@ from PIL import Image
 from common import plots
 from common.errors import UsageError
 from common.plots import style
+from common.plots.accuracy import pareto_optimal
 
 RATES = {"none": (1.0,), "tram": (0.75, 0.5), "topk": (0.75, 0.5)}
 
@@ -82,7 +84,7 @@ def sizing() -> pd.DataFrame:
 FIGURES = {
     "speedup_vs_keep_rate": (plots.speedup_vs_keep_rate, throughput, "speedup_q3"),
     "accuracy_vs_keep_rate": (plots.accuracy_vs_keep_rate, runs, "val_accuracy"),
-    "accuracy_vs_speed": (plots.accuracy_vs_speed, runs, "gmac"),
+    "accuracy_mac_pareto": (partial(plots.accuracy_mac_pareto, value="val_accuracy"), runs, "gmac"),
     "learning_curves": (plots.learning_curves, runs, "train_loss"),
     "macs_per_layer": (plots.macs_per_layer, layers, "tokens"),
     "published_vs_counted": (plots.published_vs_counted, sizing, "gmac_thop_compat"),
@@ -141,7 +143,9 @@ def test_tables_are_not_changed(name):
     pd.testing.assert_frame_equal(given, table())
 
 
-@pytest.mark.parametrize("name", ["speedup_vs_keep_rate", "accuracy_vs_keep_rate", "learning_curves"])
+@pytest.mark.parametrize(
+    "name", ["speedup_vs_keep_rate", "accuracy_vs_keep_rate", "accuracy_mac_pareto", "learning_curves"]
+)
 def test_rows_that_would_be_averaged_unseen_are_refused(name):
     draw, table, _ = FIGURES[name]
     with pytest.raises(UsageError, match="several rows"):
@@ -199,12 +203,64 @@ def test_options_of_one_method_are_told_apart():
     assert first.get_linestyle() != second.get_linestyle()
 
 
-def test_accuracy_vs_speed_labels_every_reduced_point():
-    fig = plots.accuracy_vs_speed(runs())
-    texts = sorted(text.get_text() for text in fig.axes[0].texts)
-    assert texts == ["50 %", "50 %", "75 %", "75 %"]
-    with pytest.raises(UsageError, match="unknown cost 'fps'"):
-        plots.accuracy_vs_speed(runs(), cost="fps")
+def grid(accuracies: dict[tuple[str, float], float], **more) -> pd.DataFrame:
+    """Rows of a method grid; GMAC is 10 times the keep rate, and the speed-up its inverse."""
+    where = {"options": "", "backbone": "vit_tiny_patch16_224", "dataset": "imagenette", "img_size": 224, "seed": 0}
+    where |= {"epochs": 0, "n_train": 0, **more}
+    rows = [
+        {"method": method, "keep_rate": rate, "accuracy": accuracy, "gmac": 10 * rate, "speedup": 1 / rate, **where}
+        for (method, rate), accuracy in accuracies.items()
+    ]
+    return pd.DataFrame(rows)
+
+
+def ringed(ax) -> list[tuple[float, float]]:
+    (rings,) = (drawn for drawn in ax.lines if drawn.get_label() == "Pareto-optimal")
+    return sorted(map(tuple, rings.get_xydata().tolist()))
+
+
+def test_pareto_set_by_hand():
+    cost, value = [1, 1, 2, 2, 3, 4, 0], [5, 6, 6, 7, 7, 9, 1]
+    assert pareto_optimal(cost, value).tolist() == [False, True, False, True, False, True, True]
+    assert pareto_optimal([1, 1, 2], [5, 5, 4]).tolist() == [True, True, False], "equal points stay both"
+
+
+def test_pareto_points_are_ringed_and_labelled():
+    accuracies = {("none", 1.0): 90, ("tram", 0.7): 88, ("topk", 0.7): 91, ("tram", 0.5): 80, ("topk", 0.5): 70}
+    gmac, speed = plots.accuracy_mac_pareto(grid(accuracies)).axes
+    assert ringed(gmac) == [(5, 80), (7, 91)], "the unreduced model is beaten by Top-K at 70 %"
+    assert ringed(speed) == [(pytest.approx(1 / 0.7), 91), (2, 80)]
+    assert sorted(text.get_text() for text in gmac.texts) == ["50 %", "50 %", "70 %", "70 %"]
+    assert next(line for line in gmac.lines if line.get_label() == "TRAM").get_xydata().tolist() == [[7, 88], [5, 80]]
+
+
+def test_with_many_points_only_the_best_of_each_rate_is_labelled():
+    methods = [method for method in plots.METHODS if method != "none"]
+    rows = {(method, rate): 90 - place - 10 / rate for place, method in enumerate(methods) for rate in (0.9, 0.5)}
+    ax, _ = plots.accuracy_mac_pareto(grid({("none", 1.0): 95, **rows})).axes
+    assert sorted(text.get_text() for text in ax.texts) == ["50 %", "90 %"]
+    assert {text.get_color() for text in ax.texts} == {plots.method_style(methods[0]).color}
+
+
+def test_a_method_that_keeps_everything_is_the_baseline():
+    ax, _ = plots.accuracy_mac_pareto(grid({("none", 1.0): 90, ("tram", 1.0): 90, ("tram", 0.5): 80})).axes
+    assert ringed(ax) == [(5, 80), (10, 90)]
+    assert [text.get_text() for text in ax.texts] == ["50 %"]
+
+
+def test_pareto_panels_by_training_and_cost():
+    accuracies = {("none", 1.0): 90, ("tram", 0.5): 80}
+    trained = grid(accuracies, epochs=1, n_train=2000).assign(speedup=np.nan)
+    axes = plots.accuracy_mac_pareto(pd.concat([grid(accuracies), trained])).axes
+    assert [ax.get_title().split("\n")[1] for ax in axes] == [
+        "off the shelf",
+        "off the shelf",
+        "1 epoch · 2,000 training images",
+    ], "no panel for a speed-up that was not measured"
+    assert ["GMAC" in ax.get_xlabel() for ax in axes] == [True, False, True]
+    some = grid(accuracies)
+    some.loc[some["method"] == "tram", "speedup"] = np.nan
+    assert ringed(plots.accuracy_mac_pareto(some).axes[1]) == [(1, 90)]
 
 
 def test_learning_curves_start_before_training():

@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from fake_runs import throughput_run, training_run, whole_study
+from fake_runs import method_grid_run, throughput_run, training_run, whole_study
 
 from common.report import page as report
 from common.report.tables import TITLES
@@ -70,7 +70,7 @@ def test_page_is_well_formed_and_navigable(page: str) -> None:
 
 def test_page_is_self_contained(page: str) -> None:
     tags = Tags(page)
-    assert len(tags.sources) == 6, "five summary figures and one of a run"
+    assert len(tags.sources) == 7, "six summary figures and one of a run"
     assert all(source.startswith("data:image/png;base64,iVBOR") for source in tags.sources)
     assert not re.search(r"https?://|<script|<link|@import|url\(", page)
     assert len(page) < 3_000_000
@@ -79,7 +79,7 @@ def test_page_is_self_contained(page: str) -> None:
 def test_page_escapes_and_shows_title_and_facts(page: str) -> None:
     assert "<h1>A &lt;study&gt;</h1>" in page
     assert "Digits &amp; more." in page
-    for name, text in (("Seeds", "3 (0, 1, 2)"), ("Runs", "34"), ("Commit", "abc1234"), ("Dates", "2025-11-20")):
+    for name, text in (("Seeds", "3 (0, 1, 2)"), ("Runs", "37"), ("Commit", "abc1234"), ("Dates", "2025-11-20")):
         assert f"<dt>{name}</dt><dd>{text}</dd>" in page
     assert "not comparable with those of the paper" in page
 
@@ -88,6 +88,10 @@ def test_page_answers_from_the_numbers(page: str) -> None:
     text = page.replace("\u00a0", " ")
     assert "On digits at 32 px with ViT-S/16, after 2 epochs: 97.10 ± 0.10 % (3 seeds) without reduction." in text
     assert "keep 50 %: TRAM is highest, 93.10 ± 0.10 % (3 seeds), 4.00 points lower</li>" in text
+    grid = "On imagenette at 224 px with ViT-Ti/16, "
+    assert f"{grid}off the shelf: 98.00 % (1 seed) without reduction." in text
+    assert f"{grid}after 5 epochs on 2,000 images: 99.05 ± 0.07 % (2 seeds) without reduction." in text
+    assert "<li>lowest mean ranks: Top-K 1.00; TRAM 1.50</li>" in text
     assert "keep 50 %: 1.90 to 2.00 times as fast (least: TRAM on ViT-S/16, 224 px, batch 16; most: Top-K" in text
     assert "keep 50 %: Top-K is highest, 61.00 % (1 seed), 13.20 points lower (not certainly ahead" in text
     assert (
@@ -131,8 +135,29 @@ def test_speedup_joins_the_same_model_only(tmp_path: Path) -> None:
     training_run(tmp_path, [10.0, 90.0], method="tram", keep_rate=0.25, seed=0, **same)
     training_run(tmp_path, [10.0, 90.0], method="tram", keep_rate=0.5, seed=0)
     found = report.add_speedup(report.read_runs(tmp_path, "finetune"), report.read_runs(tmp_path, "throughput"))
-    assert found["run_id"].nunique() == 1
-    assert found["speedup"].unique().tolist() == [1.9]
+    assert found["run_id"].nunique() == 3, "runs without a measured speed stay"
+    measured = found[found["speedup"].notna()]
+    assert measured["run_id"].nunique() == 1
+    assert measured["speedup"].unique().tolist() == [1.9]
+
+
+def test_speedup_is_empty_where_no_speed_was_measured(tmp_path: Path) -> None:
+    method_grid_run(tmp_path, {("tram", 0.5): 90.0})
+    found = report.add_speedup(report.read_runs(tmp_path, "method_grid"), report.read_runs(tmp_path, "throughput"))
+    assert len(found) == 1
+    assert found["speedup"].isna().all()
+
+
+def test_grid_joins_the_speed_of_its_largest_float32_batch(tmp_path: Path) -> None:
+    method_grid_run(tmp_path, {("none", 1.0): 98.0, ("tram", 0.5): 90.0, ("tram", 0.9): 97.0})
+    tiny = {"backbone": "vit_tiny_patch16_224"}
+    throughput_run(tmp_path, {("none", 1.0): 1.0, ("tram", 0.5): 1.7}, name="b", batch=64, **tiny)
+    throughput_run(tmp_path, {("none", 1.0): 1.0, ("tram", 0.5): 1.5}, name="a", batch=8, **tiny)
+    found = dict(report.summary_figures({name: report.study(tmp_path, name) for name in TITLES}))
+    gmac, speed = found["method_grid_cost"].axes
+    lines = {line.get_label(): line.get_xydata().tolist() for line in speed.lines}
+    assert lines["TRAM"] == [[1.7, 90.0]]
+    assert next(line for line in gmac.lines if line.get_label() == "TRAM").get_ydata().tolist() == [97.0, 90.0]
 
 
 def test_command_line_refuses_a_folder_without_runs(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

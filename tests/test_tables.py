@@ -6,10 +6,19 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from fake_runs import off_the_shelf_run, sizing_run, throughput_run, training_run, visualize_run, whole_study
+from fake_runs import (
+    method_grid_run,
+    off_the_shelf_run,
+    sizing_run,
+    throughput_run,
+    training_run,
+    visualize_run,
+    whole_study,
+)
 
 from common.errors import UsageError
 from common.report import summary, tables
+from common.report.grids import mean_ranks, ranks
 from common.report.sections import Section, leader, spread
 from common.results import read_runs
 
@@ -137,9 +146,9 @@ def test_off_the_shelf_pivot_and_its_leaders(tmp_path: Path) -> None:
     off_the_shelf_run(tmp_path, {("none", 1.0): (99.0, 74.2), ("tram", 0.5): (90.0, 60.0), ("topk", 0.5): (95.0, 61.0)})
     restricted, full, gmac = tables.study(tmp_path, "off_the_shelf").sections
     assert restricted.frame.values.tolist() == [
-        ["no reduction", "99.00", "-"],
-        ["TRAM", "-", "90.00"],
-        ["Top-K", "-", "95.00"],
+        ["no reduction", "99.00", "-", "-"],
+        ["TRAM", "-", "90.00 (2)", "2.00"],
+        ["Top-K", "-", "95.00 (1)", "1.00"],
     ]
     assert restricted.best == {(2, "50 %")}
     assert full.best == set(), "one point on 3925 images is within the error"
@@ -151,6 +160,87 @@ def test_off_the_shelf_without_a_full_head(tmp_path: Path) -> None:
     titles = [section.title for section in tables.study(tmp_path, "off_the_shelf").sections]
     assert len(titles) == 2
     assert not any("all classes" in title for title in titles)
+
+
+GRID = {
+    ("none", 1.0): 98.0,
+    ("tram", 1.0): 98.0,
+    ("tram", 0.9): 97.0,
+    ("tram", 0.7): 96.0,
+    ("tram", 0.5): 90.0,
+    ("topk", 0.9): 97.0,
+    ("topk", 0.7): 95.0,
+    ("topk", 0.5): 95.0,
+    ("tome", 0.9): 96.0,
+    ("tome", 0.7): 96.0,
+}
+
+
+def test_ranks_by_hand() -> None:
+    rows = pd.DataFrame([{"method": m, "options": "", "keep_rate": r, "accuracy": a} for (m, r), a in GRID.items()])
+    found = dict(zip(GRID, ranks(rows, "accuracy"), strict=True))
+    assert [found["tram", rate] for rate in (0.9, 0.7, 0.5)] == [1, 1, 2]
+    assert [found["topk", rate] for rate in (0.9, 0.7, 0.5)] == [1, 3, 1]
+    assert [found["tome", rate] for rate in (0.9, 0.7)] == [3, 1]
+    assert pd.isna([found["none", 1.0], found["tram", 1.0]]).all(), "the unreduced model is not ranked"
+    means = mean_ranks(rows, "accuracy")
+    assert (means["tram", ""], means["topk", ""]) == pytest.approx((4 / 3, 5 / 3))
+    assert pd.isna(means["tome", ""]), "not run at 50 %"
+    rows.loc[rows["keep_rate"] == 0.5, "accuracy"] = [95.001, 95.004]
+    assert ranks(rows, "accuracy")[rows["keep_rate"] == 0.5].tolist() == [1, 1], "equal as printed"
+
+
+def test_method_grid_off_the_shelf(tmp_path: Path) -> None:
+    method_grid_run(tmp_path, GRID)
+    found = tables.study(tmp_path, "method_grid")
+    accuracy, cost = found.sections
+    assert accuracy.title == "imagenette, ViT-Ti/16, 224 px, off the shelf"
+    assert tables.markdown_table(accuracy) == (
+        "| Model | 100 % | 90 % | 70 % | 50 % | Mean rank |\n"
+        "| --- | ---: | ---: | ---: | ---: | ---: |\n"
+        "| no reduction | 98.00 | - | - | - | - |\n"
+        "| TRAM | 98.00 | 97.00 (1) | 96.00 (1) | 90.00 (2) | 1.33 |\n"
+        "| Top-K | - | 97.00 (1) | 95.00 (3) | **95.00 (1)** | 1.67 |\n"
+        "| ToMe | - | 96.00 (3) | 96.00 (1) | - | - |"
+    )
+    assert accuracy.notes[0].startswith("Top-1 accuracy in percent on 3,925 images")
+    assert accuracy.notes[0].endswith("no training; 1 seed.")
+    assert cost.frame.loc[2, "50 %"] == "98 49 · 0.630"
+    assert cost.best == set()
+    assert [line.partition(" (")[0] for line in found.missing] == ["tome at keep rate 0.5"]
+
+
+def test_method_grid_after_training_over_seeds(tmp_path: Path) -> None:
+    grid = {("none", 1.0): 98.0, ("tram", 0.5): 90.0, ("topk", 0.5): 95.0}
+    method_grid_run(tmp_path, grid)
+    for seed, shift in enumerate((0.0, 2.0)):
+        run = {key: value + shift for key, value in grid.items() if (key[0], seed) != ("topk", 1)}
+        method_grid_run(tmp_path, run, seed=seed, epochs=5)
+    found = tables.study(tmp_path, "method_grid")
+    _, _, accuracy, cost, ema, best = found.sections
+    assert accuracy.title == "imagenette, ViT-Ti/16, 224 px, after 5 epochs on 2,000 images"
+    assert accuracy.frame.values.tolist() == [
+        ["no reduction", "99.00 ± 1.41", "-", "-", "2"],
+        ["TRAM", "-", "91.00 ± 1.41 (2)", "2.00", "2"],
+        ["Top-K", "-", "95.00 (1)", "1.00", "1"],
+    ]
+    assert accuracy.best == set(), "one seed decides nothing"
+    assert accuracy.notes[0].endswith(
+        "5 epochs of training on 2,000 images, batch 16; mean ± standard deviation over 1-2 seeds."
+    )
+    assert cost.frame.loc[1, "50 %"] == "98 49.5 · 0.630"
+    assert (ema.folded, best.folded) == (True, True)
+    assert (ema.frame.loc[2, "50 %"], best.frame.loc[2, "50 %"]) == ("94.00 (1)", "95.50 (1)")
+    assert [line.partition(" (")[0] for line in found.missing] == ["topk at keep rate 0.5, seed 1"]
+    numbers = row(found.data, method="tram", epochs=5)
+    assert (numbers["n"], numbers["accuracy"], numbers["params"]) == (2, 91.0, 5_717_416)
+
+
+def test_method_grid_leader_over_seeds(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        method_grid_run(tmp_path, {("tram", 0.5): 90.0 + seed, ("topk", 0.5): 95.0 + seed}, seed=seed, epochs=5)
+    accuracy = tables.study(tmp_path, "method_grid").sections[0]
+    assert accuracy.best == {(1, "50 %")}
 
 
 def test_visualize_looks_at_the_last_layer(tmp_path: Path) -> None:
@@ -207,7 +297,7 @@ def test_command_line_writes_every_table_and_again_the_same(tmp_path: Path, caps
     assert set(written) == names | {"published.md"}
     assert tables.main([str(tmp_path)]) == 0
     assert {path.name: path.read_bytes() for path in (tmp_path / "tables").iterdir()} == written
-    assert "13 files in" in capsys.readouterr().out
+    assert "15 files in" in capsys.readouterr().out
     assert len(pd.read_csv(tmp_path / "tables/finetune.csv")) == 5
 
 

@@ -29,12 +29,12 @@ def run_cell(experiment: Experiment) -> list[dict[str, object]]:
     """Rows of the table ``method_grid``: one before training and, with ``epochs`` > 0, one after it."""
     train_set, val_set = experiment.datasets()
     model, teacher = experiment.model(val_set), experiment.teacher_model(val_set)
-    sizes = {"n_train": len(train_set), "n_val": len(val_set)}
     history: list[Epoch] = []
     rows = []
     for epoch in train(model, train_set, val_set, experiment.config, teacher=teacher):
         history.append(epoch)
         if epoch.epoch in (0, experiment.config.total_epochs):
+            sizes = {"n_train": len(train_set) if epoch.epoch else 0, "n_val": len(val_set)}
             constant = {**experiment.conditions(), "epochs": epoch.epoch, **sizes}
             rows.append({**constant, **_accuracy(history), **_cost(model, val_set)})
     return rows

@@ -4,31 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import pandas as pd
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
+from numpy.typing import ArrayLike
 
-from common.errors import UsageError, require_choice
+from common.errors import UsageError
 from common.plots.frames import (
     Series,
     keep_rate_axis,
     legend_below,
     outer_labels,
     panel_axes,
-    refuse_repeats,
-    require_columns,
+    require_table,
     split_panels,
     split_series,
     spread,
 )
-from common.plots.labels import place_labels
+from common.plots.labels import Label, place_labels
 from common.plots.style import RC, baseline_point, new_figure
 
 _CONDITIONS = ("method", "backbone", "dataset", "keep_rate", "seed")
-_PANEL = ("table", "profile", "backbone", "dataset", "img_size", "epochs", "dtype")
+_PANEL = ("table", "profile", "backbone", "dataset", "img_size", "epochs", "n_train", "dtype")
+_EPOCH = (*_PANEL, "method", "options", "keep_rate", "seed", "epoch")
 _VALUES = {
     "val_accuracy": "Validation accuracy (%)",
     "accuracy": "Accuracy, dataset's classes (%)",
@@ -38,6 +40,16 @@ _COSTS = {
     "gmac": "Cost per image (GMAC, attention included)",
     "speedup": "Speed-up over no reduction (\N{MULTIPLICATION SIGN})",
 }
+_RING = {
+    "linestyle": "none",
+    "marker": "o",
+    "markersize": 11,
+    "markerfacecolor": "none",
+    "markeredgecolor": "#222222",
+    "markeredgewidth": 1.1,
+    "label": "Pareto-optimal",
+}
+_MOST_LABELS = 16
 _KEEP_LINES = ("-", "--", "-.", ":")
 
 
@@ -51,7 +63,7 @@ def accuracy_vs_keep_rate(df: pd.DataFrame, value: str | Sequence[str] = "val_ac
     Raises :class:`UsageError` on a missing column or an unknown method.
     """
     values = [value] if isinstance(value, str) else list(value)
-    panels = _panels(df, values, (), "accuracy_vs_keep_rate")
+    panels = _panels(df, values, "accuracy_vs_keep_rate")
     columns = _columns(df, panels)
     fig = new_figure(0.8 + 2.8 * -(-len(panels) // columns))
     axes = panel_axes(fig, len(panels), columns)
@@ -72,34 +84,42 @@ def accuracy_vs_keep_rate(df: pd.DataFrame, value: str | Sequence[str] = "val_ac
 
 
 @rc_context(RC)
-def accuracy_vs_speed(df: pd.DataFrame, value: str = "val_accuracy", cost: str = "gmac") -> Figure:
-    """Draw accuracy (percent) against ``cost`` ("gmac" per image, or "speedup"), one line per method.
+def accuracy_mac_pareto(df: pd.DataFrame, value: str = "accuracy") -> Figure:
+    """Draw accuracy (percent) against cost, one line per method through its keep rates, Pareto-optimal points ringed.
 
-    Takes the rows of :func:`accuracy_vs_keep_rate` with a column ``cost``; every point carries its keep rate in
-    percent. Up and to the cheap side is better. Raises :class:`UsageError` on a missing column or an unknown cost.
+    Takes the rows of :func:`accuracy_vs_keep_rate` with a column ``gmac`` (per image, attention included), ``speedup``
+    (over the unreduced model) or both; each gets a panel where it has numbers, per dataset, backbone and epochs. A
+    point is ringed if no other, the unreduced model among them, is as good in both and better in one. Labels are keep
+    rates; with many points only the best of the ringed ones of each rate has one. Raises :class:`UsageError` on a
+    missing column or an unknown method.
     """
-    require_choice(cost, _COSTS, "cost")
-    panels = _panels(df, [value], (cost,), "accuracy_vs_speed")
-    columns = min(_columns(df, panels), 2)
-    fig = new_figure(0.8 + 3.6 * -(-len(panels) // columns))
-    axes = panel_axes(fig, len(panels), columns)
+    what = "accuracy_mac_pareto"
+    panels = _panels(df, [value], what, ("dataset", "backbone", "epochs"))
+    costs = [cost for cost in _COSTS if cost in df.columns]
+    cells = [(title, rows, cost) for title, rows, _ in panels for cost in costs if rows[cost].notna().any()]
+    if not cells:
+        raise UsageError(f"{what} needs numbers in column {' or '.join(map(repr, _COSTS))}; given: none")
+    columns = min(len(cells), 2)
+    fig = new_figure(0.8 + 3.8 * -(-len(cells) // columns))
+    axes = panel_axes(fig, len(cells), columns)
     texts = []
-    for ax, (title, rows, _) in zip(axes, panels, strict=True):
-        _baseline(ax, rows, value)
-        for series in split_series(rows):
-            points = series.rows.groupby("keep_rate")[[cost, value]].mean().sort_index(ascending=False)
-            if series.method == "none":
-                ax.plot(points[cost], points[value], series.style.marker, color=series.style.color, markersize=8)
-                continue
-            ax.plot(points[cost], points[value], **series.look())
-            for keep_rate, point in points.iterrows():
-                texts.append((ax, point[cost], point[value], f"{100 * keep_rate:g} %", series.style.color))
-        ax.set(title=title, xlabel=_COSTS[cost], ylabel=_VALUES.get(value, f"{value} (%)"))
+    for ax, (title, rows, cost) in zip(axes, cells, strict=True):
+        texts += _trade_off(ax, rows.dropna(subset=[cost]), value, cost)
+        ax.set(title=_two_lines(title), xlabel=_COSTS[cost])
         ax.margins(0.09, 0.12)
-    outer_labels(axes, columns)
+    for ax in axes[::columns]:
+        ax.set_ylabel(_VALUES.get(value, f"{value} (%)"))
     legend_below(fig, axes, title="labels: keep rate per stage" + _seeds(panels, "; mean over {} seeds"))
     place_labels(fig, texts)
     return fig
+
+
+def pareto_optimal(cost: ArrayLike, value: ArrayLike) -> np.ndarray:
+    """Return bool (n,): points for which no other has at most the cost and at least the value, one of them better."""
+    cost, value = np.asarray(cost, float), np.asarray(value, float)
+    as_good = (cost[:, None] <= cost) & (value[:, None] >= value)
+    better = (cost[:, None] < cost) | (value[:, None] > value)
+    return ~(as_good & better).any(axis=0)
 
 
 @rc_context(RC)
@@ -111,9 +131,7 @@ def learning_curves(df: pd.DataFrame) -> Figure:
     Raises :class:`UsageError` on a missing column or an unknown method.
     """
     metrics = ("epoch", "train_loss", "val_loss", "val_accuracy")
-    df = require_columns(df, [*_CONDITIONS, *metrics], "learning_curves")
-    run = [key for key in (*_PANEL, "method", "options", "keep_rate", "seed", "epoch") if key in df.columns]
-    refuse_repeats(df, run, "learning_curves")
+    df = require_table(df, [*_CONDITIONS, *metrics], _EPOCH, "learning_curves")
     panels = list(split_panels(df, _PANEL, ("dataset", "backbone")))
     fig = new_figure(0.9 + 2.9 * len(panels))
     axes = panel_axes(fig, 2 * len(panels), 2)
@@ -142,17 +160,47 @@ def _curve(loss: Axes, accuracy: Axes, series: Series, epochs: pd.DataFrame, kee
     accuracy.plot(epochs.index, epochs["val_accuracy"], **look)
 
 
+def _trade_off(ax: Axes, rows: pd.DataFrame, value: str, cost: str) -> list[Label]:
+    """Draw the lines and rings of one panel; return the labels that its points should get."""
+    _baseline(ax, rows, value)
+    found = []
+    for series in split_series(rows):
+        points = series.rows.groupby("keep_rate")[[cost, value]].mean().sort_index(ascending=False)
+        look = baseline_point() if series.method == "none" else {**series.look(), "linewidth": 1.2, "markersize": 5}
+        ax.plot(points[cost], points[value], **look)
+        found.append(points.reset_index().assign(method=series.method, color=series.style.color))
+    # A method that keeps everything is the unreduced model once more.
+    points = pd.concat(found).drop_duplicates([cost, value])
+    points = points.assign(best=pareto_optimal(-points[cost] if cost == "speedup" else points[cost], points[value]))
+    ax.plot(cost, value, data=points[points["best"]], **_RING)
+    labelled = points[points["method"] != "none"]
+    if len(labelled) > _MOST_LABELS:
+        labelled = labelled[labelled["best"]].sort_values(value, ascending=False).drop_duplicates("keep_rate")
+    return [
+        (ax, point[cost], point[value], f"{100 * point['keep_rate']:g} %", point["color"])
+        for _, point in labelled.iterrows()
+    ]
+
+
+def _two_lines(title: str) -> str:
+    """Break a title of more than two parts after the second."""
+    parts = title.split(" · ")
+    return "\n".join(filter(None, (" · ".join(parts[:2]), " · ".join(parts[2:]))))
+
+
 def _panels(
-    df: pd.DataFrame, values: Sequence[str], extra: Sequence[str], what: str
+    df: pd.DataFrame,
+    values: Sequence[str],
+    what: str,
+    named: Sequence[str] = ("dataset", "backbone"),
 ) -> list[tuple[str, pd.DataFrame, str]]:
     """Return (title, rows, value) per panel, with the last epoch of every run only."""
-    df = require_columns(df, [*_CONDITIONS, *extra, *values], what)
-    run = [key for key in (*_PANEL, "method", "options", "keep_rate", "seed") if key in df.columns]
+    df = require_table(df, [*_CONDITIONS, *values], _EPOCH, what)
     if "epoch" in df.columns:
+        run = [key for key in _EPOCH[:-1] if key in df.columns]
         df = df[df["epoch"] == df.groupby(run, dropna=False)["epoch"].transform("max")]
-    refuse_repeats(df, run, what)
     panels = []
-    for title, rows in split_panels(df, _PANEL, ("dataset", "backbone")):
+    for title, rows in split_panels(df, _PANEL, named):
         panels += [(title, rows.dropna(subset=[name]), name) for name in values if rows[name].notna().any()]
     if not panels:
         raise UsageError(f"{what} needs numbers in column {', '.join(map(repr, values))}; given: only empty cells")

@@ -16,8 +16,8 @@ from common.plots.frames import (
     legend_below,
     outer_labels,
     panel_axes,
-    refuse_repeats,
     require_columns,
+    require_table,
     split_panels,
     split_series,
     spread,
@@ -44,9 +44,8 @@ def speedup_vs_keep_rate(df: pd.DataFrame) -> Figure:
     arithmetic alone would give (GMAC of "none" / GMAC of the method, attention included). Raises
     :class:`UsageError` on a missing column, an unknown method, a panel without "none", or two rows for one point.
     """
-    df = require_columns(df, _SPEED_COLUMNS, "speedup_vs_keep_rate")
-    keys = [key for key in ("backbone", *_CONDITIONS, "method", "options", "keep_rate") if key in df.columns]
-    refuse_repeats(df, keys, "speedup_vs_keep_rate")
+    keys = ("backbone", *_CONDITIONS, "method", "options", "keep_rate")
+    df = require_table(df, _SPEED_COLUMNS, keys, "speedup_vs_keep_rate")
     panels = _speed_panels(df)
     columns = min(df["backbone"].nunique(), 3)
     fig = new_figure(0.9 + 2.5 * -(-len(panels) // columns))

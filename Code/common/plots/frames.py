@@ -17,6 +17,8 @@ from common.plots.style import METHODS, MethodStyle, method_style
 _VARIANT_LINES = ("-", "--", "-.", (0, (5, 1, 1, 1, 1, 1)))
 _SIZES = {"tiny": "Ti", "small": "S", "base": "B", "large": "L", "huge": "H"}
 _DTYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+_FORMS = {"batch": "batch {}", "img_size": "{} px", "epochs": "{} epochs", "n_train": "{:,} training images"}
+_UNTRAINED = {"epochs": "off the shelf", "n_train": ""}
 
 
 @dataclass(frozen=True)
@@ -50,12 +52,18 @@ def require_columns(df: pd.DataFrame, columns: Sequence[str], what: str) -> pd.D
     return df.assign(options=options)
 
 
-def refuse_repeats(df: pd.DataFrame, keys: Sequence[str], what: str) -> None:
-    """Raise :class:`UsageError` if two rows of ``df`` agree in all ``keys``: they would be averaged unseen."""
-    repeated = df[df.duplicated(list(keys))]
+def require_table(df: pd.DataFrame, columns: Sequence[str], keys: Sequence[str], what: str) -> pd.DataFrame:
+    """Return :func:`require_columns`, no two rows of which agree in all ``keys``: they would be averaged unseen.
+
+    Keys that are no column count as equal. Raises :class:`UsageError`, also for such two rows.
+    """
+    df = require_columns(df, columns, what)
+    keys = [key for key in keys if key in df.columns]
+    repeated = df[df.duplicated(keys)]
     if len(repeated):
         values = ", ".join(f"{key}={repeated.iloc[0][key]}" for key in keys)
         raise UsageError(f"{what} has several rows for {values}; give one run of each")
+    return df
 
 
 def split_series(df: pd.DataFrame) -> list[Series]:
@@ -82,7 +90,7 @@ def split_panels(df: pd.DataFrame, keys: Sequence[str], named: Sequence[str]) ->
         groups, key=lambda values: [_rank(key, value) for key, value in zip(keys, values, strict=True)]
     ):
         shown = dict(zip(keys, values, strict=True))
-        yield " · ".join(_name(key, shown[key]) for key in titled), groups[values]
+        yield " · ".join(filter(None, (_name(key, shown[key]) for key in titled))), groups[values]
 
 
 def backbone_name(backbone: str) -> str:
@@ -159,5 +167,9 @@ def _name(key: str, value: object) -> str:
         return backbone_name(str(value))
     if key == "dtype":
         return _DTYPES.get(str(value), str(value))
-    forms = {"batch": "batch {}", "img_size": "{} px", "epochs": "{} epochs"}
-    return forms.get(key, "{}").format(value)
+    if pd.isna(value):
+        return ""
+    if key in _UNTRAINED and value == 0:
+        return _UNTRAINED[key]
+    name = _FORMS.get(key, "{}").format(value)
+    return name.removesuffix("s") if key == "epochs" and value == 1 else name

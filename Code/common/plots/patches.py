@@ -18,7 +18,7 @@ from common.errors import UsageError, require_choice
 from common.plots.style import RC, WIDTH, new_figure
 
 _DIM = 0.25  # share of the picture that a dimmed patch keeps; the rest is white
-_WRONG, _RIGHT = "#D55E00", "#333333"
+WRONG, RIGHT = "#D55E00", "#333333"
 _NAME = 26  # characters of a class name that a caption has room for
 
 
@@ -35,7 +35,7 @@ class ExampleRow:
 
     def caption(self) -> str:
         """Return the predicted class and its probability, before and after reduction."""
-        before, after = (_shorten(name) for name in (self.predicted_full_model, self.predicted))
+        before, after = (shorten(name) for name in (self.predicted_full_model, self.predicted))
         return f"{before} {100 * self.probability_full_model:.1f} %  →  {after} {100 * self.probability:.1f} %"
 
 
@@ -55,15 +55,10 @@ def mask_patches(image: ArrayLike, kept: ArrayLike, patch_grid: tuple[int, int],
     Raises :class:`UsageError` if shapes do not fit or pixels leave [0, 1], as those of a normalised image do.
     """
     require_choice(dropped, ("black", "dim"), "way to show dropped patches")
-    pixels = _pixels(image)
-    mask = _numpy(kept).astype(bool)
-    rows, columns = patch_grid
-    height, width, _ = pixels.shape
-    if mask.shape != (rows * columns,):
-        raise UsageError(f"kept has shape {mask.shape}; allowed for a {rows} x {columns} grid: ({rows * columns},)")
-    if height % rows or width % columns:
-        raise UsageError(f"image of {height} x {width} px does not divide into {rows} x {columns} patches")
-    shown = mask.reshape(rows, columns).repeat(height // rows, axis=0).repeat(width // columns, axis=1)
+    mask = on_grid(kept, patch_grid, "kept").astype(bool)
+    pixels = pixels_of(image, patch_grid)
+    height, width = (pixels.shape[side] // patch_grid[side] for side in (0, 1))
+    shown = mask.repeat(height, axis=0).repeat(width, axis=1)
     hidden = np.zeros_like(pixels) if dropped == "black" else 1 - _DIM * (1 - pixels)
     return np.where(shown[..., None], pixels, hidden)
 
@@ -90,7 +85,7 @@ def kept_patches(
     fig = new_figure(WIDTH / len(masks) + 0.4)
     axes = fig.subplots(1, len(masks))
     for ax, mask, title in zip(axes, masks, titles, strict=True):
-        _show(ax, mask_patches(image, mask, patch_grid, dropped))
+        show_picture(ax, mask_patches(image, mask, patch_grid, dropped))
         ax.set_title(title)
         ax.set_xlabel(f"{int(mask.sum())} of {mask.size} patches")
     return fig
@@ -121,12 +116,12 @@ def united_grid(
             titles = [example.class_name, *(f"Layer {layer + 1}" for layer in layers)] if line == 0 else None
             for panel, mask in enumerate(masks):
                 ax = fig.add_axes(page.panel(place, line, panel))
-                _show(ax, mask_patches(example.image, mask, patch_grid, dropped))
+                show_picture(ax, mask_patches(example.image, mask, patch_grid, dropped))
                 if titles:
-                    ax.set_title(titles[panel], fontsize=page.fit(titles[panel]), pad=3)
+                    ax.set_title(titles[panel], fontsize=fitting_size(titles[panel], page.side), pad=3)
                 if panel == 0:
                     ax.set_ylabel(f"{100 * row.keep_rate:g} %", fontsize=9, labelpad=3)
-            color = _RIGHT if row.predicted == example.class_name else _WRONG
+            color = RIGHT if row.predicted == example.class_name else WRONG
             x, y = page.caption(place, line)
             fig.text(x, y, row.caption(), ha="center", va="center", fontsize=8.5, color=color)
     return fig
@@ -143,7 +138,7 @@ def survival_map(kept_layers: ArrayLike | Mapping[str | float, ArrayLike], *, pa
     if not groups:
         raise UsageError("survival_map needs at least one group of images; given: none")
     maps = {_group_title(key): _survival(kept, patch_grid) for key, kept in groups.items()}
-    scale = Normalize(0, max(_numpy(kept).shape[1] for kept in groups.values()))
+    scale = Normalize(0, max(as_numpy(kept).shape[1] for kept in groups.values()))
     columns = min(len(maps), 4)
     rows = -(-len(maps) // columns)
     width = WIDTH if columns > 1 else WIDTH / 2
@@ -161,7 +156,7 @@ def survival_map(kept_layers: ArrayLike | Mapping[str | float, ArrayLike], *, pa
 
 def _survival(kept: ArrayLike, patch_grid: tuple[int, int]) -> np.ndarray:
     """Return (rows, columns): the layers each patch survives, summed over layers and averaged over images."""
-    kept = _numpy(kept).astype(bool)
+    kept = as_numpy(kept).astype(bool)
     if kept.ndim != 3 or kept.shape[2] != patch_grid[0] * patch_grid[1] or not len(kept):
         grid = " x ".join(map(str, patch_grid))
         raise UsageError(
@@ -176,35 +171,54 @@ def _group_title(key: str | float) -> str:
 
 def _masks(kept: ArrayLike, layers: Sequence[int]) -> np.ndarray:
     """Return bool (1 + layers, P): everything first, then what each layer keeps."""
-    kept = _numpy(kept).astype(bool)
+    kept = as_numpy(kept).astype(bool)
     if kept.ndim != 2 or len(kept) != len(layers):
         raise UsageError(f"kept has shape {kept.shape}; allowed: ({len(layers)}, patches), a row for each layer shown")
     return np.concatenate([np.ones_like(kept[:1]), kept])
 
 
-def _show(ax: Axes, picture: np.ndarray) -> None:
-    ax.imshow(picture)
+def show_picture(ax: Axes, picture: np.ndarray, **look: object) -> None:
+    """Draw ``picture`` (H, W, 3) without frame and ticks; ``look`` is matplotlib's for images."""
+    ax.imshow(picture, **look)
     ax.set(xticks=[], yticks=[])
     ax.grid(visible=False)
     ax.spines[:].set_visible(False)
 
 
-def _pixels(image: ArrayLike) -> np.ndarray:
-    pixels = _numpy(image)
+def pixels_of(image: ArrayLike, patch_grid: tuple[int, int]) -> np.ndarray:
+    """Return ``image`` (3, H, W) as (H, W, 3); raise :class:`UsageError` as :func:`mask_patches` does."""
+    pixels = as_numpy(image)
     if pixels.ndim != 3 or pixels.shape[0] != 3:
         raise UsageError(f"image has shape {pixels.shape}; allowed: (3, height, width)")
+    (_, height, width), (rows, columns) = pixels.shape, patch_grid
+    if height % rows or width % columns:
+        raise UsageError(f"image of {height} x {width} px does not divide into {rows} x {columns} patches")
     low, high = float(pixels.min()), float(pixels.max())
     if low < -1e-3 or high > 1 + 1e-3:  # undoing a normalisation may overshoot by a rounding error
         raise UsageError(f"image has values from {low:.3g} to {high:.3g}; allowed: 0 to 1 (undo the normalisation)")
     return pixels.clip(0, 1).transpose(1, 2, 0)
 
 
-def _numpy(values: ArrayLike) -> np.ndarray:
+def on_grid(values: ArrayLike, patch_grid: tuple[int, int], what: str) -> np.ndarray:
+    """Return ``values`` (P,) as (rows, columns); raise :class:`UsageError` if P is not the size of ``patch_grid``."""
+    values, (rows, columns) = as_numpy(values), patch_grid
+    if values.shape != (rows * columns,):
+        raise UsageError(f"{what} has shape {values.shape}; allowed for a {rows} x {columns} grid: ({rows * columns},)")
+    return values.reshape(patch_grid)
+
+
+def as_numpy(values: ArrayLike) -> np.ndarray:
     """Return an array, also of a torch tensor on any device, without asking for torch."""
     return np.asarray(values.detach().cpu() if hasattr(values, "detach") else values)
 
 
-def _shorten(name: str) -> str:
+def fitting_size(text: str, inches: float) -> float:
+    """Return the font size, in points, at which ``text``, be it bold, is no wider than ``inches``."""
+    return min(8.5, 72 * inches / (0.64 * max(len(text), 1)))
+
+
+def shorten(name: str) -> str:
+    """Return the name of a class, cut to what a caption has room for."""
     return textwrap.shorten(name, _NAME, placeholder="…")
 
 
@@ -235,10 +249,6 @@ class _Page:
         x = (place % self.columns) * WIDTH / self.columns + self.left + panel * (self.side + self.gap)
         y = (place // self.columns) * self.block + self.title + line * (self.side + self.text) + self.side
         return (x / WIDTH, 1 - y / self.height, self.side / WIDTH, self.side / self.height)
-
-    def fit(self, title: str) -> float:
-        """Return the font size, in points, at which ``title`` is no wider than a panel."""
-        return min(8.5, 72 * self.side / (0.62 * max(len(title), 1)))
 
     def caption(self, place: int, line: int) -> tuple[float, float]:
         left, bottom, width, _ = self.panel(place, line, 0)

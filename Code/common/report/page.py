@@ -61,22 +61,25 @@ def summary_figures(studies: dict[str, Study]) -> Iterator[tuple[str, Figure]]:
         runs = found["off_the_shelf"].runs
         heads = [name for name in ("accuracy", "accuracy_full") if runs[name].notna().any()]
         yield "off_the_shelf", plots.accuracy_vs_keep_rate(runs, value=heads)
-        yield "off_the_shelf_cost", plots.accuracy_vs_speed(runs, value=heads[-1], cost="gmac")
+        yield "off_the_shelf_cost", plots.accuracy_mac_pareto(runs, value=heads[-1])
+    if "method_grid" in found:
+        runs = add_speedup(found["method_grid"].runs, studies["throughput"].runs)
+        yield "method_grid_cost", plots.accuracy_mac_pareto(runs)
     for name in ("finetune", "scratch"):
         if name in found:
             yield name, plots.accuracy_vs_keep_rate(found[name].runs)
             with_speed = add_speedup(found[name].runs, studies["throughput"].runs)
-            if (with_speed["method"] != "none").any():
-                yield f"{name}_speed", plots.accuracy_vs_speed(with_speed, cost="speedup")
+            if (with_speed["speedup"].notna() & (with_speed["method"] != "none")).any():
+                yield f"{name}_speed", plots.accuracy_mac_pareto(with_speed, value="val_accuracy")
 
 
 def add_speedup(runs: pd.DataFrame, throughput: pd.DataFrame) -> pd.DataFrame:
-    """Training runs with the float32 speed-up at the largest batch measured for the same model; others are left out."""
-    speed = throughput[throughput["dtype"] == "float32"].sort_values("batch")
+    """``runs`` with the float32 ``speedup`` at the largest batch measured for the same model, else NaN."""
+    speed = throughput[throughput["dtype"] == "float32"].sort_values("batch", kind="stable")
     speed = speed.assign(architecture=speed["backbone"].map(architecture))
     key = ["architecture", "img_size", *VARIANT]
     speed = speed.drop_duplicates(key, keep="last")[[*key, "speedup"]]
-    return runs.assign(architecture=runs["backbone"].map(architecture)).merge(speed, on=key)
+    return runs.assign(architecture=runs["backbone"].map(architecture)).merge(speed, on=key, how="left")
 
 
 def write_summary_figures(results_dir: Path, studies: dict[str, Study]) -> dict[str, Path]:

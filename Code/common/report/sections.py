@@ -84,7 +84,8 @@ def leader(means: Iterable[float], errors: Iterable[float]) -> int | None:
     return place if first - second > 2 * (first_error**2 + second_error**2) ** 0.5 else None
 
 
-def _setting_title(rows: pd.DataFrame) -> str:
+def setting_title(rows: pd.DataFrame) -> str:
+    """Dataset, backbone and image size of ``rows``, which share them."""
     row = rows.iloc[0]
     return f"{row['dataset']}, {backbone_name(row['backbone'])}, {row['img_size']} px"
 
@@ -191,7 +192,7 @@ def _training_section(cells: pd.DataFrame, keep_rate: float) -> Section:
     for column, name in (("Last epoch", "last"), ("Best epoch", "best")):
         place = leader(reduced[name], reduced[f"{name}_sd"] / reduced["n"] ** 0.5)
         best |= set() if place is None else {(int(reduced.index[place]), column)}
-    title = f"{_setting_title(cells)}, {counted(cells['epochs'].iloc[0], 'epoch')}, keep rate {percent(keep_rate)}"
+    title = f"{setting_title(cells)}, {counted(cells['epochs'].iloc[0], 'epoch')}, keep rate {percent(keep_rate)}"
     return Section(title, pd.DataFrame(columns), (_comparability(cells, comparable),), frozenset(best))
 
 
@@ -205,35 +206,6 @@ def _comparability(cells: pd.DataFrame, comparable: bool) -> str:
     if cells["dataset"].iloc[0] == "digits":
         return "Embedded default: digits, not comparable with the paper."
     return "The paper prints no value for this experiment: not comparable with its tables."
-
-
-def off_the_shelf_sections(data: pd.DataFrame) -> Iterator[Section]:
-    setting = SETTING["off_the_shelf"]
-    heads = (("accuracy", "classes of the dataset only"), ("accuracy_full", "all classes of the head"))
-    for _, rows in data.groupby(setting, sort=False, dropna=False):
-        images = rows["n_val"].iloc[0]
-        for name, head in heads:
-            if rows[name].notna().any():
-                note = f"Top-1 accuracy in percent on {images} images, no training; {head}."
-                yield _pivot(f"{_setting_title(rows)}: {head}", rows, name, 2, (note,))
-        yield _pivot(f"{_setting_title(rows)}: GMAC per image, attention included", rows, "gmac", 3)
-
-
-def _pivot(title: str, rows: pd.DataFrame, name: str, digits: int, notes: tuple[str, ...] = ()) -> Section:
-    """Methods down, keep rates across; for accuracies the leader of each keep rate stands out."""
-    rates = sorted(rows["keep_rate"].unique(), reverse=True)
-    models = list(dict.fromkeys(zip(rows["method"], rows["options"], strict=True)))
-    frame = pd.DataFrame({"Model": [method_label(*model) for model in models]})
-    best = set()
-    for rate in rates:
-        at = rows[rows["keep_rate"] == rate].set_index(["method", "options"])[[name, f"{name}_sd", "n_val"]]
-        at = at.reindex(pd.MultiIndex.from_tuples(models))
-        frame[percent(rate)] = [spread(*pair, digits) for pair in zip(at[name], at[f"{name}_sd"], strict=True)]
-        if name.startswith("accuracy") and rate < 1:
-            error = (at[name] * (100 - at[name]) / at["n_val"].astype(float)) ** 0.5
-            place = leader(at[name], error)
-            best |= set() if place is None else {(place, percent(rate))}
-    return Section(title, frame, notes, frozenset(best))
 
 
 def visualize_sections(data: pd.DataFrame) -> Iterator[Section]:
@@ -250,4 +222,4 @@ def visualize_sections(data: pd.DataFrame) -> Iterator[Section]:
             }
         )
         note = "Probability: mean over the images of what each model gives its own predicted class."
-        yield Section(_setting_title(rows), frame, (note,))
+        yield Section(setting_title(rows), frame, (note,))

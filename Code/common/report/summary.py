@@ -21,6 +21,7 @@ SETTING = {
     "finetune": ["dataset", "backbone", "img_size", "epochs", "dtype", "batch"],
     "scratch": ["dataset", "backbone", "img_size", "epochs", "dtype", "batch"],
     "off_the_shelf": ["dataset", "backbone", "img_size", "dtype"],
+    "method_grid": ["dataset", "backbone", "img_size", "epochs", "n_train", "n_val", "dtype", "batch"],
     "visualize": ["dataset", "backbone", "img_size"],
 }
 NOT_RUN = "not run here"
@@ -104,6 +105,21 @@ def off_the_shelf(runs: pd.DataFrame) -> pd.DataFrame:
     return in_order(over_seeds(runs, key, metrics), SETTING["off_the_shelf"])
 
 
+def method_grid(runs: pd.DataFrame) -> pd.DataFrame:
+    """Accuracies (percent), loss, GMAC per image and tokens left of every method, as given and after training."""
+    key = [*SETTING["method_grid"], *VARIANT]
+    found = over_seeds(runs, key, ["accuracy", "accuracy_best", "ema_accuracy", "loss", "gmac"])
+    groups = runs.groupby(key, dropna=False, sort=False)
+    models = groups.agg(params=("params", "first"), tokens=("tokens", _mean_tokens)).reset_index()
+    return in_order(found.merge(models, on=key), SETTING["method_grid"])
+
+
+def _mean_tokens(counts: pd.Series) -> str:
+    """Mean of texts like "137 96 67", number by number, to one decimal."""
+    means = counts.str.split(expand=True).astype(float).mean()
+    return " ".join(f"{round(mean, 1):g}" for mean in means)
+
+
 def published_efficiency() -> pd.DataFrame:
     """Printed FPS and GFlops per condition; several printed values of one condition are joined by " / "."""
     tables = ["tram_accuracy", "tram_throughput_vit", "tram_throughput_simple_vit", "trewa_efficiency"]
@@ -165,6 +181,7 @@ SUMMARIES = {
     "finetune": finetune,
     "scratch": scratch,
     "off_the_shelf": off_the_shelf,
+    "method_grid": method_grid,
     "visualize": visualize,
 }
 
@@ -179,7 +196,8 @@ def holes(runs: pd.DataFrame, table: str) -> list[str]:
         variants = sorted(set(zip(reduced["method"], reduced["options"], strict=True)))
         rates = sorted({rate for rate in reduced["keep_rate"] if rate < 1}, reverse=True)
         # Only training is repeated for every method; elsewhere a deterministic method needs one seed.
-        seed_of = group["seed"] if table in ("finetune", "scratch") else pd.Series("", index=group.index)
+        trained = table in ("finetune", "scratch") or (table == "method_grid" and (group["epochs"] > 0).any())
+        seed_of = group["seed"] if trained else pd.Series("", index=group.index)
         seeds = sorted(seed_of.unique())
         present = set(zip(*(group[name] for name in VARIANT), seed_of, strict=True))
         for (method, options), rate, seed in product(variants, rates, seeds):

@@ -16,6 +16,7 @@ import pandas as pd
 
 from common.errors import UsageError, require_choice
 from common.plots.frames import backbone_name
+from common.report import grids
 from common.report import sections as printed
 from common.report.sections import NONE, Section, percent
 from common.report.summary import SUMMARIES, holes
@@ -26,14 +27,16 @@ TITLES = {
     "sizing": "Arithmetic",
     "off_the_shelf": "Accuracy without training",
     "finetune": "Accuracy after fine-tuning",
+    "method_grid": "Ten methods, one protocol",
     "scratch": "Accuracy when trained from scratch",
     "visualize": "What is kept",
 }
 _SECTIONS: dict[str, Callable[[pd.DataFrame], Iterator[Section]]] = {
     "throughput": printed.throughput_sections,
     "sizing": printed.sizing_sections,
-    "off_the_shelf": printed.off_the_shelf_sections,
+    "off_the_shelf": grids.off_the_shelf_sections,
     "finetune": printed.training_sections,
+    "method_grid": grids.method_grid_sections,
     "scratch": printed.training_sections,
     "visualize": printed.visualize_sections,
 }

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from common.plots.frames import backbone_name
+from common.report.grids import grid_errors, image_errors, mean_ranks, seed_errors, training_text
 from common.report.sections import counted, leader, method_label, number, percent, spread
 from common.report.summary import NOT_RUN, SETTING
 
@@ -16,6 +17,7 @@ QUESTIONS = {
     "sizing": "Is the arithmetic saved what the authors say?",
     "off_the_shelf": "How much accuracy survives in a trained model that is reduced without further training?",
     "finetune": "How much of it comes back after a few epochs of fine-tuning?",
+    "method_grid": "Which method loses least at the same keep rate, before and after the same training?",
     "scratch": "Can a reduced model be trained from random weights?",
     "visualize": "Which parts of a picture are kept, and does the model still say the same?",
 }
@@ -23,7 +25,10 @@ CAPTIONS = {
     "throughput": "Measured speed-up over the unreduced model. Bars: quartiles over rounds. Dotted: what the "
     "arithmetic alone would give.",
     "off_the_shelf": "Accuracy without training against keep rate. Dashed: the unreduced model.",
-    "off_the_shelf_cost": "The same accuracy against the cost of one image. Labels: keep rate in percent.",
+    "off_the_shelf_cost": "The same accuracy against the cost of one image. Labels: keep rate in percent. Rings: no "
+    "other model is as accurate at the same or lower cost.",
+    "method_grid_cost": "Accuracy against the cost of one image and, where it was measured, the speed-up. Each line "
+    "runs through the keep rates of a method. Rings: no other model is as accurate at the same or lower cost.",
     "finetune": "Accuracy after fine-tuning. Points: mean over seeds; bars: one standard deviation.",
     "finetune_speed": "Accuracy after fine-tuning against measured speed-up. Labels: keep rate in percent.",
     "scratch": "Accuracy after training from random weights. Points: mean over seeds; bars: one standard deviation.",
@@ -48,6 +53,7 @@ def answers(name: str, data: pd.DataFrame) -> list[Answer]:
         "sizing": _arithmetic,
         "off_the_shelf": _off_the_shelf,
         "finetune": _trained,
+        "method_grid": _grid,
         "scratch": _trained,
         "visualize": _kept,
     }
@@ -100,7 +106,7 @@ def _off_the_shelf(data: pd.DataFrame) -> Iterator[Answer]:
     for _, rows in data.groupby(SETTING["off_the_shelf"], sort=False, dropna=False):
         for value, head in (("accuracy", "classes of the dataset only"), ("accuracy_full", "all classes of the head")):
             if rows[value].notna().any():
-                errors = (rows[value] * (100 - rows[value]) / rows["n_val"].astype(float)) ** 0.5
+                errors = image_errors(rows, value)
                 context = f"On {_where(rows)}, {rows['n_val'].iloc[0]} images, {head}"
                 yield _best(rows.assign(value=rows[value], sd=rows[f"{value}_sd"], error=errors), context)
 
@@ -108,9 +114,18 @@ def _off_the_shelf(data: pd.DataFrame) -> Iterator[Answer]:
 def _trained(data: pd.DataFrame) -> Iterator[Answer]:
     for _, rows in data.groupby(SETTING["finetune"], sort=False, dropna=False):
         epochs = rows["epochs"].iloc[0]
-        errors = rows["last_sd"] / rows["n"] ** 0.5
+        errors = seed_errors(rows, "last")
         context = f"On {_where(rows)}, after {counted(epochs, 'epoch')}"
         yield _best(rows.assign(value=rows["last"], sd=rows["last_sd"], error=errors), context)
+
+
+def _grid(data: pd.DataFrame) -> Iterator[Answer]:
+    for _, rows in data.groupby(SETTING["method_grid"], sort=False, dropna=False):
+        context = f"On {_where(rows)}, {training_text(rows)}"
+        answer = _best(rows.assign(value=rows["accuracy"], sd=rows["accuracy_sd"], error=grid_errors(rows)), context)
+        order = mean_ranks(rows, "accuracy").dropna().sort_values(kind="stable")
+        first = "; ".join(f"{method_label(*model)} {number(rank)}" for model, rank in order.head(3).items())
+        yield Answer(answer.text, (*answer.points, f"lowest mean ranks: {first}") if len(order) > 1 else answer.points)
 
 
 def _where(rows: pd.DataFrame) -> str:

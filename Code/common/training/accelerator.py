@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import ProjectConfiguration, gather_object, patch_environment
 from torch import Tensor
+from tqdm import tqdm
 
 from common.errors import UsageError
 
@@ -84,3 +86,8 @@ def interleave(accelerator: Accelerator, rows: Tensor) -> Tensor:
     for rank, part in enumerate(parts):
         whole[rank :: len(parts)] = part
     return whole
+
+
+def progress(batches: Iterable, what: str, quiet: bool) -> tqdm:
+    """A bar over ``batches``; TQDM_DISABLE in the environment switches all of them off."""
+    return tqdm(batches, desc=what, leave=False, **({"disable": True} if quiet else {}))

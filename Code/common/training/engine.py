@@ -17,13 +17,12 @@ from typing import Any
 
 from accelerate.utils import gather_object
 from torch import nn
-from tqdm import tqdm
 
 from common.data import make_loader, set_epoch
 from common.data.base import LabelledDataset
 from common.errors import UsageError
 from common.results import resolve
-from common.training.accelerator import make_accelerator, seed_everything
+from common.training.accelerator import make_accelerator, progress, seed_everything
 from common.training.checkpoint import Best, RunFolder
 from common.training.config import TrainConfig
 from common.training.losses import Objective, check_teacher
@@ -173,7 +172,7 @@ class Trainer:
         set_epoch(self.train_loader, epoch - 1)
         quiet = not self.accelerator.is_main_process
         total, seen, losses = 0.0, 0, []
-        with tqdm(self.train_loader, desc=f"epoch {epoch}", leave=False, disable=quiet) as bar:
+        with progress(self.train_loader, f"epoch {epoch}", quiet) as bar:
             passes = iter(bar)
             for step in range(self.updates_per_epoch):
                 batches = list(islice(passes, self.config.grad_accum_steps))

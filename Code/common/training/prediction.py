@@ -10,9 +10,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
-from common.training.accelerator import interleave
+from common.training.accelerator import interleave, progress
 from common.training.metrics import score
 
 
@@ -43,19 +42,38 @@ def predict(
     models: Mapping[Hashable, nn.Module], loader: DataLoader, *, quiet: bool = False
 ) -> tuple[dict[Hashable, Prediction], Tensor]:
     """Predictions of every model, put in eval mode, over ``loader``, each batch decoded once; and all its labels."""
-    outputs, seconds, labels = {key: [] for key in models}, {key: [] for key in models}, []
+    count = len(loader.sampler)
+    outputs, seconds, labels = {key: _Rows(count) for key in models}, {key: [] for key in models}, _Rows(count)
+    sizes = []
     for model in models.values():
         model.eval()
     parameter = next(next(iter(models.values())).parameters())
-    for images, targets in tqdm(loader, desc="evaluation", leave=False, disable=quiet):
+    for images, targets in progress(loader, "evaluation", quiet):
         images = images.to(parameter)
         for key, model in models.items():
             start = time.perf_counter()
-            outputs[key].append(model(images).float().cpu())
+            outputs[key].add(model(images).float().cpu())
             seconds[key].append(time.perf_counter() - start)
-        labels.append(targets)
-    warm = slice(1, None) if len(labels) > 1 else slice(None)  # the first batch pays for what is made once
-    images = sum(map(len, labels[warm]))
-    return {key: Prediction(torch.cat(outputs[key]), images / sum(seconds[key][warm])) for key in models}, torch.cat(
-        labels
-    )
+        labels.add(targets)
+        sizes.append(len(targets))
+    warm = slice(1, None) if len(sizes) > 1 else slice(None)  # the first batch pays for what is made once
+    speed = {key: sum(sizes[warm]) / sum(seconds[key][warm]) for key in models}
+    return {key: Prediction(outputs[key].rows, speed[key]) for key in models}, labels.rows
+
+
+class _Rows:
+    """Rows that come in batches, in one tensor. Small tensors kept from every batch would hold on to the heap around
+    them: the process would grow by about a batch of images each time."""
+
+    def __init__(self, count: int) -> None:
+        self._count, self._seen, self._all = count, 0, None
+
+    def add(self, batch: Tensor) -> None:
+        if self._all is None:
+            self._all = batch.new_empty(self._count, *batch.shape[1:])
+        self._all[self._seen : self._seen + len(batch)] = batch
+        self._seen += len(batch)
+
+    @property
+    def rows(self) -> Tensor:
+        return self._all[: self._seen]
