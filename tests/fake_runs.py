@@ -135,6 +135,17 @@ def sizing_run(root: Path) -> Path:
     return write_run(rows, root / "runs/sizing/a.csv", table="sizing", **BASE)
 
 
+def gallery_run(root: Path) -> Path:
+    """One digit 1 under two methods, one of which is wrong."""
+    shown = {"image": "val-7", "class_name": "1", "layer": 4}
+    rows = [
+        {"method": "tome", "num_tokens": 16, "predicted": "1", "probability": 0.9, "epochs": 0, **shown},
+        {"method": "sinkhorn", "num_tokens": 18, "predicted": "5", "probability": 0.3, "epochs": 1, **shown},
+    ]
+    where = {"backbone": "vit_digits", "dataset": "digits", "img_size": 32, "keep_rate": 0.5, "seed": 0}
+    return write_run(rows, root / "runs/gallery/a.csv", table="gallery", **{**BASE, **where})
+
+
 def visualize_run(root: Path) -> Path:
     """Four images, layers 3, 6 and 9 of TRAM at 50 %; one prediction changes."""
     rows = [
@@ -172,4 +183,5 @@ def whole_study(root: Path) -> Path:
         method_grid_run(root, {key: value + 1 + 0.1 * seed for key, value in grid.items()}, seed=seed, epochs=5)
     sizing_run(root)
     visualize_run(root)
+    gallery_run(root)
     return root

@@ -79,7 +79,7 @@ def test_page_is_self_contained(page: str) -> None:
 def test_page_escapes_and_shows_title_and_facts(page: str) -> None:
     assert "<h1>A &lt;study&gt;</h1>" in page
     assert "Digits &amp; more." in page
-    for name, text in (("Seeds", "3 (0, 1, 2)"), ("Runs", "37"), ("Commit", "abc1234"), ("Dates", "2025-11-20")):
+    for name, text in (("Seeds", "3 (0, 1, 2)"), ("Runs", "38"), ("Commit", "abc1234"), ("Dates", "2025-11-20")):
         assert f"<dt>{name}</dt><dd>{text}</dd>" in page
     assert "not comparable with those of the paper" in page
 

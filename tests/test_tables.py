@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from fake_runs import (
+    gallery_run,
     method_grid_run,
     off_the_shelf_run,
     sizing_run,
@@ -20,6 +21,7 @@ from common.errors import UsageError
 from common.report import summary, tables
 from common.report.grids import mean_ranks, ranks
 from common.report.sections import Section, leader, spread
+from common.report.text import answers
 from common.results import read_runs
 
 
@@ -243,6 +245,19 @@ def test_method_grid_leader_over_seeds(tmp_path: Path) -> None:
     assert accuracy.best == {(1, "50 %")}
 
 
+def test_gallery_counts_who_is_right(tmp_path: Path) -> None:
+    gallery_run(tmp_path)
+    found = tables.study(tmp_path, "gallery")
+    (section,) = found.sections
+    assert section.title == "digits, vit_digits, 32 px: 1 (val-7)"
+    assert section.frame[["Model", "Tokens", "Predicted", "Epochs trained"]].to_numpy().tolist() == [
+        ["ToMe", "16", "1", "0"],
+        ["Sinkhorn", "18", "5", "1"],
+    ]
+    (answer,) = answers("gallery", found.data)
+    assert answer.text == "val-7 (1): 1 of 2 methods see what it is, from 16 to 18 tokens."
+
+
 def test_visualize_looks_at_the_last_layer(tmp_path: Path) -> None:
     visualize_run(tmp_path)
     found = row(summary.visualize(read_runs(tmp_path, "visualize")))
@@ -297,7 +312,7 @@ def test_command_line_writes_every_table_and_again_the_same(tmp_path: Path, caps
     assert set(written) == names | {"published.md"}
     assert tables.main([str(tmp_path)]) == 0
     assert {path.name: path.read_bytes() for path in (tmp_path / "tables").iterdir()} == written
-    assert "15 files in" in capsys.readouterr().out
+    assert "17 files in" in capsys.readouterr().out
     assert len(pd.read_csv(tmp_path / "tables/finetune.csv")) == 5
 
 

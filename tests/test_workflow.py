@@ -127,12 +127,17 @@ def test_placeholders_and_weights(toy, tmp_path, monkeypatch):
     assert load_plan(profile).runs[2].weights_file == f"{tmp_path}/w.safetensors"
 
 
+TRAM = {"throughput", "sizing", "finetune", "off_the_shelf", "visualize", "scratch"}
+TABLES = {"quick": TRAM | {"method_grid", "gallery"}, "imagenette": TRAM | {"method_grid", "gallery"}}
+TABLES |= {"smoke": TRAM, "paper": TRAM, "which_tokens": {"throughput", "method_grid"}}
+
+
 @pytest.mark.parametrize("profile", list_profiles())
 def test_shipped_profile_is_accepted(profile):
     plan = load_plan(profile)
     assert plan.profile == profile
     assert plan.results == f"results/{profile}"
-    assert set(plan.tables) == {"throughput", "sizing", "finetune", "off_the_shelf", "visualize", "scratch"}
+    assert set(plan.tables) == TABLES[profile]
     check_plan(plan)
 
 

@@ -25,7 +25,7 @@ from common.report.text import CAPTIONS, QUESTIONS, Answer, answers, facts
 from common.results import read_runs, resolve, write_atomically
 
 # Every figure of these studies shows something of its own; those of the others repeat what the summary figure shows.
-_RUN_FIGURES = ("visualize", "sizing")
+_RUN_FIGURES = ("visualize", "gallery", "sizing")
 MAX_FIGURE_BYTES = 2_000_000
 # A study with more tables than this shows the first two; the others open on a click.
 _OPEN_SECTIONS = 6

@@ -21,7 +21,7 @@ SIZING_NOTE = (
     "Linear, Attention and Total are GMAC per image; By hand compares Total with the sum derived from the schedule. "
     "GMAC, thop counts as the published GFlops do."
 )
-_LEFT = {"Model", "Backbone", "Dataset", "Published in", "Source", "Status", "Start"}
+_LEFT = {"Model", "Predicted", "Backbone", "Dataset", "Published in", "Source", "Status", "Start"}
 
 
 @dataclass(frozen=True)
@@ -223,3 +223,20 @@ def visualize_sections(data: pd.DataFrame) -> Iterator[Section]:
         )
         note = "Probability: mean over the images of what each model gives its own predicted class."
         yield Section(setting_title(rows), frame, (note,))
+
+
+def gallery_sections(data: pd.DataFrame) -> Iterator[Section]:
+    for _, rows in data.groupby(SETTING["gallery"], sort=False, dropna=False):
+        row = rows.iloc[0]
+        frame = pd.DataFrame(
+            {
+                "Model": labels(rows),
+                "Keep": rows["keep_rate"].map(percent),
+                "Tokens": rows["num_tokens"].astype(str),
+                "Predicted": rows["predicted"],
+                "Probability": rows["probability"].map(lambda value: number(value, 3)),
+                "Epochs trained": rows["epochs"].astype(str),
+            }
+        )
+        note = f"Tokens after layer {row['layer']}, CLS not counted. Only methods with parameters were trained."
+        yield Section(f"{setting_title(rows)}: {row['class_name']} ({row['image']})", frame, (note,))

@@ -23,6 +23,7 @@ SETTING = {
     "off_the_shelf": ["dataset", "backbone", "img_size", "dtype"],
     "method_grid": ["dataset", "backbone", "img_size", "epochs", "n_train", "n_val", "dtype", "batch"],
     "visualize": ["dataset", "backbone", "img_size"],
+    "gallery": ["dataset", "backbone", "img_size", "image", "class_name"],
 }
 NOT_RUN = "not run here"
 EFFICIENCY_KEY = ["backbone", "img_size", "method", "keep_rate"]
@@ -175,6 +176,12 @@ def visualize(runs: pd.DataFrame) -> pd.DataFrame:
     return in_order(table.reset_index(), SETTING["visualize"])
 
 
+def gallery(runs: pd.DataFrame) -> pd.DataFrame:
+    """One row per image and method: tokens left and what the model says."""
+    columns = [*SETTING["gallery"], *VARIANT, "epochs", "layer", "num_tokens", "predicted", "probability"]
+    return in_order(runs[columns], SETTING["gallery"])
+
+
 SUMMARIES = {
     "throughput": throughput,
     "sizing": sizing,
@@ -183,12 +190,13 @@ SUMMARIES = {
     "off_the_shelf": off_the_shelf,
     "method_grid": method_grid,
     "visualize": visualize,
+    "gallery": gallery,
 }
 
 
 def holes(runs: pd.DataFrame, table: str) -> list[str]:
     """Conditions missing from the full grid of methods x keep rates x seeds that the runs of one setting span."""
-    if table in ("sizing", "visualize"):
+    if table in ("sizing", "visualize", "gallery"):
         return []
     found = []
     for setting, group in runs.groupby(SETTING[table], dropna=False):

@@ -30,6 +30,7 @@ TITLES = {
     "method_grid": "Ten methods, one protocol",
     "scratch": "Accuracy when trained from scratch",
     "visualize": "What is kept",
+    "gallery": "What every method keeps or merges",
 }
 _SECTIONS: dict[str, Callable[[pd.DataFrame], Iterator[Section]]] = {
     "throughput": printed.throughput_sections,
@@ -39,6 +40,7 @@ _SECTIONS: dict[str, Callable[[pd.DataFrame], Iterator[Section]]] = {
     "method_grid": grids.method_grid_sections,
     "scratch": printed.training_sections,
     "visualize": printed.visualize_sections,
+    "gallery": printed.gallery_sections,
 }
 _DATASETS = {"cifar10": "CIFAR10", "imagenette": "Imagenette", "fashion-mnist": "FMNIST"}
 _MISSING_SHOWN = 20

@@ -20,6 +20,7 @@ QUESTIONS = {
     "method_grid": "Which method loses least at the same keep rate, before and after the same training?",
     "scratch": "Can a reduced model be trained from random weights?",
     "visualize": "Which parts of a picture are kept, and does the model still say the same?",
+    "gallery": "Given one picture and one keep rate, what does each method hold on to?",
 }
 CAPTIONS = {
     "throughput": "Measured speed-up over the unreduced model. Bars: quartiles over rounds. Dotted: what the "
@@ -35,6 +36,7 @@ CAPTIONS = {
     "scratch_speed": "Accuracy when trained from scratch against measured speed-up. Labels: keep rate in percent.",
     "sizing": "Counted arithmetic beside the published numbers.",
     "visualize": "Patches that are still there after each reduction, and how long each place survives on average.",
+    "gallery": "Faded patches are gone; patches outlined in one colour share a token; dots mark centres of clusters.",
 }
 
 
@@ -56,6 +58,7 @@ def answers(name: str, data: pd.DataFrame) -> list[Answer]:
         "method_grid": _grid,
         "scratch": _trained,
         "visualize": _kept,
+        "gallery": _shown,
     }
     return list(tell[name](data))
 
@@ -165,6 +168,13 @@ def _kept(data: pd.DataFrame) -> Iterator[Answer]:
             f"{row['agreement']:.0f} % of {row['images']} images; mean probability {row['probability']:.2f} "
             f"(full model {row['probability_full_model']:.2f})."
         )
+
+
+def _shown(data: pd.DataFrame) -> Iterator[Answer]:
+    for (*_, image, name), rows in data.groupby(SETTING["gallery"], sort=False):
+        right = (rows["predicted"] == name).sum()
+        tokens = f"{rows['num_tokens'].min()} to {rows['num_tokens'].max()} tokens"
+        yield Answer(f"{image} ({name}): {right} of {counted(len(rows), 'method')} see what it is, from {tokens}.")
 
 
 def facts(runs: pd.DataFrame) -> dict[str, str]:
