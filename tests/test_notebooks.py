@@ -19,10 +19,11 @@ def pair(request):
     return jupytext.read(request.param), nbformat.read(notebook, as_version=4)
 
 
-def test_all_six_are_there():
+def test_all_eight_are_there():
     names = {f"{path.parent.name}/{path.stem}" for path in SOURCES}
     expected = {"Benchmark/throughput", "Benchmark/sizing", "Pretrained/finetune", "Pretrained/off_the_shelf"}
-    assert names >= expected | {"Pretrained/visualize", "Scratch/train_test"}
+    expected |= {"Pretrained/visualize", "Pretrained/method_grid", "Pretrained/methods_gallery", "Scratch/train_test"}
+    assert names >= expected
     assert {f"{path.parent.name}/{path.stem}" for path in (ROOT / "notebooks").glob("*/*.ipynb")} == names
 
 

@@ -42,8 +42,22 @@ from common.results import write_run
 # %% tags=["parameters"]
 profile = "notebook"
 backbones = ["vit_tiny_patch16_224"]
-reducers = ["tram", "topk", "evit", "dynamicvit", "ats", "tome", "kmedoids", "dpcknn"]
-reducers += ["patchmerger", "sinkhorn", "sit", "l1", "l2", "linf"]
+reducers = [
+    "tram",
+    "topk",
+    "evit",
+    "dynamicvit",
+    "ats",
+    "tome",
+    "kmedoids",
+    "dpcknn",
+    "patchmerger",
+    "sinkhorn",
+    "sit",
+    "l1",
+    "l2",
+    "linf",
+]
 keep_rates = [0.75, 0.5, 0.25]
 dtypes = ["float32"]
 batch_sizes = [4]

@@ -40,13 +40,11 @@
 from dataclasses import asdict
 
 import pandas as pd
-import torch
 
-from common import create_model, load_dataset, plots
-from common.digits_backbone import resolve_weights
-from common.reducers import Method
+from common import plots
 from common.results import write_run
 from common.training import TrainConfig, torch_device, train
+from common.training.experiment import Experiment
 
 # %% tags=["parameters"]
 profile = "notebook"
@@ -71,20 +69,12 @@ figure = "results/notebook/finetune.png"
 # ## Data and model
 
 # %%
-method = Method.parse(reducer)
 config = TrainConfig(epochs=epochs, lr=lr, batch_size=batch_size, seed=seed, workers=workers, device=device)
-train_set = load_dataset(dataset, "train", img_size=img_size, train=True, limit=limit_train, seed=seed)
-val_set = load_dataset(dataset, "val", img_size=img_size, limit=limit_val, seed=seed)
-torch.manual_seed(seed)
-model = create_model(
-    backbone,
-    reducer=method.name,
-    keep_rate=keep_rate,
-    weights=resolve_weights(weights),
-    num_classes=train_set.num_classes,
-    img_size=img_size,
-    **dict(method.options),
-)
+limits = {"limit_train": limit_train, "limit_val": limit_val}
+start = {"weights": weights, "reducer": reducer, "keep_rate": keep_rate, "img_size": img_size}
+experiment = Experiment(backbone, dataset, config, **start, **limits)
+train_set, val_set = experiment.datasets()
+model = experiment.model(val_set)
 print(f"{len(train_set)} training and {len(val_set)} validation images of {dataset}; {model.reducer}")
 
 # %% [markdown]
@@ -98,10 +88,8 @@ history
 # ## Save
 
 # %%
-constant = {"method": method.name, "options": method.options_text, "backbone": backbone, "dataset": dataset}
-constant |= {"img_size": img_size, "keep_rate": keep_rate, "seed": seed, "epochs": epochs}
-constant |= {"dtype": "float32", "batch": batch_size, "n_train": len(train_set), "n_val": len(val_set)}
-rows = history.assign(**constant).to_dict("records")
+sizes = {"n_train": len(train_set), "n_val": len(val_set)}
+rows = history.assign(**experiment.conditions(), **sizes).to_dict("records")
 write_run(rows, csv, table="finetune", profile=profile, device=str(torch_device(device)))
 fig = plots.learning_curves(pd.DataFrame(rows))
 plots.save(fig, figure)

@@ -14,7 +14,6 @@
 # ---
 
 # %% [markdown]
-# %% [markdown]
 # # Pretrained: ten reduction methods, one training protocol
 #
 # **Reproduces** the accuracy grid of "Which Tokens to Use?" (Haurum et al., ICCVW 2023): every method at keep rates of
@@ -110,7 +109,8 @@ table = pd.DataFrame(rows)
 
 # %%
 accuracy = table.pivot(index=["epochs", "method", "options"], columns="keep_rate", values="accuracy")
-rank = accuracy.drop("none", level="method").groupby("epochs").rank(ascending=False, method="min")
+reduced = accuracy[accuracy.index.get_level_values("method") != "none"]
+rank = reduced.groupby("epochs").rank(ascending=False, method="min")
 pd.concat({"accuracy (%)": accuracy, "rank": rank}, axis=1).style.format("{:.4g}", na_rep="")
 
 # %% [markdown]

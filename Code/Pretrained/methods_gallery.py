@@ -14,7 +14,6 @@
 # ---
 
 # %% [markdown]
-# %% [markdown]
 # # Pretrained: what every method keeps or merges
 #
 # **Question:** given the same image and the same keep rate, which patches does each method hold on to, and which ones
@@ -51,8 +50,22 @@ dataset = "digits"
 recipe = "pretrained"
 backbone = "vit_digits"
 weights = "digits"
-reducers = ["tram", "topk:head_fusion=mean", "evit", "ats", "dynamicvit", "l1", "l2", "linf"]
-reducers += ["tome", "kmedoids", "dpcknn", "patchmerger", "sinkhorn", "sit"]
+reducers = [
+    "tram",
+    "topk:head_fusion=mean",
+    "evit",
+    "ats",
+    "dynamicvit",
+    "l1",
+    "l2",
+    "linf",
+    "tome",
+    "kmedoids",
+    "dpcknn",
+    "patchmerger",
+    "sinkhorn",
+    "sit",
+]
 keep_rate = 0.5
 stage = 2
 images = [0]

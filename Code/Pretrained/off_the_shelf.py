@@ -45,8 +45,22 @@ dataset = "digits"
 recipe = "pretrained"
 backbone = "vit_digits"
 weights = "digits"
-reducers = ["none", "tram", "topk", "topk:head_fusion=mean", "evit", "ats", "ats:sampler=random", "tome"]
-reducers += ["kmedoids", "dpcknn:equal_weight=true", "l1", "l2", "linf", "patchmerger"]
+reducers = [
+    "none",
+    "tram",
+    "topk",
+    "topk:head_fusion=mean",
+    "evit",
+    "ats",
+    "ats:sampler=random",
+    "tome",
+    "kmedoids",
+    "dpcknn:equal_weight=true",
+    "l1",
+    "l2",
+    "linf",
+    "patchmerger",
+]
 keep_rates = [1.0, 0.9, 0.75, 0.5, 0.25]
 img_size = 32
 batch_size = 32

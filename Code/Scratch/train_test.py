@@ -32,12 +32,11 @@
 from dataclasses import asdict
 
 import pandas as pd
-import torch
 
-from common import create_model, load_dataset, plots
-from common.reducers import Method
+from common import plots
 from common.results import resolve, write_run
 from common.training import TrainConfig, torch_device, train
+from common.training.experiment import Experiment
 from common.weights import save_state
 
 # %% tags=["parameters"]
@@ -65,7 +64,6 @@ figure = "results/notebook/train_test.png"
 # ## Data and model
 
 # %%
-method = Method.parse(reducer)
 config = TrainConfig(
     epochs=epochs,
     lr=lr,
@@ -77,19 +75,11 @@ config = TrainConfig(
     workers=workers,
     device=device,
 )
-train_set = load_dataset(
-    dataset, "train", img_size=img_size, train=True, recipe="scratch", limit=limit_train, seed=seed
-)
-val_set = load_dataset(dataset, "val", img_size=img_size, recipe="scratch", limit=limit_val, seed=seed)
-torch.manual_seed(seed)
-model = create_model(
-    backbone,
-    reducer=method.name,
-    keep_rate=keep_rate,
-    num_classes=train_set.num_classes,
-    img_size=img_size,
-    **dict(method.options),
-)
+limits = {"limit_train": limit_train, "limit_val": limit_val}
+start = {"reducer": reducer, "keep_rate": keep_rate, "img_size": img_size, "recipe": "scratch"}
+experiment = Experiment(backbone, dataset, config, **start, **limits)
+train_set, val_set = experiment.datasets()
+model = experiment.model(val_set)
 print(f"{len(train_set)} training and {len(val_set)} validation images of {dataset}; {model.reducer}")
 
 # %% [markdown]
@@ -106,10 +96,8 @@ history
 # %%
 if checkpoint:
     save_state(model, resolve(checkpoint))
-constant = {"method": method.name, "options": method.options_text, "backbone": backbone, "dataset": dataset}
-constant |= {"img_size": img_size, "keep_rate": keep_rate, "seed": seed, "epochs": epochs}
-constant |= {"dtype": "float32", "batch": batch_size, "n_train": len(train_set), "n_val": len(val_set)}
-rows = history.assign(**constant).to_dict("records")
+sizes = {"n_train": len(train_set), "n_val": len(val_set)}
+rows = history.assign(**experiment.conditions(), **sizes).to_dict("records")
 write_run(rows, csv, table="scratch", profile=profile, device=str(torch_device(device)))
 fig = plots.learning_curves(pd.DataFrame(rows))
 plots.save(fig, figure)

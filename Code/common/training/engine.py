@@ -105,7 +105,11 @@ class Trainer:
             raise UsageError(f"trackers {', '.join(config.trackers)} need an output_dir to write to")
         objective = Objective(model, config, multi_label=train_set.multi_label)
         self.accelerator = make_accelerator(
-            config.device, config.mixed_precision, config.trackers, folder, unused_parameters=_has_own_parameters(model)
+            config.device,
+            config.mixed_precision,
+            config.trackers,
+            folder,
+            unused_parameters=_leaves_class_token_out(model),
         )
         self.config, self.model = config, model
         self._load_data(train_set, val_set)
@@ -230,9 +234,9 @@ class Trainer:
         return list(self.history)
 
 
-def _has_own_parameters(model: nn.Module) -> bool:
-    """The model's reducer learns, and may leave a parameter out of a pass."""
-    return hasattr(model, "reducer") and next(model.reducer.parameters(), None) is not None
+def _leaves_class_token_out(model: nn.Module) -> bool:
+    """The model has a class token that no pass uses: DDP must not wait for its gradient."""
+    return hasattr(model, "reducer") and model.reducer.pools_mean
 
 
 def _describe_reducer(model: nn.Module) -> str:
