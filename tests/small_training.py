@@ -38,7 +38,7 @@ class ManyLabels(Pictures):
 def small_vit(**options):
     torch.manual_seed(0)
     sizes = {"img_size": 8, "patch_size": 2, "embed_dim": 16, "depth": 4, "num_heads": 2, "num_classes": 3}
-    return VisionTransformer(**sizes, **options)
+    return VisionTransformer(**{**sizes, **options})
 
 
 def config(**changes):

@@ -97,7 +97,15 @@ def test_ats_takes_the_nearest_of_the_cdf():
     share = share / share.sum(1, keepdim=True)
     points = grid_points(20, False, torch.device("cpu")).double()
     literal = (share.cumsum(1)[:, None] - points[None, :, None]).abs().argmin(-1)
-    assert torch.equal(nearest_in_cdf(share, points), literal)
+    alive = torch.ones_like(share, dtype=torch.bool)
+    assert torch.equal(nearest_in_cdf(share, alive, points), literal)
+
+
+def test_ats_never_takes_padding_for_the_nearest():
+    """Shares that sum to 0.5, as those of vanishing attention do: what lies beyond goes to the last real token."""
+    share = torch.tensor([[0.2, 0.3, 0.0, 0.0, 0.0]])
+    alive = torch.tensor([[True, True, False, False, False]])
+    assert nearest_in_cdf(share, alive, torch.tensor([0.1, 0.6, 0.9])).tolist() == [[0, 1, 1]]
 
 
 @pytest.mark.parametrize("sampler", ["grid", "random"])

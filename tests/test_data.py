@@ -303,7 +303,8 @@ def test_subset_fills_up_from_larger_classes_and_depends_on_its_seed(folder):
         ({"img_size": 0}, "img_size must be a whole number >= 1; given 0"),
         ({"img_size": 32.0}, "img_size must be a whole number >= 1; given 32.0"),
         ({"limit": 0}, "limit must be a whole number >= 1; given 0"),
-        ({"mean": (0.5,)}, "mean and std need 3 values, one per channel; given [0.5]"),
+        ({"mean": (0.5,)}, "mean and std need 3 values, one number per channel; given (0.5,)"),
+        ({"mean": 0.5}, "mean and std need 3 values, one number per channel; given 0.5"),
         ({"std": (1, 0, 1)}, "std (1.0, 0.0, 1.0) has a value that is not positive"),
     ],
 )

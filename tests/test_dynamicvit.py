@@ -6,8 +6,9 @@ import torch.nn.functional as F
 from backbones import images, make
 from timm.models import create_model
 
+from common.errors import UsageError
 from common.models.block import Heads, _mix_by_policy
-from common.models.reduced import reduce_tokens
+from common.models.reduced import masked_mean, reduce_tokens
 from common.models.tokens import Tokens
 from common.reducers.dynamicvit import DECISIONS, Predictor
 
@@ -110,10 +111,13 @@ def test_average_pooling_leaves_masked_patches_out():
     model = reduce_tokens(vit, "dynamicvit", keep_rate=0.5).train()
     torch.manual_seed(0)
     logits, tokens = model(images(vit), return_tokens=True)
-    torch.testing.assert_close(logits, vit.head(vit.fc_norm(tokens.x[:, 0])))
-    with torch.no_grad():
-        x = vit.norm(model._run(model._embed(images(vit))).x)
-    assert tokens.x.shape[1] == 1 and x.shape[1] == 16
+    assert tokens.patches.shape[1] == 16
+    mean = masked_mean(tokens.patches, tokens.policy)[:, 0]
+    torch.testing.assert_close(logits, vit.head(vit.fc_norm(mean)))
+    teacher = (logits.detach(), tokens.patches.detach() + 1)
+    at_ease = model.reducer.training_loss(tokens, logits, (teacher[0], tokens.patches.detach()))
+    loss = model.reducer.training_loss(tokens, logits, teacher)  # every channel off by 1, weight 0.5
+    torch.testing.assert_close(loss - at_ease, torch.tensor(0.5))
 
 
 class _Reducer:
@@ -163,3 +167,9 @@ def test_no_patch_left_leaves_the_token_loss_out():
 def test_unknown_token_loss_is_refused():
     with pytest.raises(ValueError, match="unknown DynamicViT token_loss 'l1'; allowed: kl, mse"):
         _Reducer(token_loss="l1")
+
+
+@pytest.mark.parametrize("value", ["much", -1.0, True, float("nan")])
+def test_weights_that_weigh_nothing_are_refused(value):
+    with pytest.raises(UsageError, match=r"token_weight=.* is not allowed; allowed: a number >= 0"):
+        reduce_tokens(make("vit"), "dynamicvit", keep_rate=0.5, token_weight=value)

@@ -64,6 +64,15 @@ def test_matching_by_hand():
     assert matching.sum(x)[0, :, 0].tolist() == [3, 0 + 1, 2 + 5, 4]
 
 
+def test_autocast_does_not_change_the_matching():
+    """In half precision these similarities would tie by the dozen."""
+    metric = torch.randn(2, 64, 16, generator=torch.Generator().manual_seed(0)) * 0.05 + 1
+    exact = Matching.of(metric, num_merged=20)
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = Matching.of(metric, num_merged=20)
+    assert torch.equal(rough.merged, exact.merged) and torch.equal(rough.partner, exact.partner)
+
+
 def test_merged_tokens_are_the_means_of_their_patches():
     """Rebuilt from the trace: sizes and features after two matchings are those of the patches themselves."""
     x = torch.randn(2, 1 + 12, 5)

@@ -68,6 +68,9 @@ def test_a_protocol_with_changes(file):
         ("protocol=deit", "unknown protocol 'deit'; allowed: tram, which_tokens"),
         ("teacher=vit_digits", "teacher='vit_digits' with teacher_weights='' is not possible; give both"),
         ("mean=[1", "is not readable as YAML"),
+        ("weights=5", "weights=5 is not allowed; give text"),
+        ("reducer=null", "reducer=None is not allowed; give text"),
+        ("trackers=tensorboard", "trackers='tensorboard' is not allowed; give a list of tensorboard, wandb"),
     ],
 )
 def test_refusals(file, override, message):
@@ -163,6 +166,13 @@ def test_a_folder_of_another_experiment_is_refused(file, capsys):
     assert main([str(file), "epochs=0", "keep_rate=0.7"]) == 2
     message = capsys.readouterr().err
     assert message.startswith("error: experiment ") and "made with keep_rate=0.5, this run has 0.7" in message
+
+
+def test_a_folder_of_a_refused_experiment_is_free(file, capsys):
+    """The data refuse the loss only when the model is there: nothing was trained, another try may have the folder."""
+    assert main([str(file), "loss=asymmetric"]) == 2
+    assert "needs several labels per image" in capsys.readouterr().err
+    assert main([str(file), "epochs=0"]) == 0
 
 
 def test_errors_are_one_line_and_exit_code_2(file, capsys):

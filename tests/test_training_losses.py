@@ -7,7 +7,6 @@ import torch
 import torch.nn.functional as F
 from small_training import HALF, ManyLabels, Pictures, config, small_vit
 from timm.models.deit import VisionTransformerDistilled
-from torch import nn
 
 from common.errors import UsageError
 from common.models.reduced import reduce_tokens
@@ -139,25 +138,38 @@ def test_dynamicvit_learns_from_a_teacher_that_stays():
     assert not teacher.training and all(map(torch.equal, before, teacher.parameters()))
 
 
-class Teacher(nn.Module):
-    def __init__(self, classes=3):
-        super().__init__()
-        self.num_classes, self.reducer = classes, None
+def unreduced(**options):
+    return reduce_tokens(small_vit(**options), "none")
 
 
 @pytest.mark.parametrize(
     ("reducer", "changes", "teacher", "message"),
     [
-        ("none", {"distillation": "soft"}, Teacher(), "needs a backbone with a distillation token"),
-        ("none", {}, Teacher(), "nothing learns from the teacher"),
-        ("dynamicvit", {}, small_vit(), "a teacher must come from create_model"),
-        ("dynamicvit", {}, Teacher(7), "the teacher has 7 classes, the model 3"),
+        ("none", {"distillation": "soft"}, unreduced(), "needs a backbone with a distillation token"),
+        ("none", {}, unreduced(), "nothing learns from the teacher"),
+        ("dynamicvit", {}, small_vit(), "a teacher must come from create_model and be unreduced"),
+        ("dynamicvit", {}, reduce_tokens(small_vit(), "topk", keep_rate=0.5), "must .* be unreduced"),
+        ("dynamicvit", {}, unreduced(num_classes=7), "the teacher has 7 classes, the model 3"),
+        ("dynamicvit", {}, unreduced(embed_dim=32), r"\(16, 32\), the model \(16, 16\); .* width"),
+        ("dynamicvit", {}, unreduced(patch_size=4), r"\(4, 16\), the model \(16, 16\); .* patch size"),
     ],
 )
 def test_teachers_that_do_not_fit(reducer, changes, teacher, message):
     model = reduce_tokens(small_vit(), reducer, keep_rate=0.5 if reducer != "none" else 1.0)
     with pytest.raises(UsageError, match=message):
         check_teacher(model, teacher, config(**changes))
+
+
+@pytest.mark.parametrize(
+    ("classes", "val_set", "message"),
+    [
+        (10, Pictures(4), "the model has 10 outputs, dataset 'pictures' has 3 classes; give .*num_classes=3"),
+        (3, ManyLabels(4), "one per image.* several per image.* do not have the same labels"),
+    ],
+)
+def test_labels_that_do_not_fit(classes, val_set, message):
+    with pytest.raises(UsageError, match=message):
+        next(train(small_vit(num_classes=classes), Pictures(4), val_set, config()))
 
 
 def test_distillation_without_a_teacher():

@@ -128,8 +128,8 @@ def test_placeholders_and_weights(toy, tmp_path, monkeypatch):
 
 
 TRAM = {"throughput", "sizing", "finetune", "off_the_shelf", "visualize", "scratch"}
-TABLES = {"quick": TRAM | {"method_grid", "gallery"}, "imagenette": TRAM | {"method_grid", "gallery"}}
-TABLES |= {"smoke": TRAM, "paper": TRAM, "which_tokens": {"throughput", "method_grid"}}
+STUDIES = {"quick": TRAM | {"method_grid", "gallery"}, "imagenette": TRAM | {"method_grid", "gallery"}}
+STUDIES |= {"smoke": TRAM, "paper": TRAM, "which_tokens": {"throughput", "method_grid"}}
 
 
 @pytest.mark.parametrize("profile", list_profiles())
@@ -137,7 +137,7 @@ def test_shipped_profile_is_accepted(profile):
     plan = load_plan(profile)
     assert plan.profile == profile
     assert plan.results == f"results/{profile}"
-    assert set(plan.tables) == TABLES[profile]
+    assert set(plan.tables) == STUDIES[profile]
     check_plan(plan)
 
 

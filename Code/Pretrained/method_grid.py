@@ -74,6 +74,7 @@ limit_val = None
 mixed_precision = "no"
 workers = 0
 device = None
+checkpoints = ""
 csv = "results/notebook/method_grid.csv"
 figure = "results/notebook/method_grid.png"
 
@@ -95,12 +96,16 @@ config
 
 # %% [markdown]
 # ## Every method at every rate
+# With a folder for `checkpoints`, a killed run goes on from its last epoch, and `python -m common.evaluation` can
+# record afterwards what every trained model decides for every image.
 
 # %%
 cells = [(reducer, rate) for reducer in reducers for rate in ([1.0] if reducer == "none" else keep_rates)]
 rows = []
 for reducer, rate in tqdm(cells):
-    rows += run_cell(with_teacher(replace(start, reducer=reducer, keep_rate=rate)))
+    folder = f"{checkpoints}/{backbone}-{reducer.replace(':', '-')}-{rate}-s{seed}" if checkpoints else ""
+    cell = replace(start, reducer=reducer, keep_rate=rate, output_dir=folder)
+    rows += run_cell(with_teacher(cell))
 table = pd.DataFrame(rows)
 
 # %% [markdown]

@@ -12,7 +12,7 @@ from common.data.base import LabelledDataset
 from common.macs import count_macs
 from common.models.reduced import ReducedVisionTransformer
 from common.reducers import Method, reducer_class
-from common.training import Epoch, train
+from common.training import Epoch
 from common.training.experiment import Experiment
 
 TRACED_IMAGES = 64  # only ATS keeps a number of tokens that differs from image to image
@@ -26,18 +26,19 @@ def with_teacher(experiment: Experiment) -> Experiment:
 
 
 def run_cell(experiment: Experiment) -> list[dict[str, object]]:
-    """Rows of the table ``method_grid``: one before training and, with ``epochs`` > 0, one after it."""
+    """Rows of the table ``method_grid``: one before training and, with ``epochs`` > 0, one after it.
+
+    With an ``output_dir`` the cell keeps its checkpoints there, and a stopped one goes on.
+    """
     train_set, val_set = experiment.datasets()
-    model, teacher = experiment.model(val_set), experiment.teacher_model(val_set)
-    history: list[Epoch] = []
-    rows = []
-    for epoch in train(model, train_set, val_set, experiment.config, teacher=teacher):
-        history.append(epoch)
-        if epoch.epoch in (0, experiment.config.total_epochs):
-            sizes = {"n_train": len(train_set) if epoch.epoch else 0, "n_val": len(val_set)}
-            constant = {**experiment.conditions(), "epochs": epoch.epoch, **sizes}
-            rows.append({**constant, **_accuracy(history), **_cost(model, val_set)})
-    return rows
+    model = experiment.model(val_set)
+    off_the_shelf = _cost(model, val_set)
+    history = list(experiment.run(model, (train_set, val_set)))
+    rows = [{"epochs": 0, "n_train": 0, **_accuracy(history[:1]), **off_the_shelf}]
+    if len(history) > 1:
+        trained = {"epochs": history[-1].epoch, "n_train": len(train_set)}
+        rows.append({**trained, **_accuracy(history), **_cost(model, val_set)})
+    return [{**experiment.conditions(), "n_val": len(val_set), **row} for row in rows]
 
 
 def learns(model: ReducedVisionTransformer) -> bool:
@@ -47,12 +48,10 @@ def learns(model: ReducedVisionTransformer) -> bool:
 
 def trained_if_it_learns(experiment: Experiment) -> ReducedVisionTransformer:
     """The model of ``experiment``, trained as it says only where the method has something to learn."""
-    train_set, val_set = experiment.datasets()
-    model = experiment.model(val_set)
+    datasets = experiment.datasets()
+    model = experiment.model(datasets[1])
     if learns(model):
-        experiment = with_teacher(experiment)
-        teacher = experiment.teacher_model(val_set)
-        for _ in train(model, train_set, val_set, experiment.config, teacher=teacher):
+        for _ in with_teacher(experiment).run(model, datasets):
             pass
     return model
 
@@ -74,7 +73,7 @@ def _cost(model: ReducedVisionTransformer, val_set: LabelledDataset) -> dict[str
     some = subset(val_set, min(TRACED_IMAGES, len(val_set)), seed=0)
     images = torch.stack([some[index][0] for index in range(len(some))])
     _, trace = model.eval().trace(images.to(next(model.parameters()).device))
-    counts = [trace.num_tokens[layer].double().mean().item() for layer in model.reducer.schedule.reduction_loc]
+    counts = [trace.num_tokens[layer].double().mean().item() for layer in model.reducer.blocks]
     return {
         "tokens": " ".join(f"{count:.4g}" for count in counts),
         "gmac": count_macs(model, model.patch_embed.img_size).total / 1e9,

@@ -46,9 +46,11 @@ def normalisation(recipe: str, mean: Sequence[float] | None, std: Sequence[float
 
 
 def _three(values: Sequence[float]) -> tuple[float, float, float]:
-    if len(values) != 3:
-        raise UsageError(f"mean and std need 3 values, one per channel; given {list(values)}")
-    return tuple(float(value) for value in values)
+    try:
+        first, second, third = (float(value) for value in values)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"mean and std need 3 values, one number per channel; given {values!r}") from error
+    return first, second, third
 
 
 def make_transform(

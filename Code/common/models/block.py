@@ -88,7 +88,9 @@ def _attention(q: Tensor, k: Tensor, bias: Tensor | None, scale: float) -> Tenso
 def _cheap_signals(attn: Attention, heads: Heads, bias: Tensor | None, wanted: frozenset[Signal]) -> dict[str, Tensor]:
     signals = {}
     if "cls_attention" in wanted:
-        signals["cls_attention"] = _attention(heads.q[:, :, :1], heads.k, bias, attn.scale)[:, :, 0]
+        with without_autocast(heads.q.device):
+            query, key = heads.q[:, :, :1].float(), heads.k.float()
+            signals["cls_attention"] = _attention(query, key, bias, attn.scale)[:, :, 0]
     if "key_mean" in wanted:
         signals["key_mean"] = heads.k.mean(1)
     if "value_norm" in wanted:

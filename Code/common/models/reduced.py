@@ -28,14 +28,16 @@ class _Reduced:
 
     def forward(self, x: Tensor, return_tokens: bool = False) -> Tensor | tuple[Tensor, Tokens]:
         """Images (B, 3, H, W) -> logits (B, classes); with ``return_tokens`` also the tokens after the final norm."""
-        tokens = self._run(self._embed(x))
-        x = self._normalised(tokens)
-        logits = self.forward_head(x)
-        return (logits, tokens.with_x(x)) if return_tokens else logits
+        tokens = self._normalised(self._run(self._embed(x)))
+        logits = self.forward_head(self._to_pool(tokens))
+        return (logits, tokens) if return_tokens else logits
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Images (B, 3, H, W) -> prefix tokens and surviving patch tokens (B, N', D) after the final norm."""
-        return self._normalised(self._run(self._embed(x)))
+        """Images (B, 3, H, W) -> what timm's head pools (B, N', D), normalised: prefix tokens and surviving patches.
+
+        Where patches are masked and the head averages them, their mean stands for them.
+        """
+        return self._to_pool(self._normalised(self._run(self._embed(x))))
 
     def forward_intermediates(self, *args, **kwargs):
         """Refused: the tokens of a reduced model fill no grid. Use :meth:`trace`, or the unreduced model."""
@@ -54,7 +56,7 @@ class _Reduced:
         patches = torch.arange(tokens.grid_size, device=images.device).expand(len(images), -1)
         trace = Trace(cls_at=cls_at)
         tokens = self._run(replace(tokens, assignment=patches, origin=patches), trace)
-        return self.forward_head(self._normalised(tokens)), trace
+        return self.forward_head(self._to_pool(self._normalised(tokens))), trace
 
     def check_cls_at(self, cls_at: Sequence[int]) -> None:
         """Refuse blocks that do not exist, or any where there is no CLS token, as :meth:`trace` does."""
@@ -79,17 +81,19 @@ class _Reduced:
                 tokens = replace(tokens, scores=None)
         return self.reducer.finish(tokens)
 
-    def _normalised(self, tokens: Tokens) -> Tensor:
-        x = self.norm(tokens.x)
+    def _normalised(self, tokens: Tokens) -> Tokens:
+        return tokens.with_x(self.norm(tokens.x))
+
+    def _to_pool(self, tokens: Tokens) -> Tensor:
+        """What timm's head reads in place of all normalised tokens, so that its pooling leaves out the masked ones."""
         if self.reducer.pools_mean:
             # wherever timm reads its class token or averages its patches, it finds the mean
-            return masked_mean(x, tokens.valid).expand(-1, self.num_prefix_tokens + 1, -1)
+            return masked_mean(tokens.x, tokens.valid).expand(-1, self.num_prefix_tokens + 1, -1)
         weight = tokens.valid_patches if tokens.policy is None else tokens.policy
         if weight is not None and self.global_pool == "avg":
             # timm averages over all patch tokens; a single one that is the mean of the seen ones keeps the others out
-            tokens = tokens.with_x(x)
             return torch.cat([tokens.prefix, masked_mean(tokens.patches, weight)], dim=1)
-        return x
+        return tokens.x
 
 
 class ReducedVisionTransformer(_Reduced, VisionTransformer):

@@ -5,20 +5,29 @@ Rao et al., "DynamicViT: Efficient Vision Transformers with Dynamic Token Sparsi
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from common.errors import require_choice
+from common.errors import UsageError, require_choice
 from common.models.tokens import Selection, Tokens
+from common.precision import without_autocast
 from common.reducers.base import Reducer, init_linear, register_reducer
 from common.reducers.tram import top_in_order
 
 EPS = 1e-6
 DECISIONS = "decisions"
 TOKEN_LOSSES = ("mse", "kl")
+
+
+def require_weight(value: float, what: str) -> float:
+    """Return ``value`` if it can weigh a term of a loss."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
+        raise UsageError(f"{what}={value!r} is not allowed; allowed: a number >= 0")
+    return value
 
 
 class Predictor(nn.Module):
@@ -34,11 +43,12 @@ class Predictor(nn.Module):
 
     def forward(self, x: Tensor, policy: Tensor) -> Tensor:
         """Patches (B, n, D) and ``policy`` (B, n), 1 = alive -> log-probabilities (B, n, 2) of keep and drop."""
-        own, shared = self.embed(x).chunk(2, dim=-1)
-        alive = policy[..., None].to(shared.dtype)
-        # eps belongs into the denominator: with every patch dropped the mean is 0, not 0 / 0
-        mean = (shared * alive).sum(1, keepdim=True) / (alive.sum(1, keepdim=True) + EPS)
-        return self.classify(torch.cat([own, mean.expand_as(shared)], dim=-1)).float().log_softmax(-1)
+        with without_autocast(x.device):  # decisions rounded to half precision would tie
+            own, shared = self.embed(x.to(self.embed[1].weight.dtype)).chunk(2, dim=-1)
+            alive = policy[..., None].to(shared.dtype)
+            # eps belongs into the denominator: with every patch dropped the mean is 0, not 0 / 0
+            mean = (shared * alive).sum(1, keepdim=True) / (alive.sum(1, keepdim=True) + EPS)
+            return self.classify(torch.cat([own, mean.expand_as(shared)], dim=-1)).float().log_softmax(-1)
 
 
 @register_reducer("dynamicvit")
@@ -51,7 +61,8 @@ class DynamicViT(Reducer):
 
         w_ratio (1/S) sum_s mean_b (mean_j D_sbj - ratio_s)^2 + w_distill KL(teacher || model) + w_token T
 
-    T compares the patches after the final norm that the last stage keeps with the teacher's.
+    The ratios are those of the scheduled counts, floor(P r^s) / P. T compares the patches after the final norm that the
+    last stage keeps with the teacher's; it is 0 where none is kept. The labels' own loss has weight 1.
 
     Args:
         ratio_weight: w_ratio.
@@ -76,7 +87,9 @@ class DynamicViT(Reducer):
     ) -> None:
         super().__init__(vit, schedule)
         self.token_loss = require_choice(token_loss, TOKEN_LOSSES, "DynamicViT token_loss")
-        self.ratio_weight, self.distill_weight, self.token_weight = ratio_weight, distill_weight, token_weight
+        self.ratio_weight = require_weight(ratio_weight, "ratio_weight")
+        self.distill_weight = require_weight(distill_weight, "distill_weight")
+        self.token_weight = require_weight(token_weight, "token_weight")
         num_patches = vit.patch_embed.num_patches
         drops = schedule.drops(num_patches)
         self.ratios = [kept / num_patches for kept in drops.values()]
@@ -115,10 +128,10 @@ class DynamicViT(Reducer):
 
     def _token_loss(self, tokens: Tokens, teacher_patches: Tensor) -> Tensor:
         """T over the patches whose last decision is to keep; 0 when there is none."""
-        alive = torch.ones_like(tokens.patches[..., 0]) if tokens.policy is None else tokens.policy.detach()
-        own, wanted = tokens.patches[alive > 0.5].float(), teacher_patches[alive > 0.5].float()
-        if len(own) == 0:
-            return tokens.x.new_zeros(())
+        own, wanted = tokens.patches.float(), teacher_patches.float()
+        alive = torch.ones_like(own[..., 0]) if tokens.policy is None else tokens.policy.detach().float()
         if self.token_loss == "mse":
-            return F.mse_loss(own, wanted)
-        return F.kl_div(own.log_softmax(-1), wanted.log_softmax(-1), reduction="batchmean", log_target=True)
+            each = (own - wanted).square().mean(-1)
+        else:
+            each = F.kl_div(own.log_softmax(-1), wanted.log_softmax(-1), reduction="none", log_target=True).sum(-1)
+        return (each * alive).sum() / alive.sum().clamp(min=1)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from common.errors import UsageError
 from common.models.tokens import Tokens
+from common.precision import without_autocast
 from common.reducers.base import Reducer, register_reducer
 
 
@@ -28,8 +29,10 @@ class Merger(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Tokens (B, n, D) -> merged tokens (B, K, D) and their weights (B, K, n)."""
         x = self.norm(x)
-        weights = (self.queries @ x.transpose(1, 2) * self.scale).softmax(-1)
-        return weights @ x, weights
+        with without_autocast(x.device):  # in half precision near ties of 1 in 100 weights would go the other way
+            exact = x.float()
+            weights = (self.queries.float() @ exact.transpose(1, 2) * self.scale).softmax(-1)
+            return (weights @ exact).to(x.dtype), weights
 
 
 @register_reducer("patchmerger")

@@ -56,9 +56,9 @@ class Sinkhorn(Reducer):
         self.eps = eps
         self.cluster_iters = require_at_least(cluster_iters, 1, "cluster_iters")
         stages = schedule.drops(vit.patch_embed.num_patches).items()
-        self.prototypes = nn.ParameterDict(
-            {str(layer): nn.Parameter(torch.randn(kept, vit.embed_dim)) for layer, kept in stages}
-        )
+        # of unit length from the start, as the reference keeps them: the longer they are, the slower they would turn
+        starts = {str(layer): F.normalize(torch.randn(kept, vit.embed_dim), dim=-1) for layer, kept in stages}
+        self.prototypes = nn.ParameterDict({layer: nn.Parameter(start) for layer, start in starts.items()})
 
     def before_block(self, tokens: Tokens, layer: int) -> Tokens:
         if str(layer) not in self.prototypes:

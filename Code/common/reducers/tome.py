@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from common.models.tokens import Tokens, take_rows
+from common.precision import without_autocast
 from common.reducers.base import NOTHING, Reducer, Signal, Signals, register_reducer
 
 
@@ -33,7 +34,8 @@ class Matching:
     def of(cls, metric: Tensor, num_merged: int) -> Matching:
         """Merge the ``num_merged`` sources with the best partner by cosine similarity of ``metric`` (B, n, d)."""
         metric = F.normalize(metric.float(), dim=-1)
-        similarity = metric[:, 1::2] @ metric[:, ::2].transpose(1, 2)
+        with without_autocast(metric.device):  # similarities of half precision would tie
+            similarity = metric[:, 1::2] @ metric[:, ::2].transpose(1, 2)
         best, partner = similarity.max(-1)
         order = best.argsort(dim=1, descending=True, stable=True)
         merged = order[:, :num_merged]

@@ -27,7 +27,11 @@ def torch_device(name: str | None = None) -> torch.device:
     name = name or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
+        if device.type == "cuda":  # asked without making a context on it, which every process would do on the first GPU
+            if (device.index or 0) >= torch.cuda.device_count():
+                raise RuntimeError(f"{torch.cuda.device_count()} CUDA devices are visible")
+        else:
+            torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise UsageError(f"device {name!r} is not to be had here: {str(error).splitlines()[0]}") from error
     return device

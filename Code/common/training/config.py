@@ -181,6 +181,7 @@ class TrainConfig:
         for refusal, applies in refusals.items():
             if applies:
                 raise UsageError(f"not possible: {refusal}")
+        self._require("trackers", isinstance(self.trackers, tuple), f"a list of {', '.join(TRACKERS)}")
         for tracker in self.trackers:
             require_choice(tracker, TRACKERS, "tracker")
             if find_spec(tracker) is None:
@@ -226,7 +227,8 @@ def protocol(name: str, **changes: object) -> TrainConfig:
     ``tram``: fine-tuning of TRAM. ``which_tokens``: the published ImageNet command of "Which Tokens to Use?" (Haurum et
     al., 2023) on one GPU, where its repeated augmentation is off. It ran in fp16, which needs a GPU: ask for it with
     ``mixed_precision="fp16"``; for its jump of the rate after the warm-up with ``warmup_prefix=False``; data with
-    several labels per image need ``mixup=0, cutmix=0``. Its stochastic depth of 0.1 is the model's (``drop_path``).
+    several labels per image need ``mixup=0, cutmix=0``. What is not a matter of training has to be said elsewhere: its
+    augmentation (``recipe="which_tokens"`` of the data) and its stochastic depth (``drop_path=0.1`` of the model).
 
     Raises:
         UsageError: unknown protocol or setting.

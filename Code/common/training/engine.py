@@ -25,10 +25,11 @@ from common.results import resolve
 from common.training.accelerator import make_accelerator, progress, seed_everything
 from common.training.checkpoint import Best, RunFolder
 from common.training.config import TrainConfig
-from common.training.losses import Objective, check_teacher
+from common.training.losses import Objective, check_labels, check_teacher
 from common.training.prediction import evaluate
 from common.training.updates import Batch, Updater
 
+EVALUATION = 2**31  # in place of the number of a pass, which never gets that far
 ANYWHERE = ("device", "workers", "trackers")  # settings that a run may change when it goes on
 
 
@@ -99,6 +100,7 @@ class Trainer:
         teacher: nn.Module | None,
         output_dir: str | Path | None,
     ) -> None:
+        check_labels(model, train_set, val_set)
         check_teacher(model, teacher, config)
         folder = None if output_dir is None else resolve(output_dir)
         if config.trackers and folder is None:
@@ -167,7 +169,7 @@ class Trainer:
 
     def _evaluate(self, model: nn.Module, epoch: int) -> tuple[float, float]:
         set_epoch(self.val_loader, 0)
-        seed_everything(self.config.seed, epoch)
+        seed_everything(self.config.seed, epoch, EVALUATION)
         return evaluate(model, self.val_loader, self.accelerator)
 
     def _train_epoch(self, epoch: int) -> tuple[float, float]:
@@ -240,6 +242,10 @@ def _leaves_class_token_out(model: nn.Module) -> bool:
 
 
 def _describe_reducer(model: nn.Module) -> str:
-    """Name and schedule, without the modules in it."""
+    """Name, schedule and options, without the modules in it."""
     reducer = getattr(model, "reducer", None)
-    return "none" if reducer is None else f"{type(reducer).__name__}({reducer.extra_repr()})"
+    if reducer is None:
+        return "none"
+    plain = {key: value for key, value in vars(reducer).items() if isinstance(value, (bool, int, float, str))}
+    options = ", ".join(f"{key}={plain[key]}" for key in sorted(plain) if key not in ("training", "call_super_init"))
+    return f"{type(reducer).__name__}({reducer.extra_repr()}; {options})"

@@ -22,7 +22,7 @@ from common.models.reduced import ReducedVisionTransformer
 from common.reducers import Method
 from common.results import conditions, resolve
 from common.training.accelerator import is_main_process
-from common.training.checkpoint import refuse_difference, write_json
+from common.training.checkpoint import STATE, refuse_difference, write_json
 from common.training.config import TrainConfig, check_names, protocol, settings
 from common.training.engine import ANYWHERE, Epoch, train
 
@@ -75,6 +75,9 @@ class Experiment:
     output_dir: str = ""
 
     def __post_init__(self) -> None:
+        for entry in fields(self):
+            if entry.type == "str" and not isinstance(value := getattr(self, entry.name), str):
+                raise UsageError(f"{entry.name}={value!r} is not allowed; give text")
         Method.parse(self.reducer)
         require_choice(self.head, HEADS, "head")
         if bool(self.teacher) != bool(self.teacher_weights):
@@ -131,7 +134,7 @@ class Experiment:
             mean=self.mean,
             std=self.std,
             limit=limit,
-            seed=self.config.seed,
+            seed=self.config.seed if split == "train" else 0,  # all seeds are measured on the same images
         )
 
     def model(self, dataset: LabelledDataset | None = None) -> ReducedVisionTransformer:
@@ -162,10 +165,19 @@ class Experiment:
         restrict_head(teacher, dataset)
         return teacher
 
-    def run(self) -> Iterator[Epoch]:
-        """Train; yields what :func:`common.training.train` does and keeps it in ``output_dir``."""
-        train_set, val_set = self.datasets()
-        model, teacher = self.model(val_set), self.teacher_model(val_set)
+    def run(
+        self,
+        model: ReducedVisionTransformer | None = None,
+        datasets: tuple[LabelledDataset, LabelledDataset] | None = None,
+    ) -> Iterator[Epoch]:
+        """Train; yields what :func:`common.training.train` does and keeps it in ``output_dir``.
+
+        Args:
+            model: that of :meth:`model`, for who wants it afterwards.
+            datasets: those of :meth:`datasets`, for who has them open.
+        """
+        train_set, val_set = datasets or self.datasets()
+        model, teacher = model or self.model(val_set), self.teacher_model(val_set)
         if self.output_dir:
             self._record(resolve(self.output_dir))
         yield from train(model, train_set, val_set, self.config, teacher=teacher, output_dir=self.output_dir or None)
@@ -190,7 +202,7 @@ class Experiment:
         """Write experiment.json, or refuse a folder of another experiment."""
         mine = json.loads(json.dumps(asdict(replace(self, output_dir=""))))
         path = folder / RECORD
-        if path.is_file():
+        if path.is_file() and (folder / STATE).is_file():  # one that was refused before its first epoch left no state
             found = json.loads(path.read_text(encoding="utf-8"))["experiment"]
             refuse_difference(_comparable(found), _comparable(mine), f"experiment {str(path)!r}")
         elif is_main_process():

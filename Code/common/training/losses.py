@@ -9,7 +9,9 @@ import torch.nn.functional as F
 from timm.loss import BinaryCrossEntropy, SoftTargetCrossEntropy
 from torch import Tensor, nn
 
+from common.data.base import LabelledDataset
 from common.errors import UsageError
+from common.reducers.none import NoReduction
 from common.training.config import TrainConfig
 
 Teaching = tuple[Tensor, Tensor] | None  # logits (B, C) and patches (B, P, D) after the final norm
@@ -72,6 +74,9 @@ class Objective(nn.Module):
     """A model together with its loss: one module whose forward pass is all that is differentiated.
 
     The loss of the labels, mixed with DeiT's distillation when the config asks for it, plus what the reducer adds.
+
+    Attributes:
+        sums: the loss is a sum over the images, not their mean.
     """
 
     def __init__(self, model: nn.Module, config: TrainConfig, *, multi_label: bool) -> None:
@@ -79,6 +84,7 @@ class Objective(nn.Module):
         self.model = model
         self._config = config
         self._criterion = make_criterion(config, multi_label=multi_label)
+        self.sums = self._criterion is asymmetric_loss
 
     def forward(self, images: Tensor, targets: Tensor, teacher: Teaching = None) -> Tensor:
         """Scalar float32 loss of ``images`` (B, 3, H, W)."""
@@ -103,7 +109,8 @@ def teach(teacher: nn.Module, images: Tensor) -> Teaching:
 
 
 def check_teacher(model: nn.Module, teacher: nn.Module | None, config: TrainConfig) -> None:
-    """Refuse a teacher that nothing learns from, one that is reduced, and distillation without teacher or token."""
+    """Refuse a teacher that nothing learns from, one that is reduced or of another shape than the model where a
+    reducer compares their patches, and distillation without teacher or token."""
     distils = config.distillation != "none"
     if distils and not hasattr(model, "set_distilled_training"):
         raise UsageError(f"distillation {config.distillation!r} needs a backbone with a distillation token (deit_*)")
@@ -111,9 +118,38 @@ def check_teacher(model: nn.Module, teacher: nn.Module | None, config: TrainConf
         raise UsageError(f"distillation {config.distillation!r} needs a teacher")
     if teacher is None:
         return
-    if not distils and not getattr(getattr(model, "reducer", None), "wants_teacher", False):
+    compares = getattr(getattr(model, "reducer", None), "wants_teacher", False)
+    if not distils and not compares:
         raise UsageError("nothing learns from the teacher; give distillation, a reducer that wants one, or no teacher")
-    if not hasattr(teacher, "reducer"):
-        raise UsageError("a teacher must come from create_model")
+    if not isinstance(getattr(teacher, "reducer", None), NoReduction):
+        raise UsageError("a teacher must come from create_model and be unreduced (reducer='none')")
     if getattr(teacher, "num_classes", None) != getattr(model, "num_classes", None):
         raise UsageError(f"the teacher has {teacher.num_classes} classes, the model {model.num_classes}")
+    if compares and _patches(teacher) != _patches(model):
+        raise UsageError(
+            f"the teacher has patches (number, width) {_patches(teacher)}, the model {_patches(model)}; the reducer "
+            f"compares them one by one: give a teacher of the model's patch size, image size and width"
+        )
+
+
+def _patches(model: nn.Module) -> tuple[int, int]:
+    return model.patch_embed.num_patches, model.embed_dim
+
+
+def check_labels(model: nn.Module, train_set: LabelledDataset, val_set: LabelledDataset) -> None:
+    """Refuse a model or a validation set whose classes are not those of the training set."""
+    if (val_set.num_classes, val_set.multi_label) != (train_set.num_classes, train_set.multi_label):
+        raise UsageError(
+            f"training set {train_set.name!r} ({_labels(train_set)}) and validation set {val_set.name!r} "
+            f"({_labels(val_set)}) do not have the same labels"
+        )
+    outputs = getattr(model, "num_classes", train_set.num_classes)
+    if outputs != train_set.num_classes:
+        raise UsageError(
+            f"the model has {outputs} outputs, dataset {train_set.name!r} has {train_set.num_classes} classes; "
+            f"give create_model num_classes={train_set.num_classes}"
+        )
+
+
+def _labels(dataset: LabelledDataset) -> str:
+    return f"{dataset.num_classes} classes, {'several' if dataset.multi_label else 'one'} per image"

@@ -51,6 +51,7 @@ class Updater:
             accelerator.prepare_optimizer(optimizer, device_placement=False)
             for optimizer in make_optimizers(self.model, config)
         ]
+        self._sums = objective.sums
         self._objective = accelerator.prepare_model(objective)
 
     def update(self, batches: list[Batch], epoch: int, step: int) -> list[float]:
@@ -60,21 +61,24 @@ class Updater:
             epoch, step: number of the epoch from 1, and of the update in it from 0.
 
         Returns:
-            The loss of each batch of this process.
+            The loss of each batch of this process, per image.
 
         Raises:
             FloatingPointError: a loss of any process is not finite; the weights are those of the update before.
         """
         self._set_rates(epoch, step)
-        images = total(self._accelerator, sum(len(inputs) for inputs, _ in batches))
+        sizes = [len(inputs) for inputs, _ in batches]
+        # a loss that is a sum over the images of a pass weighs them alike already
+        weights = [1] * len(sizes) if self._sums else sizes
+        whole = total(self._accelerator, sum(weights))
         losses = []
         for number, (inputs, labels) in enumerate(batches):
             waits = number < len(batches) - 1
             with self._accelerator.no_sync(self._objective) if waits else nullcontext():
                 loss = self._loss(inputs, labels, epoch, step * self._config.grad_accum_steps + number)
-                losses.append(loss.detach())
+                losses.append(loss.detach() / (sizes[number] if self._sums else 1))
                 # DDP takes the mean over processes
-                self._accelerator.backward(loss * (len(inputs) * self._accelerator.num_processes / images))
+                self._accelerator.backward(loss * (weights[number] * self._accelerator.num_processes / whole))
         everywhere = self._accelerator.gather(torch.stack(losses)).tolist()
         for loss in everywhere:
             if not math.isfinite(loss):
