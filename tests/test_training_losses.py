@@ -172,6 +172,18 @@ def test_labels_that_do_not_fit(classes, val_set, message):
         next(train(small_vit(num_classes=classes), Pictures(4), val_set, config()))
 
 
+def test_the_asymmetric_loss_weighs_images_alike_in_passes_of_any_size():
+    """Ten images in passes of 4, 4 and 2: plain descent follows the gradient of the sum of their losses over 3 passes."""
+    model, data = small_vit(), ManyLabels(10)
+    before = model.head.weight.detach().clone()
+    whole = asymmetric_loss(model(data.images), data.labels)
+    gradient = torch.autograd.grad(whole, model.head.weight)[0] / 3
+    settings = {"optimizer": "momentum", "momentum": 0.0, "lr": 1e-3, "grad_accum_steps": 3}
+    _, epoch = train(model, data, ManyLabels(2), config(**settings))
+    torch.testing.assert_close(model.head.weight, before - 1e-3 * gradient)
+    assert epoch.train_loss == pytest.approx(whole.item() / 10, rel=1e-5)
+
+
 def test_distillation_without_a_teacher():
     with pytest.raises(UsageError, match="distillation 'hard' needs a teacher"):
         check_teacher(distilled_vit(), None, config(distillation="hard"))
