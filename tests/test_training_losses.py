@@ -173,7 +173,7 @@ def test_labels_that_do_not_fit(classes, val_set, message):
 
 
 def test_the_asymmetric_loss_weighs_images_alike_in_passes_of_any_size():
-    """Ten images in passes of 4, 4 and 2: plain descent follows the gradient of the sum of their losses over 3 passes."""
+    """Ten images in passes of 4, 4 and 2: descent follows the gradient of the sum of their losses over 3 passes."""
     model, data = small_vit(), ManyLabels(10)
     before = model.head.weight.detach().clone()
     whole = asymmetric_loss(model(data.images), data.labels)
