@@ -16,6 +16,7 @@ from common.errors import UsageError
 from common.models.factory import create_backbone
 from common.models.reduced import check_supported
 from common.models.simple_vit import sincos_position
+from common.reducers import reducer_class
 from common.sizing import thop_params
 from common.training import accuracy
 from common.weights import read_state, save_state
@@ -283,7 +284,7 @@ def test_hub_weights_that_nobody_published(name):
 @pytest.mark.parametrize("reducer", list_reducers())
 @pytest.mark.parametrize("name", ["vit_digits", "simple_vit_digits"])
 def test_a_saved_model_comes_back(name, reducer, tmp_path):
-    if name == "simple_vit_digits" and reducer in ("ats", "topk"):
+    if name == "simple_vit_digits" and reducer_class(reducer).needs_class_token:
         pytest.skip("needs a CLS token")
     options = {"reducer": reducer, "keep_rate": 1.0 if reducer == "none" else 0.5}
     model = noisy(create_model(name, **options))
