@@ -63,7 +63,7 @@ def test_a_record_is_of_the_best_weights_on_the_validation_images(runs):
     assert record.setting.details == {"best": vars(best), "seed": 3, "epochs": 1}
     assert (record.setting.name, record.setting.method) == ("a", "topk:head_fusion=mean")
     assert record.setting.reduction_loc == (1, 3, 4)
-    data = load_dataset("digits", "val", img_size=32, limit=VAL, seed=3)
+    data = load_dataset("digits", "val", img_size=32, limit=VAL, seed=0)  # whatever the seed of training
     weights = folder / "best.safetensors"
     model = create_model("vit_digits", reducer="topk", head_fusion="mean", keep_rate=0.5, img_size=32, weights=weights)
     _, trace = model.eval().trace(data[5][0][None])

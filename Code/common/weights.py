@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import safetensors.torch
@@ -43,12 +44,17 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
 
 def save_state(model: nn.Module, path: str | Path, dtype: torch.dtype = torch.float32) -> None:
     """Write the state dict of ``model`` as safetensors: whole or not at all."""
+    state = {name: value.detach().to("cpu", dtype).contiguous() for name, value in model.state_dict().items()}
+    write_tensors(state, path)
+
+
+def write_tensors(tensors: Mapping[str, Tensor], path: str | Path, metadata: Mapping[str, str] | None = None) -> None:
+    """Write ``tensors`` as safetensors, with ``metadata`` in the header: whole or not at all."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    state = {name: value.detach().to("cpu", dtype).contiguous() for name, value in model.state_dict().items()}
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        safetensors.torch.save_file(state, partial)
+        safetensors.torch.save_file(dict(tensors), partial, metadata=metadata)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -22,6 +21,7 @@ from common.models.tokens import GONE
 from common.models.trace import Trace
 from common.reducers import Method, Reducer, reducer_class
 from common.results import conditions
+from common.rows import Rows
 from common.training import mean_average_precision, torch_device
 
 TOP = 5
@@ -116,34 +116,37 @@ class _Collected:
 
     def __init__(self, dataset: LabelledDataset, reducer: Reducer) -> None:
         self.dataset, self.reducer, self.blocks = dataset, reducer, stage_blocks(reducer)
-        self.logits: list[Tensor] = []  # only where average precision ranks all images
-        self.parts: dict[Hashable, list[np.ndarray]] = defaultdict(list)
+        self.parts: dict[Hashable, Rows] = {}
         self.done = 0
 
     def add(self, logits: Tensor, targets: Tensor, trace: Trace) -> None:
         """``logits`` (B, C) of the dataset's classes, ``targets`` and ``trace`` of one batch."""
         losses = image_losses(logits, targets)
         self._require_finite("loss", losses.isfinite())
-        self.parts["loss"].append(losses.numpy())
+        self._note("loss", losses)
         if self.dataset.multi_label:
-            self.logits.append(logits)
-            self.parts["targets"].append(targets.numpy().astype(np.uint8))
-            self.parts["predictions"].append(logits.sigmoid().numpy().astype(np.float16))
+            self._note("logits", logits)  # average precision ranks all images
+            self._note("targets", targets.to(torch.uint8))
+            self._note("predictions", logits.sigmoid().to(torch.float16))
         else:
-            best = logits.topk(min(TOP, logits.shape[1]), dim=1).indices
-            self.parts["targets"].append(_integers(targets))
-            self.parts["predictions"].append(_integers(best))
+            self._note("targets", targets.int())
+            self._note("predictions", logits.topk(min(TOP, logits.shape[1]), dim=1).indices.int())
         for block in self.blocks:
-            self.parts["num_tokens", block].append(_integers(trace.num_tokens[block]))
+            self._note(("num_tokens", block), trace.num_tokens[block].int())
             if self.reducer.selects:
-                self.parts["kept", block].append(_integers(trace.origin[block]))
+                self._note(("kept", block), trace.origin[block].int(), GONE)  # adaptive methods keep more or fewer
             if self.reducer.clusters:
-                self.parts["assignment", block].append(_integers(trace.assignment[block]))
+                self._note(("assignment", block), trace.assignment[block].int())
         for block, tokens in trace.cls.items():
             tokens = tokens.to("cpu", torch.float16)
             self._require_finite(f"CLS token (float16) after block {block}", tokens.isfinite().all(1))
-            self.parts["cls", block].append(tokens.numpy())
+            self._note(("cls", block), tokens)
         self.done += len(losses)
+
+    def _note(self, part: Hashable, rows: Tensor, padding: int | None = None) -> None:
+        if part not in self.parts:
+            self.parts[part] = Rows(len(self.dataset), padding)
+        self.parts[part].add(rows)
 
     def _require_finite(self, what: str, finite: Tensor) -> None:
         if not finite.all():
@@ -152,7 +155,7 @@ class _Collected:
 
     def record(self, setting: Setting, params: int) -> Record:
         """All batches together."""
-        whole = {key: _stacked(parts) for key, parts in self.parts.items()}
+        whole = {part: rows.rows.numpy() for part, rows in self.parts.items()}
         return Record(
             setting=setting,
             image_ids=tuple(self.dataset.image_ids),
@@ -165,26 +168,15 @@ class _Collected:
                 block: Stage(*(whole.get((name, block)) for name in ("num_tokens", "kept", "assignment")))
                 for block in self.blocks
             },
-            cls={key[1]: rows for key, rows in whole.items() if key[0] == "cls"},
+            cls={part[1]: rows for part, rows in whole.items() if part[0] == "cls"},
         )
 
     def _accuracy(self, whole: Mapping[Hashable, np.ndarray]) -> dict[str, float]:
         if self.dataset.multi_label:
-            return {"map": mean_average_precision(torch.cat(self.logits), torch.from_numpy(whole["targets"]))}
+            logits, targets = torch.from_numpy(whole["logits"]), torch.from_numpy(whole["targets"])
+            return {"map": mean_average_precision(logits, targets)}
         hits = whole["predictions"] == whole["targets"][:, None]
         return {"top1": 100.0 * float(hits[:, 0].mean()), "top5": 100.0 * float(hits.any(1).mean())}
-
-
-def _integers(values: Tensor) -> np.ndarray:
-    return values.to("cpu", torch.int32).numpy()
-
-
-def _stacked(parts: Sequence[np.ndarray]) -> np.ndarray:
-    """Rows of all batches; those of different length (the tokens that an adaptive method keeps) are padded with -1."""
-    if parts[0].ndim == 1:
-        return np.concatenate(parts)
-    width = max(part.shape[1] for part in parts)
-    return np.concatenate([np.pad(part, ((0, 0), (0, width - part.shape[1])), constant_values=GONE) for part in parts])
 
 
 def _checked_method(text: str, reducer: Reducer) -> Method:

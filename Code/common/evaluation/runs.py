@@ -11,17 +11,14 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from common.data import load_dataset
 from common.data.base import LabelledDataset
 from common.errors import UsageError
 from common.models.factory import create_backbone
 from common.models.reduced import ReducedVisionTransformer
 from common.reducers import Method, default_reduction_loc
-from common.training.checkpoint import BEST, LOG, Best
+from common.training.checkpoint import BEST, BEST_INFO, LOG, Best
 from common.training.engine import ANYWHERE
 from common.training.experiment import RECORD, Experiment
-
-BEST_INFO = "best.json"
 
 
 @dataclass(frozen=True)
@@ -89,9 +86,7 @@ class Run:
 
     def dataset(self) -> LabelledDataset:
         """The validation images that its accuracy is about."""
-        e = self.experiment
-        shared = {"img_size": e.img_size, "recipe": e.recipe, "mean": e.mean, "std": e.std}
-        return load_dataset(e.dataset, "val", limit=e.limit_val, seed=e.config.seed, **shared)
+        return self.experiment.val_set()
 
     def model(self, dataset: LabelledDataset) -> ReducedVisionTransformer:
         """The model with its best weights."""

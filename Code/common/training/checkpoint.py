@@ -12,22 +12,21 @@ whole epoch; the other files follow from it and are for reading:
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import safetensors.torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from common.errors import UsageError
 from common.results import write_atomically
-from common.weights import save_state
+from common.weights import save_state, write_tensors
 
 STATE, LAST, BEST, LOG = "state.safetensors", "last.safetensors", "best.safetensors", "log.csv"
+BEST_INFO = "best.json"
 TENSOR = "$tensor"  # marks where a tensor was taken out of nested state
 
 
@@ -56,13 +55,7 @@ class RunFolder:
         """Commit an epoch: nested ``state`` of tensors and plain values, and the log up to here."""
         tensors: dict[str, Tensor] = {}
         record = {"settings": self._settings, "history": history, "state": pack(state, "", tensors)}
-        self.path.mkdir(parents=True, exist_ok=True)
-        temporary = self.path / f".{STATE}.{os.getpid()}.partial"
-        try:
-            safetensors.torch.save_file(tensors, temporary, metadata={"record": json.dumps(record)})
-            temporary.replace(self.path / STATE)
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_tensors(tensors, self.path / STATE, {"record": json.dumps(record)})
 
     def load(self) -> tuple[dict[str, Any], list[dict[str, Any]]] | None:
         """State and log of the last whole epoch, or None before the first.
@@ -91,7 +84,7 @@ class RunFolder:
 
     def write_best(self, model: nn.Module, best: Best) -> None:
         save_state(model, self.path / BEST)
-        write_json(self.path / "best.json", asdict(best))
+        write_json(self.path / BEST_INFO, asdict(best))
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -122,7 +122,11 @@ class Experiment:
 
     def datasets(self) -> tuple[LabelledDataset, LabelledDataset]:
         """Training and validation set."""
-        return self._dataset("train", self.limit_train), self._dataset("val", self.limit_val)
+        return self._dataset("train", self.limit_train), self.val_set()
+
+    def val_set(self) -> LabelledDataset:
+        """The images that accuracy is measured on, without opening the training set."""
+        return self._dataset("val", self.limit_val)
 
     def _dataset(self, split: str, limit: int | None) -> LabelledDataset:
         return load_dataset(
@@ -139,7 +143,7 @@ class Experiment:
 
     def model(self, dataset: LabelledDataset | None = None) -> ReducedVisionTransformer:
         """The model before training, the same for the same seed; ``dataset`` saves opening the validation set again."""
-        dataset = dataset or self._dataset("val", self.limit_val)
+        dataset = dataset or self.val_set()
         method = Method.parse(self.reducer)
         torch.manual_seed(self.config.seed)
         model = create_model(

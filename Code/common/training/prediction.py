@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from common.rows import Rows
 from common.training.accelerator import interleave, progress
 from common.training.metrics import score
 
@@ -43,7 +44,7 @@ def predict(
 ) -> tuple[dict[Hashable, Prediction], Tensor]:
     """Predictions of every model, put in eval mode, over ``loader``, each batch decoded once; and all its labels."""
     count = len(loader.sampler)
-    outputs, seconds, labels = {key: _Rows(count) for key in models}, {key: [] for key in models}, _Rows(count)
+    outputs, seconds, labels = {key: Rows(count) for key in models}, {key: [] for key in models}, Rows(count)
     sizes = []
     for model in models.values():
         model.eval()
@@ -59,21 +60,3 @@ def predict(
     warm = slice(1, None) if len(sizes) > 1 else slice(None)  # the first batch pays for what is made once
     speed = {key: sum(sizes[warm]) / sum(seconds[key][warm]) for key in models}
     return {key: Prediction(outputs[key].rows, speed[key]) for key in models}, labels.rows
-
-
-class _Rows:
-    """Rows that come in batches, in one tensor. Small tensors kept from every batch would hold on to the heap around
-    them: the process would grow by about a batch of images each time."""
-
-    def __init__(self, count: int) -> None:
-        self._count, self._seen, self._all = count, 0, None
-
-    def add(self, batch: Tensor) -> None:
-        if self._all is None:
-            self._all = batch.new_empty(self._count, *batch.shape[1:])
-        self._all[self._seen : self._seen + len(batch)] = batch
-        self._seen += len(batch)
-
-    @property
-    def rows(self) -> Tensor:
-        return self._all[: self._seen]
