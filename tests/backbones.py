@@ -1,5 +1,8 @@
 """One small member of every supported backbone family, with random weights."""
 
+import copy
+from functools import cache
+
 import timm
 import torch
 
@@ -19,7 +22,17 @@ FAMILIES = {
 
 
 def make(family: str) -> torch.nn.Module:
-    """The family's model in eval mode, its layer scales raised so that every branch counts."""
+    """The family's model in eval mode, its layer scales raised so that every branch counts.
+
+    Each call gives a copy of its own, and leaves torch's random state where building the model left it.
+    """
+    vit, state = _built(family)
+    torch.set_rng_state(state)
+    return copy.deepcopy(vit)
+
+
+@cache
+def _built(family: str) -> tuple[torch.nn.Module, torch.Tensor]:
     torch.manual_seed(0)
     name, options = FAMILIES[family]
     vit = timm.create_model(name, **options).eval()
@@ -28,7 +41,7 @@ def make(family: str) -> torch.nn.Module:
             torch.nn.init.constant_(block.ls1.gamma, 0.5)
             torch.nn.init.constant_(block.ls2.gamma, 0.5)
     torch.nn.init.normal_(vit.head.weight, std=0.02)
-    return vit
+    return vit, torch.get_rng_state()
 
 
 def images(vit: torch.nn.Module, batch: int = 3, seed: int = 0) -> torch.Tensor:

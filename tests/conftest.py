@@ -19,6 +19,14 @@ def seeded() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture
+def no_init(monkeypatch) -> None:
+    """timm's vision transformers draw no weights, which takes most of the making of a model on the meta device."""
+    from timm.models.vision_transformer import VisionTransformer
+
+    monkeypatch.setattr(VisionTransformer, "init_weights", lambda *_, **__: None)
+
+
 @pytest.fixture(scope="session")
 def data_root() -> Path:
     """The folder DATA_ROOT with the data sets and weights; without it the test is skipped."""

@@ -31,6 +31,7 @@ def test_every_deterministic_row_is_there():
     assert len(ROWS) == 14 + 12 + 9
 
 
+@pytest.mark.usefixtures("no_init")
 @pytest.mark.parametrize(("backbone", "method", "keep_rate", "img_size", "gflops", "params"), ROWS)
 def test_published_gflops_and_params(backbone, method, keep_rate, img_size, gflops, params):
     model = published_model(backbone, method, keep_rate, img_size)

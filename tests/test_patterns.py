@@ -38,6 +38,7 @@ def reduced_224(name, **options):
         return reduce_tokens(timm.create_model("vit_tiny_patch16_224"), name, **options).reducer
 
 
+@pytest.mark.usefixtures("no_init")
 @pytest.mark.parametrize("name", PATTERNS)
 def test_counts_of_stages(name):
     for rate, expected in zip((0.9, 0.7, 0.5, 0.25), STAGES[name], strict=True):
@@ -46,6 +47,7 @@ def test_counts_of_stages(name):
         assert list(reducer.parameters()) == [] and reducer.state_dict() == {}
 
 
+@pytest.mark.usefixtures("no_init")
 @pytest.mark.parametrize("name", PATTERNS)
 def test_counts_of_the_contiguous_schedule(name):
     reducer = reduced_224(name, contiguous=True)

@@ -182,24 +182,19 @@ def test_errors_are_one_line_and_exit_code_2(file, capsys):
 
 @pytest.mark.slow
 def test_two_processes_train_as_one_with_accumulation(file, tmp_path):
-    """torchrun with 2 processes on the CPU against one with two passes per update, on everything that is random."""
+    """torchrun with 2 processes on the CPU against this one with two passes per update, on everything random."""
     noisy = ["reducer=dynamicvit", "drop_path=0.2", "mixup=0.8", "smoothing=0.1", "ema_decay=0.9", "clip_grad=1.0"]
     noisy += ["limit_train=32"]  # four passes of an epoch, which two processes share evenly
     code = Path(__file__).parents[1] / "Code"
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(code)}
 
-    def start(launcher, name, *overrides):
-        folder = tmp_path / name
-        arguments = [str(file), *noisy, f"output_dir={folder}", *overrides]
-        command = [sys.executable, *launcher, "-m", "common.training", *arguments]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
-        assert done.returncode == 0, done.stderr
-        return pd.read_csv(folder / "log.csv"), done.stdout
-
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    two, lines = start(launcher, "two")
-    one, _ = start([], "one", "grad_accum_steps=2")
-    assert len(lines.splitlines()) == 3  # one process speaks
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command = [*torchrun, "-m", "common.training", str(file), *noisy, f"output_dir={tmp_path / 'two'}"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == 3  # one process speaks
+    assert main([str(file), *noisy, f"output_dir={tmp_path / 'one'}", "grad_accum_steps=2"]) == 0
+    two, one = (pd.read_csv(tmp_path / name / "log.csv") for name in ("two", "one"))
     for column in ("train_loss", "train_loss_last_batch", "val_loss", "ema_val_loss"):
         assert two[column].tolist() == pytest.approx(one[column].tolist(), rel=1e-4, nan_ok=True)
     assert two["val_accuracy"].tolist() == one["val_accuracy"].tolist()

@@ -13,10 +13,12 @@ from pathlib import Path
 import nbformat
 import pytest
 import yaml
+from forked import run_script
 
 from checks import check_plan
 from common import list_reducers
 from common.data import list_datasets
+from common.errors import UsageError
 from common.results import TABLES
 from notebooks import declared_parameters
 from plan import ROOT, RUN_KEYS, ProfileError, list_profiles, load_plan, state_folder
@@ -121,10 +123,10 @@ def test_placeholders_and_weights(toy, tmp_path, monkeypatch):
     either = {"name": "either", "parameters": {"weights": file}}
     profile = write_profile(toy, first, then, either)
     runs = load_plan(profile, "results/x").runs
-    assert [run.weights_file for run in runs] == ["", "results/x/w.safetensors", ""]
+    assert [run.weights_files for run in runs] == [[], ["results/x/w.safetensors"], []]
     assert runs[0].checkpoint == "results/x/w.safetensors"
     (tmp_path / "w.safetensors").touch()
-    assert load_plan(profile).runs[2].weights_file == f"{tmp_path}/w.safetensors"
+    assert load_plan(profile).runs[2].weights_files == [f"{tmp_path}/w.safetensors"]
 
 
 TRAM = {"throughput", "sizing", "finetune", "off_the_shelf", "visualize", "scratch"}
@@ -133,6 +135,7 @@ STUDIES |= {"smoke": TRAM, "paper": TRAM, "which_tokens": {"throughput", "method
 
 
 @pytest.mark.parametrize("profile", list_profiles())
+@pytest.mark.usefixtures("no_init")
 def test_shipped_profile_is_accepted(profile):
     plan = load_plan(profile)
     assert plan.profile == profile
@@ -252,7 +255,7 @@ def test_runner_refuses_a_misspelt_parameter(toy):
     ("statement", "message"),
     [
         ("raise ValueError('two\\nlines')", "ValueError: two lines"),
-        ("from common.errors import UsageError; raise UsageError('no such thing')", "no such thing"),
+        (f"raise type('{UsageError.__name__}', (Exception,), {{}})('no such thing')", "no such thing"),
     ],
 )
 def test_runner_says_in_one_line_what_failed(toy, statement, message):
@@ -301,8 +304,7 @@ def test_dry_run_says_what_would_run(results):
 
 
 def launch(profile: str, results: Path, *options: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, WORKFLOW / "launch.py", profile, "--results", results, *options]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+    return run_script(WORKFLOW / "launch.py", profile, "--results", results, *options)
 
 
 def test_only_what_is_missing_or_stale_runs(toy, results):
@@ -357,7 +359,7 @@ def test_smoke_profile_goes_on_after_a_kill(results, tmp_path):
     made = sorted(path.relative_to(results / "runs") for path in results.glob("runs/*/*.csv"))
     assert made == sorted(Path(run.table, f"{run.run_id}.csv") for run in load_plan("smoke").runs)
 
-    third = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
+    third = launch("smoke", results)
     assert "Nothing to be done" in third.stdout + third.stderr
 
 

@@ -78,7 +78,7 @@ figure = "results/notebook/off_the_shelf.png"
 # %%
 torch.manual_seed(seed)
 val_set = load_dataset(dataset, "val", img_size=img_size, recipe=recipe, limit=limit_val, seed=seed)
-vit = create_backbone(backbone, weights=resolve_weights(weights), img_size=img_size)
+vit = create_backbone(backbone, weights=resolve_weights(weights, backbone), img_size=img_size)
 methods = [Method.parse(text) for text in reducers]
 variants = [(m, rate) for m in methods for rate in ([1.0] if m.name == "none" else keep_rates)]
 models = {(m, rate): reduce_tokens(vit, m.name, keep_rate=rate, **dict(m.options)) for m, rate in variants}

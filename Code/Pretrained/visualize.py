@@ -61,7 +61,7 @@ figure = "results/notebook/visualize.png"
 torch.manual_seed(seed)
 method = Method.parse(reducer)
 val_set = load_dataset(dataset, "val", img_size=img_size, recipe=recipe, limit=num_images, seed=seed)
-vit = create_backbone(backbone, weights=resolve_weights(weights), img_size=img_size).eval()
+vit = create_backbone(backbone, weights=resolve_weights(weights, backbone), img_size=img_size).eval()
 models = {rate: reduce_tokens(vit, method.name, keep_rate=rate, **dict(method.options)) for rate in keep_rates}
 loader = make_loader(val_set, batch_size, shuffle=False, seed=seed)
 inside = head_classes(vit.num_classes, val_set)

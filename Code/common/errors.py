@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from importlib import import_module
+from importlib.util import find_spec
+from types import ModuleType
 
 
 class UsageError(ValueError):
@@ -15,3 +18,10 @@ def require_choice(value: str, allowed: Iterable[str], what: str) -> str:
     if value not in allowed:
         raise UsageError(f"unknown {what} {value!r}; allowed: {', '.join(allowed)}")
     return value
+
+
+def require_package(name: str, extra: str, what: str) -> ModuleType:
+    """Import package ``name``, which ``what`` needs and which comes with ``pip install -e '.[EXTRA]'``."""
+    if find_spec(name.partition(".")[0]) is None:
+        raise UsageError(f"{what} needs the package {name!r}, which is not installed: pip install -e '.[{extra}]'")
+    return import_module(name)

@@ -140,6 +140,44 @@ TABLES: dict[str, Schema] = {
         required=(*Schema.required, "dataset", "seed", "epochs"),
     ),
     "scratch": _TRAINING,
+    # In the three tables of explanations ``method`` and ``options`` are those of the explainer.
+    "explain": Schema(
+        metrics={
+            **dict.fromkeys(("reducer", "image", "class_name", "predicted"), TEXT),
+            **dict.fromkeys(("probability", "insertion_auc", "deletion_auc", "seconds"), FLOAT),
+        },
+        required=(*Schema.required, "dataset"),
+    ),
+    "explain_benchmark": Schema(
+        metrics={
+            # part: which masks of MUTEX were used, in study "masks": "all", or a kind such as "degree=in"
+            **dict.fromkeys(("study", "reducer", "part", "baseline"), TEXT),
+            "n_images": INT,
+            **dict.fromkeys(("insertion_auc", "insertion_auc_sem", "deletion_auc", "deletion_auc_sem"), FLOAT),
+            # mean difference to random on the same images, positive = better; two-sided p of the paired t test
+            **dict.fromkeys(("insertion_gain", "insertion_p", "deletion_gain", "deletion_p"), FLOAT),
+            **dict.fromkeys(("pointing", "pointing_sem", "mass", "mass_sem"), FLOAT),
+            **dict.fromkeys(("sparseness", "max_sensitivity", "seconds"), FLOAT),
+        },
+        # One image has no standard error, random no gain over itself; few data say where their object is, and not every
+        # study measures it all.
+        optional=frozenset(
+            {"part", "insertion_auc_sem", "deletion_auc_sem"}
+            | {"insertion_gain", "insertion_p", "deletion_gain", "deletion_p"}
+            | {"pointing", "pointing_sem", "mass", "mass_sem", "sparseness", "max_sensitivity", "seconds"}
+        ),
+        required=(*Schema.required, "dataset"),
+    ),
+    "explain_agreement": Schema(
+        metrics={
+            "reducer": TEXT,  # with its options: "topk:head_fusion=mean"
+            **dict.fromkeys(("layer", "n_images"), INT),  # the block, first = 0, after which patches were left
+            **dict.fromkeys(("rank_correlation", "rank_correlation_sem", "iou", "iou_sem", "iou_chance"), FLOAT),
+        },
+        # Not every reducer scores the patches; one image has no standard error.
+        optional=frozenset({"rank_correlation", "rank_correlation_sem", "iou_sem"}),
+        required=(*Schema.required, "dataset"),
+    ),
 }
 
 

@@ -12,7 +12,7 @@ from plan import ROOT, Plan, ProfileError, Run
 
 def check_plan(plan: Plan) -> None:
     """Raise :class:`plan.ProfileError` with one line for each value that a run could not work with."""
-    checks = (_table, _undeclared, _reducers, _datasets, _keep_rates, _models)
+    checks = (_table, _undeclared, _reducers, _explainers, _datasets, _keep_rates, _models)
     found = [problem for run in plan.runs for check in checks for problem in check(run)]
     _refuse(plan, found + list(_missing_weights(plan)))
 
@@ -65,6 +65,13 @@ def _reducers(run: Run) -> Iterator[str]:
         yield from _refusal(Method.parse, reducer)
 
 
+def _explainers(run: Run) -> Iterator[str]:
+    from common.explain.base import EXPLAINERS
+
+    for explainer in _values(run, "explainer"):
+        yield from _refusal(EXPLAINERS.read, explainer)
+
+
 def _datasets(run: Run) -> Iterator[str]:
     from common.data import list_datasets
     from common.errors import require_choice
@@ -106,9 +113,9 @@ def _model_refusal(backbone: str, img_size: int | None, reducer: str, keep_rate:
 def _missing_weights(plan: Plan) -> Iterator[str]:
     made = {run.checkpoint for run in plan.runs}
     for run in plan.runs:
-        file = run.weights_file
-        if file and file not in made and not (ROOT / file).is_file():
-            yield f"no weights at {file}, and no run makes them"
+        for file in run.weights_files:
+            if file not in made and not (ROOT / file).is_file():
+                yield f"no weights at {file}, and no run makes them"
 
 
 def _values(run: Run, name: str) -> list[Any]:

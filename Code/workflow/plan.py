@@ -14,8 +14,8 @@ A profile lists notebooks with a grid of parameters; every point of the grid is 
         grid: {dataset: [digits], reducer: [none, tram], keep_rate: [0.75, 0.5], seed: [0]}
 
 ``{results}`` and ``{data_root}`` in a string stand for the results folder and for the folder that holds the data. A
-parameter given as ``{file: PATH, otherwise: VALUE}`` is PATH where that file exists, else VALUE. A run whose
-``weights`` are the ``checkpoint`` of another run waits for it. The reducer "none" keeps everything: its keep_rate is
+parameter given as ``{file: PATH, otherwise: VALUE}`` is PATH where that file exists, else VALUE. A run with the
+``checkpoint`` of another run among its ``weights`` waits for it. The reducer "none" keeps everything: its keep_rate is
 1.0.
 """
 
@@ -81,10 +81,11 @@ class Run:
         return self.options.get("checkpoint", "")
 
     @property
-    def weights_file(self) -> str:
-        """The file that the run starts from, or "" when it needs none."""
-        weights = self.options.get("weights") or ""
-        return "" if weights in NAMED_WEIGHTS else weights
+    def weights_files(self) -> list[str]:
+        """The files that the run starts from."""
+        weights = self.options.get("weights") or []
+        named = [weights] if isinstance(weights, str) else weights
+        return [name for name in named if name and name not in NAMED_WEIGHTS]
 
     @property
     def parameters(self) -> dict[str, Any]:

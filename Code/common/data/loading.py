@@ -199,19 +199,26 @@ class _SeededItems(Dataset):
     def __len__(self) -> int:
         return len(self._dataset)
 
-    def __getitem__(self, item: tuple[int, int]) -> tuple[torch.Tensor, int | torch.Tensor]:
-        index, seed = item
-        with _seeded(seed):
-            return self._dataset[index]
+    def __getitems__(self, items: list[tuple[int, int]]) -> list[tuple[torch.Tensor, int | torch.Tensor]]:
+        drawn = []
+        with _own_randomness():
+            for index, seed in items:
+                _seed(seed)
+                drawn.append(self._dataset[index])
+        return drawn
 
 
-@contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """torch, numpy and ``random`` seeded inside (timm's augmentations draw from all three), as before afterwards."""
-    states = torch.get_rng_state(), np.random.get_state(), random.getstate()
+def _seed(seed: int) -> None:
+    """Seed torch, numpy and ``random``: timm's augmentations draw from all three."""
     torch.default_generator.manual_seed(seed)
     np.random.seed(seed)
     random.seed(seed)
+
+
+@contextmanager
+def _own_randomness() -> Iterator[None]:
+    """The global random states are afterwards as they were before."""
+    states = torch.get_rng_state(), np.random.get_state(), random.getstate()
     try:
         yield
     finally:

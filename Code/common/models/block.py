@@ -17,11 +17,15 @@ from torch import Tensor
 from common.models.tokens import Tokens, take_rows
 from common.precision import without_autocast
 from common.reducers.base import Reducer, Signal, Signals
+from common.rows import Rows
 
 # On CPU attention maps are made for a few images at a time, so that they stay in the cache: 4 MB of float32.
 MAP_CHUNK_ELEMENTS = 2**20
-WITH_MAPS = frozenset({"head_max", "attention", "received"})
-DTYPES = {"received": torch.float32}  # of maps that are not of the model's: sums in half precision would tie
+MAPS = {
+    "attention": lambda attention: attention,  # as it is used: gradients reach it
+    "head_max": lambda attention: attention.detach().amax(1),
+    "received": lambda attention: attention.detach().sum((1, 2), dtype=torch.float32),  # half precision would tie
+}
 POLICY_EPS = 1e-6
 
 
@@ -37,7 +41,7 @@ def reduced_block(block: Block, tokens: Tokens, layer: int, reducer: Reducer) ->
     heads, mixed, maps = Heads.of(attn, normed), None, {}
     if tokens.policy is not None:
         mixed = _mix_by_policy(attn, heads, tokens.policy)
-    elif wanted & WITH_MAPS:
+    elif wanted & MAPS.keys():
         mixed, maps = _mix_explicitly(attn, heads, bias, wanted)
     with torch.set_grad_enabled(torch.is_grad_enabled() and reducer.learns_from_signals):
         signals = Signals(**maps, **_cheap_signals(attn, heads, bias, wanted))
@@ -115,30 +119,28 @@ def _mix_explicitly(
     float32 on CPU, where its small batched products are two times slower.
     """
     q, k, v = heads.q, heads.k, heads.v
-    batch, num_heads, length, head_dim = q.shape
+    batch, num_heads, length, _ = q.shape
     chunk = batch
-    if not q.is_cuda:
+    if q.device.type == "cpu":
         q, k, v = q.float(), k.float(), v.float()
         if not torch.is_grad_enabled():
             chunk = max(1, MAP_CHUNK_ELEMENTS // (num_heads * length * length))
-    mixed = v.new_empty(batch, length, num_heads, head_dim)
-    shapes = {
-        "attention": (batch, num_heads, length, length),
-        "head_max": (batch, length, length),
-        "received": (batch, length),
-    }
-    maps = {name: v.new_empty(shapes[name], dtype=DTYPES.get(name)) for name in wanted & WITH_MAPS}
+
+    def mix(part: slice) -> tuple[Tensor, dict[str, Tensor]]:
+        attention = _attention(q[part], k[part], None if bias is None else bias[part].to(q.dtype), attn.scale)
+        mixed = (attn.attn_drop(attention).to(v.dtype) @ v[part]).transpose(1, 2).flatten(2)
+        return mixed.to(heads.v.dtype), {name: MAPS[name](attention) for name in wanted & MAPS.keys()}
+
     with without_autocast(q.device):
-        for part in (slice(start, start + chunk) for start in range(0, batch, chunk)):
-            attention = _attention(q[part], k[part], None if bias is None else bias[part].to(q.dtype), attn.scale)
-            mixed[part] = (attn.attn_drop(attention).to(v.dtype) @ v[part]).transpose(1, 2)
-            if "attention" in maps:
-                maps["attention"][part] = attention
-            if "head_max" in maps:
-                maps["head_max"][part] = attention.detach().amax(1)
-            if "received" in maps:
-                maps["received"][part] = attention.detach().sum((1, 2), dtype=torch.float32)
-    return mixed.flatten(2).to(heads.v.dtype), maps
+        if chunk >= batch:
+            return mix(slice(None))
+        mixed, maps = Rows(batch), {name: Rows(batch) for name in wanted & MAPS.keys()}
+        for start in range(0, batch, chunk):
+            part, found = mix(slice(start, start + chunk))
+            mixed.add(part)
+            for name, rows in found.items():
+                maps[name].add(rows)
+    return mixed.rows, {name: found.rows for name, found in maps.items()}
 
 
 def _mix_by_policy(attn: Attention, heads: Heads, policy: Tensor) -> Tensor:

@@ -28,16 +28,45 @@ class _Reduced:
 
     def forward(self, x: Tensor, return_tokens: bool = False) -> Tensor | tuple[Tensor, Tokens]:
         """Images (B, 3, H, W) -> logits (B, classes); with ``return_tokens`` also the tokens after the final norm."""
-        tokens = self._normalised(self._run(self._embed(x)))
-        logits = self.forward_head(self._to_pool(tokens))
-        return (logits, tokens) if return_tokens else logits
+        tokens = self.encode(self.embed(x))
+        return (self.classify(tokens), tokens) if return_tokens else self.classify(tokens)
+
+    def embed(self, images: Tensor, traced: bool = False) -> Tokens:
+        """Images (B, 3, H, W) -> tokens with their positions, as they enter the first block.
+
+        Args:
+            traced: note from block to block where each patch went (``Tokens.assignment``, ``Tokens.origin``).
+        """
+        x = self.norm_pre(self._pos_embed(self.patch_embed(images)))
+        tokens = Tokens(x, self.num_prefix_tokens, grid_size=x.shape[1] - self.num_prefix_tokens)
+        if not traced:
+            return tokens
+        patches = torch.arange(tokens.grid_size, device=x.device).expand(len(x), -1)
+        return replace(tokens, assignment=patches, origin=patches)
+
+    def encode(self, tokens: Tokens, trace: Trace | None = None) -> Tokens:
+        """Tokens of :meth:`embed`, all or a part of them -> tokens after the last block and the final norm."""
+        step = reduced_block
+        if self.grad_checkpointing and torch.is_grad_enabled():
+            step = partial(checkpoint, reduced_block)
+        for layer, block in enumerate(self.blocks):
+            tokens = step(block, tokens, layer, self.reducer)
+            if trace is not None:
+                trace.record(layer, tokens)
+                tokens = replace(tokens, scores=None)
+        tokens = self.reducer.finish(tokens)
+        return tokens.with_x(self.norm(tokens.x))
+
+    def classify(self, tokens: Tokens) -> Tensor:
+        """Tokens of :meth:`encode` -> logits (B, classes)."""
+        return self.forward_head(self._to_pool(tokens))
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Images (B, 3, H, W) -> what timm's head pools (B, N', D), normalised: prefix tokens and surviving patches.
 
         Where patches are masked and the head averages them, their mean stands for them.
         """
-        return self._to_pool(self._normalised(self._run(self._embed(x))))
+        return self._to_pool(self.encode(self.embed(x)))
 
     def forward_intermediates(self, *args, **kwargs):
         """Refused: the tokens of a reduced model fill no grid. Use :meth:`trace`, or the unreduced model."""
@@ -52,11 +81,8 @@ class _Reduced:
             cls_at: blocks after which the CLS token is recorded.
         """
         self.check_cls_at(cls_at)
-        tokens = self._embed(images)
-        patches = torch.arange(tokens.grid_size, device=images.device).expand(len(images), -1)
         trace = Trace(cls_at=cls_at)
-        tokens = self._run(replace(tokens, assignment=patches, origin=patches), trace)
-        return self.forward_head(self._to_pool(self._normalised(tokens))), trace
+        return self.classify(self.encode(self.embed(images, traced=True), trace)), trace
 
     def check_cls_at(self, cls_at: Sequence[int]) -> None:
         """Refuse blocks that do not exist, or any where there is no CLS token, as :meth:`trace` does."""
@@ -65,24 +91,6 @@ class _Reduced:
         if outside or (cls_at and not has_cls):
             allowed = f"blocks 0 to {len(self.blocks) - 1}" if has_cls else "none, there is no CLS token"
             raise UsageError(f"cls_at={list(cls_at)} is not allowed; allowed: {allowed}")
-
-    def _embed(self, images: Tensor) -> Tokens:
-        x = self.norm_pre(self._pos_embed(self.patch_embed(images)))
-        return Tokens(x, self.num_prefix_tokens, grid_size=x.shape[1] - self.num_prefix_tokens)
-
-    def _run(self, tokens: Tokens, trace: Trace | None = None) -> Tokens:
-        step = reduced_block
-        if self.grad_checkpointing and torch.is_grad_enabled():
-            step = partial(checkpoint, reduced_block)
-        for layer, block in enumerate(self.blocks):
-            tokens = step(block, tokens, layer, self.reducer)
-            if trace is not None:
-                trace.record(layer, tokens)
-                tokens = replace(tokens, scores=None)
-        return self.reducer.finish(tokens)
-
-    def _normalised(self, tokens: Tokens) -> Tokens:
-        return tokens.with_x(self.norm(tokens.x))
 
     def _to_pool(self, tokens: Tokens) -> Tensor:
         """What timm's head reads in place of all normalised tokens, so that its pooling leaves out the masked ones."""
@@ -150,7 +158,8 @@ def attach(vit: VisionTransformer, reducer: Reducer) -> ReducedVisionTransformer
 
     Modules are shared: ``train()`` and ``to()`` of one reach the blocks of the other. Hooks on ``vit`` itself are not.
     """
-    reduced = REDUCED[type(vit)].__new__(REDUCED[type(vit)])
+    reduced_class = REDUCED.get(type(vit), type(vit))
+    reduced = reduced_class.__new__(reduced_class)
     # buffers stay in one dict, so that moving one model moves the other's as it moves its parameters
     own = {key: value.copy() for key, value in vit.__dict__.items() if isinstance(value, dict) and key != "_buffers"}
     reduced.__dict__.update({**vit.__dict__, **own})
@@ -158,9 +167,14 @@ def attach(vit: VisionTransformer, reducer: Reducer) -> ReducedVisionTransformer
     return reduced
 
 
+def is_reduced(model: nn.Module) -> bool:
+    """Whether ``model`` came from :func:`reduce_tokens` (or ``create_model``)."""
+    return isinstance(model, _Reduced)
+
+
 def check_supported(vit: nn.Module) -> None:
     """Refuse, by name, every architecture whose blocks this package would not reduce."""
-    if isinstance(vit, _Reduced):
+    if is_reduced(vit):
         raise UsageError("the model is reduced already; reduce the timm model it was made from")
     if type(vit) not in REDUCED:
         raise UsageError(f"backbone {type(vit).__name__} is not supported; allowed: {SUPPORTED}")

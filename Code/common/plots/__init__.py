@@ -5,24 +5,43 @@ Nothing here touches pyplot's global state, so figures can be drawn in any proce
 
 from common.plots.accuracy import accuracy_mac_pareto, accuracy_vs_keep_rate, learning_curves
 from common.plots.cost import macs_per_layer, published_vs_counted, speedup_vs_keep_rate
+from common.plots.explanations import (
+    agreement_matrix,
+    insertion_deletion_plane,
+    mask_ablation,
+    mean_curves,
+    parameter_study,
+)
 from common.plots.gallery import GalleryPanel, methods_gallery
+from common.plots.heatmaps import HeatmapRow, explainer_gallery, heatmaps
 from common.plots.patches import Example, ExampleRow, kept_patches, mask_patches, survival_map, united_grid
-from common.plots.style import METHODS, MethodStyle, method_style, save
+from common.plots.style import EXPLAINERS, METHODS, MethodStyle, explainer_label, explainer_style, method_style, save
 
 __all__ = [
+    "EXPLAINERS",
     "METHODS",
     "Example",
     "ExampleRow",
     "GalleryPanel",
+    "HeatmapRow",
     "MethodStyle",
     "accuracy_mac_pareto",
     "accuracy_vs_keep_rate",
+    "agreement_matrix",
+    "explainer_gallery",
+    "explainer_label",
+    "explainer_style",
+    "heatmaps",
+    "insertion_deletion_plane",
     "kept_patches",
     "learning_curves",
     "macs_per_layer",
+    "mask_ablation",
     "mask_patches",
+    "mean_curves",
     "method_style",
     "methods_gallery",
+    "parameter_study",
     "published_vs_counted",
     "save",
     "speedup_vs_keep_rate",

@@ -122,6 +122,32 @@ class PageFigure(Figure):
         return to_png(self)
 
 
+# In the order of legends and tables. TRAM's centrality looks as TRAM does, and random as the unreduced model does among
+# the methods: it is what the others are held against.
+EXPLAINERS = {
+    "mutex": MethodStyle("MUTEX", "#D55E00", "D", "-"),
+    "tram": MethodStyle("TRAM centrality", "#0072B2", "o", "-"),
+    "raw_attention": MethodStyle("raw attention", "#E69F00", "s", "-"),
+    "rollout": MethodStyle("rollout", "#009E73", "^", "-"),
+    "gradient_rollout": MethodStyle("gradient rollout", "#56B4E9", "v", "-"),
+    "chefer": MethodStyle("Chefer", "#CC79A7", "P", "-"),
+    "grad_cam": MethodStyle("Grad-CAM", "#332288", "<", "-"),
+    "integrated_gradients": MethodStyle("integrated gradients", "#999933", ">", "-"),
+    "random": MethodStyle("random", "#000000", "X", "--"),
+}
+
+
+def explainer_style(explainer: str) -> MethodStyle:
+    """Return the fixed look of ``explainer``; raise :class:`UsageError` if ``EXPLAINERS`` does not list it."""
+    return EXPLAINERS[require_choice(explainer, EXPLAINERS, "explainer to plot (common.plots.style.EXPLAINERS)")]
+
+
+def explainer_label(explainer: str, options: str = "") -> str:
+    """Return the name for readers, options in brackets; an explainer that has none keeps its own."""
+    label = EXPLAINERS[explainer].label if explainer in EXPLAINERS else explainer
+    return f"{label} ({options.replace(',', ', ')})" if options else label
+
+
 def new_figure(height: float, *, width: float = WIDTH, layout: str | None = "constrained") -> PageFigure:
     """Return an empty figure of ``width`` x ``height`` inches that belongs to no window and no pyplot state."""
     fig = PageFigure(figsize=(width, height), layout=layout, facecolor="white")

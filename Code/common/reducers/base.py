@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from torch import Tensor, nn
 
-from common.errors import UsageError, require_choice
 from common.models.tokens import Selection, Tokens
 from common.reducers.schedule import Schedule
+from common.registry import Registry
 
 if TYPE_CHECKING:
     from timm.models.vision_transformer import VisionTransformer
@@ -125,43 +123,9 @@ def init_linear(module: nn.Module) -> None:
             nn.init.zeros_(layer.bias)
 
 
-_REGISTRY: dict[str, type[Reducer]] = {}
-
-
-def register_reducer(name: str) -> Callable[[type[Reducer]], type[Reducer]]:
-    """Class decorator that makes a reducer available as ``reducer=name``; a name can be taken once."""
-
-    def register(cls: type[Reducer]) -> type[Reducer]:
-        if name in _REGISTRY:
-            raise UsageError(f"reducer {name!r} is registered already, by {_REGISTRY[name].__qualname__}")
-        _REGISTRY[name] = cls
-        return cls
-
-    return register
-
-
-def list_reducers() -> list[str]:
-    """Names of all registered methods, sorted."""
-    return sorted(_REGISTRY)
-
-
-def reducer_class(name: str) -> type[Reducer]:
-    """The class registered under ``name``; :class:`UsageError` lists what there is."""
-    return _REGISTRY[require_choice(name, _REGISTRY, "reducer")]
-
-
-def reducer_options(name: str) -> list[str]:
-    """Names of the options that reducer ``name`` takes besides keep_rate and reduction_loc."""
-    parameters = inspect.signature(reducer_class(name)).parameters.values()
-    return [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
-
-
-def check_options(name: str, options: dict[str, object]) -> None:
-    """Refuse an option that reducer ``name`` does not have, or a switch that is neither true nor false."""
-    allowed = reducer_options(name)
-    parameters = inspect.signature(reducer_class(name)).parameters
-    for option, value in options.items():
-        if option not in allowed:
-            raise UsageError(f"reducer {name!r} has no option {option!r}; allowed: {', '.join(allowed) or 'none'}")
-        if isinstance(parameters[option].default, bool) and not isinstance(value, bool):
-            raise UsageError(f"option {option}={value!r} of reducer {name!r} is not allowed; allowed: true, false")
+REDUCERS: Registry[type[Reducer]] = Registry("reducer")
+register_reducer = REDUCERS.register
+list_reducers = REDUCERS.names
+reducer_class = REDUCERS.get
+reducer_options = REDUCERS.options
+check_options = REDUCERS.check_options

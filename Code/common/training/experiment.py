@@ -151,7 +151,7 @@ class Experiment:
             reducer=method.name,
             keep_rate=self.keep_rate,
             reduction_loc=self.reduction_loc,
-            weights=resolve_weights(self.weights),
+            weights=resolve_weights(self.weights, self.backbone),
             num_classes=dataset.num_classes if self.head == "fresh" else None,
             img_size=self.img_size,
             drop_path=self.drop_path,
@@ -165,7 +165,9 @@ class Experiment:
         """The unreduced teacher with the dataset's classes, if there is one."""
         if not self.teacher:
             return None
-        teacher = create_model(self.teacher, weights=resolve_weights(self.teacher_weights), img_size=self.img_size)
+        teacher = create_model(
+            self.teacher, weights=resolve_weights(self.teacher_weights, self.teacher), img_size=self.img_size
+        )
         restrict_head(teacher, dataset)
         return teacher
 

@@ -1,0 +1,94 @@
+# ---
+# jupyter:
+#   jupytext:
+#     cell_metadata_filter: tags
+#     notebook_metadata_filter: jupytext,kernelspec,-jupytext.text_representation.jupytext_version
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Pretrained: does token reduction keep what explanations highlight?
+#
+# **Question:** TRAM, Top-K and EViT keep patches to save time, explainers rank patches to tell why. Do they mean the
+# same ones? Two answers, as means over images: Spearman's correlation between heat and the score by which the first
+# reduction chooses, and the Jaccard index (IoU) between the patches left after the last reduction and as many hottest
+# patches. Both have a chance level: 0, and the exact expectation of the IoU for a random heatmap.
+#
+# | | |
+# |---|---|
+# | Defaults | 60 embedded digits, the small ViT of `Scratch/train_test`, keep rate 50 % |
+# | Expected | attention agrees with attention; what the model needs (MUTEX, Chefer) agrees less |
+# | Time | half a minute on 2 CPU cores, the first time with the training of the small ViT |
+# | Real images | `./run_all.sh imagenette` |
+
+# %%
+import pandas as pd
+
+from common import plots, reduce_tokens
+from common.explain.agreement import agreement_rows
+from common.explain.comparison import Judgement
+from common.explain.studies import Benchmark
+from common.explain.subject import open_subject
+from common.reducers import Method
+from common.results import resolve, write_run
+from common.training import torch_device
+
+# %% tags=["parameters"]
+profile = "notebook"
+dataset = "digits"
+recipe = "pretrained"
+backbone = "vit_digits"
+weights = "digits"
+explainers = ["mutex", "tram", "raw_attention", "rollout", "chefer", "grad_cam", "integrated_gradients", "random"]
+reducers = ["tram", "topk:head_fusion=mean", "evit", "ats", "l2"]
+keep_rate = 0.5
+num_images = 60
+img_size = 32
+baseline = "black"
+batch_size = 32
+seed = 0
+device = None
+checkpoints = ""
+csv = "results/notebook/explain_agreement.csv"
+figure = "results/notebook/explain_agreement.png"
+
+# %% [markdown]
+# ## Explanations of the unreduced model
+
+# %%
+options = {"img_size": img_size, "recipe": recipe, "images": num_images, "seed": seed, "device": device}
+subject = open_subject(backbone, weights, dataset, **options, batch_size=batch_size)
+how = Judgement(baseline=baseline, batch_size=batch_size, seed=seed)
+bench = Benchmark(subject, how, folder=resolve(checkpoints) if checkpoints else None)
+explanations = {text: bench.assess(text).explanation for text in explainers}
+print(f"{len(subject.labels)} images of {dataset}, {len(explanations)} explainers")
+
+# %% [markdown]
+# ## What the reducers keep
+
+# %%
+methods = {text: Method.parse(text) for text in reducers}
+models = {
+    text: reduce_tokens(subject.model, method.name, keep_rate=keep_rate, **dict(method.options))
+    for text, method in methods.items()
+}
+rows = agreement_rows(explanations, models, subject.dataset, batch_size=batch_size)
+pd.DataFrame(rows).style.format(precision=3, na_rep="").hide(axis="index")
+
+# %% [markdown]
+# ## Save
+
+# %%
+constant = {"profile": profile, "backbone": backbone, "dataset": dataset, "img_size": img_size, "seed": seed}
+constant |= {"keep_rate": keep_rate, "dtype": "float32", "batch": batch_size}
+write_run(rows, csv, table="explain_agreement", device=str(torch_device(device)), **constant)
+fig = plots.agreement_matrix(pd.DataFrame(rows).assign(**constant))
+plots.save(fig, figure)
+fig

@@ -1,0 +1,149 @@
+# ---
+# jupyter:
+#   jupytext:
+#     cell_metadata_filter: tags
+#     notebook_metadata_filter: jupytext,kernelspec,-jupytext.text_representation.jupytext_version
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Pretrained: how good are explanations?
+#
+# **Question:** MUTEX against eight other explainers, over many images. Insertion shows the hottest patches first,
+# deletion takes them away first; a good explanation has a large area under the first curve and a small one under the
+# second. Random heatmaps are the floor: every gain is a paired difference to them, image by image, with a t test.
+# Then MUTEX alone: its three parameters one at a time and its 54 masks by kind. Last, models with fewer tokens: can
+# they still be explained, on the full grid?
+#
+# | | |
+# |---|---|
+# | Defaults | 60 embedded digits, the small ViT of `Scratch/train_test`, black for what is not shown |
+# | Expected | all but the worst beat random; what asks the model (MUTEX, integrated gradients) wins by deletion |
+# | Time | about a minute on 2 CPU cores, the first time with the training of the small ViT |
+# | Real images | `./run_all.sh imagenette` |
+
+# %%
+from dataclasses import replace
+
+import pandas as pd
+
+from common import plots
+from common.explain.comparison import Judgement
+from common.explain.studies import Benchmark, explainer_rows, mask_rows, parameter_rows, reduced_rows
+from common.explain.subject import open_subject
+from common.results import resolve, write_run
+from common.training import torch_device
+
+# %% tags=["parameters"]
+profile = "notebook"
+dataset = "digits"
+recipe = "pretrained"
+backbone = "vit_digits"
+weights = "digits"
+explainers = [
+    "mutex",
+    "random",
+    "raw_attention",
+    "rollout",
+    "gradient_rollout",
+    "chefer",
+    "grad_cam",
+    "integrated_gradients",
+    "tram",
+]
+min_cuts = [0.0, 0.01, 0.1, 0.3]
+token_ratios = [0.25, 0.5, 0.75, 0.9]
+starting_layers = [0, 2, 4]
+reducers = ["tram", "tome"]
+reduced_explainers = ["mutex", "random", "chefer"]
+keep_rate = 0.5
+num_images = 60
+num_studied = 60
+num_sensitive = 8
+img_size = 32
+baseline = "black"
+batch_size = 32
+seed = 0
+device = None
+checkpoints = ""
+csv = "results/notebook/explain_benchmark.csv"
+figure = "results/notebook/explain_benchmark.png"
+
+# %% [markdown]
+# ## The images
+# Every image is asked about what the model predicts for it, right or wrong.
+
+# %%
+options = {"img_size": img_size, "recipe": recipe, "images": num_images, "seed": seed, "device": device}
+subject = open_subject(backbone, weights, dataset, **options, batch_size=batch_size)
+how = Judgement(baseline=baseline, batch_size=batch_size, seed=seed)
+bench = Benchmark(subject, how, folder=resolve(checkpoints) if checkpoints else None)
+print(f"{len(subject.labels)} images of {dataset}, {backbone}: mean confidence {subject.probabilities.mean():.3f}")
+
+# %% [markdown]
+# ## All explainers
+# `gain` is the mean difference to random heatmaps, positive when better in both columns, `p` that of the paired t test.
+
+# %%
+rows = list(explainer_rows(bench, explainers, num_sensitive=num_sensitive))
+constant = {"profile": profile, "backbone": backbone, "dataset": dataset, "img_size": img_size, "seed": seed}
+constant |= {"dtype": "float32", "batch": batch_size}
+shown = ["method", "insertion_auc", "insertion_auc_sem", "insertion_gain", "insertion_p"]
+shown += ["deletion_auc", "deletion_auc_sem", "deletion_gain", "deletion_p", "pointing", "mass", "seconds"]
+pd.DataFrame(rows)[shown].style.format("{:.3g}", subset=shown[1:], na_rep="").hide(axis="index")
+
+# %%
+plane = plots.insertion_deletion_plane(pd.DataFrame(rows).assign(**constant))
+plots.save(plane, figure)
+plane
+
+# %%
+curves = plots.mean_curves({text: bench.assess(text).quality for text in explainers})
+plots.save(curves, resolve(figure).with_suffix("") / "curves.png")
+curves
+
+# %% [markdown]
+# ## MUTEX: its parameters, one at a time
+# The others stay at `min_cut` 0.01, `token_ratio` 0.5, `starting_layer` 0. From here on `num_studied` images.
+
+# %%
+fewer = open_subject(backbone, weights, dataset, **options | {"images": num_studied}, batch_size=batch_size)
+studied = replace(bench, subject=fewer)
+values = {"min_cut": min_cuts, "token_ratio": token_ratios, "starting_layer": starting_layers}
+rows += parameter_rows(studied, values)
+parameters = plots.parameter_study(pd.DataFrame(rows).assign(**constant))
+plots.save(parameters, resolve(figure).with_suffix("") / "parameters.png")
+parameters
+
+# %% [markdown]
+# ## MUTEX: its masks
+# The heatmap that remains when only the masks of one aggregation of heads, one degree or one statistic are used.
+
+# %%
+rows += mask_rows(studied)
+masks = plots.mask_ablation(pd.DataFrame(rows).assign(**constant))
+plots.save(masks, resolve(figure).with_suffix("") / "masks.png")
+masks
+
+# %% [markdown]
+# ## Models with fewer tokens
+# Each reduced model is asked about its own predictions, and insertion and deletion run on it as well.
+
+# %%
+rows += reduced_rows(studied, reducers, keep_rate, reduced_explainers)
+reduced = pd.DataFrame(rows).query("study == 'reduced'")
+shown = ["reducer", "keep_rate", *shown[:-3], "seconds"]
+reduced[shown].style.format("{:.3g}", subset=shown[3:], na_rep="").hide(axis="index")
+
+# %% [markdown]
+# ## Save
+
+# %%
+write_run(rows, csv, table="explain_benchmark", device=str(torch_device(device)), **constant)

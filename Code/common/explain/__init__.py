@@ -1,0 +1,18 @@
+"""Explanations: which patches speak for a class, and how good an answer that is."""
+
+from common.explain import gradients, mutex, rollout, simple
+from common.explain.base import Explainer, Explanation, create_explainer, list_explainers, register_explainer
+from common.explain.mutex import Mutex
+
+__all__ = [
+    "Explainer",
+    "Explanation",
+    "Mutex",
+    "create_explainer",
+    "gradients",
+    "list_explainers",
+    "mutex",
+    "register_explainer",
+    "rollout",
+    "simple",
+]

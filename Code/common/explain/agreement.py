@@ -1,0 +1,195 @@
+"""How far what an explainer highlights agrees with what a token reducer keeps.
+
+The reducer drops patches before it knows the class; the explainer says, afterwards, which patches spoke for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.stats import hypergeom, rankdata
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from common.data import make_loader
+from common.errors import UsageError
+from common.explain.attention import as_reduced
+from common.explain.base import EXPLAINERS, Explanation, untouched
+from common.explain.comparison import mean_and_error
+from common.models.reduced import ReducedVisionTransformer
+from common.reducers import list_reducers, reducer_class
+from common.registry import options_text
+
+
+def rank_correlation(heat: Tensor, scores: Tensor) -> Tensor:
+    """Spearman's rank correlation (B,) of ``heat`` and ``scores`` (B, P), in [-1, 1]; ties share their average rank.
+
+    Where either gives all patches the same value, it ranks nothing and the correlation counts as 0.
+
+    Raises:
+        UsageError: shapes that differ, or NaN, as in the scores of patches that were dropped before.
+    """
+    _check(heat, scores)
+    ranks = [torch.from_numpy(rankdata(values.cpu().numpy(), axis=1)) for values in (heat, scores)]
+    first, second = (each - each.mean(1, keepdim=True) for each in ranks)
+    spread = first.norm(dim=1) * second.norm(dim=1)
+    return ((first * second).sum(1) / torch.where(spread > 0, spread, 1.0)).float()
+
+
+def iou(heat: Tensor, kept: Tensor) -> Tensor:
+    """Jaccard index (B,), in [0, 1], of the k patches ``kept`` (B, P) and the k hottest of ``heat`` (B, P).
+
+    Where more than k patches could be the hottest ones, it is the mean over all choices among those tied: it does not
+    hang on the order of the patches.
+
+    Raises:
+        UsageError: shapes that differ, NaN, or an image of which nothing is kept.
+    """
+    _check(heat, kept)
+    count = kept.sum(1, keepdim=True)
+    if not count.all():
+        raise UsageError("an image of which no patch is kept has no intersection over union; keep at least one")
+    threshold = heat.sort(dim=1, descending=True).values.gather(1, count - 1)
+    above, tied = heat > threshold, heat == threshold
+    sets = (above, above & kept, tied, tied & kept, kept)
+    above, sure, tied, tied_kept, count = (each.sum(1, keepdim=True).cpu().numpy() for each in sets)
+    drawn = np.arange(kept.shape[1] + 1)  # kept ones among the tied patches that are chosen, without replacement
+    chance = hypergeom.pmf(drawn, tied, tied_kept, count - above)
+    shared = np.minimum(sure + drawn, count)
+    return torch.from_numpy((chance * shared / (2 * count - shared)).sum(1)).float()
+
+
+def iou_by_chance(kept: Tensor) -> Tensor:
+    """Exact mean (B,) of :func:`iou` over all random heatmaps, for the patches ``kept`` (B, P)."""
+    return iou(torch.zeros(kept.shape), kept.cpu())
+
+
+@dataclass(frozen=True)
+class Decisions:
+    """What a reducer made of the P patches of n images.
+
+    Attributes:
+        layer: the block after which ``kept`` was read.
+        kept: (n, P) True where a patch is still a token then, or the centre of one.
+        scores: (n, P) by which the first stage chose among all patches, larger = rather kept; None for reducers
+            that choose without any.
+    """
+
+    layer: int
+    kept: Tensor
+    scores: Tensor | None
+
+
+def decisions_of(
+    model: VisionTransformer, dataset: Dataset, *, layer: int | None = None, batch_size: int = 32
+) -> Decisions:
+    """Trace the reduced ``model`` on all images of ``dataset``; it is left as it was.
+
+    Args:
+        dataset: items (image, label), normalised as the model expects them.
+        layer: the block after which to look at what is left; by default the last one in which the model reduces.
+        batch_size: images that go through the model at once.
+
+    Raises:
+        UsageError: the reducer does not select patches, or nothing is dropped up to ``layer``.
+    """
+    model = as_reduced(model)
+    layer = _checked_layer(model, layer)
+    first = min(model.reducer.schedule.drops(model.patch_embed.num_patches), default=None)
+    device = next(model.parameters()).device
+    loader = make_loader(dataset, batch_size, shuffle=False, seed=0)
+    kept, scores = [], []
+    with untouched(model):
+        for images, _ in tqdm(loader, "decisions", leave=False):
+            _, trace = model.trace(images.to(device))
+            kept.append(trace.selected(layer).cpu())
+            if first in trace.scores:
+                scores.append(trace.scores[first].cpu())
+    kept = torch.cat(kept)
+    if kept.all():
+        raise UsageError(f"no patch is dropped up to block {layer}; give a keep_rate below 1 and a block from there on")
+    return Decisions(layer, kept, torch.cat(scores) if scores else None)
+
+
+def _checked_layer(model: ReducedVisionTransformer, layer: int | None) -> int:
+    if not model.reducer.selects:
+        selecting = ", ".join(name for name in list_reducers() if reducer_class(name).selects)
+        raise UsageError(f"reducer {type(model.reducer).__name__} does not select patches; allowed: {selecting}")
+    layer = model.reducer.blocks[-1] if layer is None else layer
+    if type(layer) is not int or layer not in range(len(model.blocks)):
+        raise UsageError(f"layer={layer!r} is not allowed; allowed: blocks 0 to {len(model.blocks) - 1}")
+    return layer
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Heatmaps of n images compared with what a reducer decided on them.
+
+    Attributes:
+        layer: the block after which the patches were left that ``iou`` is about.
+        iou, iou_chance: (n,), see :func:`iou` and :func:`iou_by_chance`.
+        rank_correlation: (n,) with the scores of the reducer's first stage, None where it has none.
+    """
+
+    layer: int
+    iou: Tensor
+    iou_chance: Tensor
+    rank_correlation: Tensor | None
+
+    def summary(self) -> dict[str, float | int | None]:
+        """Means and standard errors over the images, as columns of the table "explain_agreement"."""
+        ranks = (None, None) if self.rank_correlation is None else mean_and_error(self.rank_correlation)
+        overlap = mean_and_error(self.iou)
+        return {
+            "layer": self.layer,
+            "n_images": len(self.iou),
+            **dict(zip(("rank_correlation", "rank_correlation_sem"), ranks, strict=True)),
+            **dict(zip(("iou", "iou_sem"), overlap, strict=True)),
+            "iou_chance": self.iou_chance.mean().item(),
+        }
+
+
+def agreement(heatmaps: Tensor, decisions: Decisions) -> Agreement:
+    """Compare ``heatmaps`` (n, h, w) with the ``decisions`` on the same n images of h x w patches."""
+    heat, kept, scores = heatmaps.flatten(1).cpu(), decisions.kept, decisions.scores
+    correlation = None if scores is None else rank_correlation(heat, scores)
+    return Agreement(decisions.layer, iou(heat, kept), iou_by_chance(kept), correlation)
+
+
+def agreement_rows(
+    explanations: Mapping[str, Explanation],
+    models: Mapping[str, VisionTransformer],
+    dataset: Dataset,
+    *,
+    layer: int | None = None,
+    batch_size: int = 32,
+) -> list[dict[str, str | float | int | None]]:
+    """Every explanation compared with every reduced model on the images of ``dataset``, which each model sees once.
+
+    Args:
+        explanations: of all images in their order, by their explainer, as ``mutex`` or ``mutex:token_ratio=0.25``.
+        models: by their reducer, as ``topk`` or ``topk:head_fusion=mean``; layer, batch_size: see :func:`decisions_of`.
+
+    Returns:
+        A row of the table "explain_agreement" per model and explanation; "method" and "options" are the explainer's.
+    """
+    methods, rows = {text: EXPLAINERS.read(text) for text in explanations}, []
+    for reducer, model in models.items():
+        decisions = decisions_of(model, dataset, layer=layer, batch_size=batch_size)
+        for text, (method, options) in methods.items():
+            found = agreement(explanations[text].heatmaps, decisions).summary()
+            rows.append({"method": method, "options": options_text(options), "reducer": reducer, **found})
+    return rows
+
+
+def _check(heat: Tensor, other: Tensor) -> None:
+    if heat.dim() != 2 or heat.shape != other.shape:
+        given = f"{tuple(heat.shape)} and {tuple(other.shape)}"
+        raise UsageError(f"values of shapes {given} cannot be compared; give one per patch, (B, P), to both")
+    if heat.isnan().any() or other.isnan().any():
+        raise UsageError("values with NaN cannot be ranked; give every patch one, as the first stage of a reducer does")

@@ -1,0 +1,140 @@
+"""The call that all explainers share, and their registry."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from common.errors import UsageError
+from common.explain.attention import as_reduced
+from common.registry import Registry
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """How much each patch of B images speaks for a class.
+
+    Attributes:
+        heatmaps: (B, h, w) float32, one value per patch of the grid; more = more important, the scale is the method's.
+        labels: (B,) the classes that were explained.
+        masks: (B, M, h, w) True where a mask of MUTEX shows a patch, or None.
+        confidences: (B, M) probability of the label when only that is shown, or None.
+    """
+
+    heatmaps: Tensor
+    labels: Tensor
+    masks: Tensor | None = None
+    confidences: Tensor | None = None
+
+
+class Explainer:
+    """Base of all explainers: ``explainer(images, labels)`` gives heatmaps and leaves the model as it was.
+
+    Class attributes:
+        differentiates: the method needs gradients.
+
+    Args:
+        model: a timm VisionTransformer, reduced or not; any size, any depth, any number of prefix tokens.
+        batch_size: images, or variants of them, that go through the model at once: it bounds the memory.
+    """
+
+    differentiates = False
+
+    def __init__(self, model: VisionTransformer, *, batch_size: int = 32) -> None:
+        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+            raise UsageError(f"batch_size={batch_size!r} is not allowed; give a whole number >= 1")
+        self.model, self.batch_size = as_reduced(model), batch_size
+
+    @property
+    def grid_size(self) -> tuple[int, int]:
+        """Rows and columns of the patch grid."""
+        return self.model.patch_embed.grid_size
+
+    def __call__(self, images: Tensor, labels: Tensor | int | None = None) -> Explanation:
+        """Explain ``images`` with the model in eval mode.
+
+        Args:
+            images: (B, 3, H, W), normalised as the model expects them.
+            labels: (B,) classes, or one for all images; None = what the model predicts. 0 is a class like any other.
+
+        Raises:
+            UsageError: images or labels do not fit the model.
+        """
+        self._check_images(images)
+        with untouched(self.model), torch.inference_mode(not self.differentiates):  # False turns gradients on
+            # a copy, so that images that were made in inference mode can be differentiated too
+            images = images.detach().to(next(self.model.parameters()), copy=True).requires_grad_(self.differentiates)
+            parts = images.split(self.batch_size)
+            wanted = [None] * len(parts)
+            if labels is not None:
+                wanted = self._checked_labels(labels, images).split(self.batch_size)
+            found = [self.explain(part, label) for part, label in zip(parts, wanted, strict=True)]
+        return Explanation(*(_joined([getattr(part, field.name) for part in found]) for field in fields(Explanation)))
+
+    def explain(self, images: Tensor, labels: Tensor | None) -> Explanation:
+        """The method itself for at most ``batch_size`` images, in eval mode; ``labels`` (B,) or None as in the call."""
+        raise NotImplementedError
+
+    def on_grid(self, values: Tensor) -> Tensor:
+        """Patch values (..., P) -> (..., h, w)."""
+        return values.unflatten(-1, self.grid_size)
+
+    def _check_images(self, images: Tensor) -> None:
+        expected = (getattr(self.model.patch_embed.proj, "in_channels", 3), *self.model.patch_embed.img_size)
+        if images.dim() != 4 or tuple(images.shape[1:]) != expected:
+            allowed = ", ".join(map(str, expected))
+            raise UsageError(f"images of shape {tuple(images.shape)} do not fit the model; allowed: (B, {allowed})")
+        if not len(images):
+            raise UsageError("there are no images to explain; give at least one")
+
+    def _checked_labels(self, labels: Tensor | int, images: Tensor) -> Tensor:
+        given = np.asarray(labels.cpu() if isinstance(labels, Tensor) else labels)
+        if not np.issubdtype(given.dtype, np.integer) or given.shape not in ((), (len(images),)):
+            raise UsageError(f"labels {given.tolist()!r} are not allowed; give a class, or one per image")
+        outside = given[(given < 0) | (given >= self.model.num_classes)]
+        if len(outside):
+            raise UsageError(f"label {outside[0]} is not allowed; allowed: 0 to {self.model.num_classes - 1}")
+        return torch.from_numpy(np.broadcast_to(given, len(images)).astype(np.int64)).to(images.device)
+
+
+def predicted(logits: Tensor, labels: Tensor | None) -> Tensor:
+    """``labels``, or where they are None the most probable classes (B,) of ``logits`` (B, classes)."""
+    return logits.argmax(1) if labels is None else labels
+
+
+def _joined(parts: list[Tensor | None]) -> Tensor | None:
+    """The parts as one ordinary tensor, whatever mode they were made in."""
+    return None if parts[0] is None else torch.cat([part.detach().clone() for part in parts])
+
+
+@contextmanager
+def untouched(model: nn.Module) -> Iterator[None]:
+    """``model`` frozen and in eval mode; afterwards its modules and parameters are as they were."""
+    modes = {module: module.training for module in model.modules()}
+    gradients = {parameter: (parameter.requires_grad, parameter.grad) for parameter in model.parameters()}
+    model.eval().requires_grad_(False)
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+        for parameter, (learns, gradient) in gradients.items():
+            parameter.requires_grad_(learns).grad = gradient
+
+
+EXPLAINERS: Registry[type[Explainer]] = Registry("explainer")
+register_explainer = EXPLAINERS.register
+list_explainers = EXPLAINERS.names
+
+
+def create_explainer(text: str, model: VisionTransformer, **options: object) -> Explainer:
+    """The explainer written as ``name`` or ``name:key=value,key=value`` for ``model``; ``options`` may add to it."""
+    name, written = EXPLAINERS.read(text)
+    EXPLAINERS.check_options(name, options)
+    return EXPLAINERS.get(name)(model, **{**options, **dict(written)})

@@ -1,0 +1,116 @@
+"""Explanations by gradients, computed by the libraries that other fields use too: ``pip install -e '.[explain]'``."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from common.errors import UsageError, require_package
+from common.explain.attention import AttentionLayer, watch
+from common.explain.base import Explainer, Explanation, predicted, register_explainer
+from common.models.reduced import ReducedVisionTransformer
+
+EXTRA = "explain"
+
+
+@register_explainer("grad_cam")
+class GradCam(Explainer):
+    """Grad-CAM on the patch tokens that enter the last block, after its first norm, by the library pytorch-grad-cam.
+
+    Selvaraju et al., "Grad-CAM: Visual Explanations from Deep Networks via Gradient-based Localization", ICCV 2017.
+    The library scales every heatmap to [0, 1].
+    """
+
+    differentiates = True
+
+    def __init__(self, model: VisionTransformer, *, batch_size: int = 32) -> None:
+        super().__init__(model, batch_size=batch_size)
+        self._library = require_package("pytorch_grad_cam", EXTRA, "explainer 'grad_cam'")
+
+    def explain(self, images: Tensor, labels: Tensor | None) -> Explanation:
+        model = _LastLayer(self.model)
+
+        class PatchCam(self._library.GradCAM):
+            """Puts tokens, which of a reduced model fill no grid, where their patches are."""
+
+            def get_target_width_height(self, images: Tensor) -> tuple[int, int]:
+                return model.grid_size[::-1]
+
+            def get_cam_image(self, images, layer, targets, activations, gradients, eigen_smooth=False) -> np.ndarray:
+                activations, gradients = model.on_grid(activations), model.on_grid(gradients)
+                return super().get_cam_image(images, layer, targets, activations, gradients, eigen_smooth)
+
+        cam = PatchCam(model, [self.model.blocks[-1].norm1], Tensor.float)  # numpy knows no bfloat16
+        try:
+            heat = cam(images, None if labels is None else [_Logit(label) for label in labels])
+        finally:
+            cam.activations_and_grads.release()
+        return Explanation(torch.from_numpy(heat).to(images.device), predicted(cam.outputs, labels))
+
+
+class _LastLayer(nn.Module):
+    """The model, with the attention of its last block kept as ``layer``."""
+
+    def __init__(self, model: ReducedVisionTransformer) -> None:
+        super().__init__()
+        self.model, self.grid_size = model, model.patch_embed.grid_size
+
+    def forward(self, images: Tensor) -> Tensor:
+        return watch(self.model, images, self._keep).float()
+
+    def on_grid(self, tokens: np.ndarray) -> np.ndarray:
+        """Features (B, N, D) of the tokens in the last block -> (B, D, h, w)."""
+        features = torch.from_numpy(tokens).transpose(1, 2)[..., self.layer.num_prefix_tokens :]
+        patches = self.layer.to_patches(features.to(self.layer.assignment.device))
+        return patches.unflatten(-1, self.grid_size).cpu().numpy()
+
+    def _keep(self, layer: AttentionLayer) -> None:
+        self.layer = layer
+
+
+class _Logit:
+    def __init__(self, label: Tensor) -> None:
+        self.label = label
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        return logits[self.label]
+
+
+@register_explainer("integrated_gradients")
+class IntegratedGradients(Explainer):
+    """Integrated gradients of the logit from a constant image, summed over the pixels of each patch, by captum.
+
+    Sundararajan, Taly, Yan, "Axiomatic Attribution for Deep Networks", ICML 2017. Heatmaps are signed; their sum is the
+    logit minus that of the constant image, up to the error of the integral.
+
+    Args:
+        n_steps: points of the Gauss-Legendre rule.
+        baseline: the constant, as a normalised pixel value; 0 is the mean colour of the training images.
+    """
+
+    differentiates = True
+
+    def __init__(
+        self, model: VisionTransformer, *, n_steps: int = 32, baseline: float = 0.0, batch_size: int = 32
+    ) -> None:
+        super().__init__(model, batch_size=batch_size)
+        if type(n_steps) is not int or n_steps < 1:
+            raise UsageError(f"n_steps={n_steps!r} is not allowed; give a whole number >= 1")
+        if isinstance(baseline, bool) or not isinstance(baseline, (int, float)) or not math.isfinite(baseline):
+            raise UsageError(f"baseline={baseline!r} is not allowed; give a number")
+        self._library = require_package("captum.attr", EXTRA, "explainer 'integrated_gradients'")
+        self.n_steps, self.baseline = n_steps, baseline
+
+    def explain(self, images: Tensor, labels: Tensor | None) -> Explanation:
+        if labels is None:
+            with torch.no_grad():
+                labels = self.model(images).argmax(1)
+        method = self._library.IntegratedGradients(self.model)
+        options = {"n_steps": self.n_steps, "internal_batch_size": self.batch_size}
+        pixels = method.attribute(images, self.baseline, labels, **options).float()
+        patch = self.model.patch_embed.patch_size
+        return Explanation(nn.functional.avg_pool2d(pixels.sum(1), patch, divisor_override=1), labels)

@@ -1,0 +1,122 @@
+"""MUTEX: explanations from the multiplex network of a transformer's attention maps.
+
+Marchetti, Traini, Ursino, Virgili, "Multiplex network-based representation of vision transformers for visual
+explainability", Neural Computing & Applications 37(29), 2025.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import product
+
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor
+
+from common.errors import UsageError
+from common.explain.attention import watch
+from common.explain.base import Explainer, Explanation, predicted, register_explainer
+from common.explain.network import AGGREGATIONS, DEGREES, STATISTICS, across_layers, masks_above, weighted_degrees
+from common.models.tokens import Tokens
+from common.reducers.patterns import FixedPattern
+
+MASKS = tuple(product(AGGREGATIONS, DEGREES, STATISTICS))  # (aggregation, degree, statistic) of each of the 54 masks
+
+
+@register_explainer("mutex")
+class Mutex(Explainer):
+    """Masks from 54 centralities of the patches, weighed by what the model still says when only they are shown.
+
+    The attention maps of one pass, their heads aggregated in three ways, are three multiplex networks; the in- and
+    out-degrees of a patch in their layers, summed up by nine statistics, give 54 rankings, and each ranking a mask of
+    the patches to show. The heat of a patch is the mean probability of the label over the masks that show it, or 0 if
+    none does. Hidden patches are removed from the sequence, not blackened; the label has no say in the masks.
+
+    Masks that coincide run through the model once and count as often as they occur; masks that show the same number of
+    patches run together, whichever image they belong to.
+
+    A reduced model is explained as it runs: what it drops has no arcs from then on, and of what a mask shows it drops
+    whatever exceeds the number that it would keep of the whole image.
+
+    Args:
+        min_cut: arcs below this share of the strongest arc of their layer are cut; in [0, 1].
+        token_ratio: about the share of patches that each mask hides, see :func:`common.explain.network.masks_above`.
+        starting_layer: first block that counts.
+        parity: the published rule for patches whose degree is the same in all layers: without skewness and kurtosis,
+            they are hidden although they rank highest.
+    """
+
+    def __init__(
+        self,
+        model: VisionTransformer,
+        *,
+        min_cut: float = 0.01,
+        token_ratio: float = 0.5,
+        starting_layer: int = 0,
+        parity: bool = False,
+        batch_size: int = 32,
+    ) -> None:
+        super().__init__(model, batch_size=batch_size)
+        for name, value in {"min_cut": min_cut, "token_ratio": token_ratio}.items():
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
+                raise UsageError(f"{name}={value!r} is not allowed; give a number in [0, 1]")
+        last = len(self.model.blocks) - 1
+        if type(starting_layer) is not int or not 0 <= starting_layer <= last:
+            raise UsageError(f"starting_layer={starting_layer!r} is not allowed; allowed: 0 to {last}")
+        if isinstance(self.model.reducer, FixedPattern):
+            raise UsageError("mutex hides patches, and a fixed pattern needs all of them; explain another model")
+        self.min_cut, self.token_ratio, self.starting_layer = min_cut, token_ratio, starting_layer
+        self.parity = parity
+
+    def explain(self, images: Tensor, labels: Tensor | None) -> Explanation:
+        degrees = []
+        logits = watch(self.model, images, lambda layer: degrees.append(weighted_degrees(layer, self.min_cut)))
+        labels = predicted(logits, labels)
+        rankings = across_layers(torch.stack(degrees[self.starting_layer :], dim=3), parity=self.parity)
+        masks = masks_above(rankings.flatten(1, 3), self.token_ratio)
+        confidences = self.confidences(images, labels, masks)
+        heatmaps = coverage_mean(masks, confidences)
+        return Explanation(self.on_grid(heatmaps), labels, self.on_grid(masks), confidences)
+
+    def confidences(self, images: Tensor, labels: Tensor, masks: Tensor) -> Tensor:
+        """Probabilities (B, M) of ``labels`` (B,) when only the patches of each of ``masks`` (B, M, P) are shown.
+
+        A model that reads only patches and is shown none says nothing: 0.
+        """
+        tokens = self.model.embed(images)
+        owner = torch.arange(len(images), device=images.device).repeat_interleave(masks.shape[1])
+        rows, occurrence = torch.cat([owner[:, None], masks.flatten(0, 1)], dim=1).unique(dim=0, return_inverse=True)
+        owner, shown = rows[:, 0], rows[:, 1:].bool()
+        found = torch.zeros(len(rows), device=images.device)
+        for group in self._of_one_length(shown.sum(1)):
+            logits = self.model.classify(self.model.encode(_only(tokens, owner[group], shown[group])))
+            found[group] = logits.float().softmax(1).gather(1, labels[owner[group], None])[:, 0]
+        return found[occurrence].unflatten(0, masks.shape[:2])
+
+    def _of_one_length(self, lengths: Tensor) -> Iterator[Tensor]:
+        """Positions of equal ``lengths`` (n,) of what the model can read, at most ``batch_size`` at a time."""
+        reads_prefix = self.model.global_pool == "token" or self.model.pool_include_prefix
+        for length in lengths.unique():
+            if length > 0 or (reads_prefix and not self.model.reducer.pools_mean):
+                yield from (lengths == length).nonzero()[:, 0].split(self.batch_size)
+
+
+def coverage_mean(masks: Tensor, confidences: Tensor) -> Tensor:
+    """Heat (B, ...): mean of the ``confidences`` (B, M) over the ``masks`` (B, M, ...) that show a patch; 0 if none."""
+    weights = confidences.view(*confidences.shape, *[1] * (masks.dim() - 2))
+    return (masks * weights).sum(1) / masks.sum(1).clamp(min=1)
+
+
+def only_masks(explanation: Explanation, chosen: Sequence[int]) -> Explanation:
+    """The ``explanation`` that MUTEX would give if it had only the masks in the places ``chosen``."""
+    masks, confidences = explanation.masks[:, list(chosen)], explanation.confidences[:, list(chosen)]
+    return Explanation(coverage_mean(masks, confidences), explanation.labels, masks, confidences)
+
+
+def _only(tokens: Tokens, owner: Tensor, shown: Tensor) -> Tokens:
+    """Sequences of the images ``owner`` (G,) with only the patches ``shown`` (G, P), as many in each."""
+    length, prefix = tokens.x.shape[1], tokens.num_prefix_tokens
+    patches = shown.nonzero()[:, 1].view(len(shown), int(shown[0].sum())) + prefix
+    rows = torch.cat([torch.arange(prefix, device=owner.device).expand(len(owner), -1), patches], dim=1)
+    x = tokens.x.flatten(0, 1).index_select(0, (rows + owner[:, None] * length).flatten())
+    return tokens.with_x(x.unflatten(0, rows.shape))

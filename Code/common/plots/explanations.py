@@ -1,0 +1,356 @@
+"""Figures of how good explanations are, and of what they share with token reduction."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Protocol
+
+import numpy as np
+import pandas as pd
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from numpy.typing import ArrayLike
+
+from common.errors import UsageError, require_choice
+from common.plots.frames import legend_below, panel_axes, require_columns, require_table, split_panels
+from common.plots.heatmaps import DELETION, INSERTION
+from common.plots.labels import Label, place_labels
+from common.plots.patches import as_numpy
+from common.plots.style import EXPLAINERS, METHODS, RC, explainer_label, explainer_style, method_style, new_figure
+
+_SETTING = ("profile", "dataset", "backbone", "img_size", "keep_rate", "baseline", "n_images", "seed", "dtype")
+_NAMED = ("dataset", "backbone")
+_AUCS = ("insertion_auc", "insertion_auc_sem", "deletion_auc", "deletion_auc_sem")
+_BETTER = {"insertion_auc": "Insertion AUC (higher is better)", "deletion_auc": "Deletion AUC (lower is better)"}
+_MEASURES = {"insertion_auc": (INSERTION, "o"), "deletion_auc": (DELETION, "s")}
+_AGREEMENT = {"rank_correlation": "Rank correlation", "above_chance": "IoU minus chance"}
+_VARIANT_LINES = ("-", "--", "-.", ":")
+# Default of each parameter of MUTEX that is studied, and what its axis says.
+PARAMETERS = {
+    "min_cut": (0.01, "min_cut (share of the strongest arc)"),
+    "token_ratio": (0.5, "token_ratio (share hidden by a mask)"),
+    "starting_layer": (0, "starting_layer (first block used)"),
+}
+# Kinds of masks: how many of the 54 are of each kind of the group, and their names. "min" is one of two groups.
+MASK_PARTS = {
+    "aggregation": (18, {"min": "minimum", "max": "maximum", "sum": "sum"}),
+    "degree": (27, {"in": "in-degree", "out": "out-degree"}),
+    "statistic": (
+        6,
+        {
+            "coherence": "coherence",
+            "max": "maximum",
+            "min": "minimum",
+            "sum": "sum",
+            "std": "standard deviation",
+            "sum_over_std": "sum / standard deviation",
+            "median": "median",
+            "skewness": "skewness",
+            "kurtosis": "kurtosis",
+        },
+    ),
+}
+_GROUPS = {"aggregation": "Heads aggregated by", "degree": "Centrality", "statistic": "Layers aggregated by"}
+_GROUP_COLORS = {"aggregation": "#0072B2", "degree": "#D55E00", "statistic": "#009E73"}
+_BAR = {"linestyle": "none", "elinewidth": 1.4, "markersize": 5.5}
+
+
+class Curves(Protocol):
+    """What insertion and deletion of n images gave: ``shares`` (K,), ``insertion`` and ``deletion`` (n, K)."""
+
+    shares: ArrayLike
+    insertion: ArrayLike
+    deletion: ArrayLike
+
+
+@rc_context(RC)
+def mean_curves(curves: Mapping[str, Curves]) -> Figure:
+    """Draw insertion and deletion curves of every explainer, means over images with a band of one standard error.
+
+    ``curves`` maps explainers, written ``name`` or ``name:key=value``, to fractions in [0, 1]; see :class:`Curves`. A
+    single image has no band. Raises :class:`UsageError` for no explainer, an unknown one, or shapes that differ.
+    """
+    if not curves:
+        raise UsageError("mean_curves needs at least one explainer; given: none")
+    texts = {tuple(text.partition(":")[::2]): found for text, found in curves.items()}
+    fig = new_figure(4.3)
+    left, right = panel_axes(fig, 2, sharey=True)
+    for pair, look in _looks(texts).items():
+        shares = 100 * np.asarray(as_numpy(texts[pair].shares), float)
+        for ax, name in ((left, "insertion"), (right, "deletion")):
+            mean, sem = _mean_and_sem(getattr(texts[pair], name), len(shares), f"{name} of {':'.join(pair)}")
+            ax.plot(shares, mean, **{**look, "linewidth": 1.4, "markersize": 4.2})
+            ax.fill_between(shares, mean - sem, mean + sem, color=look["color"], alpha=0.15, linewidth=0)
+    left.set(title="Insertion (higher is better)", xlabel="Patches shown, hottest first (%)")
+    right.set(title="Deletion (lower is better)", xlabel="Patches removed, hottest first (%)")
+    left.set(ylabel="Probability of the explained class", ylim=(0, None))
+    counts = sorted({len(as_numpy(found.insertion)) for found in curves.values()})
+    images = f"{'-'.join(map(str, counts))} image{'' if counts == [1] else 's'}"
+    legend_below(fig, [left, right], title="" if counts == [1] else f"mean ± standard error over {images}")
+    return fig
+
+
+@rc_context(RC)
+def insertion_deletion_plane(df: pd.DataFrame) -> Figure:
+    """Draw every explainer as a point: deletion AUC across, insertion AUC up, bars of one standard error.
+
+    ``df`` holds explain_benchmark rows, of which those of study "explainers" are shown, a panel per setting. The shaded
+    corner is better than random in both. Raises :class:`UsageError` on a missing column, no such row, an unknown
+    explainer or two rows for one point.
+    """
+    df = _of_studies(df, ("explainers",), (), "insertion_deletion_plane")
+    df = require_table(df, (), (*_SETTING, "method", "options"), "insertion_deletion_plane")
+    panels = list(split_panels(df, _SETTING, _NAMED))
+    columns = min(len(panels), 2)
+    fig = new_figure(4.6 * -(-len(panels) // columns))
+    labels: list[Label] = []
+    axes = panel_axes(fig, len(panels), columns)
+    for place, (ax, (title, rows)) in enumerate(zip(axes, panels, strict=True)):
+        labels += _plane(ax, rows)
+        ax.set(title=title, xlabel="Deletion AUC (\N{LEFTWARDS ARROW} lower is better)")
+        if place % columns == 0:
+            ax.set_ylabel("Insertion AUC (higher is better \N{RIGHTWARDS ARROW})")
+    place_labels(fig, labels)
+    return fig
+
+
+@rc_context(RC)
+def parameter_study(df: pd.DataFrame) -> Figure:
+    """Draw insertion and deletion AUC of MUTEX against each of its parameters, bars of one standard error.
+
+    ``df`` holds explain_benchmark rows, of which those of the studies "min_cut", "token_ratio" and "starting_layer" are
+    shown: a column per study, two rows per setting. The value of a row is read from its ``options``; a row that does
+    not set it has the default. Values stand in order, at equal distances. Raises :class:`UsageError` on a
+    missing column, no such row, or two rows for one point.
+    """
+    df = _of_studies(df, tuple(PARAMETERS), ("options",), "parameter_study")
+    df = df.assign(value=[_value_of(*pair) for pair in zip(df["study"], df["options"], strict=True)])
+    df = require_table(df, (), (*_SETTING, "study", "method", "value"), "parameter_study")
+    studies = [study for study in PARAMETERS if (df["study"] == study).any()]
+    panels = list(split_panels(df, _SETTING, _NAMED))
+    fig = new_figure(4.2 * len(panels))
+    axes = np.array(panel_axes(fig, 2 * len(panels) * len(studies), len(studies), sharey="row"))
+    for (title, rows), pair in zip(panels, axes.reshape(len(panels), 2, -1), strict=True):
+        for name, cells in zip(_MEASURES, pair, strict=True):
+            for study, ax in zip(studies, cells, strict=True):
+                _line(ax, rows[rows["study"] == study], study, name)
+            cells[0].set_ylabel(_BETTER[name].replace(" (", "\n("))
+        for study, above, below in zip(studies, *pair, strict=True):
+            above.tick_params(labelbottom=False)
+            below.set_xlabel(PARAMETERS[study][1])
+        pair[0, 0].set_title(title, loc="left")
+    return fig
+
+
+@rc_context(RC)
+def mask_ablation(df: pd.DataFrame) -> Figure:
+    """Draw insertion and deletion AUC of MUTEX with some of its masks only, bars of one standard error.
+
+    ``df`` holds explain_benchmark rows, of which those of study "masks" are shown, two panels per setting. Their
+    ``part`` is "all" or names the masks used: "aggregation=min", "degree=in", "statistic=coherence" (see
+    ``MASK_PARTS``). The band is the standard error with all masks. Raises :class:`UsageError` on a missing column, no
+    such row, an unknown part or two rows for one.
+    """
+    df = _of_studies(df, ("masks",), ("part",), "mask_ablation")
+    df = require_table(df, (), (*_SETTING, "method", "options", "part"), "mask_ablation")
+    places = _mask_places(df["part"].unique())
+    panels = list(split_panels(df, _SETTING, _NAMED))
+    fig = new_figure((0.75 + 0.205 * max(places["y"])) * len(panels))
+    axes = np.array(panel_axes(fig, 2 * len(panels), 2, sharey=True)).reshape(-1, 2)
+    for (title, rows), cells in zip(panels, axes, strict=True):
+        for ax, name in zip(cells, _MEASURES, strict=True):
+            _dots(ax, rows.set_index("part"), name, places)
+            ax.set(title=title, xlabel=_BETTER[name])
+    return fig
+
+
+@rc_context(RC)
+def agreement_matrix(df: pd.DataFrame) -> Figure:
+    """Draw how well explainers (rows) agree with what reducers (columns) keep: rank correlation, and IoU above chance.
+
+    ``df`` holds explain_agreement rows; every setting has its own two panels. A reducer that was read after several
+    blocks has a column for each, and blocks are counted from 1. Colours are centred on 0 and shared by the panels of
+    one measure. A pair that was not measured stays empty. Raises :class:`UsageError` on a missing column, no row, an
+    unknown explainer or reducer, or two rows for one cell.
+    """
+    columns = ("method", "reducer", "layer", "rank_correlation", "iou", "iou_chance")
+    df = require_table(df, columns, (*_SETTING, "method", "options", "reducer", "layer"), "agreement_matrix")
+    df = _worded(df).assign(above_chance=df["iou"] - df["iou_chance"], above_chance_sem=df.get("iou_sem"))
+    panels = list(split_panels(df, _SETTING, _NAMED))
+    names = [name for name in _AGREEMENT if df[name].notna().any()]
+    count = len(_looks(zip(df["method"], df["options"], strict=True)))
+    fig = new_figure((1.6 + 0.29 * count) * len(panels))
+    axes = np.array(panel_axes(fig, len(names) * len(panels), len(names))).reshape(len(panels), -1)
+    for (title, rows), cells in zip(panels, axes, strict=True):
+        for ax, name in zip(cells, names, strict=True):
+            _matrix(ax, rows, name, Normalize(-df[name].abs().max(), df[name].abs().max()))
+            ax.set_title(f"{title}\n{_AGREEMENT[name]}")
+        for ax in cells[1:]:
+            ax.tick_params(labelleft=False)
+    return fig
+
+
+def _plane(ax: Axes, rows: pd.DataFrame) -> list[Label]:
+    """Draw the points of one panel; return the labels that they should get."""
+    labels = []
+    looks = _looks(zip(rows["method"], rows["options"], strict=True))
+    points = rows.set_index(["method", "options"])
+    for pair, look in looks.items():
+        point = points.loc[pair]
+        x, y = point["deletion_auc"], point["insertion_auc"]
+        dx, dy = point[["deletion_auc_sem", "insertion_auc_sem"]].astype(float).fillna(0)
+        # lines, which labels avoid, in place of matplotlib's error bars
+        ax.plot([x - dx, x + dx, x, x, x], [y, y, y, y - dy, y + dy], color=look["color"], linewidth=1.3)
+        ax.plot(x, y, **{**look, "linestyle": "none", "markersize": 7})
+        labels.append((ax, x, y, look["label"], look["color"]))
+    ax.margins(0.14, 0.14)
+    ax.autoscale_view()
+    for _, random in rows[rows["method"] == "random"].iterrows():
+        _better_corner(ax, random["deletion_auc"], random["insertion_auc"])
+    return labels
+
+
+def _better_corner(ax: Axes, x: float, y: float) -> None:
+    """Shade what is better than (x, y) in both."""
+    (left, right), (bottom, top) = ax.get_xlim(), ax.get_ylim()
+    ax.set(xlim=(left, right), ylim=(bottom, top))
+    ax.add_patch(Rectangle((left, y), x - left, top - y, color="#009E73", alpha=0.07, linewidth=0, zorder=0))
+    ax.axvline(x, color="#999999", linestyle=":", linewidth=1, zorder=1)
+    ax.axhline(y, color="#999999", linestyle=":", linewidth=1, zorder=1)
+    ax.annotate(
+        "better than random in both", (0, 1), (6, -6), xycoords="axes fraction", textcoords="offset points",
+        ha="left", va="top", fontsize=8, style="italic", color="#00664B",
+    )  # fmt: skip
+
+
+def _line(ax: Axes, rows: pd.DataFrame, study: str, name: str) -> None:
+    rows = rows.sort_values("value")
+    places, (color, marker) = np.arange(len(rows)), _MEASURES[name]
+    ax.errorbar(places, rows[name], yerr=rows[f"{name}_sem"], color=color, marker=marker, markersize=5)
+    usual = PARAMETERS[study][0]
+    # two lines for all, or they would not stand on one
+    ax.set_xticks(places, [f"{value:g}\n{'default' if value == usual else ' '}" for value in rows["value"]])
+    ax.margins(x=0.08)
+    ax.grid(axis="x", visible=False)
+
+
+def _dots(ax: Axes, rows: pd.DataFrame, name: str, places: pd.DataFrame) -> None:
+    if "all" in rows.index:
+        mean, sem = rows.loc["all", name], rows.loc["all", f"{name}_sem"]
+        ax.axvspan(mean - sem, mean + sem, color="#000000", alpha=0.1, linewidth=0, zorder=0)
+        ax.axvline(mean, color="#000000", linewidth=1, linestyle="--", zorder=1)
+    for part, place in places[places["part"].isin(rows.index)].set_index("part").iterrows():
+        look = {**_BAR, "color": place["color"], "marker": "o"}
+        ax.errorbar(rows.loc[part, name], place["y"], xerr=rows.loc[part, f"{name}_sem"], **look)
+    ax.set_ylim(max(places["y"]) + 0.7, -0.7)
+    ax.set_yticks(places["y"], places["label"], fontsize=8.5)
+    for tick, part in zip(ax.yaxis.get_major_ticks(), places["part"], strict=True):
+        tick.label1.set_fontweight("normal" if part else "bold")
+    ax.tick_params(axis="y", length=0)
+    ax.grid(axis="y", visible=False)
+
+
+def _mask_places(parts: Iterable[str]) -> pd.DataFrame:
+    """Lines of the figure, from above: ``part`` ("" is a heading), label, colour and place ``y``."""
+    known = {f"{group}={kind}" for group, (_, kinds) in MASK_PARTS.items() for kind in kinds}
+    parts = {require_choice(part, {"all", *known}, "part of the masks") for part in parts}
+    lines = [("all", "all 54 masks", "#000000", 0.0)] if "all" in parts else []
+    y = 0.0
+    for group, (count, kinds) in MASK_PARTS.items():
+        found = [kind for kind in kinds if f"{group}={kind}" in parts]
+        if found:
+            y += 1.4
+            lines.append(("", f"{_GROUPS[group]} ({count} masks each)", "", y))
+        for kind in found:
+            y += 1
+            lines.append((f"{group}={kind}", kinds[kind], _GROUP_COLORS[group], y))
+    return pd.DataFrame(lines, columns=["part", "label", "color", "y"])
+
+
+def _matrix(ax: Axes, rows: pd.DataFrame, name: str, norm: Normalize) -> None:
+    rows = rows[rows["reducer"].isin(rows.loc[rows[name].notna(), "reducer"])]  # not every reducer scores patches
+    pairs = list(_looks(zip(rows["method"], rows["options"], strict=True)))
+    columns = _reducers(rows)
+    wide = rows.pivot(index=["method", "options"], columns=["reducer", "layer"], values=name)
+    wide = wide.reindex(index=pd.MultiIndex.from_tuples(pairs), columns=pd.MultiIndex.from_tuples(columns))
+    ax.imshow(np.ma.masked_invalid(wide.to_numpy(float)), norm=norm, cmap="RdBu", aspect="auto")
+    for (row, column), value in np.ndenumerate(wide.to_numpy(float)):
+        text = "" if np.isnan(value) else f"{value:+.2f}".replace("-", "\N{MINUS SIGN}")
+        color = "white" if abs(value) > 0.55 * norm.vmax else "#222222"
+        ax.text(column, row, "0.00" if abs(value) < 0.005 else text, ha="center", va="center", fontsize=8, color=color)
+    ax.set_yticks(range(len(pairs)), [explainer_label(*pair) for pair in pairs])
+    turned = {"rotation": 30, "rotation_mode": "anchor", "ha": "right", "va": "top", "multialignment": "right"}
+    ax.set_xticks(range(len(columns)), list(columns.values()), fontsize=8.5, **turned)
+    ax.tick_params(length=0)
+    ax.grid(visible=False)
+    ax.spines[:].set_visible(False)
+    errors = rows[f"{name}_sem"].dropna() if f"{name}_sem" in rows else []
+    if len(errors):
+        ax.set_xlabel(f"standard errors up to {max(errors):.2f}", fontsize=8.5)
+
+
+def _reducers(rows: pd.DataFrame) -> dict[tuple[str, int], str]:
+    """Labels of (reducer, layer), reducers in their fixed order; they name the block where there are several."""
+    several = rows["layer"].nunique() > 1
+    labels = {}
+    for text, layer in sorted(set(zip(rows["reducer"], rows["layer"], strict=True)), key=_place_of):
+        name, _, options = text.partition(":")
+        label = method_style(name).label + (f", block {layer + 1}" if several else "")
+        labels[text, layer] = label + (f"\n({options})" if options else "")
+    return labels
+
+
+def _place_of(column: tuple[str, int]) -> tuple[int, str, int]:
+    text, layer = column
+    return (list(METHODS).index(require_choice(text.partition(":")[0], METHODS, "reducer")), text, layer)
+
+
+def _looks(pairs: Iterable[tuple[str, str]]) -> dict[tuple[str, str], dict]:
+    """Keyword arguments of matplotlib's lines for every (explainer, options), explainers in their fixed order.
+
+    Further options of one explainer keep its colour; their markers are hollow and their lines broken.
+    """
+    found = set(pairs)
+    for name, _ in found:
+        explainer_style(name)
+    looks = {}
+    for name, style in EXPLAINERS.items():
+        for place, options in enumerate(sorted(options for other, options in found if other == name)):
+            line = style.linestyle if place == 0 else _VARIANT_LINES[place % len(_VARIANT_LINES)]
+            face = style.color if place == 0 else "white"
+            look = {"color": style.color, "marker": style.marker, "linestyle": line, "markerfacecolor": face}
+            looks[name, options] = {**look, "label": explainer_label(name, options)}
+    return looks
+
+
+def _of_studies(df: pd.DataFrame, studies: Sequence[str], columns: Sequence[str], what: str) -> pd.DataFrame:
+    """Return the rows of ``studies``, empty options as ""; raise :class:`UsageError` on none or a missing column."""
+    df = require_columns(df, ("study", "method", "n_images", *columns, *_AUCS), what)
+    rows = df[df["study"].isin(studies)]
+    if rows.empty:
+        given = ", ".join(sorted(set(df["study"])))
+        raise UsageError(f"{what} needs rows of study {', '.join(studies)}; given: {given}")
+    return _worded(rows)
+
+
+def _worded(df: pd.DataFrame) -> pd.DataFrame:
+    """Return ``df`` with settings as titles should name them."""
+    forms = {"n_images": "{} images", "baseline": "baseline {}", "seed": "seed {}", "keep_rate": "keep rate {:.4g}"}
+    return df.assign(**{name: df[name].map(form.format) for name, form in forms.items() if name in df.columns})
+
+
+def _value_of(study: str, options: str) -> float:
+    given = dict(option.split("=", 1) for option in options.split(",") if option)
+    return float(given.get(study, PARAMETERS[study][0]))
+
+
+def _mean_and_sem(values: ArrayLike, points: int, what: str) -> tuple[np.ndarray, np.ndarray]:
+    """Mean (K,) and its standard error, 0 for a single image, of ``values`` (n, K)."""
+    values = np.asarray(as_numpy(values), float)
+    if values.ndim != 2 or values.shape[1] != points or not len(values):
+        raise UsageError(f"{what} has shape {values.shape}; allowed: (images, {points}), a column per share")
+    sem = values.std(axis=0, ddof=1) / len(values) ** 0.5 if len(values) > 1 else np.zeros(points)
+    return values.mean(axis=0), sem
