@@ -167,6 +167,86 @@ def visualize_run(root: Path) -> Path:
     return write_run(rows, root / "runs/visualize/a.csv", table="visualize", **where, **BASE)
 
 
+EXPLAINED = {"backbone": "vit_digits", "dataset": "digits", "img_size": 32, "keep_rate": 1.0, "seed": 0, "batch": 32}
+
+
+def explain_run(root: Path, explainers: tuple[str, ...] = ("mutex",)) -> Path:
+    """Two digits under these explainers, the second taken for another one."""
+    rows = [
+        {
+            "method": explainer,
+            "reducer": "none",
+            "image": f"val-{digit}",
+            "class_name": str(digit),
+            "predicted": "3",
+            "probability": 0.9 - digit / 10,
+            "insertion_auc": 0.8 - place / 10,
+            "deletion_auc": 0.2 + place / 10,
+            "seconds": 0.0125,
+        }
+        for digit in (3, 5)
+        for place, explainer in enumerate(explainers)
+    ]
+    return write_run(rows, root / "runs/explain/a.csv", table="explain", **EXPLAINED, **BASE)
+
+
+def quality_row(method: str, insertion: float, deletion: float, **given: Any) -> dict[str, Any]:
+    """One row of the benchmark of explanations, without what only some of its rows have."""
+    row = {"method": method, "study": "explainers", "reducer": "none", "baseline": "black", "n_images": 60}
+    areas = {"insertion_auc": insertion, "insertion_auc_sem": 0.01, "deletion_auc": deletion, "deletion_auc_sem": 0.02}
+    return {**row, **areas, "seconds": 0.05, **given}
+
+
+def explain_benchmark_run(root: Path, *rows: dict[str, Any], name: str = "a", **given: Any) -> Path:
+    """One run of these rows, see :func:`quality_row`."""
+    run = {"table": "explain_benchmark", "threads": 2, **EXPLAINED, **BASE, **given}
+    return write_run(rows, root / f"runs/explain_benchmark/{name}.csv", **run)
+
+
+def whole_benchmark(root: Path) -> Path:
+    """Three explainers, and two rows of each study of MUTEX."""
+    gain = {"insertion_gain": 0.2, "insertion_p": 0.0001, "deletion_gain": 0.15, "deletion_p": 0.02}
+    none = {"insertion_gain": 0.01, "insertion_p": 0.4, "deletion_gain": -0.03, "deletion_p": 0.3}
+    box = {"pointing": 0.75, "pointing_sem": 0.05, "mass": 0.4, "mass_sem": 0.02}
+    rows = [
+        quality_row("random", 0.4, 0.4),
+        quality_row("rollout", 0.41, 0.43, **none, **box, sparseness=0.3, max_sensitivity=0.1),
+        quality_row("mutex", 0.6, 0.25, **gain, **box, sparseness=0.2, max_sensitivity=0.05),
+    ]
+    studied = {"min_cut": (0.1, 0.01), "token_ratio": (0.9, 0.5), "starting_layer": (11, 2)}
+    rows += [
+        quality_row("mutex", 0.6, 0.25 + value / 100, **gain, study=study, options=f"{study}={value}")
+        for study, values in studied.items()
+        for value in values
+    ]
+    parts = ("statistic=min", "degree=in", "all")
+    rows += [quality_row("mutex", 0.5, 0.3, study="masks", part=part, seconds=None) for part in parts]
+    models = (("topk:head_fusion=mean", 0.5), ("tram", 0.5), ("tram", 0.7))
+    rows += [quality_row("mutex", 0.5, 0.3, study="reduced", reducer=name, keep_rate=rate) for name, rate in models]
+    return explain_benchmark_run(root, *rows)
+
+
+def explain_agreement_run(root: Path) -> Path:
+    """Two explainers beside two reducers, one of which scores no patches."""
+    rows = [
+        {
+            "method": explainer,
+            "reducer": reducer,
+            "layer": layer,
+            "n_images": 60,
+            "rank_correlation": None if reducer == "l2" else correlation,
+            "rank_correlation_sem": None if reducer == "l2" else 0.02,
+            "iou": overlap,
+            "iou_sem": 0.01,
+            "iou_chance": 0.25,
+        }
+        for explainer, correlation, overlap in (("random", 0.0, 0.25), ("mutex", 0.5, 0.375))
+        for reducer, layer in (("l2", 3), ("topk:head_fusion=mean", 4))
+    ]
+    run = {"table": "explain_agreement", **EXPLAINED, **BASE, "keep_rate": 0.5}
+    return write_run(rows, root / "runs/explain_agreement/a.csv", **run)
+
+
 def whole_study(root: Path) -> Path:
     """A few runs of every table; returns ``root``."""
     for table in ("finetune", "scratch"):
@@ -184,4 +264,7 @@ def whole_study(root: Path) -> Path:
     sizing_run(root)
     visualize_run(root)
     gallery_run(root)
+    explain_run(root)
+    whole_benchmark(root)
+    explain_agreement_run(root)
     return root

@@ -105,6 +105,7 @@ class TestKMedoids:
             assert torch.equal(found[0], expected[0]) and torch.equal(found[1], expected[1])
 
     @pytest.mark.slow
+    @pytest.mark.speed
     @pytest.mark.parametrize("parity", [False, True])
     def test_scatter_form_is_15_times_faster(self, parity):
         """ViT-Ti at keep 0.7, first stage, 16 images, on one thread; distances are given to both."""

@@ -344,6 +344,7 @@ def synthetic(images: int) -> Record:
     )
 
 
+@pytest.mark.speed
 def test_records_are_small_and_quick_to_read(tmp_path):
     """A tenth of the ImageNet validation set in a tenth of 300 MB."""
     record = synthetic(5000)

@@ -61,9 +61,7 @@ def literal_statistics(degrees, parity):
 
 def test_the_54_masks_stand_in_the_published_order():
     assert list(AGGREGATIONS) == ["min", "max", "sum"] and list(DEGREES) == ["in", "out"]
-    assert (
-        *("coherence", "max", "min", "sum", "std", "sum_over_std", "median", "skewness", "kurtosis"),
-    ) == STATISTICS
+    assert (*("coherence", "max", "min", "sum", "std", "sum_over_std", "median", "skewness", "kurtosis"),) == STATISTICS
     assert len(MASKS) == len(set(MASKS)) == 54
     assert MASKS[0] == ("min", "in", "coherence") and MASKS[8] == ("min", "in", "kurtosis")
     assert MASKS[9] == ("min", "out", "coherence") and MASKS[18] == ("max", "in", "coherence")

@@ -151,11 +151,24 @@ def test_trewa_lists_seven_methods_for_three_sizes() -> None:
         assert same[0] == same[1]
 
 
+def test_mutex_on_its_three_images_and_two_models() -> None:
+    frame = read_published("mutex_auc")
+    assert len(frame) == 6 and not frame.duplicated(["model", "image"]).any()
+    assert frame["source"].str.contains("bcfff3b").all()
+    areas = frame.pivot(index="image", columns="model", values=["insertion_auc", "deletion_auc"])
+    assert areas["insertion_auc"].to_dict("list") == {"DeiT": [81.58, 87.03, 94.89], "ViT": [76.61, 84.02, 84.79]}
+    assert areas["deletion_auc"].to_dict("list") == {"DeiT": [26.73, 22.26, 39.13], "ViT": [8.57, 8.53, 20.18]}
+    settings = frame[["min_cut", "token_ratio", "starting_layer", "baseline"]].drop_duplicates().values.tolist()
+    assert settings == [[0.01, 0.5, 0, "black"]]
+    predicted = frame.groupby("image")["predicted"].agg(lambda names: set(names).pop())
+    assert predicted.tolist() == ["ice cream", "Chihuahua", "mountain bike"]
+
+
 def test_as_printed_keeps_trailing_zeros() -> None:
     frame = read_published("tram_throughput_simple_vit", as_printed=True)
     assert cell(frame, "gflops", model="ViT_net_Tiny") == "0.5490"
 
 
 def test_unknown_table_is_refused() -> None:
-    with pytest.raises(UsageError, match=r"unknown published table 'x'; allowed: tram_accuracy, "):
+    with pytest.raises(UsageError, match=r"unknown published table 'x'; allowed: mutex_auc, tram_accuracy, "):
         read_published("x")

@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from fake_runs import method_grid_run, throughput_run, training_run, whole_study
+from fake_runs import method_grid_run, throughput_run, training_run, visualize_run, whole_study
 
 from common.report import page as report
 from common.report.tables import TITLES
@@ -70,7 +70,7 @@ def test_page_is_well_formed_and_navigable(page: str) -> None:
 
 def test_page_is_self_contained(page: str) -> None:
     tags = Tags(page)
-    assert len(tags.sources) == 7, "six summary figures and one of a run"
+    assert len(tags.sources) == 11, "ten summary figures and one of a run"
     assert all(source.startswith("data:image/png;base64,iVBOR") for source in tags.sources)
     assert not re.search(r"https?://|<script|<link|@import|url\(", page)
     assert len(page) < 3_000_000
@@ -79,7 +79,7 @@ def test_page_is_self_contained(page: str) -> None:
 def test_page_escapes_and_shows_title_and_facts(page: str) -> None:
     assert "<h1>A &lt;study&gt;</h1>" in page
     assert "Digits &amp; more." in page
-    for name, text in (("Seeds", "3 (0, 1, 2)"), ("Runs", "38"), ("Commit", "abc1234"), ("Dates", "2025-11-20")):
+    for name, text in (("Seeds", "3 (0, 1, 2)"), ("Runs", "41"), ("Commit", "abc1234"), ("Dates", "2025-11-20")):
         assert f"<dt>{name}</dt><dd>{text}</dd>" in page
     assert "not comparable with those of the paper" in page
 
@@ -110,14 +110,15 @@ def test_published_numbers_stand_in_their_own_section(page: str) -> None:
     assert "96.36" in after
     assert "96.36" not in before
     assert "TRAM README since commit cfb65fb" in after
+    assert "94.89" in after and "94.89" not in before
 
 
 def test_figures_over_the_limit_are_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole_study(tmp_path)
+    visualize_run(tmp_path)
     path = tmp_path / "figures/visualize/a.png"
     path.parent.mkdir(parents=True)
     path.write_bytes(PIXEL)
-    monkeypatch.setattr(report, "MAX_FIGURE_BYTES", 100)
+    monkeypatch.setattr(report, "MAX_FIGURE_BYTES", 10)
     assert "<code>figures/visualize/a.png</code>" in report.render(tmp_path)
 
 

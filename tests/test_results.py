@@ -81,7 +81,7 @@ def test_a_row_may_carry_its_own_condition(tmp_path: Path) -> None:
     ("rows", "run", "message"),
     [
         ([], {}, r"^no rows to write to .*a\.csv; a visualize run has at least one$"),
-        ([ROW], {"table": "speed"}, r"^unknown table 'speed'; allowed: finetune, gallery, method_grid, "),
+        ([ROW], {"table": "speed"}, r"^unknown table 'speed'; allowed: explain, .*, finetune, gallery, "),
         ([{**ROW, "extra": 1}], {}, r"unknown columns \['extra'\]; metrics allowed: image, "),
         ([{k: v for k, v in ROW.items() if k != "layer"}], {}, r"^row 0 .* missing columns \['layer'\]"),
         ([ROW, {**ROW, "probability": float("nan")}], {}, r"^row 1 .* no value \(or NaN\) in 'probability'"),

@@ -124,6 +124,7 @@ def test_gradients_flow_through_the_values_only():
 
 
 @pytest.mark.slow
+@pytest.mark.speed
 def test_speed_follows_the_macs():
     """At 0.5, float32, batch 16: at least 0.9 of the speed-up that the MAC ratio implies."""
     torch.manual_seed(0)

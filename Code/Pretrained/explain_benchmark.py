@@ -19,8 +19,8 @@
 # **Question:** MUTEX against eight other explainers, over many images. Insertion shows the hottest patches first,
 # deletion takes them away first; a good explanation has a large area under the first curve and a small one under the
 # second. Random heatmaps are the floor: every gain is a paired difference to them, image by image, with a t test.
-# Then MUTEX alone: its three parameters one at a time and its 54 masks by kind. Last, models with fewer tokens: can
-# they still be explained, on the full grid?
+# Last, models with fewer tokens: can they still be explained, on the full grid? MUTEX's own parameters and masks are
+# the subject of `Pretrained/mutex_study`.
 #
 # | | |
 # |---|---|
@@ -30,13 +30,11 @@
 # | Real images | `./run_all.sh imagenette` |
 
 # %%
-from dataclasses import replace
-
 import pandas as pd
 
 from common import plots
 from common.explain.comparison import Judgement
-from common.explain.studies import Benchmark, explainer_rows, mask_rows, parameter_rows, reduced_rows
+from common.explain.studies import Benchmark, explainer_rows, reduced_rows
 from common.explain.subject import open_subject
 from common.results import resolve, write_run
 from common.training import torch_device
@@ -58,14 +56,10 @@ explainers = [
     "integrated_gradients",
     "tram",
 ]
-min_cuts = [0.0, 0.01, 0.1, 0.3]
-token_ratios = [0.25, 0.5, 0.75, 0.9]
-starting_layers = [0, 2, 4]
 reducers = ["tram", "tome"]
 reduced_explainers = ["mutex", "random", "chefer"]
 keep_rate = 0.5
 num_images = 60
-num_studied = 60
 num_sensitive = 8
 img_size = 32
 baseline = "black"
@@ -110,34 +104,11 @@ plots.save(curves, resolve(figure).with_suffix("") / "curves.png")
 curves
 
 # %% [markdown]
-# ## MUTEX: its parameters, one at a time
-# The others stay at `min_cut` 0.01, `token_ratio` 0.5, `starting_layer` 0. From here on `num_studied` images.
-
-# %%
-fewer = open_subject(backbone, weights, dataset, **options | {"images": num_studied}, batch_size=batch_size)
-studied = replace(bench, subject=fewer)
-values = {"min_cut": min_cuts, "token_ratio": token_ratios, "starting_layer": starting_layers}
-rows += parameter_rows(studied, values)
-parameters = plots.parameter_study(pd.DataFrame(rows).assign(**constant))
-plots.save(parameters, resolve(figure).with_suffix("") / "parameters.png")
-parameters
-
-# %% [markdown]
-# ## MUTEX: its masks
-# The heatmap that remains when only the masks of one aggregation of heads, one degree or one statistic are used.
-
-# %%
-rows += mask_rows(studied)
-masks = plots.mask_ablation(pd.DataFrame(rows).assign(**constant))
-plots.save(masks, resolve(figure).with_suffix("") / "masks.png")
-masks
-
-# %% [markdown]
 # ## Models with fewer tokens
 # Each reduced model is asked about its own predictions, and insertion and deletion run on it as well.
 
 # %%
-rows += reduced_rows(studied, reducers, keep_rate, reduced_explainers)
+rows += reduced_rows(bench, reducers, keep_rate, reduced_explainers)
 reduced = pd.DataFrame(rows).query("study == 'reduced'")
 shown = ["reducer", "keep_rate", *shown[:-3], "seconds"]
 reduced[shown].style.format("{:.3g}", subset=shown[3:], na_rep="").hide(axis="index")

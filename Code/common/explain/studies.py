@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -25,9 +25,10 @@ Row = dict[str, object]
 
 @dataclass(frozen=True)
 class Benchmark:
-    """Explanations of one subject, judged in one way; what is finished stays in ``folder``.
+    """Explanations of one subject, judged in one way, each made once.
 
     Attributes:
+        folder: where finished ones outlive the process, see :func:`common.explain.comparison.assess`.
         reducer, keep_rate: of the subject's model, where it is reduced.
     """
 
@@ -36,12 +37,14 @@ class Benchmark:
     folder: str | Path | None = None
     reducer: str = "none"
     keep_rate: float = 1.0
+    _done: dict[str, Assessment] = field(default_factory=dict, init=False, repr=False)
 
     def assess(self, text: str) -> Assessment:
         """Explain all images with the explainer written as ``text``, and judge that."""
-        s = self.subject
-        size = self.how.batch_size
-        return assess(text, s.model, s.dataset, s.labels, self.how, folder=self.folder, batch_size=size)
+        if text not in self._done:
+            s, options = self.subject, {"folder": self.folder, "batch_size": self.how.batch_size}
+            self._done[text] = assess(text, s.model, s.dataset, s.labels, self.how, **options)
+        return self._done[text]
 
     def row(self, study: str, text: str, quality: Quality, seconds: float | None, part: str = "") -> Row:
         """A row of the table "explain_benchmark"."""

@@ -16,46 +16,20 @@ from numpy.typing import ArrayLike
 
 from common.errors import UsageError, require_choice
 from common.plots.frames import legend_below, panel_axes, require_columns, require_table, split_panels
-from common.plots.heatmaps import DELETION, INSERTION
 from common.plots.labels import Label, place_labels
 from common.plots.patches import as_numpy
 from common.plots.style import EXPLAINERS, METHODS, RC, explainer_label, explainer_style, method_style, new_figure
 
-_SETTING = ("profile", "dataset", "backbone", "img_size", "keep_rate", "baseline", "n_images", "seed", "dtype")
-_NAMED = ("dataset", "backbone")
+_WHERE = ("profile", "dataset", "backbone", "img_size", "keep_rate", "baseline", "n_images", "seed", "dtype")
+SETTING = (*_WHERE, "reducer")
+NAMED = ("dataset", "backbone")  # what the title of a panel always says
 _AUCS = ("insertion_auc", "insertion_auc_sem", "deletion_auc", "deletion_auc_sem")
-_BETTER = {"insertion_auc": "Insertion AUC (higher is better)", "deletion_auc": "Deletion AUC (lower is better)"}
-_MEASURES = {"insertion_auc": (INSERTION, "o"), "deletion_auc": (DELETION, "s")}
-_AGREEMENT = {"rank_correlation": "Rank correlation", "above_chance": "IoU minus chance"}
+# Title, column of the standard errors, and what those are of.
+_AGREEMENT = {
+    "rank_correlation": ("Rank correlation", "rank_correlation_sem", "standard errors"),
+    "above_chance": ("IoU minus chance", "iou_sem", "standard errors of the IoU"),
+}
 _VARIANT_LINES = ("-", "--", "-.", ":")
-# Default of each parameter of MUTEX that is studied, and what its axis says.
-PARAMETERS = {
-    "min_cut": (0.01, "min_cut (share of the strongest arc)"),
-    "token_ratio": (0.5, "token_ratio (share hidden by a mask)"),
-    "starting_layer": (0, "starting_layer (first block used)"),
-}
-# Kinds of masks: how many of the 54 are of each kind of the group, and their names. "min" is one of two groups.
-MASK_PARTS = {
-    "aggregation": (18, {"min": "minimum", "max": "maximum", "sum": "sum"}),
-    "degree": (27, {"in": "in-degree", "out": "out-degree"}),
-    "statistic": (
-        6,
-        {
-            "coherence": "coherence",
-            "max": "maximum",
-            "min": "minimum",
-            "sum": "sum",
-            "std": "standard deviation",
-            "sum_over_std": "sum / standard deviation",
-            "median": "median",
-            "skewness": "skewness",
-            "kurtosis": "kurtosis",
-        },
-    ),
-}
-_GROUPS = {"aggregation": "Heads aggregated by", "degree": "Centrality", "statistic": "Layers aggregated by"}
-_GROUP_COLORS = {"aggregation": "#0072B2", "degree": "#D55E00", "statistic": "#009E73"}
-_BAR = {"linestyle": "none", "elinewidth": 1.4, "markersize": 5.5}
 
 
 class Curves(Protocol):
@@ -101,9 +75,9 @@ def insertion_deletion_plane(df: pd.DataFrame) -> Figure:
     corner is better than random in both. Raises :class:`UsageError` on a missing column, no such row, an unknown
     explainer or two rows for one point.
     """
-    df = _of_studies(df, ("explainers",), (), "insertion_deletion_plane")
-    df = require_table(df, (), (*_SETTING, "method", "options"), "insertion_deletion_plane")
-    panels = list(split_panels(df, _SETTING, _NAMED))
+    df = of_studies(df, ("explainers",), (), "insertion_deletion_plane")
+    df = require_table(df, (), (*SETTING, "method", "options"), "insertion_deletion_plane")
+    panels = list(split_panels(df, SETTING, NAMED))
     columns = min(len(panels), 2)
     fig = new_figure(4.6 * -(-len(panels) // columns))
     labels: list[Label] = []
@@ -118,56 +92,6 @@ def insertion_deletion_plane(df: pd.DataFrame) -> Figure:
 
 
 @rc_context(RC)
-def parameter_study(df: pd.DataFrame) -> Figure:
-    """Draw insertion and deletion AUC of MUTEX against each of its parameters, bars of one standard error.
-
-    ``df`` holds explain_benchmark rows, of which those of the studies "min_cut", "token_ratio" and "starting_layer" are
-    shown: a column per study, two rows per setting. The value of a row is read from its ``options``; a row that does
-    not set it has the default. Values stand in order, at equal distances. Raises :class:`UsageError` on a
-    missing column, no such row, or two rows for one point.
-    """
-    df = _of_studies(df, tuple(PARAMETERS), ("options",), "parameter_study")
-    df = df.assign(value=[_value_of(*pair) for pair in zip(df["study"], df["options"], strict=True)])
-    df = require_table(df, (), (*_SETTING, "study", "method", "value"), "parameter_study")
-    studies = [study for study in PARAMETERS if (df["study"] == study).any()]
-    panels = list(split_panels(df, _SETTING, _NAMED))
-    fig = new_figure(4.2 * len(panels))
-    axes = np.array(panel_axes(fig, 2 * len(panels) * len(studies), len(studies), sharey="row"))
-    for (title, rows), pair in zip(panels, axes.reshape(len(panels), 2, -1), strict=True):
-        for name, cells in zip(_MEASURES, pair, strict=True):
-            for study, ax in zip(studies, cells, strict=True):
-                _line(ax, rows[rows["study"] == study], study, name)
-            cells[0].set_ylabel(_BETTER[name].replace(" (", "\n("))
-        for study, above, below in zip(studies, *pair, strict=True):
-            above.tick_params(labelbottom=False)
-            below.set_xlabel(PARAMETERS[study][1])
-        pair[0, 0].set_title(title, loc="left")
-    return fig
-
-
-@rc_context(RC)
-def mask_ablation(df: pd.DataFrame) -> Figure:
-    """Draw insertion and deletion AUC of MUTEX with some of its masks only, bars of one standard error.
-
-    ``df`` holds explain_benchmark rows, of which those of study "masks" are shown, two panels per setting. Their
-    ``part`` is "all" or names the masks used: "aggregation=min", "degree=in", "statistic=coherence" (see
-    ``MASK_PARTS``). The band is the standard error with all masks. Raises :class:`UsageError` on a missing column, no
-    such row, an unknown part or two rows for one.
-    """
-    df = _of_studies(df, ("masks",), ("part",), "mask_ablation")
-    df = require_table(df, (), (*_SETTING, "method", "options", "part"), "mask_ablation")
-    places = _mask_places(df["part"].unique())
-    panels = list(split_panels(df, _SETTING, _NAMED))
-    fig = new_figure((0.75 + 0.205 * max(places["y"])) * len(panels))
-    axes = np.array(panel_axes(fig, 2 * len(panels), 2, sharey=True)).reshape(-1, 2)
-    for (title, rows), cells in zip(panels, axes, strict=True):
-        for ax, name in zip(cells, _MEASURES, strict=True):
-            _dots(ax, rows.set_index("part"), name, places)
-            ax.set(title=title, xlabel=_BETTER[name])
-    return fig
-
-
-@rc_context(RC)
 def agreement_matrix(df: pd.DataFrame) -> Figure:
     """Draw how well explainers (rows) agree with what reducers (columns) keep: rank correlation, and IoU above chance.
 
@@ -177,17 +101,18 @@ def agreement_matrix(df: pd.DataFrame) -> Figure:
     unknown explainer or reducer, or two rows for one cell.
     """
     columns = ("method", "reducer", "layer", "rank_correlation", "iou", "iou_chance")
-    df = require_table(df, columns, (*_SETTING, "method", "options", "reducer", "layer"), "agreement_matrix")
-    df = _worded(df).assign(above_chance=df["iou"] - df["iou_chance"], above_chance_sem=df.get("iou_sem"))
-    panels = list(split_panels(df, _SETTING, _NAMED))
+    df = require_table(df, columns, (*_WHERE, "method", "options", "reducer", "layer"), "agreement_matrix")
+    df = _worded(df).assign(above_chance=df["iou"] - df["iou_chance"])
+    panels = list(split_panels(df, _WHERE, NAMED))
     names = [name for name in _AGREEMENT if df[name].notna().any()]
     count = len(_looks(zip(df["method"], df["options"], strict=True)))
     fig = new_figure((1.6 + 0.29 * count) * len(panels))
     axes = np.array(panel_axes(fig, len(names) * len(panels), len(names))).reshape(len(panels), -1)
     for (title, rows), cells in zip(panels, axes, strict=True):
         for ax, name in zip(cells, names, strict=True):
-            _matrix(ax, rows, name, Normalize(-df[name].abs().max(), df[name].abs().max()))
-            ax.set_title(f"{title}\n{_AGREEMENT[name]}")
+            limit = max(df[name].abs().max(), 1e-9)
+            _matrix(ax, rows, name, Normalize(-limit, limit))
+            ax.set_title(f"{title}\n{_AGREEMENT[name][0]}")
         for ax in cells[1:]:
             ax.tick_params(labelleft=False)
     return fig
@@ -226,50 +151,6 @@ def _better_corner(ax: Axes, x: float, y: float) -> None:
     )  # fmt: skip
 
 
-def _line(ax: Axes, rows: pd.DataFrame, study: str, name: str) -> None:
-    rows = rows.sort_values("value")
-    places, (color, marker) = np.arange(len(rows)), _MEASURES[name]
-    ax.errorbar(places, rows[name], yerr=rows[f"{name}_sem"], color=color, marker=marker, markersize=5)
-    usual = PARAMETERS[study][0]
-    # two lines for all, or they would not stand on one
-    ax.set_xticks(places, [f"{value:g}\n{'default' if value == usual else ' '}" for value in rows["value"]])
-    ax.margins(x=0.08)
-    ax.grid(axis="x", visible=False)
-
-
-def _dots(ax: Axes, rows: pd.DataFrame, name: str, places: pd.DataFrame) -> None:
-    if "all" in rows.index:
-        mean, sem = rows.loc["all", name], rows.loc["all", f"{name}_sem"]
-        ax.axvspan(mean - sem, mean + sem, color="#000000", alpha=0.1, linewidth=0, zorder=0)
-        ax.axvline(mean, color="#000000", linewidth=1, linestyle="--", zorder=1)
-    for part, place in places[places["part"].isin(rows.index)].set_index("part").iterrows():
-        look = {**_BAR, "color": place["color"], "marker": "o"}
-        ax.errorbar(rows.loc[part, name], place["y"], xerr=rows.loc[part, f"{name}_sem"], **look)
-    ax.set_ylim(max(places["y"]) + 0.7, -0.7)
-    ax.set_yticks(places["y"], places["label"], fontsize=8.5)
-    for tick, part in zip(ax.yaxis.get_major_ticks(), places["part"], strict=True):
-        tick.label1.set_fontweight("normal" if part else "bold")
-    ax.tick_params(axis="y", length=0)
-    ax.grid(axis="y", visible=False)
-
-
-def _mask_places(parts: Iterable[str]) -> pd.DataFrame:
-    """Lines of the figure, from above: ``part`` ("" is a heading), label, colour and place ``y``."""
-    known = {f"{group}={kind}" for group, (_, kinds) in MASK_PARTS.items() for kind in kinds}
-    parts = {require_choice(part, {"all", *known}, "part of the masks") for part in parts}
-    lines = [("all", "all 54 masks", "#000000", 0.0)] if "all" in parts else []
-    y = 0.0
-    for group, (count, kinds) in MASK_PARTS.items():
-        found = [kind for kind in kinds if f"{group}={kind}" in parts]
-        if found:
-            y += 1.4
-            lines.append(("", f"{_GROUPS[group]} ({count} masks each)", "", y))
-        for kind in found:
-            y += 1
-            lines.append((f"{group}={kind}", kinds[kind], _GROUP_COLORS[group], y))
-    return pd.DataFrame(lines, columns=["part", "label", "color", "y"])
-
-
 def _matrix(ax: Axes, rows: pd.DataFrame, name: str, norm: Normalize) -> None:
     rows = rows[rows["reducer"].isin(rows.loc[rows[name].notna(), "reducer"])]  # not every reducer scores patches
     pairs = list(_looks(zip(rows["method"], rows["options"], strict=True)))
@@ -287,9 +168,10 @@ def _matrix(ax: Axes, rows: pd.DataFrame, name: str, norm: Normalize) -> None:
     ax.tick_params(length=0)
     ax.grid(visible=False)
     ax.spines[:].set_visible(False)
-    errors = rows[f"{name}_sem"].dropna() if f"{name}_sem" in rows else []
+    _, measured, what = _AGREEMENT[name]
+    errors = rows[measured].dropna() if measured in rows else []
     if len(errors):
-        ax.set_xlabel(f"standard errors up to {max(errors):.2f}", fontsize=8.5)
+        ax.set_xlabel(f"{what} up to {max(errors):.2f}", fontsize=8.5)
 
 
 def _reducers(rows: pd.DataFrame) -> dict[tuple[str, int], str]:
@@ -326,7 +208,7 @@ def _looks(pairs: Iterable[tuple[str, str]]) -> dict[tuple[str, str], dict]:
     return looks
 
 
-def _of_studies(df: pd.DataFrame, studies: Sequence[str], columns: Sequence[str], what: str) -> pd.DataFrame:
+def of_studies(df: pd.DataFrame, studies: Sequence[str], columns: Sequence[str], what: str) -> pd.DataFrame:
     """Return the rows of ``studies``, empty options as ""; raise :class:`UsageError` on none or a missing column."""
     df = require_columns(df, ("study", "method", "n_images", *columns, *_AUCS), what)
     rows = df[df["study"].isin(studies)]
@@ -340,11 +222,6 @@ def _worded(df: pd.DataFrame) -> pd.DataFrame:
     """Return ``df`` with settings as titles should name them."""
     forms = {"n_images": "{} images", "baseline": "baseline {}", "seed": "seed {}", "keep_rate": "keep rate {:.4g}"}
     return df.assign(**{name: df[name].map(form.format) for name, form in forms.items() if name in df.columns})
-
-
-def _value_of(study: str, options: str) -> float:
-    given = dict(option.split("=", 1) for option in options.split(",") if option)
-    return float(given.get(study, PARAMETERS[study][0]))
 
 
 def _mean_and_sem(values: ArrayLike, points: int, what: str) -> tuple[np.ndarray, np.ndarray]:

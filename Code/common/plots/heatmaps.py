@@ -71,7 +71,7 @@ def heatmaps(rows: Sequence[HeatmapRow], *, title: str = "") -> Figure:
     if not rows:
         raise UsageError("heatmaps needs at least one row; given: none")
     page = _Rows(len(rows), top=0.55 if title else 0.28)
-    maps = [_maps([row.heatmap], "heatmap", 1)[0] for row in rows]
+    maps = [_map(row.heatmap) for row in rows]
     images = [_picture(row.image, 2 * len(rows), page.side) for row in rows]
     shown = _of_one_palette(images)
     fig = new_figure(page.height, layout=None)
@@ -136,7 +136,7 @@ def overlay(image: np.ndarray, heatmap: ArrayLike, *, signed: bool | None = None
     The hotter, the more opaque; signed heat is centred on 0, and the more opaque the farther from it. Heat is
     ``signed`` by default if it has negative values. Raises :class:`UsageError` on another shape, or NaN.
     """
-    values = _maps([heatmap], "heatmap", 1)[0]
+    values = _map(heatmap)
     norm, cmap = _scale(values, bool((values < 0).any()) if signed is None else signed)
     smooth = Image.fromarray(values.astype(np.float32)).resize(image.shape[1::-1], Image.Resampling.BILINEAR)
     share = (np.asarray(norm(np.asarray(smooth))) * cmap.N).astype(int).clip(0, cmap.N - 1)
@@ -215,16 +215,28 @@ def _scale(values: np.ndarray, signed: bool) -> tuple[Normalize, Colormap]:
     return Normalize(low, high if high > low else low + 1), _HEAT  # heat that is the same everywhere is lowest
 
 
-def _maps(values: ArrayLike | Sequence[ArrayLike], what: str, count: int) -> np.ndarray:
-    """Return heatmaps (count, h, w) as floats."""
-    maps = np.stack([np.asarray(as_numpy(each), float) for each in values])
-    if maps.ndim != 3 or len(maps) != count:
+def _map(heatmap: ArrayLike) -> np.ndarray:
+    """Return one heatmap (h, w) as floats."""
+    values = np.asarray(as_numpy(heatmap), float)
+    if values.ndim != 2:
+        raise UsageError(f"heatmap has shape {values.shape}; allowed: (h, w), a value per patch")
+    return _finite(values, "heatmap")
+
+
+def _maps(heatmaps: ArrayLike, explainer: str, count: int) -> np.ndarray:
+    """Return the heatmaps (count, h, w) of an explainer as floats."""
+    values = np.asarray(as_numpy(heatmaps), float)
+    if values.ndim != 3 or len(values) != count:
         raise UsageError(
-            f"{len(maps)} heatmaps of {what!r} have shape {maps.shape[1:]}; allowed: (h, w), {count} of them"
+            f"heatmaps of {explainer!r} have shape {values.shape}; allowed: ({count}, h, w), one per image"
         )
-    if not np.isfinite(maps).all():
-        raise UsageError(f"heat of {what!r} has NaN or infinite values; give finite ones")
-    return maps
+    return _finite(values, f"heat of {explainer!r}")
+
+
+def _finite(values: np.ndarray, what: str) -> np.ndarray:
+    if not np.isfinite(values).all():
+        raise UsageError(f"{what} has NaN or infinite values; give finite ones")
+    return values
 
 
 def _picture(image: ArrayLike, count: int, inches: float) -> np.ndarray:

@@ -19,13 +19,22 @@ from matplotlib.figure import Figure
 
 from common import plots
 from common.errors import UsageError
+from common.plots.mutex_studies import PARAMETERS
 from common.report.summary import VARIANT, architecture
 from common.report.tables import TITLES, Study, published_sections, shortened, study
 from common.report.text import CAPTIONS, QUESTIONS, Answer, answers, facts
 from common.results import read_runs, resolve, write_atomically
 
-# Every figure of these studies shows something of its own; those of the others repeat what the summary figure shows.
-_RUN_FIGURES = ("visualize", "gallery", "sizing")
+# These figures of single runs show something of their own; the others repeat what the summary figures show.
+_RUN_FIGURES = {
+    "visualize": "**/*.png",
+    "gallery": "**/*.png",
+    "sizing": "**/*.png",
+    "explain": "**/*.png",
+    "explain_benchmark": "*/curves.png",
+}
+# What a study's summary figures are called, behind its own name.
+_SUMMARIES = ("", "_cost", "_speed", "_plane", "_parameters", "_masks")
 MAX_FIGURE_BYTES = 2_000_000
 # A study with more tables than this shows the first two; the others open on a click.
 _OPEN_SECTIONS = 6
@@ -71,6 +80,17 @@ def summary_figures(studies: dict[str, Study]) -> Iterator[tuple[str, Figure]]:
             with_speed = add_speedup(found[name].runs, studies["throughput"].runs)
             if (with_speed["speedup"].notna() & (with_speed["method"] != "none")).any():
                 yield f"{name}_speed", plots.accuracy_mac_pareto(with_speed, value="val_accuracy")
+    if "explain_benchmark" in found:
+        runs = found["explain_benchmark"].runs
+        for figure, draw, studies_shown in (
+            ("plane", plots.insertion_deletion_plane, ["explainers"]),
+            ("parameters", plots.parameter_study, list(PARAMETERS)),
+            ("masks", plots.mask_ablation, ["masks"]),
+        ):
+            if runs["study"].isin(studies_shown).any():
+                yield f"explain_benchmark_{figure}", draw(runs)
+    if "explain_agreement" in found:
+        yield "explain_agreement", plots.agreement_matrix(found["explain_agreement"].runs)
 
 
 def add_speedup(runs: pd.DataFrame, throughput: pd.DataFrame) -> pd.DataFrame:
@@ -92,16 +112,15 @@ def _chapters(results_dir: Path, studies: dict[str, Study]) -> Iterator[Chapter]
     summary = write_summary_figures(results_dir, studies)
     room = MAX_FIGURE_BYTES - sum(path.stat().st_size for path in summary.values())
     for name, each in studies.items():
-        pictures = [
-            _picture(path, CAPTIONS[key])
-            for key, path in summary.items()
-            if key in (name, f"{name}_cost", f"{name}_speed")
-        ]
-        left_out = []
-        for path in sorted((results_dir / "figures" / name).glob("**/*.png")):
-            room -= path.stat().st_size if name in _RUN_FIGURES else 0
-            if name in _RUN_FIGURES and room >= 0:
-                pictures.append(_picture(path, f"{CAPTIONS[name]} Run {path.stem}."))
+        own = [f"{name}{end}" for end in _SUMMARIES]
+        pictures = [_picture(path, CAPTIONS[key]) for key, path in summary.items() if key in own]
+        left_out, folder = [], results_dir / "figures" / name
+        shown = set(folder.glob(_RUN_FIGURES[name])) if name in _RUN_FIGURES else set()
+        for path in sorted(folder.glob("**/*.png")):
+            room -= path.stat().st_size if path in shown else 0
+            if path in shown and room >= 0:
+                run = path.relative_to(folder).with_suffix("").as_posix()
+                pictures.append(_picture(path, f"{CAPTIONS[name]} Run {run}."))
             else:
                 left_out.append(path.relative_to(results_dir).as_posix())
         said = answers(name, each.data) if len(each.runs) else []

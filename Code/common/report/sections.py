@@ -22,6 +22,7 @@ SIZING_NOTE = (
     "GMAC, thop counts as the published GFlops do."
 )
 _LEFT = {"Model", "Predicted", "Backbone", "Dataset", "Published in", "Source", "Status", "Start"}
+_LEFT |= {"Explainer", "Explained model", "Image", "Masks used"}
 
 
 @dataclass(frozen=True)

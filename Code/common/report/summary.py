@@ -6,12 +6,14 @@ are worded is the matter of :mod:`common.report.tables`.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from itertools import product
 
 import pandas as pd
 
-from common.errors import UsageError
-from common.plots import METHODS
+from common.errors import UsageError, require_choice
+from common.plots import EXPLAINERS, METHODS
+from common.plots.mutex_studies import MASK_PARTS, PARAMETERS, parameter_value
 from common.results import read_published
 
 VARIANT = ["method", "options", "keep_rate"]
@@ -24,7 +26,13 @@ SETTING = {
     "method_grid": ["dataset", "backbone", "img_size", "epochs", "n_train", "n_val", "dtype", "batch"],
     "visualize": ["dataset", "backbone", "img_size"],
     "gallery": ["dataset", "backbone", "img_size", "image", "class_name"],
+    "explain": ["dataset", "backbone", "img_size", "reducer", "keep_rate", "seed"],
+    "explain_benchmark": ["dataset", "backbone", "img_size", "baseline", "n_images", "seed"],
+    "explain_agreement": ["dataset", "backbone", "img_size", "keep_rate", "n_images", "seed"],
 }
+# In these tables ``method`` is an explainer.
+EXPLANATIONS = ("explain", "explain_benchmark", "explain_agreement")
+STUDIES = ("explainers", *PARAMETERS, "masks", "reduced")
 NOT_RUN = "not run here"
 EFFICIENCY_KEY = ["backbone", "img_size", "method", "keep_rate"]
 # The published fine-tuning tables are this experiment, on these sets, and no other.
@@ -36,9 +44,9 @@ def architecture(backbone: str) -> str:
     return backbone.partition(".")[0]
 
 
-def in_order(frame: pd.DataFrame, first: list[str]) -> pd.DataFrame:
-    """Rows by ``first`` (float32 before the shorter formats), then method as in the figures, keep rates falling."""
-    place = {method: number for number, method in enumerate(METHODS)}
+def in_order(frame: pd.DataFrame, first: list[str], methods: Iterable[str] = METHODS) -> pd.DataFrame:
+    """Rows by ``first`` (float32 before the shorter formats), ``methods`` as in the figures, keep rates falling."""
+    place = {method: number for number, method in enumerate(methods)}
     ranked = frame.assign(_rank=frame["method"].map(place).fillna(len(place)))
     by = [*first, "_rank", *VARIANT]
     ranked = ranked.sort_values(by, ascending=[name not in ("keep_rate", "dtype") for name in by], kind="stable")
@@ -182,6 +190,61 @@ def gallery(runs: pd.DataFrame) -> pd.DataFrame:
     return in_order(runs[columns], SETTING["gallery"])
 
 
+def explain(runs: pd.DataFrame) -> pd.DataFrame:
+    """One row per image and explainer: what the model says, areas under insertion and deletion, seconds."""
+    first = [*SETTING["explain"], "image"]
+    key = [*first, "method", "options"]
+    refuse_repeats(runs, key)
+    measures = ["class_name", "predicted", "probability", "insertion_auc", "deletion_auc", "seconds"]
+    return in_order(runs[[*key, *measures]], first, EXPLAINERS)
+
+
+def explain_benchmark(runs: pd.DataFrame) -> pd.DataFrame:
+    """All measures of every explainer, and of every value of the studies of MUTEX, in the order of ``STUDIES``."""
+    setting = SETTING["explain_benchmark"]
+    key = [*setting, "study", "reducer", *VARIANT, "part"]
+    refuse_repeats(runs, key)
+    measures = list(runs.columns[runs.columns.get_loc("insertion_auc") : runs.columns.get_loc("run_id")])
+    table = in_order(runs[[*key, *measures, "batch", "device", "threads"]], setting, EXPLAINERS)
+    places = [_place(*row) for row in zip(table["study"], table["options"], table["part"], strict=True)]
+    table = table.assign(
+        _study=table["study"].map(_study_place), _model=table["reducer"].map(_model_place), _place=places
+    )
+    by = [*setting, "_study", "_model", "keep_rate", "_place"]
+    rising = [name not in ("n_images", "keep_rate") for name in by]  # studies on fewer images come later
+    table = table.sort_values(by, ascending=rising, kind="stable", ignore_index=True)
+    return table.drop(columns=["_study", "_model", "_place"])
+
+
+def _study_place(study: str) -> int:
+    return STUDIES.index(require_choice(study, STUDIES, "study of explanations"))
+
+
+def _model_place(reducer: str) -> int:
+    """Place of a reducer, written ``name:key=value``, among the methods."""
+    name = reducer.partition(":")[0]
+    return list(METHODS).index(name) if name in METHODS else len(METHODS)
+
+
+def _place(study: str, options: str, part: str) -> float:
+    """Place of a row within its study; explainers are in order already."""
+    if study in PARAMETERS:
+        return parameter_value(study, options)
+    parts = ["all", *(f"{group}={kind}" for group, (_, kinds) in MASK_PARTS.items() for kind in kinds)]
+    return parts.index(part) if part in parts else len(parts)
+
+
+def explain_agreement(runs: pd.DataFrame) -> pd.DataFrame:
+    """Rank correlation and IoU of every explainer with every reducer; ``above_chance`` = IoU minus that of chance."""
+    key = [*SETTING["explain_agreement"], "reducer", "layer", "method", "options"]
+    refuse_repeats(runs, key)
+    measures = ["rank_correlation", "rank_correlation_sem", "iou", "iou_sem", "iou_chance"]
+    table = in_order(runs[[*key, *measures]], SETTING["explain_agreement"], EXPLAINERS)
+    table = table.assign(above_chance=table["iou"] - table["iou_chance"], _model=table["reducer"].map(_model_place))
+    by = [*SETTING["explain_agreement"], "_model", "reducer", "layer"]
+    return table.sort_values(by, kind="stable", ignore_index=True).drop(columns="_model")
+
+
 SUMMARIES = {
     "throughput": throughput,
     "sizing": sizing,
@@ -191,12 +254,15 @@ SUMMARIES = {
     "method_grid": method_grid,
     "visualize": visualize,
     "gallery": gallery,
+    "explain": explain,
+    "explain_benchmark": explain_benchmark,
+    "explain_agreement": explain_agreement,
 }
 
 
 def holes(runs: pd.DataFrame, table: str) -> list[str]:
     """Conditions missing from the full grid of methods x keep rates x seeds that the runs of one setting span."""
-    if table in ("sizing", "visualize", "gallery"):
+    if table in ("sizing", "visualize", "gallery", *EXPLANATIONS):
         return []
     found = []
     for setting, group in runs.groupby(SETTING[table], dropna=False):

@@ -16,7 +16,7 @@ import pandas as pd
 
 from common.errors import UsageError, require_choice
 from common.plots.frames import backbone_name
-from common.report import grids
+from common.report import explanations, grids
 from common.report import sections as printed
 from common.report.sections import NONE, Section, percent
 from common.report.summary import SUMMARIES, holes
@@ -31,6 +31,9 @@ TITLES = {
     "scratch": "Accuracy when trained from scratch",
     "visualize": "What is kept",
     "gallery": "What every method keeps or merges",
+    "explain": "Explanations of single images",
+    "explain_benchmark": "How good are the explanations?",
+    "explain_agreement": "Explanations and what reducers keep",
 }
 _SECTIONS: dict[str, Callable[[pd.DataFrame], Iterator[Section]]] = {
     "throughput": printed.throughput_sections,
@@ -41,6 +44,9 @@ _SECTIONS: dict[str, Callable[[pd.DataFrame], Iterator[Section]]] = {
     "scratch": printed.training_sections,
     "visualize": printed.visualize_sections,
     "gallery": printed.gallery_sections,
+    "explain": explanations.explain_sections,
+    "explain_benchmark": explanations.explain_benchmark_sections,
+    "explain_agreement": explanations.explain_agreement_sections,
 }
 _DATASETS = {"cifar10": "CIFAR10", "imagenette": "Imagenette", "fashion-mnist": "FMNIST"}
 _MISSING_SHOWN = 20
@@ -74,8 +80,9 @@ def study(results_dir: str | Path, name: str) -> Study:
 
 
 def published_sections() -> tuple[Section, ...]:
-    """The authors' printed numbers as they print them: accuracy tables, benchmark runs, single training outputs."""
-    return (*_published_accuracy(), *_published_benchmarks(), _published_training())
+    """The authors' printed numbers as they print them: accuracies, benchmark runs, training outputs, explanations."""
+    tables = (*_published_accuracy(), *_published_benchmarks(), _published_training())
+    return (*tables, explanations.published_section())
 
 
 def _published_accuracy() -> Iterator[Section]:

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 import pandas as pd
 
 from common.plots.frames import backbone_name
+from common.plots.style import explainer_label
+from common.report import explanation_text
 from common.report.grids import grid_errors, image_errors, mean_ranks, seed_errors, training_text
 from common.report.sections import counted, leader, method_label, number, percent, spread
-from common.report.summary import NOT_RUN, SETTING
+from common.report.summary import EXPLANATIONS, NOT_RUN, SETTING
 
 QUESTIONS = {
     "throughput": "How much faster is a model that keeps fewer tokens?",
@@ -21,6 +23,9 @@ QUESTIONS = {
     "scratch": "Can a reduced model be trained from random weights?",
     "visualize": "Which parts of a picture are kept, and does the model still say the same?",
     "gallery": "Given one picture and one keep rate, what does each method hold on to?",
+    "explain": "Which patches of a picture speak for what the model says of it?",
+    "explain_benchmark": "Does what the model says hang on the patches that an explainer calls hot?",
+    "explain_agreement": "Do reducers keep the patches that an explanation calls important?",
 }
 CAPTIONS = {
     "throughput": "Measured speed-up over the unreduced model. Bars: quartiles over rounds. Dotted: what the "
@@ -37,6 +42,18 @@ CAPTIONS = {
     "sizing": "Counted arithmetic beside the published numbers.",
     "visualize": "Patches that are still there after each reduction, and how long each place survives on average.",
     "gallery": "Faded patches are gone; patches outlined in one colour share a token; dots mark centres of clusters.",
+    "explain": "The image, its heat, and the probability of the explained class while patches are shown or removed, "
+    "the hottest first; or the same images under several explainers.",
+    "explain_benchmark": "Means over the images while patches are shown or removed, the hottest first. Bands: one "
+    "standard error.",
+    "explain_benchmark_plane": "Every explainer by its areas under deletion and insertion, means over images. Bars: "
+    "one standard error. Shaded: better than random heat in both.",
+    "explain_benchmark_parameters": "MUTEX with one parameter changed at a time, means over images. Bars: one "
+    "standard error.",
+    "explain_benchmark_masks": "MUTEX with only the masks of one kind. Bars: one standard error over images. Band: "
+    "all 54 masks.",
+    "explain_agreement": "Explainers (rows) against reducers (columns): rank correlation of the heat with the scores "
+    "of the reducer's first stage, and how far the hottest patches overlap with those left, above chance.",
 }
 
 
@@ -60,6 +77,8 @@ def answers(name: str, data: pd.DataFrame) -> list[Answer]:
         "visualize": _kept,
         "gallery": _shown,
     }
+    if name in EXPLANATIONS:
+        return [Answer(*each) for each in explanation_text.answers(name, data)]
     return list(tell[name](data))
 
 
@@ -179,13 +198,16 @@ def _shown(data: pd.DataFrame) -> Iterator[Answer]:
 
 def facts(runs: pd.DataFrame) -> dict[str, str]:
     """What was run, for the head of the report: name -> text. ``runs`` are those of all tables."""
-    reduced = runs[runs["method"] != "none"]
-    return {
+    explained = runs["table"].isin(EXPLANATIONS)
+    reduced = runs[(runs["method"] != "none") & ~explained]
+    explainers = dict.fromkeys(explainer_label(method) for method in runs.loc[explained, "method"])
+    found = {
         "Profile": _several(runs["profile"]),
         "Runs": f"{runs['run_id'].groupby(runs['table']).nunique().sum()}",
         "Datasets": _several(runs["dataset"]),
         "Backbones": _several(runs["backbone"].map(backbone_name)),
         "Methods": ", ".join(dict.fromkeys(method_label(method) for method in reduced["method"])),
+        "Explainers": ", ".join(explainers),
         "Keep rates": ", ".join(percent(rate) for rate in sorted(reduced["keep_rate"].unique(), reverse=True)),
         "Seeds": f"{runs['seed'].nunique()} ({_several(runs['seed'])})",
         "Number formats": _several(runs["dtype"]),
@@ -195,6 +217,7 @@ def facts(runs: pd.DataFrame) -> dict[str, str]:
         "Commit": _several(runs["commit"]),
         "Dates": " to ".join(dict.fromkeys([runs["date"].min(), runs["date"].max()])),
     }
+    return {name: text for name, text in found.items() if text}
 
 
 def _several(values: pd.Series) -> str:

@@ -1,0 +1,93 @@
+# ---
+# jupyter:
+#   jupytext:
+#     cell_metadata_filter: tags
+#     notebook_metadata_filter: jupytext,kernelspec,-jupytext.text_representation.jupytext_version
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Pretrained: what makes MUTEX work?
+#
+# **Question:** how much hangs on MUTEX's three parameters, and on which of its 54 masks? Each parameter is varied
+# alone; each kind of mask (one way to aggregate heads, one degree, one statistic over the layers) gives the heatmap
+# that remains when only the masks of that kind are used. Judged by insertion (large is good) and deletion (small is
+# good).
+#
+# | | |
+# |---|---|
+# | Defaults | 60 embedded digits, the small ViT of `Scratch/train_test`, black for what is not shown |
+# | Expected | `token_ratio` matters most; no single kind of mask is as good as all of them together |
+# | Time | about a minute on 2 CPU cores, the first time with the training of the small ViT |
+# | Real images | `./run_all.sh imagenette` |
+
+# %%
+import pandas as pd
+
+from common import plots
+from common.explain.comparison import Judgement
+from common.explain.studies import Benchmark, mask_rows, parameter_rows
+from common.explain.subject import open_subject
+from common.results import resolve, write_run
+from common.training import torch_device
+
+# %% tags=["parameters"]
+profile = "notebook"
+dataset = "digits"
+recipe = "pretrained"
+backbone = "vit_digits"
+weights = "digits"
+min_cuts = [0.0, 0.01, 0.1, 0.3]
+token_ratios = [0.25, 0.5, 0.75, 0.9]
+starting_layers = [0, 2, 4]
+num_images = 60
+img_size = 32
+baseline = "black"
+batch_size = 32
+seed = 0
+device = None
+checkpoints = ""
+csv = "results/notebook/mutex_study.csv"
+figure = "results/notebook/mutex_study.png"
+
+# %%
+options = {"img_size": img_size, "recipe": recipe, "images": num_images, "seed": seed, "device": device}
+subject = open_subject(backbone, weights, dataset, **options, batch_size=batch_size)
+how = Judgement(baseline=baseline, batch_size=batch_size, seed=seed)
+bench = Benchmark(subject, how, folder=resolve(checkpoints) if checkpoints else None)
+print(f"{len(subject.labels)} images of {dataset}, {backbone}: mean confidence {subject.probabilities.mean():.3f}")
+
+# %% [markdown]
+# ## Parameters, one at a time
+# The others stay at `min_cut` 0.01, `token_ratio` 0.5, `starting_layer` 0.
+
+# %%
+values = {"min_cut": min_cuts, "token_ratio": token_ratios, "starting_layer": starting_layers}
+rows = list(parameter_rows(bench, values))
+constant = {"profile": profile, "backbone": backbone, "dataset": dataset, "img_size": img_size, "seed": seed}
+constant |= {"dtype": "float32", "batch": batch_size}
+parameters = plots.parameter_study(pd.DataFrame(rows).assign(**constant))
+plots.save(parameters, figure)
+parameters
+
+# %% [markdown]
+# ## Masks, one kind at a time
+
+# %%
+rows += mask_rows(bench)
+masks = plots.mask_ablation(pd.DataFrame(rows).assign(**constant))
+plots.save(masks, resolve(figure).with_suffix("") / "masks.png")
+masks
+
+# %% [markdown]
+# ## Save
+
+# %%
+write_run(rows, csv, table="explain_benchmark", device=str(torch_device(device)), **constant)

@@ -1,0 +1,250 @@
+"""Tables and sentences about explanations on runs whose answers are known."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from fake_runs import (
+    explain_agreement_run,
+    explain_benchmark_run,
+    explain_run,
+    quality_row,
+    whole_benchmark,
+)
+
+from common.errors import UsageError
+from common.report import page, tables
+from common.report.text import answers, facts
+from common.results import TABLES, read_runs
+
+
+def sections(root: Path, name: str) -> list:
+    return list(tables.study(root, name).sections)
+
+
+def titled(root: Path, end: str):
+    (section,) = (found for found in sections(root, "explain_benchmark") if found.title.endswith(end))
+    return section
+
+
+COLUMNS = {
+    "explain": "reducer image class_name predicted probability insertion_auc deletion_auc seconds",
+    "explain_benchmark": "study reducer part baseline n_images insertion_auc insertion_auc_sem deletion_auc "
+    "deletion_auc_sem insertion_gain insertion_p deletion_gain deletion_p pointing pointing_sem mass mass_sem "
+    "sparseness max_sensitivity seconds",
+    "explain_agreement": "reducer layer n_images rank_correlation rank_correlation_sem iou iou_sem iou_chance",
+}
+
+
+@pytest.mark.parametrize("name", COLUMNS)
+def test_columns_of_the_tables(name: str) -> None:
+    assert " ".join(TABLES[name].metrics) == COLUMNS[name]
+
+
+def test_what_may_be_empty(tmp_path: Path) -> None:
+    explain_benchmark_run(tmp_path, quality_row("random", 0.4, 0.4, insertion_auc_sem=None))
+    with pytest.raises(UsageError, match=r"no value .* 'deletion_auc'"):
+        explain_benchmark_run(tmp_path, quality_row("random", 0.4, math.nan), name="b")
+    with pytest.raises(UsageError, match=r"no value .* 'study'"):
+        explain_benchmark_run(tmp_path, quality_row("random", 0.4, 0.4, study=""), name="b")
+
+
+def test_benchmark_markdown_exactly(tmp_path: Path) -> None:
+    whole_benchmark(tmp_path)
+    first = sections(tmp_path, "explain_benchmark")[0]
+    assert first.title == "digits, vit_digits, 32 px, baseline black, 60 images"
+    assert tables.markdown_table(first) == (
+        "| Explainer | Insertion AUC | Deletion AUC | Insertion gain | Deletion gain | Pointing game | Mass in box | "
+        "Sparseness | Max-sensitivity | ms per image |\n"
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |\n"
+        "| MUTEX | **0.600 ± 0.010** | **0.250 ± 0.020** | +0.200 (p < 0.001) | +0.150 (p = 0.020) | 0.750 ± 0.050 | "
+        "0.400 ± 0.020 | 0.200 | 0.050 | 50.0 |\n"
+        "| rollout | 0.410 ± 0.010 | 0.430 ± 0.020 | +0.010 (p = 0.400) | -0.030 (p = 0.300) | 0.750 ± 0.050 | "
+        "0.400 ± 0.020 | 0.300 | 0.100 | 50.0 |\n"
+        "| random | 0.400 ± 0.010 | 0.400 ± 0.020 | - | - | - | - | - | - | 50.0 |"
+    )
+    notes = " ".join(first.notes)
+    for said in ("higher is better", "lower is better", "over 60 images", "replaced by black", "whole patches"):
+        assert said in first.notes[0]
+    for said in ("paired t test", "Pointing game", "Gini index", "threads: 2, batch 32", "Embedded default: digits"):
+        assert said in notes
+
+
+def test_columns_without_numbers_and_their_notes_are_left_out(tmp_path: Path) -> None:
+    explain_benchmark_run(tmp_path, quality_row("mutex", 0.6, 0.3, seconds=2.5), dataset="imagenette")
+    (section,) = sections(tmp_path, "explain_benchmark")
+    assert list(section.frame.columns) == ["Explainer", "Insertion AUC", "Deletion AUC", "s per image"]
+    assert section.frame.iloc[0, -1] == "2.50"
+    assert len(section.notes) == 2 and not any("digits" in note for note in section.notes)
+
+
+def test_the_lowest_deletion_leads_by_twice_the_standard_error(tmp_path: Path) -> None:
+    near = [quality_row("random", 0.6, 0.30), quality_row("mutex", 0.62, 0.25), quality_row("chefer", 0.5, 0.19)]
+    explain_benchmark_run(tmp_path, *near)
+    (section,) = sections(tmp_path, "explain_benchmark")
+    assert section.frame["Explainer"].tolist() == ["MUTEX", "Chefer", "random"]
+    assert section.best == {(1, "Deletion AUC")}, "0.06 > 2 sqrt(2) 0.02, but 0.02 < 2 sqrt(2) 0.01"
+
+
+def test_models_are_not_compared_with_each_other(tmp_path: Path) -> None:
+    rows = [
+        quality_row("mutex", insertion, 0.3, study="reduced", reducer=reducer, keep_rate=0.5)
+        for reducer, insertion in (("tram", 0.5), ("tome", 0.9))
+    ]
+    rows += [quality_row("chefer", 0.4, 0.3, study="reduced", reducer="tome", keep_rate=0.5)]
+    explain_benchmark_run(tmp_path, *rows)
+    (section,) = sections(tmp_path, "explain_benchmark")
+    assert section.frame.iloc[:, :2].to_numpy().tolist() == [
+        ["TRAM, 50 %", "MUTEX"],
+        ["ToMe, 50 %", "MUTEX"],
+        ["ToMe, 50 %", "Chefer"],
+    ]
+    assert section.best == {(1, "Insertion AUC")}, "ahead of Chefer on the same model"
+
+
+def test_studies_follow_folded_and_in_order(tmp_path: Path) -> None:
+    whole_benchmark(tmp_path)
+    found = sections(tmp_path, "explain_benchmark")
+    assert [section.title.partition(": ")[2] for section in found] == [
+        "",
+        "min_cut of MUTEX",
+        "token_ratio of MUTEX",
+        "starting_layer of MUTEX",
+        "MUTEX with some of its masks",
+        "models with fewer tokens",
+    ]
+    assert [section.folded for section in found] == [False, *[True] * 5]
+    assert titled(tmp_path, "starting_layer of MUTEX").frame["starting_layer"].tolist() == ["2", "11"]
+    assert titled(tmp_path, "min_cut of MUTEX").frame["Explainer"].tolist() == ["MUTEX", "MUTEX"]
+    masks = titled(tmp_path, "masks")
+    assert masks.frame["Masks used"].tolist() == ["all 54", "centrality: in-degree (27)", "layers: minimum (6)"]
+    assert "ms per image" not in masks.frame
+    models = titled(tmp_path, "fewer tokens").frame["Explained model"].tolist()
+    assert models == ["TRAM, 70 %", "TRAM, 50 %", "Top-K (head_fusion=mean), 50 %"]
+
+
+def test_studies_of_fewer_images_come_after_the_comparison(tmp_path: Path) -> None:
+    study = {"study": "min_cut", "options": "min_cut=0.1", "n_images": 30}
+    explain_benchmark_run(tmp_path, quality_row("mutex", 0.6, 0.3, **study), quality_row("mutex", 0.6, 0.3))
+    titles = [section.title.partition("black, ")[2] for section in sections(tmp_path, "explain_benchmark")]
+    assert titles == ["60 images", "30 images: min_cut of MUTEX"]
+
+
+def test_other_options_and_seeds_are_named(tmp_path: Path) -> None:
+    row = quality_row("mutex", 0.6, 0.3, study="min_cut", options="min_cut=0.1,token_ratio=0.25")
+    explain_benchmark_run(tmp_path, row)
+    explain_benchmark_run(tmp_path, row, name="b", seed=1)
+    first, second = sections(tmp_path, "explain_benchmark")
+    assert [first.title.partition(": ")[0][-6:], second.title.partition(": ")[0][-6:]] == ["seed 0", "seed 1"]
+    assert first.frame.iloc[0, :2].tolist() == ["MUTEX (token_ratio=0.25)", "0.1"]
+
+
+def test_repeats_and_unknown_studies_are_refused(tmp_path: Path) -> None:
+    explain_benchmark_run(tmp_path, quality_row("mutex", 0.6, 0.3))
+    explain_benchmark_run(tmp_path, quality_row("mutex", 0.7, 0.3), name="b")
+    with pytest.raises(UsageError, match="more than once: a, b"):
+        tables.study(tmp_path, "explain_benchmark")
+    explain_benchmark_run(tmp_path, quality_row("mutex", 0.7, 0.3, study="weather"), name="b")
+    with pytest.raises(UsageError, match="unknown study of explanations 'weather'; allowed: explainers, masks, "):
+        tables.study(tmp_path, "explain_benchmark")
+
+
+def test_single_images(tmp_path: Path) -> None:
+    explain_run(tmp_path, ("random", "mutex"))
+    found = tables.study(tmp_path, "explain")
+    (section,) = found.sections
+    assert section.title == "digits, vit_digits, 32 px"
+    assert section.frame.to_numpy().tolist()[:2] == [
+        ["3 (val-3)", "MUTEX", "3", "0.600", "0.700", "0.300", "12.5"],
+        ["3 (val-3)", "random", "3", "0.600", "0.800", "0.200", "12.5"],
+    ]
+    assert section.best == set() and not section.folded
+    first, second = answers("explain", found.data)
+    assert first.text == "val-3 (3): vit_digits says 3 (60.0 %)."
+    assert second.text == "val-5 (5): vit_digits says 3 (40.0 %)."
+    assert second.points[0] == "MUTEX: insertion AUC 0.700, deletion AUC 0.300"
+
+
+def test_answers_of_the_benchmark(tmp_path: Path) -> None:
+    whole_benchmark(tmp_path)
+    (answer,) = answers("explain_benchmark", tables.study(tmp_path, "explain_benchmark").data)
+    assert answer.text == "On 60 images of digits at 32 px with vit_digits, baseline black, 3 explainers:"
+    assert answer.points == (
+        "insertion AUC: MUTEX is highest, 0.600 ± 0.010",
+        "deletion AUC: MUTEX is lowest, 0.250 ± 0.020",
+        "better than random heat in both, each with p < 0.05: MUTEX",
+        "not certainly better than random heat in both: rollout",
+    )
+
+
+def test_an_answer_says_what_is_not_certain(tmp_path: Path) -> None:
+    explain_benchmark_run(tmp_path, quality_row("mutex", 0.6, 0.3), quality_row("chefer", 0.59, 0.29))
+    (answer,) = answers("explain_benchmark", tables.study(tmp_path, "explain_benchmark").data)
+    assert answer.points == (
+        "insertion AUC: MUTEX is highest, 0.600 ± 0.010 (not certainly ahead of the next)",
+        "deletion AUC: Chefer is lowest, 0.290 ± 0.020 (not certainly ahead of the next)",
+    )
+
+
+def test_agreement_with_reducers(tmp_path: Path) -> None:
+    explain_agreement_run(tmp_path)
+    found = tables.study(tmp_path, "explain_agreement")
+    ranks, overlap = found.sections
+    assert ranks.title == "digits, vit_digits, 32 px, keep rate 50 %, 60 images: rank correlation"
+    assert ranks.frame.to_dict("list") == {
+        "Explainer": ["MUTEX", "random"],
+        "Top-K (head_fusion=mean), block 5": ["0.50 ± 0.02", "0.00 ± 0.02"],
+    }
+    assert overlap.frame.to_dict("list") == {
+        "Explainer": ["MUTEX", "random"],
+        "Top-K (head_fusion=mean), block 5": ["0.38 ± 0.01 (+0.12)", "0.25 ± 0.01 (+0.00)"],
+        "l2 pattern, block 4": ["0.38 ± 0.01 (+0.12)", "0.25 ± 0.01 (+0.00)"],
+    }
+    (answer,) = answers("explain_agreement", found.data)
+    assert answer.points[0] == "rank correlation is highest between MUTEX and Top-K (head_fusion=mean): +0.50"
+    assert answer.points[1].startswith("IoU exceeds chance most between MUTEX and ")
+
+
+def test_published_areas_stand_apart_and_as_printed() -> None:
+    text = tables.markdown("Published numbers", tables.published_sections())
+    assert "| DeiT | ILSVRC2012_val_00042426 | mountain bike | 94.89 | 39.13 |" in text
+    assert "0 after normalisation. None of it is comparable" in text
+    assert "Source: MUTEX repository, Usage_example notebook output" in text
+
+
+def test_page_shows_explanations_with_their_figures(tmp_path: Path) -> None:
+    whole_benchmark(tmp_path)
+    explain_agreement_run(tmp_path)
+    figures = {"explain_benchmark/a.png", "explain_benchmark/a/curves.png", "explain_benchmark/a/masks.png"}
+    for name in figures:
+        path = tmp_path / "figures" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"\x89PNG")
+    text = page.render(tmp_path)
+    chapter = text.partition('<section id="explain_benchmark">')[2].partition("</section>")[0]
+    assert chapter.count("<img ") == 4, "three summary figures and the curves of the run"
+    assert "Run a/curves." in chapter
+    assert "<code>figures/explain_benchmark/a/masks.png</code>" in chapter
+    assert chapter.count("<details>") == 5, "the studies are closed"
+    assert text.partition('<section id="explain_agreement">')[2].partition("</section>")[0].count("<img ") == 1
+    summary = sorted(path.stem for path in (tmp_path / "figures/summary").iterdir())
+    ends = ("_agreement", "_benchmark_masks", "_benchmark_parameters", "_benchmark_plane")
+    assert summary == [f"explain{end}" for end in ends]
+
+
+def test_figures_are_drawn_of_the_studies_that_were_run(tmp_path: Path) -> None:
+    explain_benchmark_run(tmp_path, quality_row("mutex", 0.6, 0.3, study="masks", part="all"))
+    found = {name: tables.study(tmp_path, name) for name in tables.TITLES}
+    assert [name for name, _ in page.summary_figures(found)] == ["explain_benchmark_masks"]
+
+
+def test_explainers_are_no_methods_of_reduction(tmp_path: Path) -> None:
+    whole_benchmark(tmp_path)
+    explain_run(tmp_path)
+    found = facts(read_runs(tmp_path))
+    assert found["Explainers"] == "MUTEX, random, rollout"
+    assert "Methods" not in found and "Keep rates" not in found
+    assert isinstance(tables.study(tmp_path, "explain").data, pd.DataFrame)
