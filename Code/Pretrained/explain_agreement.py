@@ -23,7 +23,7 @@
 #
 # | | |
 # |---|---|
-# | Defaults | 60 embedded digits, the small ViT of `Scratch/train_test`, keep rate 50 % |
+# | Defaults | 40 embedded digits, the small ViT of `Scratch/train_test`, keep rate 50 % |
 # | Expected | attention agrees with attention; what the model needs (MUTEX, Chefer) agrees less |
 # | Time | half a minute on 2 CPU cores, the first time with the training of the small ViT |
 # | Real images | `./run_all.sh imagenette` |
@@ -49,7 +49,7 @@ weights = "digits"
 explainers = ["mutex", "tram", "raw_attention", "rollout", "chefer", "grad_cam", "integrated_gradients", "random"]
 reducers = ["tram", "topk:head_fusion=mean", "evit", "ats", "l2"]
 keep_rate = 0.5
-num_images = 60
+num_images = 40
 img_size = 32
 baseline = "black"
 batch_size = 32

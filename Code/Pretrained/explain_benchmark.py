@@ -24,7 +24,7 @@
 #
 # | | |
 # |---|---|
-# | Defaults | 60 embedded digits, the small ViT of `Scratch/train_test`, black for what is not shown |
+# | Defaults | 40 embedded digits, the small ViT of `Scratch/train_test`, black for what is not shown |
 # | Expected | all but the worst beat random; what asks the model (MUTEX, integrated gradients) wins by deletion |
 # | Time | about a minute on 2 CPU cores, the first time with the training of the small ViT |
 # | Real images | `./run_all.sh imagenette` |
@@ -59,7 +59,7 @@ explainers = [
 reducers = ["tram", "tome"]
 reduced_explainers = ["mutex", "random", "chefer"]
 keep_rate = 0.5
-num_images = 60
+num_images = 40
 num_sensitive = 8
 img_size = 32
 baseline = "black"

@@ -23,7 +23,7 @@
 #
 # | | |
 # |---|---|
-# | Defaults | 60 embedded digits, the small ViT of `Scratch/train_test`, black for what is not shown |
+# | Defaults | 30 embedded digits, the small ViT of `Scratch/train_test`, black for what is not shown |
 # | Expected | `token_ratio` matters most; no single kind of mask is as good as all of them together |
 # | Time | about a minute on 2 CPU cores, the first time with the training of the small ViT |
 # | Real images | `./run_all.sh imagenette` |
@@ -44,10 +44,10 @@ dataset = "digits"
 recipe = "pretrained"
 backbone = "vit_digits"
 weights = "digits"
-min_cuts = [0.0, 0.01, 0.1, 0.3]
-token_ratios = [0.25, 0.5, 0.75, 0.9]
+min_cuts = [0.0, 0.01, 0.1]
+token_ratios = [0.25, 0.5, 0.75]
 starting_layers = [0, 2, 4]
-num_images = 60
+num_images = 30
 img_size = 32
 baseline = "black"
 batch_size = 32

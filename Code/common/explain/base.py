@@ -110,7 +110,7 @@ def predicted(logits: Tensor, labels: Tensor | None) -> Tensor:
 
 def _joined(parts: list[Tensor | None]) -> Tensor | None:
     """The parts as one ordinary tensor, whatever mode they were made in."""
-    return None if parts[0] is None else torch.cat([part.detach().clone() for part in parts])
+    return None if parts[0] is None else torch.cat([part.detach() for part in parts])
 
 
 @contextmanager

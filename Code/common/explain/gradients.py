@@ -85,7 +85,9 @@ class IntegratedGradients(Explainer):
     """Integrated gradients of the logit from a constant image, summed over the pixels of each patch, by captum.
 
     Sundararajan, Taly, Yan, "Axiomatic Attribution for Deep Networks", ICML 2017. Heatmaps are signed; their sum is the
-    logit minus that of the constant image, up to the error of the integral.
+    logit minus that of the constant image, up to the error of the integral. SimpleViT normalises every patch and so
+    sees the whole image however faint it is: all of the change happens at the very start of the path, the heat is about
+    0.
 
     Args:
         n_steps: points of the Gauss-Legendre rule.

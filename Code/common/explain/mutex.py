@@ -116,7 +116,7 @@ def only_masks(explanation: Explanation, chosen: Sequence[int]) -> Explanation:
 def _only(tokens: Tokens, owner: Tensor, shown: Tensor) -> Tokens:
     """Sequences of the images ``owner`` (G,) with only the patches ``shown`` (G, P), as many in each."""
     length, prefix = tokens.x.shape[1], tokens.num_prefix_tokens
-    patches = shown.nonzero()[:, 1].view(len(shown), int(shown[0].sum())) + prefix
+    patches = shown.nonzero()[:, 1].view(len(shown), -1) + prefix
     rows = torch.cat([torch.arange(prefix, device=owner.device).expand(len(owner), -1), patches], dim=1)
     x = tokens.x.flatten(0, 1).index_select(0, (rows + owner[:, None] * length).flatten())
     return tokens.with_x(x.unflatten(0, rows.shape))
