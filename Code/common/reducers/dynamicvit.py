@@ -96,7 +96,8 @@ class DynamicViT(Reducer):
         self.predictors = nn.ModuleDict({str(layer): Predictor(vit.embed_dim) for layer in drops})
 
     def before_block(self, tokens: Tokens, layer: int) -> Tokens:
-        if str(layer) not in self.predictors:
+        target = self.drops_at(layer, tokens)
+        if str(layer) not in self.predictors or (target is None and not self.training):
             return tokens
         patches = tokens.patches
         policy = patches.new_ones(patches.shape[:2]) if tokens.policy is None else tokens.policy
@@ -104,7 +105,7 @@ class DynamicViT(Reducer):
         if self.training:
             return self._masked(tokens, log_prob, policy)
         score = log_prob[..., 0]
-        kept = top_in_order(score, self.drops_at(layer, tokens))
+        kept = top_in_order(score, target)
         return tokens.with_scores(score).keep(Selection(kept))
 
     def _masked(self, tokens: Tokens, log_prob: Tensor, policy: Tensor) -> Tokens:
