@@ -130,7 +130,8 @@ def test_placeholders_and_weights(toy, tmp_path, monkeypatch):
 
 
 TRAM = {"throughput", "sizing", "finetune", "off_the_shelf", "visualize", "scratch"}
-STUDIES = {"quick": TRAM | {"method_grid", "gallery"}, "imagenette": TRAM | {"method_grid", "gallery"}}
+EVERY = TRAM | {"method_grid", "gallery", "explain", "explain_benchmark", "explain_agreement"}
+STUDIES = {"quick": EVERY, "imagenette": EVERY}
 STUDIES |= {"smoke": TRAM, "paper": TRAM, "which_tokens": {"throughput", "method_grid"}}
 
 
