@@ -79,9 +79,9 @@ class Quality:
         """
         found = {}
         for name, sign in (("insertion", 1), ("deletion", -1)):
-            mine, others = getattr(self, f"{name}_auc"), getattr(other, f"{name}_auc")
+            mine, others = (getattr(quality, f"{name}_auc").double() for quality in (self, other))
             found[f"{name}_gain"] = sign * (mine - others).mean().item()
-            found[f"{name}_p"] = float(ttest_rel(mine, others).pvalue)
+            found[f"{name}_p"] = float(ttest_rel(mine.numpy(), others.numpy()).pvalue)
         return found
 
 
