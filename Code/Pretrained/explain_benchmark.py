@@ -117,4 +117,5 @@ reduced[shown].style.format("{:.3g}", subset=shown[3:], na_rep="").hide(axis="in
 # ## Save
 
 # %%
-write_run(rows, csv, table="explain_benchmark", device=str(torch_device(device)), **constant)
+written = write_run(rows, csv, table="explain_benchmark", device=str(torch_device(device)), **constant)
+print(f"{len(rows)} rows in {written.name}")

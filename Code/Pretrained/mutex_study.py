@@ -90,4 +90,5 @@ masks
 # ## Save
 
 # %%
-write_run(rows, csv, table="explain_benchmark", device=str(torch_device(device)), **constant)
+written = write_run(rows, csv, table="explain_benchmark", device=str(torch_device(device)), **constant)
+print(f"{len(rows)} rows in {written.name}")
