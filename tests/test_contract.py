@@ -9,8 +9,12 @@ from backbones import FAMILIES, images, make
 
 from common.benchmark import SelectAll
 from common.errors import UsageError
+from common.macs import count_macs
+from common.models.block import reduced_block
 from common.models.reduced import applicable_reducers, attach, reduce_tokens
+from common.models.tokens import Selection
 from common.reducers import Method, Reducer, Schedule, list_reducers, reducer_class, register_reducer
+from common.reducers.base import NOTHING
 
 PAIRS = [
     pytest.param(family, name, id=f"{family}-{name}")
@@ -71,6 +75,94 @@ def test_identity_through_every_path_of_the_reduced_block(family, signal):
     x = images(vit)
     with torch.inference_mode():
         torch.testing.assert_close(attach(vit, Everything(vit, Schedule(1.0, (0,))))(x), vit(x), rtol=0, atol=1e-5)
+
+
+class Chosen(Reducer):
+    """Computes the patches in ``index`` (K,), chosen before attention, in one block."""
+
+    def __init__(self, vit, index, layer=0, **how):
+        super().__init__(vit, Schedule(1.0, (layer,)))
+        self.index, self.how = index, how
+
+    def needs(self, layer, tokens):
+        return NOTHING if layer in self.blocks else None
+
+    def select_queries(self, tokens, signals, layer):
+        return tokens, Selection(self.index.expand(len(tokens.x), -1), **self.how)
+
+
+@pytest.mark.parametrize("idle", [False, True], ids=["dropping", "idling"])
+@pytest.mark.parametrize("keys", ["all", "selected", "prefix"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_identity_when_all_are_chosen_before_attention(family, keys, idle):
+    vit = make(family)
+    x, everything = images(vit), torch.arange(vit.patch_embed.num_patches)
+    with torch.inference_mode():
+        model = attach(vit, Chosen(vit, everything, keys=keys, idle=idle))
+        torch.testing.assert_close(model(x), vit(x), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("idle", [False, True], ids=["dropping", "idling"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_chosen_tokens_are_rows_of_the_whole_block_and_others_stay_or_go(family, idle):
+    vit = make(family)
+    index, prefix = torch.tensor([1, 4, 5]), vit.num_prefix_tokens
+    rows = torch.cat([torch.arange(prefix), index + prefix])
+    with torch.inference_mode():
+        before = attach(vit, Reducer(vit, Schedule(1.0, (0,)))).embed(images(vit))
+        after = reduced_block(vit.blocks[0], before, 0, Chosen(vit, index, idle=idle)).x
+        expected = vit.blocks[0](before.x)[:, rows]
+    torch.testing.assert_close(after[:, rows] if idle else after, expected, rtol=0, atol=1e-5)
+    if idle:
+        others = [row for row in range(before.x.shape[1]) if row not in rows.tolist()]
+        assert torch.equal(after[:, others], before.x[:, others])
+
+
+def test_selected_keys_see_each_other_only_and_prefix_keys_let_the_prefix_see_all():
+    vit = make("vit")
+    block, index = vit.blocks[0], torch.tensor([1, 4, 5])
+    with torch.inference_mode():
+        before = attach(vit, Reducer(vit, Schedule(1.0, (0,)))).embed(images(vit))
+        alone = block(before.x[:, [0, 2, 5, 6]])
+        whole = block(before.x)[:, [0, 2, 5, 6]]
+        selected = reduced_block(block, before, 0, Chosen(vit, index, idle=True, keys="selected")).x[:, [0, 2, 5, 6]]
+        prefix = reduced_block(block, before, 0, Chosen(vit, index, idle=True, keys="prefix")).x[:, [0, 2, 5, 6]]
+    torch.testing.assert_close(selected, alone, rtol=0, atol=1e-5)
+    torch.testing.assert_close(prefix, torch.cat([whole[:, :1], alone[:, 1:]], dim=1), rtol=0, atol=1e-5)
+    assert (alone - whole).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("keys", ["all", "selected", "prefix"])
+def test_padding_of_a_choice_changes_nothing(keys):
+    """Two images that compute 3 and 2 patches: as each alone."""
+    vit = make("vit")
+    index, valid = torch.tensor([[1, 4, 5], [0, 2, 7]]), torch.tensor([[True] * 3, [True, True, False]])
+    with torch.inference_mode():
+        before = attach(vit, Reducer(vit, Schedule(1.0, (0,)))).embed(images(vit, batch=2))
+        choice = Chosen(vit, index, idle=True, keys=keys, valid=valid)
+        together = reduced_block(vit.blocks[0], before, 0, choice).x
+        second = before.with_x(before.x[1:])
+        alone = reduced_block(vit.blocks[0], second, 0, Chosen(vit, index[1:, :2], idle=True, keys=keys)).x
+    torch.testing.assert_close(together[1:], alone, rtol=0, atol=1e-5)
+    assert torch.equal(together[1, 8], before.x[1, 8])
+
+
+@pytest.mark.parametrize("idle", [False, True], ids=["dropping", "idling"])
+def test_macs_of_a_choice_are_the_closed_form(idle):
+    """Queries, projection and MLP of 1 + K tokens, keys and values of all N, products of the two."""
+    vit = make("vit")
+    dim, length, kept = 192, 17, 4
+    whole = count_macs(vit, 64)
+    model = attach(vit, Chosen(vit, torch.tensor([1, 4, 5]), layer=len(vit.blocks) - 1, idle=idle))
+    block = 10 * kept * dim**2 + 2 * length * dim**2 + 2 * kept * length * dim
+    assert whole.total - count_macs(model, 64).total == 12 * length * dim**2 + 2 * length**2 * dim - block
+
+
+def test_trace_tells_who_was_computed():
+    vit = make("vit")
+    _, trace = attach(vit, Chosen(vit, torch.tensor([1, 4, 5]), layer=1, idle=True)).trace(images(vit))
+    assert [trace.active[layer][0].nonzero()[:, 0].tolist() for layer in (1,)] == [[1, 4, 5]]
+    assert trace.active[0].all() and trace.active[2].all() and trace.kept(1).all()
 
 
 @pytest.mark.parametrize("text", VARIANTS)

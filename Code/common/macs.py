@@ -101,11 +101,19 @@ def _hook(tally: _Tally, rule):
 
 
 def _attention_hook(tally: _Tally, attn: Attention):
-    """Softmax and projection of every token that enters, told from the rows of qkv's output."""
+    """Softmax and projection of every token that enters, told from the rows of qkv's output.
+
+    Where queries are projected apart, in a call before that of keys and values, there are as many rows as queries.
+    """
+    queries = []
 
     def add(module: nn.Module, inputs: tuple, output: Tensor) -> None:
-        batch, length = output.shape[0], math.prod(output.shape[1:-1])
-        softmax = batch * attn.num_heads * length * (3 * length - 1)
-        tally.macs += softmax + batch * length * attn.proj.in_features * attn.proj.out_features
+        batch, length, width = output.shape[0], math.prod(output.shape[1:-1]), output.shape[-1]
+        if 3 * width == module.out_features:
+            queries.append(length)
+            return
+        rows = queries.pop() if queries else length
+        softmax = batch * attn.num_heads * rows * (3 * length - 1)
+        tally.macs += softmax + batch * rows * attn.proj.in_features * attn.proj.out_features
 
     return add

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from common.models.reduced import ReducedVisionTransformer, attach, is_reduced, reduce_tokens
 from common.models.tokens import GONE, Selection, Tokens
-from common.reducers.base import Reducer, Signal, Signals
+from common.reducers.base import NOTHING, Reducer, Signal, Signals
 
 
 @dataclass(frozen=True)
@@ -98,8 +98,8 @@ class _Watched(Reducer):
 
     def needs(self, layer: int, tokens: Tokens) -> frozenset[Signal]:
         wanted = self.reducer.needs(layer, tokens)
-        self._rests = not wanted
-        return wanted | {"attention"}
+        self._rests = wanted is None
+        return (wanted or NOTHING) | {"attention"}
 
     def before_block(self, tokens: Tokens, layer: int) -> Tokens:
         return self.reducer.before_block(tokens, layer)

@@ -6,17 +6,18 @@ ls1, norm2, mlp, ls2 ...) in timm's order and gives the reducer its turn in betw
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from timm.layers.attention import Attention
 from timm.models.vision_transformer import Block
-from torch import Tensor
+from torch import Tensor, nn
+from torch.func import functional_call
 
-from common.models.tokens import Tokens, take_rows
+from common.models.tokens import Selection, Tokens, take_rows
 from common.precision import without_autocast
-from common.reducers.base import Reducer, Signal, Signals
+from common.reducers.base import NOTHING, Reducer, Signal, Signals
 from common.rows import Rows
 
 # On CPU attention maps are made for a few images at a time, so that they stay in the cache: 4 MB of float32.
@@ -30,14 +31,56 @@ POLICY_EPS = 1e-6
 
 
 def reduced_block(block: Block, tokens: Tokens, layer: int, reducer: Reducer) -> Tokens:
-    """Run ``block`` on ``tokens`` and let ``reducer`` drop or merge some; timm's numbers where it does not."""
+    """Run ``block`` on ``tokens`` and let ``reducer`` drop, merge or idle some; timm's numbers where it does not."""
     tokens = reducer.before_block(tokens, layer)
-    bias = tokens.attention_bias()
     wanted = reducer.needs(layer, tokens)
-    if not wanted and tokens.policy is None:
-        return tokens.with_x(block(tokens.x, attn_mask=bias))
+    if wanted is None and tokens.policy is None:
+        return tokens.with_x(block(tokens.x, attn_mask=tokens.attention_bias()))
 
-    attn, normed = block.attn, block.norm1(tokens.x)
+    if wanted == NOTHING and tokens.policy is None:
+        tokens, selection = _select(reducer, tokens, Signals(), layer)
+        if selection is not None and selection.keys == "selected":
+            active = tokens.keep(selection)
+            active = active.with_x(block(active.x, attn_mask=active.attention_bias()))
+            return tokens.put(selection, active.x) if selection.idle else active
+        signals, normed = Signals(), block.norm1(tokens.x)
+        mixed = _mix_chosen(block.attn, normed, tokens, selection)
+    else:
+        normed = block.norm1(tokens.x)
+        tokens, selection, signals, mixed = _mix_scored(block.attn, normed, tokens, layer, reducer, wanted or NOTHING)
+
+    residual = tokens.x
+    if selection is not None:
+        rows = tokens.rows(selection)
+        residual, normed = take_rows(residual, rows), take_rows(normed, rows) if is_gated(block.attn) else normed
+    x = residual + block.drop_path1(block.ls1(_project(block.attn, mixed, normed)))
+    if selection is not None and selection.idle:
+        return tokens.put(selection, _mlp(block, x))
+    tokens = tokens.with_x(x) if selection is None else tokens.keep(selection, x)
+    tokens = reducer.after_attention(tokens, signals, layer)
+    return tokens.with_x(_mlp(block, tokens.x))
+
+
+def _select(reducer: Reducer, tokens: Tokens, signals: Signals, layer: int) -> tuple[Tokens, Selection | None]:
+    with without_autocast(tokens.x.device):  # scores of half precision would tie
+        return reducer.select_queries(tokens, signals, layer)
+
+
+def _mix_chosen(attn: Attention, normed: Tensor, tokens: Tokens, selection: Selection | None) -> Tensor:
+    """A·V (B, K, H·d) of tokens that were chosen before attention: the others do not even get queries."""
+    bias = tokens.attention_bias()
+    if selection is None:
+        return _mix(attn, Heads.of(attn, normed), bias)
+    if selection.keys == "prefix":
+        bias = tokens.bias_of_selected(selection, bias)
+    return _mix(attn, Heads.of(attn, normed, tokens.rows(selection)), bias)
+
+
+def _mix_scored(
+    attn: Attention, normed: Tensor, tokens: Tokens, layer: int, reducer: Reducer, wanted: frozenset[Signal]
+) -> tuple[Tokens, Selection | None, Signals, Tensor]:
+    """Signals first, then the choice, then A·V (B, K, H·d) of what was chosen."""
+    bias = tokens.attention_bias()
     heads, mixed, maps = Heads.of(attn, normed), None, {}
     if tokens.policy is not None:
         mixed = _mix_by_policy(attn, heads, tokens.policy)
@@ -46,37 +89,52 @@ def reduced_block(block: Block, tokens: Tokens, layer: int, reducer: Reducer) ->
     with torch.set_grad_enabled(torch.is_grad_enabled() and reducer.learns_from_signals):
         signals = Signals(**maps, **_cheap_signals(attn, heads, bias, wanted))
 
-    with without_autocast(tokens.x.device):  # scores of half precision would tie
-        tokens, selection = reducer.select_queries(tokens, signals, layer)
+    tokens, selection = _select(reducer, tokens, signals, layer)
     rows = None if selection is None else tokens.rows(selection)
     if mixed is None:
-        mixed = _mix(attn, heads, bias, rows)
+        mixed = _mix(attn, heads.at(rows), bias)
     elif rows is not None:
         mixed = take_rows(mixed, rows)
-    if rows is None:
-        tokens = tokens.with_x(tokens.x + block.drop_path1(block.ls1(_project(attn, mixed, normed))))
-    else:
-        residual, normed = take_rows(tokens.x, rows), take_rows(normed, rows) if is_gated(attn) else normed
-        x = residual + block.drop_path1(block.ls1(_project(attn, mixed, normed)))
-        tokens = tokens.keep(selection, rows, x)
+    return tokens, selection, signals, mixed
 
-    tokens = reducer.after_attention(tokens, signals, layer)
-    return tokens.with_x(tokens.x + block.drop_path2(block.ls2(block.mlp(block.norm2(tokens.x)))))
+
+def _mlp(block: Block, x: Tensor) -> Tensor:
+    return x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
 
 
 @dataclass(frozen=True)
 class Heads:
-    """Queries, keys and values of one block, each (B, H, N, d); queries are not scaled yet."""
+    """Queries (B, H, K, d), keys and values (B, H, N, d) of one block; queries are not scaled yet."""
 
     q: Tensor
     k: Tensor
     v: Tensor
 
     @classmethod
-    def of(cls, attn: Attention, normed: Tensor) -> Heads:
-        """From the normalised tokens (B, N, D)."""
-        q, k, v = attn.qkv(normed).unflatten(-1, (3, attn.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+    def of(cls, attn: Attention, normed: Tensor, rows: Tensor | None = None) -> Heads:
+        """From the normalised tokens (B, N, D), with queries only of the ``rows`` (B, K) where these are given."""
+        if rows is None or type(attn.qkv) is not nn.Linear:
+            q, k, v = _split(attn.qkv(normed), 3, attn)
+            return cls(attn.q_norm(q), attn.k_norm(k), v).at(rows)
+        (q,) = _split(_slice(attn.qkv, take_rows(normed, rows), 0, 1), 1, attn)
+        k, v = _split(_slice(attn.qkv, normed, 1, 3), 2, attn)
         return cls(attn.q_norm(q), attn.k_norm(k), v)
+
+    def at(self, rows: Tensor | None) -> Heads:
+        """With queries only of the ``rows`` (B, K); of all when that is None."""
+        return self if rows is None else replace(self, q=take_rows(self.q.transpose(1, 2), rows).transpose(1, 2))
+
+
+def _split(projected: Tensor, parts: int, attn: Attention) -> tuple[Tensor, ...]:
+    """(B, N, parts·H·d) -> ``parts`` tensors (B, H, N, d)."""
+    return projected.unflatten(-1, (parts, attn.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+
+
+def _slice(qkv: nn.Linear, x: Tensor, first: int, last: int) -> Tensor:
+    """Thirds ``first`` to ``last`` of what ``qkv`` makes of ``x`` (B, N, D); its hooks see that call."""
+    dim = qkv.out_features // 3
+    part = {name: value[first * dim : last * dim] for name, value in qkv.named_parameters()}
+    return functional_call(qkv, part, (x,))
 
 
 def is_gated(attn: Attention) -> bool:
@@ -102,11 +160,10 @@ def _cheap_signals(attn: Attention, heads: Heads, bias: Tensor | None, wanted: f
     return signals
 
 
-def _mix(attn: Attention, heads: Heads, bias: Tensor | None, rows: Tensor | None) -> Tensor:
-    """A·V (B, K, H·d) by the fused kernel, only for the queries in ``rows`` (B, K)."""
-    q = heads.q if rows is None else take_rows(heads.q.transpose(1, 2), rows).transpose(1, 2)
+def _mix(attn: Attention, heads: Heads, bias: Tensor | None) -> Tensor:
+    """A·V (B, K, H·d) of all K queries by the fused kernel."""
     dropout = attn.attn_drop.p if attn.training else 0.0
-    mixed = F.scaled_dot_product_attention(q, heads.k, heads.v, bias, dropout, scale=attn.scale)
+    mixed = F.scaled_dot_product_attention(heads.q, heads.k, heads.v, bias, dropout, scale=attn.scale)
     return mixed.transpose(1, 2).flatten(2)
 
 

@@ -53,7 +53,7 @@ class _Reduced:
             tokens = step(block, tokens, layer, self.reducer)
             if trace is not None:
                 trace.record(layer, tokens)
-                tokens = replace(tokens, scores=None)
+                tokens = replace(tokens, scores=None, active=None)
         tokens = self.reducer.finish(tokens)
         return tokens.with_x(self.norm(tokens.x))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -28,15 +29,20 @@ def look_up(table: Tensor, index: Tensor, missing: float) -> Tensor:
 
 @dataclass(frozen=True)
 class Selection:
-    """Which patch tokens a reducer keeps.
+    """Which patch tokens a block computes; prefix tokens always are.
 
     Attributes:
-        index: (B, K) positions among the patch tokens, prefix tokens not counted.
+        index: (B, K) positions among the patch tokens, prefix tokens not counted, none twice in a row.
         valid: (B, K) False where a row is padding, or None when every row is a token.
+        idle: the other patch tokens skip the block and go on unchanged; False = they are dropped.
+        keys: whom the selected tokens attend to: "all"; "selected", each other only; "prefix", as that, but prefix
+            tokens attend to all. The latter two only where the reducer chooses before attention (``NOTHING``).
     """
 
     index: Tensor
     valid: Tensor | None = None
+    idle: bool = False
+    keys: Literal["all", "selected", "prefix"] = "all"
 
 
 @dataclass(frozen=True)
@@ -53,6 +59,7 @@ class Tokens:
         assignment: (B, P) position of the patch token that now holds each patch, -1 = dropped; only when traced.
         scores: (B, P) score that each patch's token got last, NaN = dropped; only when traced.
         origin: (B, n) the patch that each patch token is, -1 = a mixture of patches or padding; only when traced.
+        active: (B, P) the patches whose token the last block computed; only when traced.
         policy: (B, n) 1 = kept, 0 = masked, with gradient; a training-time stand-in for dropping, else None.
     """
 
@@ -65,6 +72,7 @@ class Tokens:
     assignment: Tensor | None = None
     scores: Tensor | None = None
     origin: Tensor | None = None
+    active: Tensor | None = None
     policy: Tensor | None = None
 
     @property
@@ -116,14 +124,36 @@ class Tokens:
             bias = bias.masked_fill(~self.valid, float("-inf"))
         return bias[:, None, None]
 
+    def bias_of_selected(self, selection: Selection, bias: Tensor | None) -> Tensor:
+        """``bias`` (B, 1, 1, N) or None -> that of prefix and selected queries (B, 1, K, N), for keys "prefix"."""
+        seen = torch.zeros_like(self.x[..., 0], dtype=torch.bool)
+        seen[:, : self.num_prefix_tokens] = True
+        chosen = torch.ones_like(selection.index, dtype=torch.bool) if selection.valid is None else selection.valid
+        seen = seen.scatter(1, selection.index + self.num_prefix_tokens, chosen)
+        hidden = seen.logical_not()[:, None].repeat(1, self.num_prefix_tokens + selection.index.shape[1], 1)
+        hidden[:, : self.num_prefix_tokens] = False
+        bias = self.x.new_zeros(()) if bias is None else bias
+        return torch.where(hidden[:, None], float("-inf"), bias)
+
+    def put(self, selection: Selection, x: Tensor) -> Tokens:
+        """Features ``x`` (B, prefix + K, D) of prefix and selected patch tokens in their places, others as before."""
+        if selection.valid is not None:
+            padded = selection.valid.logical_not()[..., None]
+            patches = torch.where(padded, take_rows(self.patches, selection.index), x[:, self.num_prefix_tokens :])
+            x = torch.cat([x[:, : self.num_prefix_tokens], patches], dim=1)
+        rows = self.rows(selection)
+        whole = self.x.scatter(1, rows[..., None].expand(-1, -1, x.shape[-1]), x.to(self.x.dtype))
+        active = None if self.assignment is None else self._assign(selection) != GONE
+        return replace(self, x=whole, active=active)
+
     def rows(self, selection: Selection) -> Tensor:
         """Positions (B, prefix + K) in the whole sequence of the prefix tokens and the selected patch tokens."""
         prefix = torch.arange(self.num_prefix_tokens, device=self.x.device).expand(len(self.x), -1)
         return torch.cat([prefix, selection.index + self.num_prefix_tokens], dim=1)
 
-    def keep(self, selection: Selection, rows: Tensor | None = None, x: Tensor | None = None) -> Tokens:
-        """Only the prefix tokens and the selected patch tokens; ``rows`` and features ``x`` if at hand already."""
-        rows = self.rows(selection) if rows is None else rows
+    def keep(self, selection: Selection, x: Tensor | None = None) -> Tokens:
+        """Only the prefix tokens and the selected patch tokens; with features ``x`` if they are at hand already."""
+        rows = self.rows(selection)
         if selection.valid is None:
             valid = None if self.valid is None else self.valid.gather(1, rows)
         else:

@@ -20,6 +20,7 @@ class Trace:
         num_tokens: per block (B,), patch tokens alive (prefix tokens and padding not counted).
         origin: per block (B, n), the patch that each patch token is: a token that was selected, or the centre of a
             cluster; -1 = a mixture of patches without a centre, or padding.
+        active: per block (B, P), patches whose token the block computed; the others were dropped before, or idle.
         scores: block -> (B, P), the score each patch's token got in that block; NaN = dropped before. Only
             blocks in which the reducer scored something have an entry.
         cls: block -> (B, D), the CLS token after that block, before the final norm; only blocks in ``cls_at``.
@@ -29,6 +30,7 @@ class Trace:
     assignment: list[Tensor] = field(default_factory=list)
     num_tokens: list[Tensor] = field(default_factory=list)
     origin: list[Tensor] = field(default_factory=list)
+    active: list[Tensor] = field(default_factory=list)
     scores: dict[int, Tensor] = field(default_factory=dict)
     cls: dict[int, Tensor] = field(default_factory=dict)
     cls_at: Sequence[int] = ()
@@ -48,6 +50,7 @@ class Trace:
         self.assignment.append(tokens.assignment)
         self.num_tokens.append(tokens.count())
         self.origin.append(tokens.origin)
+        self.active.append(self.kept(layer) if tokens.active is None else tokens.active)
         if tokens.scores is not None:
             self.scores[layer] = tokens.scores
         if layer in self.cls_at:

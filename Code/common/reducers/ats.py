@@ -10,7 +10,7 @@ from torch import Tensor
 
 from common.errors import UsageError, require_choice
 from common.models.tokens import Selection, Tokens
-from common.reducers.base import NOTHING, Reducer, Signal, Signals, register_reducer
+from common.reducers.base import Reducer, Signal, Signals, register_reducer
 
 EPS = 1e-6
 SAMPLERS = ("grid", "random")
@@ -80,8 +80,8 @@ class Ats(Reducer):
             raise UsageError("ATS parity=True is about the grid; sampler='random' is the published one as it is")
         self.parity = parity
 
-    def needs(self, layer: int, tokens: Tokens) -> frozenset[Signal]:
-        return NOTHING if self.drops_at(layer, tokens) is None else frozenset({"cls_attention", "value_norm"})
+    def needs(self, layer: int, tokens: Tokens) -> frozenset[Signal] | None:
+        return None if self.drops_at(layer, tokens) is None else frozenset({"cls_attention", "value_norm"})
 
     @torch.no_grad()
     def select_queries(self, tokens: Tokens, signals: Signals, layer: int) -> tuple[Tokens, Selection | None]:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from timm.models.vision_transformer import VisionTransformer
 
 Signal = Literal["cls_attention", "head_max", "attention", "received", "key_mean", "value_norm"]
-NOTHING: frozenset[Signal] = frozenset()
+NOTHING: frozenset[Signal] = frozenset()  # the reducer acts in this block, and needs nothing of it
 
 
 @dataclass(frozen=True)
@@ -76,16 +76,19 @@ class Reducer(nn.Module):
         """The blocks in which the method reduces."""
         return self.schedule.reduction_loc
 
-    def needs(self, layer: int, tokens: Tokens) -> frozenset[Signal]:
-        """Signals for block ``layer``. Without any the block runs as timm's own and the two hooks below rest."""
-        return NOTHING
+    def needs(self, layer: int, tokens: Tokens) -> frozenset[Signal] | None:
+        """Signals for block ``layer``; None: the block runs as timm's own and the two hooks below rest.
+
+        With :data:`NOTHING` tokens are selected before the block computes anything, and only the selected get queries.
+        """
+        return None
 
     def before_block(self, tokens: Tokens, layer: int) -> Tokens:
         """Cluster, merge or drop before block ``layer``."""
         return tokens
 
     def select_queries(self, tokens: Tokens, signals: Signals, layer: int) -> tuple[Tokens, Selection | None]:
-        """Choose the patch tokens that go on, before the block pays for their output; None keeps all."""
+        """Choose the patch tokens that go on (or idle), before the block pays for their output; None keeps all."""
         return tokens, None
 
     def after_attention(self, tokens: Tokens, signals: Signals, layer: int) -> Tokens:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from common.models.tokens import GONE, Selection, Tokens
-from common.reducers.base import NOTHING, Reducer, Signal, Signals, register_reducer
+from common.reducers.base import Reducer, Signal, Signals, register_reducer
 from common.reducers.tram import top_in_order
 
 
@@ -27,8 +27,8 @@ class EViT(Reducer):
     learns_from_signals = True
     selects = True
 
-    def needs(self, layer: int, tokens: Tokens) -> frozenset[Signal]:
-        return NOTHING if self.drops_at(layer, tokens) is None else frozenset({"cls_attention"})
+    def needs(self, layer: int, tokens: Tokens) -> frozenset[Signal] | None:
+        return None if self.drops_at(layer, tokens) is None else frozenset({"cls_attention"})
 
     def after_attention(self, tokens: Tokens, signals: Signals, layer: int) -> Tokens:
         target = self.drops_at(layer, tokens)

@@ -12,7 +12,7 @@ from torch import Tensor
 from common.errors import UsageError
 from common.models.tokens import Selection, Tokens, take_rows
 from common.precision import without_autocast
-from common.reducers.base import NOTHING, Reducer, Signal, Signals, register_reducer
+from common.reducers.base import Reducer, Signal, Signals, register_reducer
 from common.reducers.clustering import (
     largest_first,
     nearest_center,
@@ -106,9 +106,9 @@ class KMedoids(Reducer):
                 f"is not allowed, allowed: blocks from 1 on, or equal_weight=True"
             )
 
-    def needs(self, layer: int, tokens: Tokens) -> frozenset[Signal]:
+    def needs(self, layer: int, tokens: Tokens) -> frozenset[Signal] | None:
         if self.equal_weight or self.drops_at(layer + 1, tokens) is None:
-            return NOTHING
+            return None
         return frozenset({"received"})
 
     def select_queries(self, tokens: Tokens, signals: Signals, layer: int) -> tuple[Tokens, Selection | None]:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from common.models.tokens import Tokens, take_rows
 from common.precision import without_autocast
-from common.reducers.base import NOTHING, Reducer, Signal, Signals, register_reducer
+from common.reducers.base import Reducer, Signal, Signals, register_reducer
 
 
 @dataclass(frozen=True)
@@ -77,8 +77,8 @@ class ToMe(Reducer):
         super().__init__(vit, schedule)
         self.parity = parity
 
-    def needs(self, layer: int, tokens: Tokens) -> frozenset[Signal]:
-        return NOTHING if self._excess(layer, tokens) == 0 else frozenset({"key_mean"})
+    def needs(self, layer: int, tokens: Tokens) -> frozenset[Signal] | None:
+        return None if self._excess(layer, tokens) == 0 else frozenset({"key_mean"})
 
     def after_attention(self, tokens: Tokens, signals: Signals, layer: int) -> Tokens:
         excess, metric = self._excess(layer, tokens), signals.key_mean[:, tokens.num_prefix_tokens :]

@@ -6,7 +6,7 @@ import torch
 
 from common.errors import require_choice
 from common.models.tokens import Selection, Tokens
-from common.reducers.base import NOTHING, Reducer, Signal, Signals, register_reducer
+from common.reducers.base import Reducer, Signal, Signals, register_reducer
 from common.reducers.tram import top_in_order
 
 HEAD_FUSION = {"max": lambda attention: attention.amax(1), "mean": lambda attention: attention.mean(1)}
@@ -28,8 +28,8 @@ class TopK(Reducer):
         super().__init__(vit, schedule)
         self.head_fusion = require_choice(head_fusion, HEAD_FUSION, "head_fusion")
 
-    def needs(self, layer: int, tokens: Tokens) -> frozenset[Signal]:
-        return NOTHING if self.drops_at(layer, tokens) is None else frozenset({"cls_attention"})
+    def needs(self, layer: int, tokens: Tokens) -> frozenset[Signal] | None:
+        return None if self.drops_at(layer, tokens) is None else frozenset({"cls_attention"})
 
     @torch.no_grad()
     def select_queries(self, tokens: Tokens, signals: Signals, layer: int) -> tuple[Tokens, Selection | None]:

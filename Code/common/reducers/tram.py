@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from common.models.tokens import Selection, Tokens
-from common.reducers.base import NOTHING, Reducer, Signal, Signals, register_reducer
+from common.reducers.base import Reducer, Signal, Signals, register_reducer
 
 CENTRALITY = "centrality"
 
@@ -48,8 +48,8 @@ class Tram(Reducer):
         super().__init__(vit, schedule)
         self.depth = len(vit.blocks)
 
-    def needs(self, layer: int, tokens: Tokens) -> frozenset[Signal]:
-        return frozenset({"head_max"}) if layer <= self.schedule.last_drop(tokens.grid_size) else NOTHING
+    def needs(self, layer: int, tokens: Tokens) -> frozenset[Signal] | None:
+        return frozenset({"head_max"}) if layer <= self.schedule.last_drop(tokens.grid_size) else None
 
     @torch.no_grad()
     def select_queries(self, tokens: Tokens, signals: Signals, layer: int) -> tuple[Tokens, Selection | None]:
