@@ -10,7 +10,15 @@ from scipy import stats
 
 from common.explain.attention import AttentionLayer
 from common.explain.mutex import MASKS
-from common.explain.network import AGGREGATIONS, DEGREES, STATISTICS, across_layers, masks_above, weighted_degrees
+from common.explain.network import (
+    AGGREGATIONS,
+    DEGREES,
+    STATISTICS,
+    across_layers,
+    masks_above,
+    significant,
+    weighted_degrees,
+)
 
 HEADS, PATCHES = 3, 5
 
@@ -196,6 +204,24 @@ def test_patches_that_are_alive_in_one_layer_only_tie():
     found = across_layers(degrees)
     assert len(found[7].unique()) == len(found[8].unique()) == 1
     assert found[7, 0].item() == pytest.approx(10 / math.sqrt(11)) and found[0].eq(0).all()
+
+
+@pytest.mark.parametrize("heads", [1, 2, 3, 12])
+def test_sums_of_whole_softmax_rows_are_equal(heads):
+    """What all patches pay to all patches is the number of heads, whatever float32 makes of it."""
+    attention = (4 * torch.randn(3, heads, 196, 196)).softmax(3)
+    paid = weighted_degrees(layer_of(attention), 0.0)[:, 2, 1]
+    assert len(paid.unique()) > 1
+    assert significant(paid).unique().tolist() == [heads]
+
+
+def test_significant_bits_are_those_of_the_value_whatever_its_size():
+    values = torch.tensor([1 / 3, 5.0, 0.0, 2 / 7])
+    for scale in (2.0**-20, 1.0, 2.0**20):
+        found = significant(scale * values, bits=3)  # 0.3333 = 0.0101|01, 0.2857 = 0.0100|10 in binary
+        assert (found / scale).tolist() == [0.3125, 5.0, 0.0, 0.3125]
+    values = torch.rand(1000)
+    torch.testing.assert_close(significant(values), values, rtol=2.0**-18, atol=0)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,15 @@ from torch import Tensor
 from common.errors import UsageError
 from common.explain.attention import watch
 from common.explain.base import Explainer, Explanation, predicted, register_explainer
-from common.explain.network import AGGREGATIONS, DEGREES, STATISTICS, across_layers, masks_above, weighted_degrees
+from common.explain.network import (
+    AGGREGATIONS,
+    DEGREES,
+    STATISTICS,
+    across_layers,
+    masks_above,
+    significant,
+    weighted_degrees,
+)
 from common.models.tokens import Tokens
 from common.reducers.patterns import FixedPattern
 
@@ -72,7 +80,8 @@ class Mutex(Explainer):
         degrees = []
         logits = watch(self.model, images, lambda layer: degrees.append(weighted_degrees(layer, self.min_cut)))
         labels = predicted(logits, labels)
-        rankings = across_layers(torch.stack(degrees[self.starting_layer :], dim=3), parity=self.parity)
+        multiplex = significant(torch.stack(degrees[self.starting_layer :], dim=3))
+        rankings = across_layers(multiplex, parity=self.parity)
         masks = masks_above(rankings.flatten(1, 3), self.token_ratio)
         confidences = self.confidences(images, labels, masks)
         heatmaps = coverage_mean(masks, confidences)

@@ -22,6 +22,7 @@ DEGREES = {"in": 2, "out": 3}  # dimension of (B, 3, query, key) that the degree
 STATISTICS = ("coherence", "max", "min", "sum", "std", "sum_over_std", "median", "skewness", "kurtosis")
 EPS = 1e-8
 RESOLUTION = 1e-6  # relative deviation below which float32 values count as equal, as in scipy's moments
+BITS = 18  # of a degree that count: float32 has 24, and a sum over softmax rows loses two or three of them
 
 
 def weighted_degrees(layer: AttentionLayer, min_cut: float) -> Tensor:
@@ -65,6 +66,16 @@ def across_layers(degrees: Tensor, *, parity: bool = False) -> Tensor:
         (m4 / m2**2 - 3).masked_fill(constant, without),
     ]
     return torch.stack(found, dim=-2).to(degrees.dtype)
+
+
+def significant(values: Tensor, bits: int = BITS) -> Tensor:
+    """``values`` rounded to so many significant bits, which no size of a batch changes.
+
+    Degrees can be equal in theory: where no token but patches is left, each pays 1 per head in all. In float32 they
+    differ in the last bits, and would be ranked by them.
+    """
+    mantissa, exponent = values.frexp()
+    return ((mantissa * 2**bits).round() / 2**bits).ldexp(exponent)
 
 
 def masks_above(values: Tensor, token_ratio: float) -> Tensor:
