@@ -12,6 +12,7 @@ from common import create_model
 from common.errors import UsageError
 from common.models.reduced import reduce_tokens
 from common.training import learning_rate, parameter_groups, protocol, train
+from common.training.muon import Muon, orthogonal
 from common.training.optim import is_new, make_optimizers
 from common.training.schedule import base_rate
 
@@ -187,3 +188,27 @@ def test_muon_trains_the_matrices_of_the_blocks_and_adam_the_rest(updates):
     assert set(muon) == {f"blocks.{layer}.{matrix}" for layer in range(4) for matrix in matrices}
     assert Counter(muon + adam) == Counter(names.values())  # each once
     assert {"head.weight", "cls_token", "pos_embed", "reducer.mergers.1.queries"} <= set(adam)
+
+
+@pytest.mark.parametrize("nesterov", [True, False])
+@pytest.mark.parametrize("shape", [(48, 16), (16, 16), (16, 64)])
+def test_muon_takes_the_steps_of_torch_s_up_to_its_precision(shape, nesterov):
+    start, options = torch.randn(shape), {"lr": 0.02, "weight_decay": 0.1, "momentum": 0.9, "nesterov": nesterov}
+    ours, theirs = torch.nn.Parameter(start.clone()), torch.nn.Parameter(start.clone())
+    optimizers = [make([weight], **options) for make, weight in ((Muon, ours), (torch.optim.Muon, theirs))]
+    for _ in range(4):
+        ours.grad = torch.randn(shape)
+        theirs.grad = ours.grad.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+    moved = (theirs - start).norm()
+    assert (ours - theirs).norm() < 0.02 * moved  # bfloat16 has two or three decimal digits
+    assert optimizers[0].state_dict()["state"].keys() == optimizers[1].state_dict()["state"].keys()
+
+
+def test_muon_s_update_has_singular_values_near_one_and_keeps_the_singular_vectors():
+    (group,) = Muon([torch.nn.Parameter(torch.zeros(16, 48))]).param_groups
+    u, s, v = torch.linalg.svd(torch.randn(16, 48), full_matrices=False)
+    found = u.T @ orthogonal(u * s @ v, group) @ v.T
+    assert found.diagonal().min() > 0.6 and found.diagonal().max() < 1.3
+    torch.testing.assert_close(found, found.diagonal().diag(), rtol=0, atol=1e-4)

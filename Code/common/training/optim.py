@@ -8,6 +8,7 @@ from torch import nn
 
 from common.errors import UsageError
 from common.training.config import MUON, TrainConfig
+from common.training.muon import Muon
 
 NEW = frozenset({"head", "head_dist", "pos_embed", "patch_embed", "reducer"})
 TOKENS = frozenset({"cls_token", "dist_token"})
@@ -86,7 +87,7 @@ def _muon_and_adam(model: nn.Module, groups: list[dict], config: TrainConfig) ->
 
     adam = {"lr": config.lr, "betas": config.betas or (0.9, 0.999), "eps": config.eps or 1e-8}
     optimizers = [
-        (torch.optim.Muon, part(True, MUON_RATE), {"lr": config.lr}),
+        (Muon, part(True, MUON_RATE), {"lr": config.lr}),
         (torch.optim.Adam, part(False, 1.0), adam),
     ]
     return [make(parts, **options) for make, parts, options in optimizers if parts]
