@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from dataclasses import replace
 
 import pytest
 import torch
@@ -38,6 +39,13 @@ VARIANTS = [
     "kmedoids:parity=true",
     "kmedoids:equal_weight=true",
     "dpcknn:equal_weight=true",
+]
+IDLING = [
+    "idle_mlp:attention=standard",
+    "idle_mlp:attention=cls_sees_all",
+    "idle_mlp:context=both",
+    "idle_mlp:re_entry=false",
+    "idle_topk:re_entry=false",
 ]
 
 
@@ -196,6 +204,10 @@ def test_trace(family, name):
     torch.testing.assert_close(logits, model(x).detach(), rtol=0, atol=1e-5)
     assert len(trace.assignment) == len(trace.num_tokens) == len(vit.blocks)
     method = reducer_class(name)
+    if method.idles:
+        assert all(kept.all() for kept in map(trace.kept, range(len(vit.blocks))))
+        assert all((count == patches).all() for count in trace.num_tokens)
+        return
     before = torch.ones(len(x), patches, dtype=torch.bool)
     for layer, assignment in enumerate(trace.assignment):
         assert assignment.shape == (len(x), patches) and assignment.dtype == torch.long
@@ -226,7 +238,24 @@ def test_trace(family, name):
         assert (final == counts[-1] + (name in FUSING)).all()
 
 
-@pytest.mark.parametrize("name", [*sorted(set(list_reducers()) - {"none"}), *VARIANTS])
+@pytest.mark.parametrize(("family", "name"), [pair for pair in PAIRS if reducer_class(pair.values[1]).idles])
+def test_idle_patches_wait_for_later_blocks(family, name):
+    """A stage holds from its block to the next stage, floor(P 0.6^s) of P patches; the others stay as they were."""
+    vit = make(family)
+    model = reduced(vit, name, 0.6)
+    expected = vit.patch_embed.num_patches
+    counts = dict(zip(model.reducer.schedule.reduction_loc, model.reducer.schedule.counts(expected), strict=True))
+    tokens = model.embed(images(vit), traced=True)
+    for layer, block in enumerate(vit.blocks):
+        expected, before = counts.get(layer, expected), tokens
+        with torch.inference_mode():
+            tokens = reduced_block(block, replace(tokens, active=None), layer, model.reducer)
+        active = tokens.assignment >= 0 if tokens.active is None else tokens.active
+        assert active.sum(1).tolist() == [expected] * 3
+        assert torch.equal(tokens.patches[~active], before.patches[~active])
+
+
+@pytest.mark.parametrize("name", [*sorted(set(list_reducers()) - {"none"}), *VARIANTS, *IDLING])
 def test_a_batch_is_its_images(name):
     vit = make("cls-avg" if name.startswith("ats") else "vit")
     x = images(vit, batch=5)
@@ -235,7 +264,7 @@ def test_a_batch_is_its_images(name):
         torch.testing.assert_close(model(x), torch.cat([model(row[None]) for row in x]), rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", [*list_reducers(), *VARIANTS, "ats:sampler=random"])
+@pytest.mark.parametrize("name", [*list_reducers(), *VARIANTS, *IDLING, "ats:sampler=random"])
 def test_deterministic_under_seed(name):
     def run():
         torch.manual_seed(3)

@@ -7,7 +7,7 @@ from backbones import images, make
 from timm.models import create_model
 
 from common.errors import UsageError
-from common.models.block import Heads, _mix_by_policy
+from common.models.attention import Heads, mix_by_policy
 from common.models.reduced import masked_mean, reduce_tokens
 from common.models.tokens import Tokens
 from common.reducers.dynamicvit import DECISIONS, Predictor
@@ -54,7 +54,7 @@ def test_masked_attention_is_attention_among_those_kept():
     attn, x = vit.blocks[0].attn, torch.randn(2, 1 + 6, vit.embed_dim)
     heads = Heads.of(attn, x)
     policy = torch.tensor([[1.0, 0, 1, 1, 0, 0], [0, 0, 0, 0, 0, 1]])
-    mixed = _mix_by_policy(attn, heads, policy)
+    mixed = mix_by_policy(attn, heads, policy)
     seen = torch.cat([torch.ones(2, 1), policy], dim=1).bool()[:, None] | torch.eye(7).bool()
     expected = F.scaled_dot_product_attention(heads.q, heads.k, heads.v, seen[:, None])
     torch.testing.assert_close(mixed, expected.transpose(1, 2).flatten(2), rtol=0, atol=1e-4)

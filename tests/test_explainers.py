@@ -18,17 +18,34 @@ GRADIENT = ["chefer", "grad_cam", "gradient_rollout", "integrated_gradients"]
 OPTIONS = {"integrated_gradients": {"n_steps": 2}}  # so that the tests are quick
 # methods of which a patch that is left stays one token: what they drop is gone
 PRUNING = ["tram", "topk", "dynamicvit", "ats"]
+ATTENTIVE = [
+    "chefer",
+    "grad_cam",
+    "gradient_rollout",
+    "mutex",
+    "raw_attention",
+    "rollout",
+    "tram",
+]  # look at attention maps
 PAIRS = [
     (reducer, name)
     for reducer in applicable_reducers(digits())
     for name in list_explainers()
     if name != "mutex" or not issubclass(reducer_class(reducer), FixedPattern)  # mutex refuses those
+    if not (reducer_class(reducer).idles and name in ATTENTIVE)  # refused: the maps have no rows of idle patches
 ]
 LABELS = torch.tensor([3, 0])
 
 
 def explain(name, model, x, labels=None, **options):
     return create_explainer(name, model, **{**OPTIONS.get(name, {}), **options})(x, labels)
+
+
+@pytest.mark.parametrize("name", ATTENTIVE)
+def test_attention_of_idle_patches_is_refused(name):
+    vit = digits()
+    with pytest.raises(UsageError, match="IdleTopK lets patches idle, which then attend to nobody"):
+        explain(name, reduced(vit, "idle_topk"), images(vit, batch=2), LABELS)
 
 
 def literal_maps(vit, x):

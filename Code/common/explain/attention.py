@@ -9,6 +9,7 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from common.errors import UsageError
 from common.models.reduced import ReducedVisionTransformer, attach, is_reduced, reduce_tokens
 from common.models.tokens import GONE, Selection, Tokens
 from common.reducers.base import NOTHING, Reducer, Signal, Signals
@@ -77,7 +78,13 @@ def watch(model: ReducedVisionTransformer, images: Tensor, see: Callable[[Attent
     """Logits (B, classes) of ``images``, after ``see`` was shown the maps of each block in turn.
 
     timm's fused attention has no maps; here every block computes them explicitly, and uses them.
+
+    Raises:
+        UsageError: patches idle in the model.
     """
+    if model.reducer.idles:
+        name = type(model.reducer).__name__
+        raise UsageError(f"{name} lets patches idle, which then attend to nobody: there is no map of the whole block")
     watched = attach(model, _Watched(model.reducer, see))
     watched.grad_checkpointing = False  # recomputed maps would not be the ones that were seen
     return watched.classify(watched.encode(watched.embed(images, traced=True)))

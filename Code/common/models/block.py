@@ -6,28 +6,29 @@ ls1, norm2, mlp, ls2 ...) in timm's order and gives the reducer its turn in betw
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-
 import torch
-import torch.nn.functional as F
 from timm.layers.attention import Attention
 from timm.models.vision_transformer import Block
-from torch import Tensor, nn
-from torch.func import functional_call
+from torch import Tensor
 
-from common.models.tokens import Selection, Tokens, take_rows
+from common.models.attention import (
+    MAPS,
+    Heads,
+    cheap_signals,
+    cls_logits,
+    is_gated,
+    mix,
+    mix_by_policy,
+    mix_explicitly,
+    project,
+)
+from common.models.tokens import Gate, Selection, Tokens, take_rows
 from common.precision import without_autocast
 from common.reducers.base import NOTHING, Reducer, Signal, Signals
-from common.rows import Rows
 
-# On CPU attention maps are made for a few images at a time, so that they stay in the cache: 4 MB of float32.
-MAP_CHUNK_ELEMENTS = 2**20
-MAPS = {
-    "attention": lambda attention: attention,  # as it is used: gradients reach it
-    "head_max": lambda attention: attention.detach().amax(1),
-    "received": lambda attention: attention.detach().sum((1, 2), dtype=torch.float32),  # half precision would tie
-}
-POLICY_EPS = 1e-6
+AHEAD: frozenset[Signal] = frozenset({"output"})  # no part of the block's own attention
+BY_KEYS: frozenset[Signal] = frozenset({"cls_logits"})
+Choice = Selection | Gate | None
 
 
 def reduced_block(block: Block, tokens: Tokens, layer: int, reducer: Reducer) -> Tokens:
@@ -37,189 +38,103 @@ def reduced_block(block: Block, tokens: Tokens, layer: int, reducer: Reducer) ->
     if wanted is None and tokens.policy is None:
         return tokens.with_x(block(tokens.x, attn_mask=tokens.attention_bias()))
 
-    if wanted == NOTHING and tokens.policy is None:
-        tokens, selection = _select(reducer, tokens, Signals(), layer)
-        if selection is not None and selection.keys == "selected":
-            active = tokens.keep(selection)
+    signals = Signals()
+    if tokens.policy is None and wanted <= AHEAD:
+        tokens, choice, output = _choose_ahead(block, tokens, layer, reducer, wanted)
+        if isinstance(choice, Gate):
+            if output is None or choice.keys != "all":
+                output = block(tokens.x, attn_mask=tokens.bias_of_gate(choice, tokens.attention_bias()))
+            return tokens.blend(choice, output)
+        if choice is not None and choice.keys == "selected":
+            active = tokens.keep(choice)
             active = active.with_x(block(active.x, attn_mask=active.attention_bias()))
-            return tokens.put(selection, active.x) if selection.idle else active
-        signals, normed = Signals(), block.norm1(tokens.x)
-        mixed = _mix_chosen(block.attn, normed, tokens, selection)
+            return tokens.put(choice, active.x) if choice.idle else active
+        normed = block.norm1(tokens.x)
+        mixed = _mix_chosen(block.attn, normed, tokens, choice)
+    elif tokens.policy is None and wanted == BY_KEYS:
+        normed = block.norm1(tokens.x)
+        tokens, choice, mixed = _mix_by_keys(block.attn, normed, tokens, layer, reducer)
     else:
         normed = block.norm1(tokens.x)
-        tokens, selection, signals, mixed = _mix_scored(block.attn, normed, tokens, layer, reducer, wanted or NOTHING)
+        tokens, choice, signals, mixed = _mix_scored(block.attn, normed, tokens, layer, reducer, wanted or NOTHING)
 
     residual = tokens.x
-    if selection is not None:
-        rows = tokens.rows(selection)
+    if isinstance(choice, Selection):
+        rows = tokens.rows(choice)
         residual, normed = take_rows(residual, rows), take_rows(normed, rows) if is_gated(block.attn) else normed
-    x = residual + block.drop_path1(block.ls1(_project(block.attn, mixed, normed)))
-    if selection is not None and selection.idle:
-        return tokens.put(selection, _mlp(block, x))
-    tokens = tokens.with_x(x) if selection is None else tokens.keep(selection, x)
+    x = residual + block.drop_path1(block.ls1(project(block.attn, mixed, normed)))
+    if isinstance(choice, Gate):
+        return tokens.blend(choice, _mlp(block, x))
+    if choice is not None and choice.idle:
+        return tokens.put(choice, _mlp(block, x))
+    tokens = tokens.with_x(x) if choice is None else tokens.keep(choice, x)
     tokens = reducer.after_attention(tokens, signals, layer)
     return tokens.with_x(_mlp(block, tokens.x))
-
-
-def _select(reducer: Reducer, tokens: Tokens, signals: Signals, layer: int) -> tuple[Tokens, Selection | None]:
-    with without_autocast(tokens.x.device):  # scores of half precision would tie
-        return reducer.select_queries(tokens, signals, layer)
-
-
-def _mix_chosen(attn: Attention, normed: Tensor, tokens: Tokens, selection: Selection | None) -> Tensor:
-    """A·V (B, K, H·d) of tokens that were chosen before attention: the others do not even get queries."""
-    bias = tokens.attention_bias()
-    if selection is None:
-        return _mix(attn, Heads.of(attn, normed), bias)
-    if selection.keys == "prefix":
-        bias = tokens.bias_of_selected(selection, bias)
-    return _mix(attn, Heads.of(attn, normed, tokens.rows(selection)), bias)
-
-
-def _mix_scored(
-    attn: Attention, normed: Tensor, tokens: Tokens, layer: int, reducer: Reducer, wanted: frozenset[Signal]
-) -> tuple[Tokens, Selection | None, Signals, Tensor]:
-    """Signals first, then the choice, then A·V (B, K, H·d) of what was chosen."""
-    bias = tokens.attention_bias()
-    heads, mixed, maps = Heads.of(attn, normed), None, {}
-    if tokens.policy is not None:
-        mixed = _mix_by_policy(attn, heads, tokens.policy)
-    elif wanted & MAPS.keys():
-        mixed, maps = _mix_explicitly(attn, heads, bias, wanted)
-    with torch.set_grad_enabled(torch.is_grad_enabled() and reducer.learns_from_signals):
-        signals = Signals(**maps, **_cheap_signals(attn, heads, bias, wanted))
-
-    tokens, selection = _select(reducer, tokens, signals, layer)
-    rows = None if selection is None else tokens.rows(selection)
-    if mixed is None:
-        mixed = _mix(attn, heads.at(rows), bias)
-    elif rows is not None:
-        mixed = take_rows(mixed, rows)
-    return tokens, selection, signals, mixed
 
 
 def _mlp(block: Block, x: Tensor) -> Tensor:
     return x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
 
 
-@dataclass(frozen=True)
-class Heads:
-    """Queries (B, H, K, d), keys and values (B, H, N, d) of one block; queries are not scaled yet."""
-
-    q: Tensor
-    k: Tensor
-    v: Tensor
-
-    @classmethod
-    def of(cls, attn: Attention, normed: Tensor, rows: Tensor | None = None) -> Heads:
-        """From the normalised tokens (B, N, D), with queries only of the ``rows`` (B, K) where these are given."""
-        if rows is None or type(attn.qkv) is not nn.Linear:
-            q, k, v = _split(attn.qkv(normed), 3, attn)
-            return cls(attn.q_norm(q), attn.k_norm(k), v).at(rows)
-        (q,) = _split(_slice(attn.qkv, take_rows(normed, rows), 0, 1), 1, attn)
-        k, v = _split(_slice(attn.qkv, normed, 1, 3), 2, attn)
-        return cls(attn.q_norm(q), attn.k_norm(k), v)
-
-    def at(self, rows: Tensor | None) -> Heads:
-        """With queries only of the ``rows`` (B, K); of all when that is None."""
-        return self if rows is None else replace(self, q=take_rows(self.q.transpose(1, 2), rows).transpose(1, 2))
+def _select(reducer: Reducer, tokens: Tokens, signals: Signals, layer: int) -> tuple[Tokens, Choice]:
+    with without_autocast(tokens.x.device):  # scores of half precision would tie
+        return reducer.select_queries(tokens, signals, layer)
 
 
-def _split(projected: Tensor, parts: int, attn: Attention) -> tuple[Tensor, ...]:
-    """(B, N, parts·H·d) -> ``parts`` tensors (B, H, N, d)."""
-    return projected.unflatten(-1, (parts, attn.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+def _choose_ahead(
+    block: Block, tokens: Tokens, layer: int, reducer: Reducer, wanted: frozenset[Signal]
+) -> tuple[Tokens, Choice, Tensor | None]:
+    """The choice before the block computes anything of its own, and its whole output where that was asked for."""
+    output = None
+    if "output" in wanted:
+        with _learning(reducer):
+            output = block(tokens.x, attn_mask=tokens.attention_bias())
+    return *_select(reducer, tokens, Signals(output=output), layer), output
 
 
-def _slice(qkv: nn.Linear, x: Tensor, first: int, last: int) -> Tensor:
-    """Thirds ``first`` to ``last`` of what ``qkv`` makes of ``x`` (B, N, D); its hooks see that call."""
-    dim = qkv.out_features // 3
-    part = {name: value[first * dim : last * dim] for name, value in qkv.named_parameters()}
-    return functional_call(qkv, part, (x,))
+def _learning(reducer: Reducer) -> torch.set_grad_enabled:
+    return torch.set_grad_enabled(torch.is_grad_enabled() and reducer.learns_from_signals)
 
 
-def is_gated(attn: Attention) -> bool:
-    """Whether the attention output is multiplied by a gate computed from its input."""
-    return getattr(attn, "gate", None) is not None
+def _mix_chosen(attn: Attention, normed: Tensor, tokens: Tokens, selection: Selection | None) -> Tensor:
+    """A·V (B, K, H·d) of tokens that were chosen before attention: the others do not even get queries."""
+    bias = tokens.attention_bias()
+    if selection is None:
+        return mix(attn, Heads.of(attn, normed), bias)
+    if selection.keys == "prefix":
+        bias = tokens.bias_of_selected(selection, bias)
+    return mix(attn, Heads.of(attn, normed, tokens.rows(selection)), bias)
 
 
-def _attention(q: Tensor, k: Tensor, bias: Tensor | None, scale: float) -> Tensor:
-    logits = (q * scale) @ k.transpose(-2, -1)
-    return (logits if bias is None else logits + bias).softmax(-1)
+def _mix_by_keys(
+    attn: Attention, normed: Tensor, tokens: Tokens, layer: int, reducer: Reducer
+) -> tuple[Tokens, Selection, Tensor]:
+    """Keys of all, then the choice, then queries, values and A·V (B, K, H·d) of the chosen, who see each other."""
+    with _learning(reducer):
+        logits, keys = cls_logits(attn, normed)
+    tokens, selection = _select(reducer, tokens, Signals(cls_logits=logits), layer)
+    return tokens, selection, mix(attn, Heads.around(attn, normed, tokens.rows(selection), keys), None)
 
 
-def _cheap_signals(attn: Attention, heads: Heads, bias: Tensor | None, wanted: frozenset[Signal]) -> dict[str, Tensor]:
-    signals = {}
-    if "cls_attention" in wanted:
-        with without_autocast(heads.q.device):
-            query, key = heads.q[:, :, :1].float(), heads.k.float()
-            signals["cls_attention"] = _attention(query, key, bias, attn.scale)[:, :, 0]
-    if "key_mean" in wanted:
-        signals["key_mean"] = heads.k.mean(1)
-    if "value_norm" in wanted:
-        signals["value_norm"] = heads.v.float().norm(dim=-1)
-    return signals
+def _mix_scored(
+    attn: Attention, normed: Tensor, tokens: Tokens, layer: int, reducer: Reducer, wanted: frozenset[Signal]
+) -> tuple[Tokens, Choice, Signals, Tensor]:
+    """Signals first, then the choice, then A·V (B, K, H·d) of what was chosen."""
+    bias = tokens.attention_bias()
+    heads, mixed, maps = Heads.of(attn, normed), None, {}
+    if tokens.policy is not None:
+        mixed = mix_by_policy(attn, heads, tokens.policy)
+    elif wanted & MAPS.keys():
+        mixed, maps = mix_explicitly(attn, heads, bias, wanted)
+    with _learning(reducer):
+        signals = Signals(**maps, **cheap_signals(attn, heads, bias, wanted))
 
-
-def _mix(attn: Attention, heads: Heads, bias: Tensor | None) -> Tensor:
-    """A·V (B, K, H·d) of all K queries by the fused kernel."""
-    dropout = attn.attn_drop.p if attn.training else 0.0
-    mixed = F.scaled_dot_product_attention(heads.q, heads.k, heads.v, bias, dropout, scale=attn.scale)
-    return mixed.transpose(1, 2).flatten(2)
-
-
-def _mix_explicitly(
-    attn: Attention, heads: Heads, bias: Tensor | None, wanted: frozenset[Signal]
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """A·V (B, N, H·d) of all rows together with the maps that were asked for.
-
-    All rows, because gathering rows of the maps costs more than multiplying them. Half precision is raised to
-    float32 on CPU, where its small batched products are two times slower.
-    """
-    q, k, v = heads.q, heads.k, heads.v
-    batch, num_heads, length, _ = q.shape
-    chunk = batch
-    if q.device.type == "cpu":
-        q, k, v = q.float(), k.float(), v.float()
-        if not torch.is_grad_enabled():
-            chunk = max(1, MAP_CHUNK_ELEMENTS // (num_heads * length * length))
-
-    def mix(part: slice) -> tuple[Tensor, dict[str, Tensor]]:
-        attention = _attention(q[part], k[part], None if bias is None else bias[part].to(q.dtype), attn.scale)
-        mixed = (attn.attn_drop(attention).to(v.dtype) @ v[part]).transpose(1, 2).flatten(2)
-        return mixed.to(heads.v.dtype), {name: MAPS[name](attention) for name in wanted & MAPS.keys()}
-
-    with without_autocast(q.device):
-        if chunk >= batch:
-            return mix(slice(None))
-        mixed, maps = Rows(batch), {name: Rows(batch) for name in wanted & MAPS.keys()}
-        for start in range(0, batch, chunk):
-            part, found = mix(slice(start, start + chunk))
-            mixed.add(part)
-            for name, rows in found.items():
-                maps[name].add(rows)
-    return mixed.rows, {name: found.rows for name, found in maps.items()}
-
-
-def _mix_by_policy(attn: Attention, heads: Heads, policy: Tensor) -> Tensor:
-    """A·V (B, N, H·d) where patch j is seen by others only as far as ``policy`` (B, n) lets it, with gradient.
-
-    A_ij = (exp(z_ij) G_ij + eps / N) / (sum_k exp(z_ik) G_ik + eps), G_ij = policy_j, but 1 for i = j and for prefix
-    tokens (Rao et al., "DynamicViT", NeurIPS 2021, equations 10 and 11). In float32: exp and eps need its range.
-    """
-    q, k, v = heads.q.float(), heads.k.float(), heads.v.float()
-    length = q.shape[2]
-    with without_autocast(q.device):
-        logits = (q * attn.scale) @ k.transpose(-2, -1)
-        seen = torch.cat([policy.new_ones(len(policy), length - policy.shape[1]), policy], dim=1)[:, None, None].float()
-        seen = seen + (1 - seen) * torch.eye(length, device=q.device)
-        weight = (logits - logits.detach().amax(-1, keepdim=True)).exp() * seen
-        attention = (weight + POLICY_EPS / length) / (weight.sum(-1, keepdim=True) + POLICY_EPS)
-        mixed = attn.attn_drop(attention) @ v
-    return mixed.transpose(1, 2).flatten(2).to(heads.v.dtype)
-
-
-def _project(attn: Attention, mixed: Tensor, normed: Tensor) -> Tensor:
-    mixed = attn.norm(mixed)
-    if is_gated(attn):
-        mixed = mixed * attn.gate(normed).sigmoid()
-    return attn.proj_drop(attn.proj(mixed))
+    tokens, choice = _select(reducer, tokens, signals, layer)
+    if isinstance(choice, Gate):
+        return tokens, choice, signals, mix(attn, heads, tokens.bias_of_gate(choice, bias))
+    rows = None if choice is None else tokens.rows(choice)
+    if mixed is None:
+        mixed = mix(attn, heads.at(rows), bias)
+    elif rows is not None:
+        mixed = take_rows(mixed, rows)
+    return tokens, choice, signals, mixed

@@ -6,9 +6,11 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 GONE = -1
+Keys = Literal["all", "selected", "prefix"]
 
 
 def take_rows(x: Tensor, index: Tensor) -> Tensor:
@@ -42,7 +44,27 @@ class Selection:
     index: Tensor
     valid: Tensor | None = None
     idle: bool = False
-    keys: Literal["all", "selected", "prefix"] = "all"
+    keys: Keys = "all"
+
+
+@dataclass(frozen=True)
+class Gate:
+    """An idling :class:`Selection` that gradients can pass: all is computed, and a gate of 0 undoes the update.
+
+    A token x goes on as x + gate (block(x) - x), so a selection and its gate of zeros and ones give the same numbers.
+
+    Attributes:
+        gate: (B, n) 1 = computed, 0 = idle, of every patch token.
+        keys: whom the computed tokens attend to, as in :class:`Selection`.
+    """
+
+    gate: Tensor
+    keys: Keys = "all"
+
+    @property
+    def computed(self) -> Tensor:
+        """The patch tokens (B, n) that do not idle."""
+        return self.gate > 0.5
 
 
 @dataclass(frozen=True)
@@ -126,14 +148,32 @@ class Tokens:
 
     def bias_of_selected(self, selection: Selection, bias: Tensor | None) -> Tensor:
         """``bias`` (B, 1, 1, N) or None -> that of prefix and selected queries (B, 1, K, N), for keys "prefix"."""
-        seen = torch.zeros_like(self.x[..., 0], dtype=torch.bool)
-        seen[:, : self.num_prefix_tokens] = True
         chosen = torch.ones_like(selection.index, dtype=torch.bool) if selection.valid is None else selection.valid
-        seen = seen.scatter(1, selection.index + self.num_prefix_tokens, chosen)
-        hidden = seen.logical_not()[:, None].repeat(1, self.num_prefix_tokens + selection.index.shape[1], 1)
-        hidden[:, : self.num_prefix_tokens] = False
-        bias = self.x.new_zeros(()) if bias is None else bias
-        return torch.where(hidden[:, None], float("-inf"), bias)
+        computed = torch.zeros_like(self.x[:, self.num_prefix_tokens :, 0], dtype=torch.bool)
+        computed = computed.scatter(1, selection.index, chosen)
+        return self._hide(~computed, bias, self.num_prefix_tokens + selection.index.shape[1])
+
+    def bias_of_gate(self, gate: Gate, bias: Tensor | None) -> Tensor | None:
+        """``bias`` (B, 1, 1, N) or None -> that of all queries, (B, 1, 1, N) or for keys "prefix" (B, 1, N, N)."""
+        if gate.keys == "all":
+            return bias
+        return self._hide(~gate.computed, bias, self.x.shape[1] if gate.keys == "prefix" else None)
+
+    def _hide(self, idle: Tensor, bias: Tensor | None, queries: int | None) -> Tensor:
+        """Hide ``idle`` (B, n) patches from all queries; or, given their number, from those that are not prefix."""
+        hidden = F.pad(idle, (self.num_prefix_tokens, 0))[:, None]
+        if not self.num_prefix_tokens:  # with nobody left to see, the softmax would be NaN and so would its gradient
+            hidden = hidden & ~hidden.all(-1, keepdim=True)
+        if queries is not None:
+            hidden = hidden.repeat(1, queries, 1)
+            hidden[:, : self.num_prefix_tokens] = False
+        return torch.where(hidden[:, None], float("-inf"), self.x.new_zeros(()) if bias is None else bias)
+
+    def blend(self, gate: Gate, x: Tensor) -> Tokens:
+        """Features ``x`` (B, N, D) of a whole block, as far as ``gate`` lets each patch token change."""
+        opened = F.pad(gate.gate.to(x.dtype), (self.num_prefix_tokens, 0), value=1.0)[..., None]
+        active = None if self.assignment is None else look_up(gate.computed.long(), self.assignment, 0) > 0
+        return replace(self, x=self.x + opened * (x - self.x), active=active)
 
     def put(self, selection: Selection, x: Tensor) -> Tokens:
         """Features ``x`` (B, prefix + K, D) of prefix and selected patch tokens in their places, others as before."""

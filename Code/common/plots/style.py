@@ -59,6 +59,10 @@ METHODS = {
     "l1": "l1 pattern",
     "l2": "l2 pattern",
     "linf": "l∞ pattern",
+    "idle_topk": "IdleViT",
+    "idle_mlp": "Idling MLP",
+    "idle_oracle": "idling oracle",
+    "idle_random": "random idling",
 }
 
 # Okabe-Ito first (distinct in all common kinds of colour blindness), then Tol's "muted" and dark tones; the markers

@@ -7,14 +7,16 @@ from typing import TYPE_CHECKING, Literal
 
 from torch import Tensor, nn
 
-from common.models.tokens import Selection, Tokens
+from common.models.tokens import Gate, Selection, Tokens
 from common.reducers.schedule import Schedule
 from common.registry import Registry
 
 if TYPE_CHECKING:
     from timm.models.vision_transformer import VisionTransformer
 
-Signal = Literal["cls_attention", "head_max", "attention", "received", "key_mean", "value_norm"]
+Signal = Literal[
+    "cls_attention", "head_max", "attention", "received", "key_mean", "value_norm", "logit_mean", "cls_logits", "output"
+]
 NOTHING: frozenset[Signal] = frozenset()  # the reducer acts in this block, and needs nothing of it
 
 
@@ -29,6 +31,11 @@ class Signals:
         received: (B, N) attention that each token receives, summed over heads and queries.
         key_mean: (B, N, d) keys averaged over heads.
         value_norm: (B, H, N) Euclidean norm of the values, float32.
+        logit_mean: (B, N, N) scaled products of queries (rows) and keys, averaged over heads, float32.
+        cls_logits: (B, N) the first row of that. Wanted alone, nothing but keys is computed before the reducer selects
+            whose queries and values are; these see each other only, whatever ``Selection.keys`` says.
+        output: (B, N, D) what the whole block makes of the tokens. Only alone, and it saves nothing: for labels and
+            for bounds.
     """
 
     cls_attention: Tensor | None = None
@@ -37,6 +44,9 @@ class Signals:
     received: Tensor | None = None
     key_mean: Tensor | None = None
     value_norm: Tensor | None = None
+    logit_mean: Tensor | None = None
+    cls_logits: Tensor | None = None
+    output: Tensor | None = None
 
 
 class Reducer(nn.Module):
@@ -51,6 +61,7 @@ class Reducer(nn.Module):
         learns_from_signals: gradients flow through the signals (default: selection runs without gradient).
         masks: rows of the sequence may be masked: padding, or in training tokens that the model shall do without.
         selects: its tokens are patches, or clusters with a patch as their centre (``Trace.selected``).
+        idles: patches skip blocks and come back: all of them go on to the end (``Trace.active``).
         clusters: it groups patches, so that tokens stand for several of them (``Trace.assignment``).
         wants_teacher: its training loss uses the outputs of an unreduced teacher where there is one.
     """
@@ -59,6 +70,7 @@ class Reducer(nn.Module):
     learns_from_signals = False
     masks = False
     selects = False
+    idles = False
     clusters = False
     wants_teacher = False
 
@@ -87,8 +99,8 @@ class Reducer(nn.Module):
         """Cluster, merge or drop before block ``layer``."""
         return tokens
 
-    def select_queries(self, tokens: Tokens, signals: Signals, layer: int) -> tuple[Tokens, Selection | None]:
-        """Choose the patch tokens that go on (or idle), before the block pays for their output; None keeps all."""
+    def select_queries(self, tokens: Tokens, signals: Signals, layer: int) -> tuple[Tokens, Selection | Gate | None]:
+        """Choose the patch tokens that go on (or do not idle), before the block pays for their output; None = all."""
         return tokens, None
 
     def after_attention(self, tokens: Tokens, signals: Signals, layer: int) -> Tokens:

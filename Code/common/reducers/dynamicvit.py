@@ -5,29 +5,22 @@ Rao et al., "DynamicViT: Efficient Vision Transformers with Dynamic Token Sparsi
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from common.errors import UsageError, require_choice
+from common.errors import require_choice
 from common.models.tokens import Selection, Tokens
 from common.precision import without_autocast
 from common.reducers.base import Reducer, init_linear, register_reducer
+from common.reducers.losses import divergence, require_weight
 from common.reducers.tram import top_in_order
 
 EPS = 1e-6
 DECISIONS = "decisions"
 TOKEN_LOSSES = ("mse", "kl")
-
-
-def require_weight(value: float, what: str) -> float:
-    """Return ``value`` if it can weigh a term of a loss."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
-        raise UsageError(f"{what}={value!r} is not allowed; allowed: a number >= 0")
-    return value
 
 
 class Predictor(nn.Module):
@@ -55,8 +48,8 @@ class Predictor(nn.Module):
 class DynamicViT(Reducer):
     """Predicts before each reduction block. Evaluation keeps the patches with the largest keep-probability.
 
-    Training keeps all patches and masks the dropped ones in attention (:mod:`common.models.block`): decisions are drawn
-    from a Gumbel-softmax of temperature 1, hard with straight-through gradient; who is dropped stays dropped. The
+    Training keeps all patches and masks the dropped ones in attention (:mod:`common.models.attention`): decisions are
+    drawn from a Gumbel-softmax of temperature 1, hard with straight-through gradient; who is dropped stays dropped. The
     training loss asks for the scheduled ratios and, with a teacher, for its outputs::
 
         w_ratio (1/S) sum_s mean_b (mean_j D_sbj - ratio_s)^2 + w_distill KL(teacher || model) + w_token T
@@ -123,9 +116,8 @@ class DynamicViT(Reducer):
         if teacher is None:
             return loss
         teacher_logits, teacher_patches = teacher
-        own, wanted = logits.float().log_softmax(-1), teacher_logits.float().log_softmax(-1)
-        divergence = F.kl_div(own, wanted, reduction="batchmean", log_target=True)
-        return loss + self.distill_weight * divergence + self.token_weight * self._token_loss(tokens, teacher_patches)
+        loss = loss + self.distill_weight * divergence(logits, teacher_logits)
+        return loss + self.token_weight * self._token_loss(tokens, teacher_patches)
 
     def _token_loss(self, tokens: Tokens, teacher_patches: Tensor) -> Tensor:
         """T over the patches whose last decision is to keep; 0 when there is none."""

@@ -25,7 +25,7 @@ TRACKERS = ("tensorboard", "wandb")
 LEAST = {"epochs": 0, "cooldown_epochs": 0, "backbone_freeze_epochs": 0, "workers": 0, "seed": 0}
 LEAST |= {"batch_size": 1, "grad_accum_steps": 1, "repeats": 1, "decay_epochs": 1}
 POSITIVE = ("lr", "backbone_lr_scale", "lr_batch_normalizer", "clip_grad", "eps", "decay_rate", "distillation_tau")
-NOT_NEGATIVE = ("weight_decay", "warmup_epochs", "warmup_lr", "min_lr", "mixup", "cutmix")
+NOT_NEGATIVE = ("label_weight", "weight_decay", "warmup_epochs", "warmup_lr", "min_lr", "mixup", "cutmix")
 SHARES = ("momentum", "mixup_prob", "mixup_switch_prob", "smoothing", "ema_decay", "distillation_alpha")
 CHOICES = {"optimizer": OPTIMIZERS, "schedule": SCHEDULES, "mixed_precision": PRECISIONS, "mixup_mode": MIXUP_MODES}
 CHOICES |= {"loss": LOSSES, "distillation": DISTILLATIONS}
@@ -57,6 +57,7 @@ class TrainConfig:
         backbone_freeze_epochs: epochs during which the pretrained parameters have rate 0.
         constant_cls, constant_pos: do not train class and distillation tokens; positions.
         attention_only: train attention, heads and positions only.
+        reducer_only: train the reducer's own parameters only.
         lr_batch_normalizer: the rate is lr x (images per update) / this; None = lr as it is.
         schedule: "constant", "step" (times ``decay_rate`` after every ``decay_epochs``), "cosine" (to ``min_lr``).
         decay_epochs, decay_rate: of "step".
@@ -71,6 +72,7 @@ class TrainConfig:
             An incomplete last batch is left out then. Refused for data with several labels per image.
         smoothing: of the labels of single-label data.
         repeats: of each image in an epoch (repeated augmentation); 1 = off.
+        label_weight: factor on the loss of the labels; 0 = learn from what the reducer adds, from a teacher say, alone.
         loss: "auto" is cross-entropy, or the asymmetric loss for data with several labels per image.
         ema_decay: of an exponential moving average of the weights, None = off.
         distillation: of a distilled DeiT from a teacher: "none", "soft", "hard".
@@ -98,6 +100,7 @@ class TrainConfig:
     constant_cls: bool = False
     constant_pos: bool = False
     attention_only: bool = False
+    reducer_only: bool = False
     lr_batch_normalizer: float | None = None
     schedule: str = "constant"
     decay_epochs: int = 10
@@ -116,6 +119,7 @@ class TrainConfig:
     mixup_mode: str = "batch"
     smoothing: float = 0.0
     repeats: int = 1
+    label_weight: float = 1.0
     loss: str = "auto"
     ema_decay: float | None = None
     distillation: str = "none"

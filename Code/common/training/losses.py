@@ -73,7 +73,8 @@ def make_criterion(config: TrainConfig, *, multi_label: bool) -> Callable[[Tenso
 class Objective(nn.Module):
     """A model together with its loss: one module whose forward pass is all that is differentiated.
 
-    The loss of the labels, mixed with DeiT's distillation when the config asks for it, plus what the reducer adds.
+    The loss of the labels, mixed with DeiT's distillation when the config asks for it, times ``label_weight``, plus
+    what the reducer adds.
 
     Attributes:
         sums: the loss is a sum over the images, not their mean.
@@ -98,6 +99,7 @@ class Objective(nn.Module):
             alpha, tau = self._config.distillation_alpha, self._config.distillation_tau
             taught = distillation_loss(distilled, teacher[0], self._config.distillation, tau)
             loss = (1 - alpha) * self._criterion(logits, targets) + alpha * taught
+        loss = loss * self._config.label_weight
         return loss if reducer is None else loss + reducer.training_loss(tokens, logits, teacher)
 
 

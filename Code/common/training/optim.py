@@ -25,6 +25,8 @@ def is_new(name: str) -> bool:
 def trains(name: str, config: TrainConfig) -> bool:
     """Whether ``config`` trains the parameter ``name``."""
     parts = name.split(".")
+    if config.reducer_only:
+        return parts[0] == "reducer"
     if (config.constant_cls and name in TOKENS) or (config.constant_pos and name in POSITIONS):
         return False
     return not config.attention_only or "attn" in parts or parts[0] in ("head", "head_dist") or name in POSITIONS

@@ -1,0 +1,103 @@
+"""Thresholds for a budget: how sure a pruner must be in every block, so that the model costs what it may."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from common.errors import UsageError
+from common.explain.base import untouched
+from common.idling.macs import block_macs, model_macs, pruner_macs
+from common.models.block import reduced_block
+from common.models.reduced import ReducedVisionTransformer
+from common.models.tokens import Tokens
+from common.reducers.base import Reducer
+from common.sizing import Shape
+from common.training.accelerator import progress
+
+NEVER = 1.0  # p >= 1 for nobody: float32 gets there for logits above 16 only, and such a patch may be computed
+
+
+@torch.inference_mode()
+def solve_thresholds(model: ReducedVisionTransformer, loader: DataLoader, cut: float) -> list[float]:
+    """Set the thresholds of an Idling MLP so that the images of ``loader`` cost a share ``cut`` less than unreduced.
+
+    How many patches idle in which block follows from one level of p for all blocks, on the states of the unreduced
+    model: the patches of least p, wherever they are. A block that would save less than its pruner costs computes all.
+    Then, from the first block to the last and on the states to which the thresholds before lead, each threshold is the
+    quantile of p that lets this many patches idle.
+
+    Args:
+        model: an ``idle_mlp`` with a ``score_threshold``; its buffer ``thresholds`` is overwritten.
+        loader: calibration images; all their states are held in memory at once.
+        cut: share of the MAC to save, pruners paid for.
+
+    Returns:
+        The thresholds, one for each block; 0 where a block computes all.
+
+    Raises:
+        UsageError: the model decides by numbers, or cannot save that much.
+    """
+    reducer = model.reducer
+    if not getattr(reducer, "by_threshold", False):
+        raise UsageError(f"{type(reducer).__name__} has no thresholds to solve; give idle_mlp with a score_threshold")
+    with untouched(model):
+        device = reducer.thresholds.device
+        states = [model.embed(images.to(device)) for images, _ in progress(loader, "calibration", quiet=False)]
+        dense = _advance_whole(model, states)
+        counts = shares_of_budget(model, dense, cut)
+        for layer, block in enumerate(model.blocks):
+            reducer.thresholds[layer] = 0.0
+            if counts[layer] is not None:
+                scores = torch.cat([_chance(reducer, layer, tokens) for tokens in states])
+                reducer.thresholds[layer] = _threshold(scores, counts[layer])
+            states = [reduced_block(block, tokens, layer, reducer) for tokens in states]
+    return reducer.thresholds.tolist()
+
+
+def _chance(reducer: Reducer, layer: int, tokens: Tokens) -> Tensor:
+    return reducer.pruners[str(layer)](tokens.prefix, tokens.patches).sigmoid()
+
+
+def _advance_whole(model: ReducedVisionTransformer, states: list[Tokens]) -> Tensor:
+    """p (blocks, n, P) on the states of the unreduced model."""
+    chances = []
+    for layer, block in enumerate(model.blocks):
+        chances.append(torch.cat([_chance(model.reducer, layer, tokens) for tokens in states]))
+        states = [tokens.with_x(block(tokens.x)) for tokens in states]
+    return torch.stack(chances)
+
+
+def shares_of_budget(model: ReducedVisionTransformer, chances: Tensor, cut: float) -> list[float | None]:
+    """Patches to compute in each block, mean over images, None = all without asking; see :func:`solve_thresholds`.
+
+    Args:
+        chances: p (blocks, n, P).
+    """
+    shape, attention = Shape.of(model), model.reducer.attention
+    whole = block_macs(shape, shape.num_patches, "standard")
+    price = pruner_macs(model.reducer.pruners["0"], shape.num_patches)
+    target = (1 - cut) * model_macs(shape, {}, attention)
+
+    def at(level: float) -> list[float | None]:
+        counts = (chances >= level).sum(2).double().mean(1).tolist()
+        return [count if whole - block_macs(shape, count, attention) > price else None for count in counts]
+
+    def cost(counts: list[float | None]) -> float:
+        asked = {layer: count for layer, count in enumerate(counts) if count is not None}
+        return model_macs(shape, asked, attention, extra=price * len(asked))
+
+    low, high = 0.0, 1.0 + 1e-6
+    if cost(at(high)) > target:
+        raise UsageError(f"cut={cut!r} is not possible with {attention} attention; give less")
+    for _ in range(40):
+        middle = (low + high) / 2
+        low, high = (middle, high) if cost(at(middle)) > target else (low, middle)
+    return at(high)
+
+
+def _threshold(scores: Tensor, count: float) -> float:
+    """The value that ``count`` of the P scores of an image reach, mean over the images of ``scores`` (n, P)."""
+    rank = round(count * len(scores))
+    return NEVER if rank == 0 else scores.flatten().sort(descending=True).values[rank - 1].item()

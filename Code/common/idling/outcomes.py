@@ -1,0 +1,171 @@
+"""What models whose patches idle make of a dataset: logits, who was computed, at what cost, and how rightly."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
+
+import torch
+from sklearn.metrics import roc_auc_score
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from common.explain.base import untouched
+from common.idling.macs import attention_of, deciding_macs, model_macs
+from common.models.reduced import ReducedVisionTransformer, attach
+from common.models.tokens import Gate, Selection, Tokens
+from common.models.trace import Trace
+from common.reducers.base import Reducer, Signal, Signals
+from common.reducers.similarity import SIMILARITIES
+from common.rows import Rows
+from common.sizing import Shape
+from common.training.accelerator import progress
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one model did with n images.
+
+    Attributes:
+        logits: (n, classes) float32.
+        computed: (n, depth) patches that each block computed.
+        returned: (n, depth) patches among these that had idled in the block before.
+        num_patches: P.
+        macs: (n,) MAC of each image, what deciding costs included.
+    """
+
+    logits: Tensor
+    computed: Tensor
+    returned: Tensor
+    num_patches: int
+    macs: Tensor
+
+    @property
+    def idle_per_layer(self) -> Tensor:
+        """Patches that idle in each block (depth,), mean over images."""
+        return self.num_patches - self.computed.double().mean(0)
+
+    @property
+    def patches_idled(self) -> float:
+        """Patches that idle, mean over images and over all blocks, whether any may idle there or not."""
+        return self.idle_per_layer.mean().item()
+
+    @property
+    def came_back(self) -> float:
+        """Share of the idle patches that the next block computes; NaN where nobody idles."""
+        idle = (self.num_patches - self.computed[:, :-1]).sum()
+        return (self.returned[:, 1:].sum() / idle).item() if idle else float("nan")
+
+
+@torch.inference_mode()
+def outcomes(
+    models: Mapping[Hashable, ReducedVisionTransformer], loader: DataLoader
+) -> tuple[dict[Hashable, Outcome], Tensor]:
+    """What each of ``models``, put in eval mode, does with the images of ``loader``; and all their labels."""
+    count = len(loader.sampler)
+    rows = {key: (Rows(count), Rows(count), Rows(count)) for key in models}
+    labels = Rows(count)
+    for model in models.values():
+        model.eval()
+    device = next(next(iter(models.values())).parameters()).device
+    for images, targets in progress(loader, "evaluation", quiet=False):
+        images = images.to(device)
+        for key, model in models.items():
+            logits, trace = model.trace(images)
+            for into, values in zip(rows[key], (logits.float(), *_who(trace)), strict=True):
+                into.add(values.cpu())
+        labels.add(targets)
+    return {key: _outcome(model, *(each.rows for each in rows[key])) for key, model in models.items()}, labels.rows
+
+
+def _who(trace: Trace) -> tuple[Tensor, Tensor]:
+    """Patches computed, and returned, in each block (B, depth)."""
+    active = torch.stack(trace.active, dim=1)  # (B, depth, P)
+    returned = active.clone()
+    returned[:, 0] = False
+    returned[:, 1:] &= ~active[:, :-1]
+    return active.sum(2), returned.sum(2)
+
+
+def _outcome(model: ReducedVisionTransformer, logits: Tensor, computed: Tensor, returned: Tensor) -> Outcome:
+    shape, attention, asked = Shape.of(model), "standard", ()
+    if model.reducer.idles:
+        attention, asked = attention_of(model.reducer), acting_blocks(model)
+    per_block = {layer: computed[:, layer].double() for layer in asked}
+    macs = model_macs(shape, per_block, attention, deciding_macs(model, asked))
+    return Outcome(logits, computed, returned, shape.num_patches, torch.as_tensor(macs).expand(len(logits)))
+
+
+def acting_blocks(model: ReducedVisionTransformer) -> list[int]:
+    """The blocks of a model in eval mode in which patches may idle."""
+    start = Tokens(torch.empty(0, 0, 0), model.num_prefix_tokens, grid_size=model.patch_embed.num_patches)
+    return [layer for layer in range(len(model.blocks)) if model.reducer.needs(layer, start) is not None]
+
+
+@dataclass(frozen=True)
+class LayerQuality:
+    """How well one block's predictions agree with what the block then does, over patches of n images.
+
+    Attributes:
+        accuracy: share of decisions that are the label; inflated where nearly all labels are one.
+        balanced_accuracy: mean of the shares among the patches to compute and among those to idle.
+        auroc: of the chance p against the label. NaN, like the former, where all labels are one.
+        confusion: (2, 2) shares of patches: row = label, column = decision, idle first.
+        similarity: mean similarity of the patches before and after the block.
+    """
+
+    accuracy: float
+    balanced_accuracy: float
+    auroc: float
+    confusion: Tensor
+    similarity: float
+
+
+def pruner_quality(model: ReducedVisionTransformer, loader: DataLoader) -> dict[int, LayerQuality]:
+    """Judge the predictions of an ``idle_mlp`` on the states that its own decisions lead to; block -> quality."""
+    watch = _Watch(model.reducer)
+    watched = attach(model, watch)
+    device = next(model.parameters()).device
+    with untouched(watched), torch.inference_mode():
+        for images, _ in progress(loader, "pruner quality", quiet=False):
+            watched(images.to(device))
+    return {layer: _quality(*map(torch.cat, zip(*found, strict=True)), model) for layer, found in watch.seen.items()}
+
+
+def _quality(chance: Tensor, decided: Tensor, similarity: Tensor, model: ReducedVisionTransformer) -> LayerQuality:
+    chance, decided, similarity = (values.flatten() for values in (chance, decided, similarity))
+    label = similarity < model.reducer.tau
+    confusion = (2 * label.long() + decided.long()).bincount(minlength=4).double().reshape(2, 2) / len(label)
+    known = bool(label.any() and not label.all())
+    recall = confusion.diagonal() / confusion.sum(1)
+    return LayerQuality(
+        accuracy=confusion.trace().item(),
+        balanced_accuracy=recall.mean().item() if known else float("nan"),
+        auroc=float(roc_auc_score(label.numpy(), chance.numpy())) if known else float("nan"),
+        confusion=confusion,
+        similarity=similarity.double().mean().item(),
+    )
+
+
+class _Watch(Reducer):
+    """Does what an Idling MLP does, and notes for every block p, the decision and the true similarity (B, P)."""
+
+    def __init__(self, reducer: Reducer) -> None:
+        nn.Module.__init__(self)
+        self.reducer, self.schedule = reducer, reducer.schedule
+        self.seen: dict[int, list[tuple[Tensor, Tensor, Tensor]]] = {}
+
+    def needs(self, layer: int, tokens: Tokens) -> frozenset[Signal] | None:
+        return None if self.reducer.needs(layer, tokens) is None else frozenset({"output"})
+
+    def select_queries(self, tokens: Tokens, signals: Signals, layer: int) -> tuple[Tokens, Selection | Gate | None]:
+        _, chance = self.reducer.score(tokens, Signals(), layer)
+        after = signals.output[:, tokens.num_prefix_tokens :]
+        similarity = SIMILARITIES[self.reducer.similarity](tokens.patches.float(), after.float())
+        tokens, choice = self.reducer.select_queries(tokens, Signals(), layer)
+        decided = torch.ones_like(chance, dtype=torch.bool)
+        if choice is not None:
+            valid = torch.ones_like(choice.index, dtype=torch.bool) if choice.valid is None else choice.valid
+            decided = torch.zeros_like(decided).scatter(1, choice.index, valid)
+        self.seen.setdefault(layer, []).append((chance.cpu(), decided.cpu(), similarity.cpu()))
+        return tokens, choice

@@ -1,0 +1,96 @@
+"""Bounds for the methods that let patches idle: who could not be better chosen, and who is not chosen at all.
+
+They are no methods: the oracle computes every block whole before it decides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from common.errors import UsageError, require_choice
+from common.models.tokens import Tokens
+from common.reducers.base import Signals, register_reducer
+from common.reducers.idling import Idling
+from common.reducers.similarity import SIMILARITIES
+
+
+def require_number(value: float | None, what: str) -> float | None:
+    """Return ``value`` if it is a number or None."""
+    if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
+        raise UsageError(f"{what}={value!r} is not allowed; give a number")
+    return value
+
+
+@register_reducer("idle_oracle")
+class IdleOracle(Idling):
+    """Computes the patches that the block changes most: the labels that a predictor learns, as the decision.
+
+    Args:
+        similarity: of a patch before and after the block, see :mod:`common.reducers.similarity`.
+        tau: where ``keep_rate`` is 1, compute the patches whose similarity is below it, however many these are.
+    """
+
+    signals = frozenset({"output"})
+    learns_from_signals = True  # in training the block's own pass is that output
+
+    def __init__(
+        self,
+        vit,
+        schedule,
+        *,
+        attention: str = "modified",
+        counts: Sequence[int] | None = None,
+        re_entry: bool = True,
+        similarity: str = "blend",
+        tau: float | None = None,
+    ) -> None:
+        super().__init__(vit, schedule, attention=attention, counts=counts, re_entry=re_entry)
+        self.similarity = require_choice(similarity, SIMILARITIES, "similarity")
+        self.tau = require_number(tau, "tau")
+        if tau is not None:
+            self._require_all_kept("tau", vit.patch_embed.num_patches)
+
+    @property
+    def blocks(self) -> tuple[int, ...]:
+        return super().blocks if self.tau is None else tuple(range(self.depth))
+
+    def acts(self, layer: int, tokens: Tokens) -> bool:
+        return self.tau is not None or super().acts(layer, tokens)
+
+    @torch.no_grad()
+    def score(self, tokens: Tokens, signals: Signals, layer: int) -> tuple[Tokens, Tensor]:
+        after = signals.output[:, tokens.num_prefix_tokens :]
+        return tokens, -SIMILARITIES[self.similarity](tokens.patches.float(), after.float())
+
+    def passes(self, score: Tensor, layer: int) -> Tensor:
+        return -score < self.tau
+
+
+@register_reducer("idle_random")
+class IdleRandom(Idling):
+    """Computes patches drawn at random: in every block other ones, which are the same for all images.
+
+    Args:
+        seed: decides which.
+    """
+
+    def __init__(
+        self,
+        vit,
+        schedule,
+        *,
+        attention: str = "modified",
+        counts: Sequence[int] | None = None,
+        re_entry: bool = True,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(vit, schedule, attention=attention, counts=counts, re_entry=re_entry)
+        self.seed = seed
+
+    def score(self, tokens: Tokens, signals: Signals, layer: int) -> tuple[Tokens, Tensor]:
+        generator = torch.Generator().manual_seed(self.seed * self.depth + layer)
+        drawn = torch.rand(tokens.grid_size, generator=generator).to(tokens.x.device)
+        return tokens, drawn.expand(len(tokens.x), -1)

@@ -1,0 +1,216 @@
+"""Idling MLP: a small perceptron per block foresees which patches the block would hardly change, and lets them idle."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from common.errors import UsageError, require_choice
+from common.models.tokens import Tokens
+from common.precision import without_autocast
+from common.reducers.base import NOTHING, Signal, Signals, register_reducer
+from common.reducers.idling import Idling
+from common.reducers.losses import divergence, require_weight
+from common.reducers.similarity import SIMILARITIES
+
+CONTEXTS = ("none", "cls", "conv", "both")
+LEARNS = ("labels", "task")
+LOGITS, LABELS, GATES = "logits", "labels", "gates"
+MOST_POSITIVE_WEIGHT = 10.0
+
+
+class Pruner(nn.Module):
+    """Logit of computing each patch, from its own features and perhaps what is around it.
+
+    Args:
+        dim: D. hidden: width of the only hidden layer.
+        context: of "none"; "cls": the first prefix token (the mean of the patches where there is none); "conv": 3 x 3
+            neighbours in a projection to ``hidden`` / 2 channels; "both".
+        grid: patches (rows, columns).
+    """
+
+    def __init__(self, dim: int, hidden: int, context: str, grid: tuple[int, int]) -> None:
+        super().__init__()
+        self.grid = grid
+        self.own, self.out = nn.Linear(dim, hidden), nn.Linear(hidden, 1)
+        # the layer over [patch, CLS] in two parts: that of the CLS token is computed once for all patches
+        self.cls = nn.Linear(dim, hidden, bias=False) if context in ("cls", "both") else None
+        self.squeeze = self.around = self.expand = None
+        if context in ("conv", "both"):
+            width = max(1, hidden // 2)
+            self.squeeze, self.expand = nn.Linear(dim, width, bias=False), nn.Linear(width, hidden, bias=False)
+            self.around = nn.Conv2d(width, width, 3, padding=1, groups=width, bias=False)
+
+    def forward(self, prefix: Tensor, patches: Tensor) -> Tensor:
+        """Prefix tokens (B, N - P, D) and patches (B, P, D) -> logits (B, P), float32."""
+        with without_autocast(patches.device):
+            prefix, patches = prefix.to(self.own.weight.dtype), patches.to(self.own.weight.dtype)
+            hidden = self.own(patches)
+            if self.cls is not None:
+                whole = prefix[:, :1] if prefix.shape[1] else patches.mean(1, keepdim=True)
+                hidden = hidden + self.cls(whole)
+            if self.around is not None:
+                hidden = hidden + self._neighbours(patches)
+            return self.out(hidden.relu())[..., 0].float()
+
+    def _neighbours(self, patches: Tensor) -> Tensor:
+        rows, columns = self.grid
+        if patches.shape[1] != rows * columns:
+            raise UsageError(f"the pruners were made for {rows * columns} patches, the image has {patches.shape[1]}")
+        squeezed = self.squeeze(patches).transpose(1, 2).unflatten(2, self.grid)
+        return self.expand(self.around(squeezed).flatten(2).transpose(1, 2))
+
+
+@register_reducer("idle_mlp")
+class IdleMlp(Idling):
+    """Computes the patches whose predicted chance of changing is high; p = sigmoid(W2 relu(W1 x_i + b1) + b2).
+
+    A patch's label in a block is 1 (compute it) where the similarity of its features before and after the whole block
+    lies below ``tau``. With ``keep_rate`` below 1, or ``counts``, the patches of largest p are computed. With a
+    ``score_threshold`` instead, those with p >= threshold, however many: exactly, in one batch padded to the image that
+    computes most. Its buffer ``thresholds`` (depth,) holds one for each block, 0 = compute all and predict nothing;
+    :func:`common.idling.budget.solve_thresholds` fills it for a number of MACs.
+
+    Training has two stages. ``learns="labels"``: binary cross-entropy against the labels, on the states that the gates
+    of the blocks before lead to; pruners only (``reducer_only`` of :class:`common.training.TrainConfig`). "task":
+    the gates pass gradients straight through to p, and the loss adds, the former with a teacher::
+
+        w_d KL(teacher || model) + w_b (mean of the gates - keep_target)^2
+
+    A file of weights may hold pruners of blocks in which a ``keep_rate`` computes everything; they are left out.
+
+    Args:
+        attention, counts, re_entry: see :class:`common.reducers.idling.Idling`.
+        score_threshold: decide by p; not with ``keep_rate`` below 1 or ``counts``.
+        similarity, tau: of the labels, see :mod:`common.reducers.similarity`.
+        hidden, context: of the pruners, see :class:`Pruner`.
+        learns: "labels" or "task".
+        on_policy: share of images whose patches idle, block by block, while labels are learnt; the rest is computed.
+        distill_weight: w_d.
+        budget_weight: w_b.
+        keep_target: share of patches to compute, mean over the blocks that act; None = no such term.
+    """
+
+    learns_from_signals = True
+    wants_teacher = True
+
+    def __init__(
+        self,
+        vit,
+        schedule,
+        *,
+        attention: str = "modified",
+        counts: Sequence[int] | None = None,
+        re_entry: bool = True,
+        score_threshold: float | None = None,
+        similarity: str = "blend",
+        tau: float = 0.95,
+        hidden: int = 64,
+        context: str = "none",
+        learns: str = "task",
+        on_policy: float = 0.5,
+        distill_weight: float = 1.0,
+        budget_weight: float = 2.0,
+        keep_target: float | None = None,
+    ) -> None:
+        super().__init__(vit, schedule, attention=attention, counts=counts, re_entry=re_entry)
+        self.similarity, self.tau = require_choice(similarity, SIMILARITIES, "similarity"), tau
+        self.learns = require_choice(learns, LEARNS, "learns")
+        self.on_policy = _share(on_policy, "on_policy")
+        self.distill_weight = require_weight(distill_weight, "distill_weight")
+        self.budget_weight = require_weight(budget_weight, "budget_weight")
+        self.keep_target = None if keep_target is None else _share(keep_target, "keep_target")
+        self.by_threshold = score_threshold is not None
+        if self.by_threshold:
+            self._require_all_kept("score_threshold", vit.patch_embed.num_patches)
+            if counts is not None:
+                raise UsageError("score_threshold with counts is not possible; give one of them")
+            start = torch.full((self.depth,), _share(score_threshold, "score_threshold"), device="cpu")
+            self.register_buffer("thresholds", start)
+        num_patches, grid = vit.patch_embed.num_patches, tuple(vit.patch_embed.grid_size)
+        acting = [layer for layer in self.blocks if self.by_threshold or self.count(layer, num_patches)]
+        sizes = (vit.embed_dim, hidden, require_choice(context, CONTEXTS, "context"), grid)
+        self.pruners = nn.ModuleDict({str(layer): Pruner(*sizes) for layer in acting})
+        self.register_load_state_dict_pre_hook(_leave_out_resting)
+
+    @property
+    def blocks(self) -> tuple[int, ...]:
+        return tuple(range(self.depth)) if self.by_threshold else super().blocks
+
+    def acts(self, layer: int, tokens: Tokens) -> bool:
+        if self.by_threshold:
+            return bool(self.thresholds[layer] > 0)
+        return super().acts(layer, tokens)
+
+    def needs(self, layer: int, tokens: Tokens) -> frozenset[Signal] | None:
+        if not self.acts(layer, tokens):
+            return None
+        return frozenset({"output"}) if self.training and self.learns == "labels" else NOTHING
+
+    def score(self, tokens: Tokens, signals: Signals, layer: int) -> tuple[Tokens, Tensor]:
+        logits = self.pruners[str(layer)](tokens.prefix.detach(), tokens.patches.detach())
+        if signals.output is not None:
+            tokens = _note(tokens, LOGITS, logits)
+            tokens = _note(tokens, LABELS, self.labels(tokens, signals.output))
+        return tokens, logits.sigmoid()
+
+    @torch.no_grad()
+    def labels(self, tokens: Tokens, output: Tensor) -> Tensor:
+        """Of each patch (B, P): 1.0 where the block, whose output is (B, N, D), changes it more than tau allows."""
+        after = output[:, tokens.num_prefix_tokens :]
+        return (SIMILARITIES[self.similarity](tokens.patches.float(), after.float()) < self.tau).float()
+
+    def passes(self, score: Tensor, layer: int) -> Tensor:
+        return score >= self.thresholds[layer]
+
+    def select_queries(self, tokens: Tokens, signals: Signals, layer: int):
+        tokens, choice = super().select_queries(tokens, signals, layer)
+        return (_note(tokens, GATES, choice.gate), choice) if self.training else (tokens, choice)
+
+    def gate(self, computed: Tensor, score: Tensor) -> Tensor:
+        hard = computed.float()
+        if self.learns == "task":
+            return hard + score - score.detach()
+        whole = torch.rand(len(hard), 1, device=hard.device) >= self.on_policy
+        return torch.where(whole, 1.0, hard)
+
+    def training_loss(self, tokens: Tokens, logits: Tensor, teacher: tuple[Tensor, Tensor] | None) -> Tensor:
+        if self.learns == "labels":
+            return self._label_loss(tokens) if LOGITS in tokens.carry else logits.new_zeros((), dtype=torch.float32)
+        loss = logits.new_zeros((), dtype=torch.float32)
+        if self.keep_target is not None and GATES in tokens.carry:
+            loss = loss + self.budget_weight * (tokens.carry[GATES].mean() - self.keep_target).square()
+        return loss if teacher is None else loss + self.distill_weight * divergence(logits, teacher[0])
+
+    def _label_loss(self, tokens: Tokens) -> Tensor:
+        """Sum over blocks of the mean cross-entropy; positives weigh as much as negatives together, within bounds."""
+        logits, labels = tokens.carry[LOGITS], tokens.carry[LABELS]
+        positive = labels.sum((0, 1))
+        negative = labels[..., 0].numel() - positive
+        weight = (negative / positive.clamp(min=1)).clamp(1 / MOST_POSITIVE_WEIGHT, MOST_POSITIVE_WEIGHT)
+        each = F.binary_cross_entropy_with_logits(logits, labels, pos_weight=weight, reduction="none")
+        return each.mean((0, 1)).sum()
+
+
+def _note(tokens: Tokens, name: str, values: Tensor) -> Tokens:
+    """Append ``values`` (B, P) of one block to what ``tokens`` carry under ``name`` (B, P, blocks so far)."""
+    values = values[..., None]
+    return tokens.with_carry(**{name: torch.cat([tokens.carry.get(name, values[..., :0]), values], dim=-1)})
+
+
+def _share(value: float, what: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
+        raise UsageError(f"{what}={value!r} is not allowed; give a number from 0 to 1")
+    return float(value)
+
+
+def _leave_out_resting(module: IdleMlp, state: dict[str, Tensor], prefix: str, *_) -> None:
+    """Forget pruners of blocks in which ``module`` has none, and thresholds where it decides by numbers."""
+    for name in [name for name in state if name.startswith(prefix)]:
+        kind, _, rest = name.removeprefix(prefix).partition(".")
+        resting = kind == "pruners" and rest.partition(".")[0] not in module.pruners
+        if resting or (kind == "thresholds" and not module.by_threshold):
+            del state[name]
