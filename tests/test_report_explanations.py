@@ -18,7 +18,8 @@ from fake_runs import (
 from common.errors import UsageError
 from common.report import page, tables
 from common.report.text import answers, facts
-from common.results import TABLES, read_runs
+from common.results import read_runs
+from common.schema import TABLES
 
 
 def sections(root: Path, name: str) -> list:

@@ -14,7 +14,8 @@ from fake_runs import BASE, training_run
 
 from common import provenance, results
 from common.errors import UsageError
-from common.results import CONDITIONS, TABLES, conditions, read_runs, write_run
+from common.results import conditions, read_runs, write_run
+from common.schema import CONDITIONS, TABLES
 
 ROW = {"image": "001", "class_name": "church", "layer": 3, "num_kept": 98, "predicted": "church", "probability": 0.5}
 ROW |= {"predicted_full_model": "church", "probability_full_model": 0.75}

@@ -19,7 +19,7 @@ from checks import check_plan
 from common import list_reducers
 from common.data import list_datasets
 from common.errors import UsageError
-from common.results import TABLES
+from common.schema import TABLES
 from notebooks import declared_parameters
 from plan import ROOT, RUN_KEYS, ProfileError, list_profiles, load_plan, state_folder
 

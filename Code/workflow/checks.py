@@ -37,7 +37,7 @@ def _refuse(plan: Plan, problems: Iterable[str]) -> None:
 
 def _table(run: Run) -> Iterator[str]:
     from common.errors import require_choice
-    from common.results import TABLES
+    from common.schema import TABLES
 
     yield from _refusal(require_choice, run.table, TABLES, "table")
 
