@@ -5,8 +5,6 @@ from __future__ import annotations
 from functools import cache
 
 import torch
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 
 from common.data.base import LabelledDataset
 from common.data.transforms import Normalisation
@@ -83,6 +81,9 @@ class Digits(LabelledDataset):
 @cache
 def _split(split: str) -> tuple[torch.Tensor, torch.Tensor]:
     """Pictures (n, 8, 8) in [0, 1] and labels (n,) of one split."""
+    from sklearn.datasets import load_digits  # takes as long to import as torch, and only this needs it
+    from sklearn.model_selection import train_test_split
+
     data = load_digits()
     train, val = train_test_split(
         range(len(data.target)), test_size=VAL_SIZE, stratify=data.target, random_state=SPLIT_SEED

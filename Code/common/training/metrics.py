@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from sklearn.metrics import average_precision_score
 from torch import Tensor
 
 
@@ -35,6 +34,8 @@ def mean_average_precision(logits: Tensor, labels: Tensor) -> float:
     whenever there is one. Equal scores are one threshold here, as in scikit-learn and torchmetrics; the reference ranks
     them in the order in which its sort happens to leave them.
     """
+    from sklearn.metrics import average_precision_score  # takes as long to import as torch
+
     scores, truth = logits.double().numpy(), labels.numpy()
     present = truth.any(axis=0)
     precisions = [average_precision_score(truth[:, c], scores[:, c]) for c in present.nonzero()[0]]
