@@ -397,3 +397,15 @@ def test_counts_and_identity(text, family):
     for layer in range(len(vit.blocks)):
         own = trace.assignment[layer].gather(1, trace.origin[layer])
         assert torch.equal(own, torch.arange(own.shape[1]).expand_as(own))  # a centre is in its own cluster
+
+
+def test_a_count_that_drops_nothing_of_the_native_size_drops_of_a_larger_image():
+    """16 of 16 patches at 64 px, 16 of 36 at 96 px."""
+    vit = timm.create_model("vit_tiny_patch16_224", img_size=64, dynamic_img_size=True, depth=4).eval()
+    for text in ("kmedoids", "dpcknn"):
+        model = reduce_tokens(vit, text, keep_rate=(16, 4), reduction_loc=(1, 2)).eval()
+        for side, counts in ((64, [16, 16, 4, 4]), (96, [36, 16, 4, 4])):
+            _, trace = model.trace(torch.randn(1, 3, side, side))
+            assert [tokens.item() for tokens in trace.num_tokens] == counts
+    with pytest.raises(UsageError, match="kmedoids reads the attention of the block before"):
+        reduce_tokens(vit, "kmedoids", keep_rate=(16, 4), reduction_loc=(0, 2))

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
 from common.errors import UsageError
 from common.models.tokens import take_rows
+from common.reducers.schedule import Schedule
+
+if TYPE_CHECKING:
+    from timm.models.vision_transformer import VisionTransformer
 
 
 def squared_distances(x: Tensor) -> Tensor:
@@ -49,3 +56,8 @@ def require_at_least(value: int, least: int, what: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise UsageError(f"{what}={value!r} is not allowed; allowed: an integer >= {least}")
     return value
+
+
+def blocks_that_may_drop(vit: VisionTransformer, schedule: Schedule) -> Collection[int]:
+    """Blocks in which ``vit`` can have tokens to drop: a count drops none of a small image and some of a larger one."""
+    return schedule.reduction_loc if vit.dynamic_img_size else schedule.drops(vit.patch_embed.num_patches)

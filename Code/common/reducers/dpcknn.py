@@ -14,6 +14,7 @@ from common.models.tokens import Tokens
 from common.precision import without_autocast
 from common.reducers.base import Reducer, init_linear, register_reducer
 from common.reducers.clustering import (
+    blocks_that_may_drop,
     largest_first,
     nearest_center,
     require_at_least,
@@ -79,7 +80,7 @@ class DpcKnn(Reducer):
         super().__init__(vit, schedule)
         self.k_neighbors = require_at_least(k_neighbors, 2, "k_neighbors")
         self.equal_weight = equal_weight
-        layers = [] if equal_weight else schedule.drops(vit.patch_embed.num_patches)
+        layers = [] if equal_weight else blocks_that_may_drop(vit, schedule)
         self.log_weights = nn.ModuleDict({str(layer): nn.Linear(vit.embed_dim, 1) for layer in layers})
         init_linear(self)
 

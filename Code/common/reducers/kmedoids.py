@@ -14,6 +14,7 @@ from common.models.tokens import Selection, Tokens, take_rows
 from common.precision import without_autocast
 from common.reducers.base import Reducer, Signal, Signals, register_reducer
 from common.reducers.clustering import (
+    blocks_that_may_drop,
     largest_first,
     nearest_center,
     require_at_least,
@@ -100,7 +101,7 @@ class KMedoids(Reducer):
         super().__init__(vit, schedule)
         self.cluster_iters = require_at_least(cluster_iters, 1, "cluster_iters")
         self.equal_weight, self.parity = equal_weight, parity
-        if not equal_weight and 0 in schedule.drops(vit.patch_embed.num_patches):
+        if not equal_weight and 0 in blocks_that_may_drop(vit, schedule):
             raise UsageError(
                 f"kmedoids reads the attention of the block before; reduction_loc={list(schedule.reduction_loc)} "
                 f"is not allowed, allowed: blocks from 1 on, or equal_weight=True"
