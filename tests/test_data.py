@@ -357,6 +357,14 @@ def test_a_truncated_image_is_named(folder, name):
     assert len(load_folder(folder, "train")) == 9
 
 
+def test_only_the_first_process_of_a_machine_looks_at_the_files(folder, monkeypatch):
+    (folder / "val/ant/1.jpg").write_bytes(b"")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert len(load_folder(folder)) == 9
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    assert "ant/1.jpg: the file is empty" in refusal(load_folder, folder)
+
+
 def test_empty_foreign_and_lost_images_are_named(folder):
     data = load_folder(folder)
     check_dataset(data)

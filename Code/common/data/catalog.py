@@ -12,6 +12,7 @@ from common.data.loading import subset
 from common.data.sources import ANNOTATED, FOLDER_PREFIX, open_source
 from common.data.transforms import RECIPES, make_transform, normalisation
 from common.errors import UsageError, require_choice
+from common.processes import is_first_on_machine
 
 NAMES = ("digits", "imagenette", "fashion-mnist", "cifar10", "cifar100", "imagenet", *ANNOTATED)
 SPLITS = ("train", "val")
@@ -64,7 +65,8 @@ def load_dataset(
 
     Raises:
         UsageError: for an argument that is not allowed (before the disk is touched), data that are not there and
-            cannot be downloaded, label files that cannot be read, and an image file that is missing, empty or cut off.
+            cannot be downloaded, label files that cannot be read, and an image file that is missing, empty or cut off
+            (of several processes on a machine, only the first looks at the files).
     """
     _require_name(name)
     require_choice(split, SPLITS, "split")
@@ -79,7 +81,8 @@ def load_dataset(
         transform = make_transform(recipe, img_size, train, norm, name)
         dataset = ImageData(name, open_source(name, split, root), transform, norm)
     dataset = subset(dataset, limit, seed)
-    check_dataset(dataset)
+    if is_first_on_machine():
+        check_dataset(dataset)
     return dataset
 
 

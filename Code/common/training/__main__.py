@@ -8,7 +8,7 @@ import sys
 import torch
 
 from common.errors import UsageError
-from common.training.accelerator import is_main_process
+from common.processes import is_main_process
 from common.training.engine import Epoch
 from common.training.experiment import Experiment
 

@@ -61,11 +61,6 @@ def make_accelerator(
         )
 
 
-def is_main_process() -> bool:
-    """This process speaks and writes for all; known before an accelerator is made."""
-    return int(os.environ.get("RANK", "0")) == 0
-
-
 def seed_everything(*numbers: int) -> None:
     """Seed torch (all devices), numpy and ``random`` with a mixture of ``numbers``."""
     seed = int(np.random.SeedSequence(numbers).generate_state(1)[0])

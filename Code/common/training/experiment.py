@@ -19,9 +19,9 @@ from common.digits_backbone import resolve_weights
 from common.errors import UsageError, require_choice
 from common.models.factory import create_model
 from common.models.reduced import ReducedVisionTransformer
+from common.processes import is_main_process
 from common.reducers import Method
 from common.results import conditions, resolve
-from common.training.accelerator import is_main_process
 from common.training.checkpoint import STATE, refuse_difference, write_json
 from common.training.config import TrainConfig, check_names, protocol, settings
 from common.training.engine import ANYWHERE, Epoch, train
