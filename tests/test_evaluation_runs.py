@@ -207,7 +207,7 @@ def test_registry_from_wandb(monkeypatch, tmp_path):
     ]
     asked = []
     api = SimpleNamespace(runs=lambda path: asked.append(path) or runs)
-    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(Api=lambda: api))
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(Api=lambda: api, __spec__="installed"))
     table = registry_from_wandb("someone", "tokens")
     assert asked == ["someone/tokens"] and table["Name"].tolist() == ["early", "late"]
     assert table.iloc[1].tolist() == [
@@ -219,6 +219,8 @@ def test_registry_from_wandb(monkeypatch, tmp_path):
 
 
 def test_wandb_is_asked_for_only_where_it_is_needed(monkeypatch):
-    monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(UsageError, match="pip install wandb"):
+    monkeypatch.setattr("common.errors.find_spec", lambda name: None)
+    with pytest.raises(
+        UsageError, match=r"Weights & Biases needs the package 'wandb', .*: pip install -e '.\[tracking\]'"
+    ):
         registry_from_wandb("someone", "tokens")

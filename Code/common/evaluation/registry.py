@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from common.errors import UsageError
+from common.errors import UsageError, require_package
 from common.evaluation.names import model_name, pattern, ratios
 from common.evaluation.runs import Run, find_runs
 from common.reducers import Method
@@ -88,10 +88,7 @@ def registry_from_wandb(entity: str, project: str) -> pd.DataFrame:
     Raises:
         UsageError: the package wandb is not installed.
     """
-    try:
-        import wandb
-    except ImportError as error:
-        raise UsageError("reading from Weights & Biases needs the package wandb: pip install wandb") from error
+    wandb = require_package("wandb", "tracking", "reading from Weights & Biases")
     runs = wandb.Api().runs(f"{entity}/{project}")
     return _table(_wandb_row(run) for run in runs if _counts(run))
 
