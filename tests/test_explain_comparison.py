@@ -10,12 +10,13 @@ from scipy.stats import ttest_rel
 from common import load_dataset
 from common.data.base import LabelledDataset
 from common.errors import UsageError
-from common.explain import Mutex, comparison, create_explainer
+from common.explain import Mutex, benchmark, create_explainer
 from common.explain.base import Explanation
-from common.explain.comparison import Judgement, Quality, assess, explain_all, judge, mean_and_error, predictions
+from common.explain.benchmark import Benchmark
+from common.explain.comparison import Judgement, Quality, explain_all, judge, mean_and_error, predictions
 from common.explain.mutex import MASKS
 from common.explain.panels import class_name, heatmap_rows, pictures, table_rows
-from common.explain.studies import Benchmark, explainer_rows, mask_rows, parameter_rows, reduced_rows
+from common.explain.studies import explainer_rows, mask_rows, parameter_rows, reduced_rows
 from common.explain.subject import Subject, imagenet_files, open_subject, output_names
 from common.models.factory import create_backbone
 from common.results import read_run, write_run
@@ -107,36 +108,58 @@ def test_a_gain_is_positive_where_more_is_inserted_and_less_deleted():
     assert worse.gain_over(better)["insertion_gain"] == pytest.approx(-0.3)
 
 
-def test_what_was_assessed_is_read_and_anything_else_assessed(model, digits, subject, tmp_path, monkeypatch):
-    given = {"folder": tmp_path, "batch_size": 4}
-    first = assess("mutex:min_cut=0.1", model, digits, subject.labels, HOW, **given)
-    done = []
+@pytest.fixture
+def done(monkeypatch):
+    """What was really computed: "explain" for explanations of all images, "judge" for their insertion and deletion."""
+    calls = []
 
-    def noted(explainer, *rest):
-        done.append(explainer)
-        return explain_all(explainer, *rest)
+    def noted(name, function):
+        return lambda *given: calls.append(name) or function(*given)
 
-    monkeypatch.setattr(comparison, "explain_all", noted)
-    again = assess("mutex:min_cut=0.1", model, digits, subject.labels, HOW, **given)
-    assert not done
-    assert again.seconds == first.seconds
-    for part, kept in ((first.quality, again.quality), (first.explanation, again.explanation)):
+    monkeypatch.setattr(benchmark, "explain_all", noted("explain", explain_all))
+    monkeypatch.setattr(benchmark, "judge", noted("judge", judge))
+    return calls
+
+
+@pytest.mark.parametrize("keeps", [True, False])
+def test_explanations_are_made_once_and_judged_only_when_asked_for(subject, tmp_path, done, keeps):
+    bench = Benchmark(subject, HOW, folder=tmp_path if keeps else None)
+    first = bench.explain("rollout")
+    assert done == ["explain"]
+    quality = bench.quality("rollout")
+    assert done == ["explain", "judge"]
+    assert bench.quality("rollout") == quality and bench.explain("rollout").seconds == first.seconds > 0
+    expected = judge(subject.model, subject.dataset, first.explanation, HOW)
+    assert torch.equal(quality.deletion_auc, expected.deletion_auc) and torch.equal(quality.mass, expected.mass)
+    assert done == ["explain", "judge"]
+
+
+def test_what_was_made_is_read_and_anything_else_made(subject, tmp_path, done):
+    text, bench = "mutex:min_cut=0.1", Benchmark(subject, HOW, folder=tmp_path)
+    first, quality = bench.explain(text), bench.quality(text)
+    done.clear()
+    again = replace(bench)
+    assert again.explain(text).seconds == first.seconds
+    for part, kept in ((quality, again.quality(text)), (first.explanation, again.explain(text).explanation)):
         assert all(torch.equal(vars(part)[name], vars(kept)[name]) for name in vars(part))
+    assert not done
+    again.quality("mutex:min_cut=0.2")
     torch.manual_seed(1)
-    changed = create_backbone("vit_digits")
-    assess("mutex:min_cut=0.2", model, digits, subject.labels, HOW, **given)
-    assess("mutex:min_cut=0.1", changed, digits, subject.labels, HOW, **given)
-    assess("mutex:min_cut=0.1", model, digits, (subject.labels + 1) % 10, HOW, **given)
-    assess("mutex:min_cut=0.1", model, digits, subject.labels, replace(HOW, baseline="blur"), **given)
-    assert len(done) == 4
+    changed = replace(subject, model=create_backbone("vit_digits"))
+    for other in (changed, replace(subject, labels=(subject.labels + 1) % 10)):
+        replace(bench, subject=other).quality(text)
+    assert done == ["explain", "judge"] * 3
+    replace(bench, how=replace(HOW, baseline="blur")).quality(text)
+    assert done == ["explain", "judge"] * 3 + ["judge"]  # what is not shown has no say in an explanation
 
 
-def test_a_damaged_assessment_is_refused(model, digits, subject, tmp_path):
-    assess("random", model, digits, subject.labels, HOW, folder=tmp_path)
+def test_damaged_explanations_are_refused(subject, tmp_path):
+    bench = Benchmark(subject, HOW, folder=tmp_path)
+    bench.explain("random")
     (path,) = tmp_path.glob("random-*.npz")
     path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(UsageError, match="damaged"):
-        assess("random", model, digits, subject.labels, HOW, folder=tmp_path)
+        replace(bench).explain("random")
 
 
 @pytest.fixture(scope="module")
@@ -155,8 +178,8 @@ def test_random_is_what_all_gains_are_over(bench):
 def test_the_study_of_masks_uses_those_of_one_run(bench, subject):
     rows = {row["part"]: row for row in mask_rows(bench)}
     assert len(rows) == 1 + 3 + 2 + 9
-    whole = bench.assess("mutex")
-    assert rows["all"]["insertion_auc"] == pytest.approx(whole.quality.insertion_auc.mean().item(), abs=1e-6)
+    whole = bench.explain("mutex")
+    assert rows["all"]["insertion_auc"] == pytest.approx(bench.quality("mutex").insertion_auc.mean().item(), abs=1e-6)
     chosen = [number for number, mask in enumerate(MASKS) if mask[1] == "in"]
     masks, confidences = whole.explanation.masks[:, chosen].flatten(2), whole.explanation.confidences[:, chosen]
     heat = torch.zeros(NUMBER, 64)
@@ -190,12 +213,11 @@ def test_reduced_models_are_asked_about_their_own_predictions(bench, digits, tmp
 
 
 def test_examples_show_what_was_measured(subject, bench, tmp_path):
-    found = bench.assess("mutex")
-    rows = heatmap_rows(subject, found)
+    rows = heatmap_rows(bench, "mutex:min_cut=0.1")
     assert [row.class_name for row in rows] == [str(int(label)) for label in subject.dataset.labels]
     assert all(picture.min() >= 0 and picture.max() <= 1 for picture in pictures(subject))
     assert pictures(subject)[0].shape == (32, 32, 3)
-    table = table_rows(subject, "mutex:min_cut=0.1", found)
+    table = table_rows(bench, "mutex:min_cut=0.1")
     assert (table[0]["method"], table[0]["options"]) == ("mutex", "min_cut=0.1")
     assert table[2]["insertion_auc"] == pytest.approx(rows[2].insertion_auc)
 

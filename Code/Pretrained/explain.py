@@ -34,10 +34,8 @@
 import pandas as pd
 
 from common import plots
-from common.explain import create_explainer
-from common.explain.comparison import Judgement, assess, explain_all
+from common.explain.benchmark import open_benchmark
 from common.explain.panels import heatmap_rows, pictures, table_rows
-from common.explain.subject import open_subject
 from common.results import resolve, write_run
 from common.training import torch_device
 
@@ -63,8 +61,9 @@ figure = "results/notebook/explain.png"
 # Every backbone sees the images normalised as its own weights expect, and is asked about what it predicts itself.
 
 # %%
-options = {"img_size": img_size, "recipe": recipe, "images": images, "seed": seed, "device": device}
-subjects = [open_subject(name, given, dataset, **options) for name, given in zip(backbones, weights, strict=True)]
+options = {"images": images, "img_size": img_size, "recipe": recipe, "seed": seed, "device": device}
+options |= {"baseline": baseline, "batch_size": batch_size}
+benches = [open_benchmark(name, given, dataset, **options) for name, given in zip(backbones, weights, strict=True)]
 
 # %% [markdown]
 # ## Heatmaps, insertion and deletion
@@ -72,10 +71,7 @@ subjects = [open_subject(name, given, dataset, **options) for name, given in zip
 # the probability of the predicted class while patches are inserted and deleted, the hottest first.
 
 # %%
-how = Judgement(baseline=baseline, batch_size=batch_size, seed=seed)
-assessed = [assess(explainer, s.model, s.dataset, s.labels, how, batch_size=batch_size) for s in subjects]
-pairs = list(zip(subjects, assessed, strict=True))
-fig = plots.heatmaps([row for pair in pairs for row in heatmap_rows(*pair)])
+fig = plots.heatmaps([row for bench in benches for row in heatmap_rows(bench, explainer)])
 plots.save(fig, figure)
 fig
 
@@ -84,9 +80,8 @@ fig
 # Each heatmap has its own colour scale.
 
 # %%
-s = subjects[0]
-heat = {text: explain_all(create_explainer(text, s.model), s.dataset, s.labels)[0] for text in [explainer, *others]}
-fig = plots.explainer_gallery(pictures(s), {text: found.heatmaps for text, found in heat.items()})
+found = {text: benches[0].explain(text).explanation for text in [explainer, *others]}
+fig = plots.explainer_gallery(pictures(benches[0].subject), {text: each.heatmaps for text, each in found.items()})
 plots.save(fig, resolve(figure).with_suffix("") / "explainers.png")
 fig
 
@@ -94,7 +89,7 @@ fig
 # ## Save
 
 # %%
-rows = [row for s, found in pairs for row in table_rows(s, explainer, found)]
+rows = [row for bench in benches for row in table_rows(bench, explainer)]
 constant = {"dataset": dataset, "img_size": img_size, "keep_rate": 1.0, "seed": seed, "dtype": "float32"}
 constant |= {"batch": batch_size, "device": str(torch_device(device))}
 write_run(rows, csv, table="explain", profile=profile, **constant)

@@ -33,11 +33,9 @@ import pandas as pd
 
 from common import plots, reduce_tokens
 from common.explain.agreement import agreement_rows
-from common.explain.comparison import Judgement
-from common.explain.studies import Benchmark
-from common.explain.subject import open_subject
+from common.explain.benchmark import open_benchmark
 from common.reducers import Method
-from common.results import resolve, write_run
+from common.results import write_run
 from common.training import torch_device
 
 # %% tags=["parameters"]
@@ -51,7 +49,6 @@ reducers = ["tram", "topk:head_fusion=mean", "evit", "ats", "l2"]
 keep_rate = 0.5
 num_images = 40
 img_size = 32
-baseline = "black"
 batch_size = 32
 seed = 0
 device = None
@@ -63,11 +60,11 @@ figure = "results/notebook/explain_agreement.png"
 # ## Explanations of the unreduced model
 
 # %%
-options = {"img_size": img_size, "recipe": recipe, "images": num_images, "seed": seed, "device": device}
-subject = open_subject(backbone, weights, dataset, **options, batch_size=batch_size)
-how = Judgement(baseline=baseline, batch_size=batch_size, seed=seed)
-bench = Benchmark(subject, how, folder=resolve(checkpoints) if checkpoints else None)
-explanations = {text: bench.assess(text).explanation for text in explainers}
+images = {"images": num_images, "img_size": img_size, "recipe": recipe, "seed": seed, "device": device}
+settings = {"batch_size": batch_size, "checkpoints": checkpoints}
+bench = open_benchmark(backbone, weights, dataset, **images, **settings)
+subject = bench.subject
+explanations = {text: bench.explain(text).explanation for text in explainers}
 print(f"{len(subject.labels)} images of {dataset}, {len(explanations)} explainers")
 
 # %% [markdown]

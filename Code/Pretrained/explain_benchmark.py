@@ -33,9 +33,8 @@
 import pandas as pd
 
 from common import plots
-from common.explain.comparison import Judgement
-from common.explain.studies import Benchmark, explainer_rows, reduced_rows
-from common.explain.subject import open_subject
+from common.explain.benchmark import open_benchmark
+from common.explain.studies import explainer_rows, reduced_rows
 from common.results import resolve, write_run
 from common.training import torch_device
 
@@ -75,10 +74,10 @@ figure = "results/notebook/explain_benchmark.png"
 # Every image is asked about what the model predicts for it, right or wrong.
 
 # %%
-options = {"img_size": img_size, "recipe": recipe, "images": num_images, "seed": seed, "device": device}
-subject = open_subject(backbone, weights, dataset, **options, batch_size=batch_size)
-how = Judgement(baseline=baseline, batch_size=batch_size, seed=seed)
-bench = Benchmark(subject, how, folder=resolve(checkpoints) if checkpoints else None)
+images = {"images": num_images, "img_size": img_size, "recipe": recipe, "seed": seed, "device": device}
+settings = {"baseline": baseline, "batch_size": batch_size, "checkpoints": checkpoints}
+bench = open_benchmark(backbone, weights, dataset, **images, **settings)
+subject = bench.subject
 print(f"{len(subject.labels)} images of {dataset}, {backbone}: mean confidence {subject.probabilities.mean():.3f}")
 
 # %% [markdown]
@@ -99,7 +98,7 @@ plots.save(plane, figure)
 plane
 
 # %%
-curves = plots.mean_curves({text: bench.assess(text).quality for text in explainers})
+curves = plots.mean_curves({text: bench.quality(text) for text in explainers})
 plots.save(curves, resolve(figure).with_suffix("") / "curves.png")
 curves
 

@@ -32,9 +32,8 @@
 import pandas as pd
 
 from common import plots
-from common.explain.comparison import Judgement
-from common.explain.studies import Benchmark, mask_rows, parameter_rows
-from common.explain.subject import open_subject
+from common.explain.benchmark import open_benchmark
+from common.explain.studies import mask_rows, parameter_rows
 from common.results import resolve, write_run
 from common.training import torch_device
 
@@ -58,10 +57,10 @@ csv = "results/notebook/mutex_study.csv"
 figure = "results/notebook/mutex_study.png"
 
 # %%
-options = {"img_size": img_size, "recipe": recipe, "images": num_images, "seed": seed, "device": device}
-subject = open_subject(backbone, weights, dataset, **options, batch_size=batch_size)
-how = Judgement(baseline=baseline, batch_size=batch_size, seed=seed)
-bench = Benchmark(subject, how, folder=resolve(checkpoints) if checkpoints else None)
+images = {"images": num_images, "img_size": img_size, "recipe": recipe, "seed": seed, "device": device}
+settings = {"baseline": baseline, "batch_size": batch_size, "checkpoints": checkpoints}
+bench = open_benchmark(backbone, weights, dataset, **images, **settings)
+subject = bench.subject
 print(f"{len(subject.labels)} images of {dataset}, {backbone}: mean confidence {subject.probabilities.mean():.3f}")
 
 # %% [markdown]

@@ -19,11 +19,10 @@ from tqdm import tqdm
 from common.data import make_loader
 from common.errors import UsageError
 from common.explain.attention import as_reduced
-from common.explain.base import EXPLAINERS, Explanation, untouched
+from common.explain.base import Explanation, explainer_columns, untouched
 from common.explain.comparison import mean_and_error
 from common.models.reduced import ReducedVisionTransformer
 from common.reducers import list_reducers, reducer_class
-from common.registry import options_text
 
 
 def rank_correlation(heat: Tensor, scores: Tensor) -> Tensor:
@@ -178,12 +177,12 @@ def agreement_rows(
     Returns:
         A row of the table "explain_agreement" per model and explanation; "method" and "options" are the explainer's.
     """
-    methods, rows = {text: EXPLAINERS.read(text) for text in explanations}, []
+    explainers, rows = {text: explainer_columns(text) for text in explanations}, []
     for reducer, model in models.items():
         decisions = decisions_of(model, dataset, layer=layer, batch_size=batch_size)
-        for text, (method, options) in methods.items():
+        for text, columns in explainers.items():
             found = agreement(explanations[text].heatmaps, decisions).summary()
-            rows.append({"method": method, "options": options_text(options), "reducer": reducer, **found})
+            rows.append({**columns, "reducer": reducer, **found})
     return rows
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from common.errors import UsageError
 from common.explain.attention import as_reduced
-from common.registry import Registry
+from common.registry import Registry, options_text
 
 
 @dataclass(frozen=True)
@@ -138,3 +138,9 @@ def create_explainer(text: str, model: VisionTransformer, **options: object) -> 
     name, written = EXPLAINERS.read(text)
     EXPLAINERS.check_options(name, options)
     return EXPLAINERS.get(name)(model, **{**options, **dict(written)})
+
+
+def explainer_columns(text: str) -> dict[str, str]:
+    """The columns "method" and "options" of tables, for the explainer written as in :func:`create_explainer`."""
+    name, options = EXPLAINERS.read(text)
+    return {"method": name, "options": options_text(options)}

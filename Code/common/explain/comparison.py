@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
-from pathlib import Path
+from dataclasses import dataclass, fields
 
-import numpy as np
 import torch
 from scipy.stats import ttest_rel
 from timm.models.vision_transformer import VisionTransformer
@@ -17,15 +14,9 @@ from tqdm import tqdm
 
 from common.data import make_loader
 from common.data.base import LabelledDataset
-from common.evaluation.archive import pack_json, read_arrays, write_arrays
-from common.explain.attention import as_reduced
-from common.explain.base import EXPLAINERS, Explainer, Explanation, create_explainer, untouched
+from common.explain.base import Explainer, Explanation, untouched
 from common.explain.localisation import mass_inside, pointing_game
 from common.explain.metrics import STEPS, insertion_deletion, without_content
-from common.models.reduced import ReducedVisionTransformer
-
-KIND = "assessed explanation"
-HOW = "how"
 
 
 @dataclass(frozen=True)
@@ -83,15 +74,6 @@ class Quality:
             found[f"{name}_gain"] = sign * (mine - others).mean().item()
             found[f"{name}_p"] = float(ttest_rel(mine.numpy(), others.numpy()).pvalue)
         return found
-
-
-@dataclass(frozen=True)
-class Assessment:
-    """Explanations of n images, on the CPU, the seconds per image that they took, and their quality."""
-
-    explanation: Explanation
-    seconds: float
-    quality: Quality
 
 
 def mean_and_error(values: Tensor) -> tuple[float, float]:
@@ -154,64 +136,3 @@ def _localisation(dataset: LabelledDataset, heatmaps: Tensor) -> dict[str, Tenso
     boxes = torch.tensor([dataset.box(index) for index in range(len(dataset))])
     size = tuple(dataset[0][0].shape[1:])
     return {"pointing": pointing_game(heatmaps, boxes, size), "mass": mass_inside(heatmaps, boxes, size)}
-
-
-def assess(
-    text: str,
-    model: VisionTransformer,
-    dataset: LabelledDataset,
-    labels: Tensor,
-    how: Judgement = Judgement(),
-    *,
-    folder: str | Path | None = None,
-    batch_size: int = 32,
-) -> Assessment:
-    """Explain ``dataset`` and judge the explanations.
-
-    Args:
-        text: the explainer, as ``mutex`` or ``mutex:token_ratio=0.25``.
-        model: reduced or not.
-        labels: (n,) the classes to explain.
-        folder: where finished assessments are kept: what was assessed there in the same way, of the same images and
-            weights, is read instead of done again. None keeps nothing.
-        batch_size: of the explainer.
-    """
-    model = as_reduced(model)
-    explainer = create_explainer(text, model, batch_size=batch_size)
-    if folder is None:
-        return _assess(explainer, dataset, labels, how)
-    settings = {"explainer": text, "about": _digest(model, dataset, labels), **asdict(how), "steps": list(how.steps)}
-    name = hashlib.sha256(repr(sorted(settings.items())).encode()).hexdigest()[:16]
-    path = Path(folder) / f"{EXPLAINERS.read(text)[0]}-{name}.npz"
-    if path.is_file():
-        return _read(path)
-    assessment = _assess(explainer, dataset, labels, how)
-    _write(assessment, path, settings)
-    return assessment
-
-
-def _assess(explainer: Explainer, dataset: LabelledDataset, labels: Tensor, how: Judgement) -> Assessment:
-    explanation, seconds = explain_all(explainer, dataset, labels)
-    return Assessment(explanation, seconds, judge(explainer.model, dataset, explanation, how))
-
-
-def _digest(model: ReducedVisionTransformer, dataset: LabelledDataset, labels: Tensor) -> str:
-    """Changes with the weights, the reducer, the images or the labels."""
-    digest = hashlib.sha256(repr((model.reducer, dataset.name, dataset.image_ids, labels.tolist())).encode())
-    for value in model.state_dict().values():
-        digest.update(value.detach().cpu().float().numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _write(assessment: Assessment, path: Path, settings: dict[str, object]) -> None:
-    parts = {**vars(assessment.explanation), **vars(assessment.quality)}
-    arrays = {name: part.numpy() for name, part in parts.items() if part is not None}
-    arrays |= {"seconds": np.float64(assessment.seconds), HOW: pack_json(settings)}
-    write_arrays(path, KIND, arrays)
-
-
-def _read(path: Path) -> Assessment:
-    arrays = read_arrays(path, KIND)
-    parts = {name: torch.from_numpy(array) for name, array in arrays.items() if array.dtype != np.uint8 and array.ndim}
-    explanation, quality = ({f.name: parts.get(f.name) for f in fields(kind)} for kind in (Explanation, Quality))
-    return Assessment(Explanation(**explanation), float(arrays["seconds"]), Quality(**quality))

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from common.explain.base import EXPLAINERS
-from common.explain.comparison import Assessment
+from common.explain.base import explainer_columns
+from common.explain.benchmark import Benchmark
 from common.explain.subject import Subject
 from common.plots import HeatmapRow
 from common.plots.frames import backbone_name
-from common.registry import options_text
 from common.visualize import denormalise
 
 
@@ -20,16 +19,16 @@ def pictures(subject: Subject) -> list[Tensor]:
     return [image.permute(1, 2, 0) for image in images]
 
 
-def heatmap_rows(subject: Subject, assessment: Assessment) -> list[HeatmapRow]:
+def heatmap_rows(bench: Benchmark, explainer: str) -> list[HeatmapRow]:
     """What :func:`common.plots.heatmaps` draws, a row per image."""
-    quality = assessment.quality
+    subject, found, quality = bench.subject, bench.explain(explainer), bench.quality(explainer)
     return [
         HeatmapRow(
             image=picture,
             class_name=class_name(subject, number),
             predicted=subject.names[subject.labels[number]],
             probability=subject.probabilities[number].item(),
-            heatmap=assessment.explanation.heatmaps[number],
+            heatmap=found.explanation.heatmaps[number],
             shares=quality.shares,
             insertion=quality.insertion[number],
             deletion=quality.deletion[number],
@@ -41,22 +40,21 @@ def heatmap_rows(subject: Subject, assessment: Assessment) -> list[HeatmapRow]:
     ]
 
 
-def table_rows(subject: Subject, explainer: str, assessment: Assessment) -> list[dict[str, object]]:
+def table_rows(bench: Benchmark, explainer: str) -> list[dict[str, object]]:
     """Rows of the table "explain", one per image."""
-    name, options = EXPLAINERS.read(explainer)
+    subject, found, quality = bench.subject, bench.explain(explainer), bench.quality(explainer)
     return [
         {
             "backbone": subject.backbone,
-            "method": name,
-            "options": options_text(options),
+            **explainer_columns(explainer),
             "reducer": "none",
             "image": subject.dataset.image_ids[number],
             "class_name": class_name(subject, number),
             "predicted": subject.names[subject.labels[number]],
             "probability": subject.probabilities[number].item(),
-            "insertion_auc": assessment.quality.insertion_auc[number].item(),
-            "deletion_auc": assessment.quality.deletion_auc[number].item(),
-            "seconds": assessment.seconds,
+            "insertion_auc": quality.insertion_auc[number].item(),
+            "deletion_auc": quality.deletion_auc[number].item(),
+            "seconds": found.seconds,
         }
         for number in range(len(subject.labels))
     ]
