@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
+from itertools import product
 from pathlib import Path
 
 import nbformat
@@ -143,6 +145,17 @@ def test_shipped_profile_is_accepted(profile):
     assert plan.results == f"results/{profile}"
     assert set(plan.tables) == STUDIES[profile]
     check_plan(plan)
+
+
+@pytest.mark.parametrize("profile", list_profiles())
+def test_shipped_profile_measures_no_baseline_twice(profile):
+    """The tables refuse two runs of one condition, and every run has the unreduced model of each of its conditions."""
+    measured = Counter()
+    for run in load_plan(profile).runs:
+        if run.table == "throughput":
+            given = {"dtypes": ["float32"], "batch_sizes": [4], "img_size": None, **run.options}
+            measured.update(product(given["backbones"], given["dtypes"], given["batch_sizes"], [given["img_size"]]))
+    assert [condition for condition, count in measured.items() if count > 1] == []
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
