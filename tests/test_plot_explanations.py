@@ -17,7 +17,7 @@ from common import plots
 from common.errors import UsageError
 from common.explain import Mutex, list_explainers
 from common.explain.mutex import MASKS
-from common.plots.heatmaps import overlay
+from common.plots.heat import overlay
 from common.plots.mutex_studies import MASK_PARTS, PARAMETERS, parameter_value
 
 SHARES = np.array([0, 0.1, 0.5, 1.0])
@@ -260,9 +260,10 @@ def test_gallery_has_a_column_per_explainer_and_says_what_is_signed():
 
 
 def _shown(image: np.ndarray, count: int) -> np.ndarray:
-    from common.plots.heatmaps import _Grid, _picture
+    from common.plots.explainer_gallery import _Grid
+    from common.plots.heat import fitted_picture
 
-    return _picture(image, count, _Grid(2, 3).side)
+    return fitted_picture(image, count, _Grid(2, 3).side)
 
 
 def test_gallery_refuses():

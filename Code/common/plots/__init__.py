@@ -5,9 +5,10 @@ Nothing here touches pyplot's global state, so figures can be drawn in any proce
 
 from common.plots.accuracy import accuracy_mac_pareto, accuracy_vs_keep_rate, learning_curves
 from common.plots.cost import macs_per_layer, published_vs_counted, speedup_vs_keep_rate
+from common.plots.explainer_gallery import explainer_gallery
 from common.plots.explanations import agreement_matrix, insertion_deletion_plane, mean_curves
 from common.plots.gallery import GalleryPanel, methods_gallery
-from common.plots.heatmaps import HeatmapRow, explainer_gallery, heatmaps
+from common.plots.heatmaps import HeatmapRow, heatmaps
 from common.plots.mutex_studies import mask_ablation, parameter_study
 from common.plots.patches import Example, ExampleRow, kept_patches, mask_patches, survival_map, united_grid
 from common.plots.style import EXPLAINERS, METHODS, MethodStyle, explainer_label, explainer_style, method_style, save
