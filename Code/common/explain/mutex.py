@@ -25,8 +25,12 @@ from common.explain.network import (
     significant,
     weighted_degrees,
 )
-from common.models.tokens import Tokens
+from common.models.reduced import ReducedVisionTransformer, attach
+from common.models.tokens import Selection, Tokens
+from common.reducers.base import NOTHING, Reducer, Signal, Signals
+from common.reducers.none import NoReduction
 from common.reducers.patterns import FixedPattern
+from common.reducers.schedule import Schedule
 
 MASKS = tuple(product(AGGREGATIONS, DEGREES, STATISTICS))  # (aggregation, degree, statistic) of each of the 54 masks
 
@@ -92,13 +96,14 @@ class Mutex(Explainer):
 
         A model that reads only patches and is shown none says nothing: 0.
         """
-        tokens = self.model.embed(images)
+        model = _computing_what_is_read(self.model)
+        tokens = model.embed(images)
         owner = torch.arange(len(images), device=images.device).repeat_interleave(masks.shape[1])
         rows, occurrence = torch.cat([owner[:, None], masks.flatten(0, 1)], dim=1).unique(dim=0, return_inverse=True)
         owner, shown = rows[:, 0], rows[:, 1:].bool()
         found = torch.zeros(len(rows), device=images.device)
         for group in self._of_one_length(shown.sum(1)):
-            logits = self.model.classify(self.model.encode(_only(tokens, owner[group], shown[group])))
+            logits = model.classify(model.encode(_only(tokens, owner[group], shown[group])))
             found[group] = logits.float().softmax(1).gather(1, labels[owner[group], None])[:, 0]
         return found[occurrence].unflatten(0, masks.shape[:2])
 
@@ -108,6 +113,25 @@ class Mutex(Explainer):
         for length in lengths.unique():
             if length > 0 or (reads_prefix and not self.model.reducer.pools_mean):
                 yield from (lengths == length).nonzero()[:, 0].split(self.batch_size)
+
+
+class _PrefixAtLast(Reducer):
+    """All tokens up to the last block, which computes prefix tokens only; patches are no more than its keys."""
+
+    def __init__(self, vit: VisionTransformer) -> None:
+        super().__init__(vit, Schedule(1.0, (len(vit.blocks) - 1,)))
+
+    def needs(self, layer: int, tokens: Tokens) -> frozenset[Signal] | None:
+        return NOTHING if layer in self.blocks else None
+
+    def select_queries(self, tokens: Tokens, signals: Signals, layer: int) -> tuple[Tokens, Selection | None]:
+        return tokens, Selection(torch.empty(len(tokens.x), 0, dtype=torch.long, device=tokens.x.device))
+
+
+def _computing_what_is_read(model: ReducedVisionTransformer) -> ReducedVisionTransformer:
+    """``model``, or one of the same logits that leaves out what its head does not read."""
+    reads_prefix_only = model.global_pool == "token" and isinstance(model.reducer, NoReduction)
+    return attach(model, _PrefixAtLast(model)) if reads_prefix_only else model
 
 
 def coverage_mean(masks: Tensor, confidences: Tensor) -> Tensor:
