@@ -7,6 +7,7 @@ import timm
 import torch
 
 import common.models.registered  # noqa: F401  adds simple_vit to timm's registry
+from common.reducers.slimming_plan import SlimmingPlan
 
 FAMILIES = {
     "vit": ("vit_tiny_patch16_224", {"img_size": 64}),
@@ -42,6 +43,22 @@ def _built(family: str) -> tuple[torch.nn.Module, torch.Tensor]:
             torch.nn.init.constant_(block.ls2.gamma, 0.5)
     torch.nn.init.normal_(vit.head.weight, std=0.02)
     return vit, torch.get_rng_state()
+
+
+def plan_for(vit: torch.nn.Module, keep_rate: float) -> SlimmingPlan:
+    """Fewer patches block by block, down to about ``keep_rate`` in the last but one; all of them at 1."""
+    patches, depth = vit.patch_embed.num_patches, len(vit.blocks)
+    counts = [round(patches * keep_rate ** (layer / (depth - 2))) for layer in range(depth - 1)]
+    order = torch.randperm(patches, generator=torch.Generator().manual_seed(0)).tolist()
+    kept = [order[:count] for count in counts]
+    return SlimmingPlan.of_patches([*kept, ()], patches, vit.num_prefix_tokens)
+
+
+def reducing(vit: torch.nn.Module, reducer: str, keep_rate: float | tuple = 1.0) -> dict:
+    """The arguments by which ``reducer`` keeps about ``keep_rate``: by a plan where that is what it goes by."""
+    if reducer == "none":
+        return {"keep_rate": 1.0}
+    return {"plan": plan_for(vit, keep_rate)} if reducer == "patch_slimming" else {"keep_rate": keep_rate}
 
 
 def images(vit: torch.nn.Module, batch: int = 3, seed: int = 0) -> torch.Tensor:

@@ -1,7 +1,7 @@
 """Small models whose explanations differ from patch to patch."""
 
 import torch
-from backbones import make
+from backbones import make, reducing
 
 from common.models.factory import create_backbone
 from common.models.reduced import reduce_tokens
@@ -33,4 +33,5 @@ def digits(name: str = "vit_digits", img_size: int = 32) -> torch.nn.Module:
 def reduced(vit: torch.nn.Module, text: str, keep_rate: float | tuple = 0.5, **options) -> torch.nn.Module:
     """``vit`` under the method written as ``name:key=value``."""
     method = Method.parse(text)
-    return reduce_tokens(vit, method.name, keep_rate=keep_rate, **dict(method.options), **options).eval()
+    options = {**reducing(vit, method.name, keep_rate), **dict(method.options), **options}
+    return reduce_tokens(vit, method.name, **options).eval()

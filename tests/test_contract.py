@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from backbones import FAMILIES, images, make
+from backbones import FAMILIES, images, make, reducing
 
 from common.benchmark import SelectAll
 from common.errors import UsageError
@@ -26,6 +26,7 @@ SELECTING = {"tram", "topk", "ats"}
 FUSING = {"evit"}  # one more token than the schedule says, which holds what was not kept
 SOFT = {"patchmerger", "sinkhorn", "sit"}  # a token may be no patch's favourite
 PATTERNS = {"l1", "l2", "linf"}  # rings of the grid, whatever number of patches that is
+PLANNED = {"patch_slimming"}  # a plan has its own numbers
 # what happens to patches in the last block cannot reach logits that are read from prefix tokens
 LAST_BLOCK_PAIRS = [
     pair for pair in PAIRS if make(pair.values[0]).global_pool == "token" and pair.values[1] in SELECTING
@@ -51,11 +52,9 @@ IDLING = [
 
 def reduced(vit, text, keep_rate, **kwargs):
     method = Method.parse(text)
-    return reduce_tokens(vit, method.name, keep_rate=keep_rate, **dict(method.options), **kwargs).eval()
-
-
-def rate_for(name):
-    return 1.0 if name == "none" else 0.6
+    return reduce_tokens(
+        vit, method.name, **reducing(vit, method.name, keep_rate), **dict(method.options), **kwargs
+    ).eval()
 
 
 def test_every_reducer_runs_somewhere():
@@ -198,7 +197,7 @@ def test_dropping_in_the_last_block_changes_no_logit(family, name):
 def test_trace(family, name):
     vit = make(family)
     x = images(vit)
-    model = reduced(vit, name, rate_for(name))
+    model = reduced(vit, name, 0.6)
     patches = vit.patch_embed.num_patches
     logits, trace = model.trace(x)
     torch.testing.assert_close(logits, model(x).detach(), rtol=0, atol=1e-5)
@@ -234,7 +233,7 @@ def test_trace(family, name):
     final = trace.num_tokens[-1]
     if name == "ats":
         assert (final <= counts[-1]).all()
-    elif name not in PATTERNS:
+    elif name not in PATTERNS | PLANNED:
         assert (final == counts[-1] + (name in FUSING)).all()
 
 
@@ -269,7 +268,7 @@ def test_deterministic_under_seed(name):
     def run():
         torch.manual_seed(3)
         vit = make("vit")
-        return reduced(vit, name, rate_for(name))(images(vit))
+        return reduced(vit, name, 0.6)(images(vit))
 
     assert torch.equal(run(), run())
 
@@ -290,7 +289,7 @@ def test_bfloat16(name, autocast):
     """Half precision keeps (almost) the same patches and stays near float32."""
     vit = make("vit")
     x = images(vit)
-    model = reduced(vit, name, rate_for(name))
+    model = reduced(vit, name, 0.6)
     exact, trace = model.trace(x)
     if autocast:
         with torch.autocast("cpu", torch.bfloat16):
@@ -306,7 +305,7 @@ def test_bfloat16(name, autocast):
 @pytest.mark.parametrize("name", list_reducers())
 def test_gradients_reach_every_parameter_that_acts(name):
     vit = make("vit").train()
-    model = reduced(vit, name, rate_for(name)).train()
+    model = reduced(vit, name, 0.6).train()
     model(images(vit)).square().sum().backward()
     without = {n for n, p in model.named_parameters() if p.grad is None}
     assert without == set()
@@ -315,7 +314,7 @@ def test_gradients_reach_every_parameter_that_acts(name):
 @pytest.mark.parametrize("name", list_reducers())
 def test_gradient_checkpointing_changes_nothing(name):
     vit = make("vit").train()
-    model = reduced(vit, name, rate_for(name)).train()
+    model = reduced(vit, name, 0.6).train()
     x = images(vit)
     gradients = []
     for enabled in (False, True):

@@ -22,7 +22,7 @@ from common.models.reduced import reduce_tokens
 from common.reducers import Method, list_reducers, reducer_class
 
 BATCH = 3
-REDUCERS = sorted(set(list_reducers()) - {"none"})
+REDUCERS = sorted(name for name in list_reducers() if not (name == "none" or reducer_class(name).reads_prefix_only))
 REDUCING = [name for name in REDUCERS if not reducer_class(name).idles]  # idle patches are all there to the end
 SELECTING = [name for name in REDUCERS if reducer_class(name).selects]
 CLUSTERING = [name for name in REDUCERS if reducer_class(name).clusters]

@@ -14,7 +14,8 @@ from common.explain.base import Explanation
 from common.reducers import reducer_class
 from common.results import read_run, write_run
 
-SELECTING = [name for name in list_reducers() if reducer_class(name).selects]
+PLANNED = {"patch_slimming"}  # the same patches in every image, by a plan and without a score
+SELECTING = sorted({name for name in list_reducers() if reducer_class(name).selects} - PLANNED)
 PATTERNS = ["l1", "l2", "linf"]
 KEYS = ["method", "options", "reducer"]
 COLUMNS = ["layer", "n_images", "rank_correlation", "rank_correlation_sem", "iou", "iou_sem", "iou_chance"]

@@ -11,6 +11,7 @@ from common.explain.attention import as_reduced, attention_layers
 from common.explain.network import weighted_degrees
 from common.models.reduced import applicable_reducers, is_reduced
 from common.reducers.base import reducer_class
+from common.reducers.patch_slimming import PatchSlimming
 from common.reducers.patterns import FixedPattern
 
 TOLERANCE = {"rtol": 0, "atol": 1e-5}
@@ -31,7 +32,7 @@ PAIRS = [
     (reducer, name)
     for reducer in applicable_reducers(digits())
     for name in list_explainers()
-    if name != "mutex" or not issubclass(reducer_class(reducer), FixedPattern)  # mutex refuses those
+    if name != "mutex" or not issubclass(reducer_class(reducer), FixedPattern | PatchSlimming)  # mutex refuses those
     if not (reducer_class(reducer).idles and name in ATTENTIVE)  # refused: the maps have no rows of idle patches
 ]
 LABELS = torch.tensor([3, 0])

@@ -8,15 +8,15 @@ import pytest
 import safetensors.torch
 import timm
 import torch
+from backbones import reducing
 from timm.layers import resample_abs_pos_embed
 from timm.models.vision_transformer import ParallelScalingBlock, VisionTransformer
 
 from common import create_model, list_reducers, load_dataset, reduce_tokens
 from common.errors import UsageError
 from common.models.factory import create_backbone
-from common.models.reduced import check_supported
+from common.models.reduced import applicable_reducers, check_supported
 from common.models.simple_vit import sincos_position
-from common.reducers import reducer_class
 from common.sizing import thop_params
 from common.training import accuracy
 from common.weights import read_state, save_state
@@ -284,9 +284,9 @@ def test_hub_weights_that_nobody_published(name):
 @pytest.mark.parametrize("reducer", list_reducers())
 @pytest.mark.parametrize("name", ["vit_digits", "simple_vit_digits"])
 def test_a_saved_model_comes_back(name, reducer, tmp_path):
-    if name == "simple_vit_digits" and reducer_class(reducer).needs_class_token:
+    if reducer not in applicable_reducers(create_backbone(name)):
         pytest.skip("needs a CLS token")
-    options = {"reducer": reducer, "keep_rate": 1.0 if reducer == "none" else 0.5}
+    options = {"reducer": reducer, **reducing(create_backbone(name), reducer, 0.5)}
     model = noisy(create_model(name, **options))
     save_state(model, tmp_path / "w.safetensors")
     twin = create_model(name, weights=tmp_path / "w.safetensors", **options).eval()
@@ -333,8 +333,8 @@ def test_a_new_head_is_the_same_for_all_methods(vit, checkpoint):
     heads = []
     for reducer in list_reducers():
         torch.manual_seed(5)
-        keep_rate = 1.0 if reducer == "none" else 0.5
-        model = create_model("vit_digits", reducer=reducer, keep_rate=keep_rate, weights=checkpoint, num_classes=7)
+        options = {"reducer": reducer, **reducing(vit, reducer, 0.5)}
+        model = create_model("vit_digits", weights=checkpoint, num_classes=7, **options)
         for name, value in vit.state_dict().items():
             assert name.startswith("head.") or torch.equal(model.state_dict()[name], value), name
         heads.append(model.head.weight)

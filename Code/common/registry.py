@@ -48,6 +48,13 @@ class Registry(Generic[Class]):
         return list(self._parameters(name))
 
     def check_options(self, name: str, options: Mapping[str, object]) -> None:
+        """Refuse what :meth:`check_given` does, and that ``name`` lacks an option it cannot do without."""
+        self.check_given(name, options)
+        for option, parameter in self._parameters(name).items():
+            if parameter.default is parameter.empty and option not in options:
+                raise UsageError(f"{self._what} {name!r} needs the option {option!r}: {name}:{option}=VALUE")
+
+    def check_given(self, name: str, options: Mapping[str, object]) -> None:
         """Refuse an option that ``name`` does not have, or a switch that is neither true nor false."""
         parameters = self._parameters(name)
         for option, value in options.items():
@@ -74,7 +81,7 @@ class Registry(Generic[Class]):
             if key in dict(options):
                 raise UsageError(f"option {key!r} stands twice in {text!r}")
             options.append((key, _literal(value)))
-        self.check_options(name, dict(options))
+        self.check_given(name, dict(options))
         return name, tuple(options)
 
     def _parameters(self, name: str) -> dict[str, inspect.Parameter]:

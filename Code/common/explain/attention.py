@@ -21,15 +21,18 @@ class AttentionLayer:
 
     Attributes:
         attention: (B, H, N, N) softmax maps, row = query, column = key; N counts prefix tokens and padding.
-        assignment: (B, P) position among the patch tokens that holds each patch of the image, -1 = dropped before.
+        assignment: (B, P) position among the patch tokens that holds each patch of the image, -1 = dropped before;
+            None when the tokens are not traced.
         num_prefix_tokens: how many of the N come before the patch tokens.
         valid: (B, n) False where a patch token is padding, or None when there is none.
+        inputs: (B, N, D) the tokens that entered the block.
     """
 
     attention: Tensor
-    assignment: Tensor
+    assignment: Tensor | None
     num_prefix_tokens: int
     valid: Tensor | None = None
+    inputs: Tensor | None = None
 
     def between_patches(self) -> Tensor:
         """Maps (B, H, n, n) from patch token to patch token, float32 without gradient; padding attends to nothing."""
@@ -82,12 +85,18 @@ def watch(model: ReducedVisionTransformer, images: Tensor, see: Callable[[Attent
     Raises:
         UsageError: patches idle in the model.
     """
+    watched = watching(model, see)
+    return watched.classify(watched.encode(watched.embed(images, traced=True)))
+
+
+def watching(model: ReducedVisionTransformer, see: Callable[[AttentionLayer], None]) -> ReducedVisionTransformer:
+    """``model``, every block of which shows its attention maps to ``see``; without a trace they have no assignment."""
     if model.reducer.idles:
         name = type(model.reducer).__name__
         raise UsageError(f"{name} lets patches idle, which then attend to nobody: there is no map of the whole block")
     watched = attach(model, _Watched(model.reducer, see))
     watched.grad_checkpointing = False  # recomputed maps would not be the ones that were seen
-    return watched.classify(watched.encode(watched.embed(images, traced=True)))
+    return watched
 
 
 class _Watched(Reducer):
@@ -112,7 +121,8 @@ class _Watched(Reducer):
         return self.reducer.before_block(tokens, layer)
 
     def select_queries(self, tokens: Tokens, signals: Signals, layer: int) -> tuple[Tokens, Selection | None]:
-        self.see(AttentionLayer(signals.attention, tokens.assignment, tokens.num_prefix_tokens, tokens.valid_patches))
+        found = (signals.attention, tokens.assignment, tokens.num_prefix_tokens, tokens.valid_patches, tokens.x)
+        self.see(AttentionLayer(*found))
         return (tokens, None) if self._rests else self.reducer.select_queries(tokens, signals, layer)
 
     def after_attention(self, tokens: Tokens, signals: Signals, layer: int) -> Tokens:

@@ -29,6 +29,7 @@ from common.models.reduced import ReducedVisionTransformer, attach
 from common.models.tokens import Selection, Tokens
 from common.reducers.base import NOTHING, Reducer, Signal, Signals
 from common.reducers.none import NoReduction
+from common.reducers.patch_slimming import PatchSlimming
 from common.reducers.patterns import FixedPattern
 from common.reducers.schedule import Schedule
 
@@ -75,7 +76,7 @@ class Mutex(Explainer):
         last = len(self.model.blocks) - 1
         if type(starting_layer) is not int or not 0 <= starting_layer <= last:
             raise UsageError(f"starting_layer={starting_layer!r} is not allowed; allowed: 0 to {last}")
-        if isinstance(self.model.reducer, FixedPattern):
+        if isinstance(self.model.reducer, FixedPattern | PatchSlimming):
             raise UsageError("mutex hides patches, and a fixed pattern needs all of them; explain another model")
         self.min_cut, self.token_ratio, self.starting_layer = min_cut, token_ratio, starting_layer
         self.parity = parity

@@ -44,18 +44,25 @@ class _Reduced:
         patches = torch.arange(tokens.grid_size, device=x.device).expand(len(x), -1)
         return replace(tokens, assignment=patches, origin=patches)
 
-    def encode(self, tokens: Tokens, trace: Trace | None = None) -> Tokens:
-        """Tokens of :meth:`embed`, all or a part of them -> tokens after the last block and the final norm."""
+    def encode(self, tokens: Tokens, trace: Trace | None = None, first: int = 0) -> Tokens:
+        """Tokens that enter block ``first``, of :meth:`embed` at the start, all or a part of them -> those at the end.
+
+        The end is after the last block and the final norm.
+        """
+        tokens = self.reducer.finish(self.advance(tokens, range(first, len(self.blocks)), trace))
+        return tokens.with_x(self.norm(tokens.x))
+
+    def advance(self, tokens: Tokens, layers: range, trace: Trace | None = None) -> Tokens:
+        """Tokens that enter the first of the blocks ``layers`` -> tokens after the last of them."""
         step = reduced_block
         if self.grad_checkpointing and torch.is_grad_enabled():
             step = partial(checkpoint, reduced_block)
-        for layer, block in enumerate(self.blocks):
-            tokens = step(block, tokens, layer, self.reducer)
+        for layer in layers:
+            tokens = step(self.blocks[layer], tokens, layer, self.reducer)
             if trace is not None:
                 trace.record(layer, tokens)
                 tokens = replace(tokens, scores=None, active=None)
-        tokens = self.reducer.finish(tokens)
-        return tokens.with_x(self.norm(tokens.x))
+        return tokens
 
     def classify(self, tokens: Tokens) -> Tensor:
         """Tokens of :meth:`encode` -> logits (B, classes)."""
@@ -147,9 +154,9 @@ def reduce_tokens(
     schedule = Schedule(keep_rate, default_reduction_loc(len(vit.blocks)) if reduction_loc is None else reduction_loc)
     check_depth(schedule, len(vit.blocks))
     schedule.counts(vit.patch_embed.num_patches)
-    obstacle = _obstacle(vit, reducer)
-    if obstacle:
-        raise UsageError(obstacle)
+    reason = obstacle(vit, reducer)
+    if reason:
+        raise UsageError(reason)
     return attach(vit, reducer_class(reducer)(vit, schedule, **reducer_options))
 
 
@@ -191,14 +198,19 @@ def check_supported(vit: nn.Module) -> None:
 
 def applicable_reducers(vit: VisionTransformer) -> list[str]:
     """The methods that this backbone can run: those that read the CLS token need one."""
-    return [reducer for reducer in list_reducers() if _obstacle(vit, reducer) is None]
+    return [reducer for reducer in list_reducers() if obstacle(vit, reducer) is None]
 
 
-def _obstacle(vit: VisionTransformer, reducer: str) -> str | None:
+def obstacle(vit: VisionTransformer, reducer: str) -> str | None:
     """Why ``reducer`` cannot run on ``vit``, in one line."""
     method = reducer_class(reducer)
     if method.needs_class_token and not vit.has_class_token:
         return f"reducer {reducer!r} reads the CLS token's attention, but this backbone has no CLS token"
+    if method.reads_prefix_only and vit.global_pool != "token":
+        return (
+            f"reducer {reducer!r} may drop every patch, but this backbone's head reads them "
+            f"(global_pool={vit.global_pool!r}); allowed: token"
+        )
     if method.masks and (vit.global_pool not in ("token", "avg") or vit.pool_include_prefix):
         return f"reducer {reducer!r} masks tokens; global_pool={vit.global_pool!r} is not allowed; allowed: token, avg"
     return None

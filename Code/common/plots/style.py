@@ -63,6 +63,8 @@ METHODS = {
     "idle_mlp": "Idling MLP",
     "idle_oracle": "idling oracle",
     "idle_random": "random idling",
+    "patch_slimming": "Patch Slimming",
+    "dynamic_slimming": "Dynamic Slimming",
 }
 
 # Okabe-Ito first (distinct in all common kinds of colour blindness), then Tol's "muted" and dark tones; the markers

@@ -58,6 +58,7 @@ class Reducer(nn.Module):
 
     Class attributes:
         needs_class_token: the method reads the attention of a CLS token.
+        reads_prefix_only: the method may drop all patches, so the head must read prefix tokens alone.
         learns_from_signals: gradients flow through the signals (default: selection runs without gradient).
         masks: rows of the sequence may be masked: padding, or in training tokens that the model shall do without.
         selects: its tokens are patches, or clusters with a patch as their centre (``Trace.selected``).
@@ -67,6 +68,7 @@ class Reducer(nn.Module):
     """
 
     needs_class_token = False
+    reads_prefix_only = False
     learns_from_signals = False
     masks = False
     selects = False

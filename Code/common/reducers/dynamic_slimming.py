@@ -1,0 +1,164 @@
+"""Dynamic patch slimming: small gates predict, image by image, how much each patch will matter.
+
+The dynamic variant of Tang et al., "Patch Slimming for Efficient Vision Transformers", CVPR 2022, section 4.4, which
+leaves gates, their targets and the budget open; they are completed here. :func:`common.slimming.fit_gates` trains the
+gates to predict the logarithm of each image's own significance scores, standardised within the image.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from common.errors import UsageError, require_choice
+from common.models.tokens import Selection, Tokens
+from common.reducers.base import NOTHING, Reducer, Signal, Signals, init_linear, register_reducer
+from common.reducers.patch_slimming import check_plan
+from common.reducers.schedule import Schedule
+from common.reducers.slimming_plan import SlimmingPlan
+from common.reducers.tram import top_in_order
+
+GATES, BUDGETS = ("token", "mean"), ("fixed", "threshold")
+PATCH = "patch"  # carried along: which patch of the image each token is
+
+
+class TokenGate(nn.Module):
+    """LayerNorm and an MLP on each token alone: (B, n, D) -> (B, n)."""
+
+    def __init__(self, dim: int, hidden: int = 64) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, 1))
+        init_linear(self)
+
+    def forward(self, x: Tensor, patch: Tensor) -> Tensor:
+        return self.layers(x)[..., 0]
+
+
+class MeanGate(nn.Module):
+    """The paper's down-sampling: the mean of abs(x) of every patch, 0 where it is gone, then one linear layer."""
+
+    def __init__(self, num_patches: int) -> None:
+        super().__init__()
+        self.norm, self.linear = nn.LayerNorm(num_patches), nn.Linear(num_patches, num_patches)
+        init_linear(self)
+
+    def forward(self, x: Tensor, patch: Tensor) -> Tensor:
+        means = x.new_zeros(len(x), self.linear.in_features).scatter(1, patch, x.abs().mean(-1))
+        return self.linear(self.norm(means)).gather(1, patch)
+
+
+@register_reducer("dynamic_slimming")
+class DynamicSlimming(Reducer):
+    """In each block only the patches that its gate scores highest are computed; the others are seen, and then gone.
+
+    Gates choose before the block computes anything, so only what is chosen gets queries. In training their scores get
+    the gradient of the loss by a straight-through factor that is 1 (:func:`straight_through`).
+
+    Args:
+        plan: a static plan whose numbers of tokens are kept to; keep_rate must stay 1.0 then. Without one, keep_rate
+            and reduction_loc say where and how many.
+        gate: "token", an MLP on each token, or "mean", one linear map from and to all patches.
+        budget: "fixed", the same number of patches in every image; or "threshold", the patches that score above one,
+            which :func:`common.slimming.calibrate_thresholds` sets so that the mean number is the same.
+    """
+
+    selects = True
+    masks = True
+    reads_prefix_only = True
+
+    def __init__(
+        self,
+        vit,
+        schedule: Schedule,
+        *,
+        plan: SlimmingPlan | str | Path | None = None,
+        gate: str = "token",
+        budget: str = "fixed",
+    ) -> None:
+        super().__init__(vit, schedule)
+        require_choice(gate, GATES, "gate")
+        self.budget, num_patches = require_choice(budget, BUDGETS, "budget"), vit.patch_embed.num_patches
+        if gate == "mean" and vit.dynamic_img_size:
+            raise UsageError("gate 'mean' needs a fixed grid; dynamic_img_size=True is not allowed, set img_size")
+        self.plan = plan if plan is None or isinstance(plan, SlimmingPlan) else SlimmingPlan.load(plan)
+        if self.plan is not None:
+            check_plan(vit, schedule, self.plan)
+        self.counts = self._counts(num_patches)
+        make, size = (MeanGate, num_patches) if gate == "mean" else (TokenGate, vit.embed_dim)
+        self.gates = nn.ModuleDict({str(layer): make(size) for layer in self.gated})
+        if budget == "threshold":
+            self.register_buffer("thresholds", torch.full((len(vit.blocks),), float("nan"), device="cpu"))
+
+    def _counts(self, num_patches: int) -> dict[int, int]:
+        """Block -> patches that it computes, for the blocks that drop some."""
+        if self.plan is None:
+            return self.schedule.drops(num_patches)
+        before, counts = num_patches, {}
+        for layer, kept in enumerate(self.plan.kept):
+            if len(kept) < before:
+                counts[layer] = before = len(kept)
+        return counts
+
+    @property
+    def gated(self) -> tuple[int, ...]:
+        """The blocks that have a gate: where all patches go, nothing is to be chosen."""
+        return tuple(layer for layer, count in self.counts.items() if count)
+
+    @property
+    def blocks(self) -> tuple[int, ...]:
+        return self.schedule.reduction_loc if self.plan is None else tuple(self.counts)
+
+    def needs(self, layer: int, tokens: Tokens) -> frozenset[Signal] | None:
+        return None if self._target(layer, tokens) is None else NOTHING
+
+    def _target(self, layer: int, tokens: Tokens) -> int | None:
+        by_schedule = self.plan is None and self.budget == "fixed"
+        return self.drops_at(layer, tokens) if by_schedule else self.counts.get(layer)
+
+    def select_queries(self, tokens: Tokens, signals: Signals, layer: int) -> tuple[Tokens, Selection | None]:
+        count = self._target(layer, tokens)
+        if count == 0:
+            return tokens, Selection(torch.empty(len(tokens.x), 0, dtype=torch.long, device=tokens.x.device))
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.training):
+            tokens = with_patches(tokens)
+            scores = self.score(tokens, layer)
+        if tokens.valid is not None:
+            scores = scores.masked_fill(~tokens.valid_patches, float("-inf"))
+        if scores.requires_grad:
+            tokens = straight_through(tokens, scores)
+        scores = scores.detach()
+        chosen = Selection(top_in_order(scores, count)) if self.budget == "fixed" else self._above(scores, layer)
+        return tokens.with_scores(scores), chosen
+
+    def score(self, tokens: Tokens, layer: int) -> Tensor:
+        """What the gate of block ``layer`` predicts for the patch tokens (B, n), float32."""
+        return self.gates[str(layer)](tokens.patches, tokens.carry[PATCH]).float()
+
+    def _above(self, scores: Tensor, layer: int) -> Selection:
+        """The patches (at least one) that score above the threshold, filled up to the most that an image has."""
+        threshold = self.thresholds[layer]
+        if threshold.isnan():
+            raise UsageError("budget 'threshold' has no thresholds yet; common.slimming.calibrate_thresholds sets them")
+        chosen = scores >= threshold
+        chosen = chosen.scatter(1, scores.argmax(1, keepdim=True), True)
+        counts = chosen.sum(1)
+        index = chosen.long().argsort(dim=1, descending=True, stable=True)[:, : int(counts.max())]
+        valid = torch.arange(index.shape[1], device=index.device) < counts[:, None]
+        return Selection(index, None if bool(valid.all()) else valid)
+
+
+def with_patches(tokens: Tokens) -> Tokens:
+    """``tokens`` that carry which patch each of them is, from the first time on."""
+    if PATCH in tokens.carry:
+        return tokens
+    patch = torch.arange(tokens.num_patch_tokens, device=tokens.x.device).expand(len(tokens.x), -1)
+    return tokens.with_carry(**{PATCH: patch})
+
+
+def straight_through(tokens: Tokens, scores: Tensor) -> Tokens:
+    """The same numbers; in the backward pass each patch token is as if multiplied by 1 + its score."""
+    finite = scores.masked_fill(scores.isinf(), 0.0)
+    factor = (1 + (finite - finite.detach())).to(tokens.x.dtype)[..., None]
+    return tokens.with_x(torch.cat([tokens.prefix, tokens.patches * factor], dim=1))

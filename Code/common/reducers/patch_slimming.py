@@ -1,0 +1,74 @@
+"""Patch slimming: every block computes a fixed set of tokens, fewer the deeper it lies, found once by a search.
+
+Tang et al., "Patch Slimming for Efficient Vision Transformers", CVPR 2022; the search is :mod:`common.slimming`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from common.errors import UsageError, require_choice
+from common.models.tokens import Selection, Tokens
+from common.reducers.base import NOTHING, Reducer, Signal, Signals, register_reducer
+from common.reducers.schedule import Schedule
+from common.reducers.slimming_plan import SlimmingPlan
+
+KEYS = ("all", "selected")
+
+
+@register_reducer("patch_slimming")
+class PatchSlimming(Reducer):
+    """Computes in each block only the tokens of its mask: queries, projection and MLP of those, keys of all survivors.
+
+    A token that a block does not compute is still seen by the others inside that block, and gone after it. The plan
+    says how many tokens stay, so keep_rate must stay 1.0. No parameters.
+
+    Args:
+        plan: a :class:`common.slimming.SlimmingPlan`, or the path of its JSON file.
+        keys: "all", as published, or "selected": tokens to be dropped are not seen in their last block either.
+    """
+
+    selects = True
+    reads_prefix_only = True
+
+    def __init__(self, vit, schedule: Schedule, *, plan: SlimmingPlan | str | Path, keys: str = "all") -> None:
+        super().__init__(vit, schedule)
+        self.plan = plan if isinstance(plan, SlimmingPlan) else SlimmingPlan.load(plan)
+        self.keys = require_choice(keys, KEYS, "keys")
+        check_plan(vit, schedule, self.plan)
+        for layer in self.blocks:
+            prefix = self.plan.num_prefix_tokens
+            patches = torch.tensor(self.plan.rows(layer)[prefix:], dtype=torch.long, device="cpu") - prefix
+            self.register_buffer(f"rows_{layer}", patches, persistent=False)
+
+    @property
+    def blocks(self) -> tuple[int, ...]:
+        lengths = (self.plan.num_tokens, *self.plan.lengths)
+        return tuple(layer for layer in range(self.plan.depth) if lengths[layer + 1] < lengths[layer])
+
+    def needs(self, layer: int, tokens: Tokens) -> frozenset[Signal] | None:
+        return NOTHING if layer in self.blocks else None
+
+    def select_queries(self, tokens: Tokens, signals: Signals, layer: int) -> tuple[Tokens, Selection | None]:
+        if layer == self.blocks[0] and tokens.grid_size != self.plan.num_patches:
+            raise UsageError(f"the plan is for {self.plan.num_patches} patches, the image has {tokens.grid_size}")
+        rows: Tensor = getattr(self, f"rows_{layer}")
+        return tokens, Selection(rows.expand(len(tokens.x), -1), keys=self.keys)
+
+    def extra_repr(self) -> str:
+        return f"lengths={list(self.plan.lengths)}, plan={self.plan.digest}"
+
+
+def check_plan(vit, schedule: Schedule, plan: SlimmingPlan) -> None:
+    """Refuse a plan that was made for another backbone, and a keep_rate beside it."""
+    if schedule.keep_rate != 1.0:
+        raise UsageError(f"the plan says how many tokens stay; keep_rate={schedule.keep_rate} must stay 1.0")
+    given = (plan.depth, plan.num_tokens, plan.num_prefix_tokens)
+    prefix = vit.num_prefix_tokens
+    own = (len(vit.blocks), prefix + vit.patch_embed.num_patches, prefix)
+    if given != own:
+        names = "{} blocks, {} tokens, {} of them prefix"
+        raise UsageError(f"the plan is for {names.format(*given)}; this backbone has {names.format(*own)}")

@@ -1,0 +1,42 @@
+"""One backbone under many plans at once: what they share, up to the first block that drops anything, runs once."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+
+from torch import Tensor
+
+from common.models.reduced import ReducedVisionTransformer, attach
+from common.models.tokens import Tokens
+from common.reducers.patch_slimming import PatchSlimming
+from common.reducers.schedule import Schedule
+from common.reducers.slimming_plan import SlimmingPlan
+
+
+def slimmed(model: ReducedVisionTransformer, plan: SlimmingPlan, keys: str = "all") -> ReducedVisionTransformer:
+    """``model``, with the same modules, following ``plan``."""
+    return attach(model, PatchSlimming(model, Schedule(1.0, (0,)), plan=plan, keys=keys))
+
+
+def dropped_at(model: ReducedVisionTransformer, layer: int, patches: Sequence[int]) -> SlimmingPlan:
+    """The plan that keeps everything before block ``layer``, ``patches`` from there on, and none in the last block."""
+    num_patches, depth = model.patch_embed.num_patches, len(model.blocks)
+    kept = [range(num_patches)] * layer + [patches] * (depth - 1 - layer) + [()]
+    return SlimmingPlan.of_patches(kept, num_patches, model.num_prefix_tokens)
+
+
+def branches(
+    model: ReducedVisionTransformer, plans: Mapping[Hashable, SlimmingPlan], images: Tensor
+) -> Iterator[tuple[Hashable, Tokens]]:
+    """Key and final tokens, as :meth:`encode` gives them, of ``images`` under each of ``plans``, in no order.
+
+    Args:
+        model: unreduced.
+    """
+    slim = {key: slimmed(model, plan) for key, plan in plans.items()}
+    first = {key: min(each.reducer.blocks, default=0) for key, each in slim.items()}
+    tokens = model.embed(images)
+    for layer in range(len(model.blocks)):
+        for key in [key for key, start in first.items() if start == layer]:
+            yield key, slim[key].encode(tokens, first=layer)
+        tokens = model.advance(tokens, range(layer, layer + 1))

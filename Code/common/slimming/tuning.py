@@ -1,0 +1,153 @@
+"""Tuning of one block at a time to what the original network computed, on cached features; no label is needed.
+
+Block l gets the original input Z_(l-1), computes only the tokens of its mask, and learns so that block l + 1, slim and
+tuned already and not learning any more, still gives the original output Z_(l+1) (Tang et al., CVPR 2022, section 4.3):
+two blocks forward and back per image in place of the whole network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from common.errors import require_choice
+from common.explain.base import untouched
+from common.models.reduced import ReducedVisionTransformer
+from common.models.tokens import Tokens
+from common.slimming.calibration import Calibration, take
+
+ERRORS = {
+    "rel": lambda difference, target: difference.sum((1, 2)) / target.square().sum((1, 2)),
+    "token": lambda difference, target: (difference.sum(2) / target.square().sum(2)).mean(1),
+    "mse": lambda difference, target: difference.mean((1, 2)),
+    "raw": lambda difference, target: difference.sum((1, 2)),
+}
+
+
+def errors(found: Tensor, target: Tensor, norm: str = "rel") -> Tensor:
+    """Error (B,) of ``found`` against ``target`` (B, n, D), in float32.
+
+    "raw" is the squared Frobenius norm of the difference, "mse" that per element, "rel" that as a share of the squared
+    norm of the target; the paper does not say which its tolerances of 0.01 and 0.02 are about. "token" is the mean over
+    tokens of each one's own share: some networks have a few tokens a hundred times larger than all others, and there
+    the other norms see nothing else.
+    """
+    require_choice(norm, ERRORS, "error_norm")
+    target = target.float()
+    return ERRORS[norm]((found.float() - target).square(), target)
+
+
+class LayerFeatures:
+    """What enters block ``layer`` of the original network, and what leaves the block after it, chunk by chunk.
+
+    Args:
+        teacher: the original network, unreduced, in eval mode.
+        places: (n,) which of the images.
+        rows: tokens of the output that count.
+        chunk: images in a chunk; no more of them are held at once than these and what ``cache`` allows.
+        cache: bytes of features to keep; what does not fit is computed again in every pass.
+    """
+
+    def __init__(
+        self,
+        teacher: ReducedVisionTransformer,
+        images: Calibration,
+        places: Tensor,
+        layer: int,
+        rows: Sequence[int],
+        *,
+        chunk: int,
+        cache: int,
+    ) -> None:
+        self._teacher, self._images, self._parts = teacher, images, places.split(chunk)
+        self._layer, self._rows, self._room = layer, torch.tensor(rows), cache
+        self._kept: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def __len__(self) -> int:
+        return len(self._parts)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Inputs (c, N, D) and targets (c, n, D) of all chunks in order."""
+        return (self[number] for number in range(len(self)))
+
+    def __getitem__(self, number: int) -> tuple[Tensor, Tensor]:
+        if number >= len(self):
+            raise IndexError(number)
+        if number in self._kept:
+            return self._kept[number]
+        pair = self._compute(take(self._images, self._parts[number]))
+        size = sum(part.numel() * part.element_size() for part in pair)
+        if size <= self._room:
+            self._room -= size
+            self._kept[number] = pair
+        return pair
+
+    @torch.no_grad()
+    def _compute(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        teacher, layer = self._teacher, self._layer
+        before = teacher.advance(teacher.embed(images.to(next(teacher.parameters()))), range(layer))
+        after = teacher.advance(before, range(layer, layer + 2))
+        return before.x, after.x[:, self._rows.to(after.x.device)]
+
+
+def two_blocks(model: ReducedVisionTransformer, inputs: Tensor, layer: int) -> Tensor:
+    """Original inputs (B, N, D) of block ``layer`` -> what slim blocks ``layer`` and ``layer`` + 1 make of them."""
+    prefix = model.num_prefix_tokens
+    tokens = Tokens(inputs, prefix, grid_size=inputs.shape[1] - prefix)
+    return model.advance(tokens, range(layer, layer + 2)).x
+
+
+@torch.inference_mode()
+def measure(model: ReducedVisionTransformer, layer: int, features: LayerFeatures) -> dict[str, float]:
+    """Mean error over the images of ``features`` by every norm."""
+    found = {norm: [] for norm in ERRORS}
+    for inputs, targets in features:
+        outputs = two_blocks(model, inputs, layer)
+        for norm, values in found.items():
+            values.append(errors(outputs, targets, norm).double())
+    return {norm: torch.cat(values).mean().item() for norm, values in found.items()}
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """How a block is tuned: AdamW without weight decay at a constant rate.
+
+    Args:
+        epochs: passes over the calibration images; 0 leaves the weights alone.
+    """
+
+    epochs: int = 3
+    lr: float = 1e-4
+    batch_size: int = 32
+    error_norm: str = "rel"
+
+
+def tune_block(
+    model: ReducedVisionTransformer, layer: int, features: LayerFeatures, how: Tuning, generator: torch.Generator
+) -> None:
+    """Tune block ``layer`` of ``model``, slimmed by its reducer, in place; nothing else learns, and nothing drops out.
+
+    Args:
+        generator: of the order of the images.
+    """
+    block = model.blocks[layer]
+    with untouched(model):
+        block.requires_grad_(True)
+        optimizer = torch.optim.AdamW(block.parameters(), lr=how.lr, weight_decay=0.0)
+        for inputs, targets in _shuffled(features, how, generator):
+            loss = errors(two_blocks(model, inputs, layer), targets, how.error_norm).mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+
+def _shuffled(features: LayerFeatures, how: Tuning, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches of all epochs, chunks in random order and images within them too."""
+    for _ in range(how.epochs):
+        for number in torch.randperm(len(features), generator=generator).tolist():
+            inputs, targets = features[number]
+            for part in torch.randperm(len(inputs), generator=generator).split(how.batch_size):
+                yield inputs[part], targets[part]

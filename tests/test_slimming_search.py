@@ -1,0 +1,338 @@
+"""The search: grows by steps, ends, tunes one block at a time, resumes, keeps to its budget; gates learn the scores."""
+
+import copy
+from dataclasses import asdict
+
+import pytest
+import torch
+from backbones import images, make
+
+from common.benchmark import interleaved
+from common.errors import UsageError
+from common.models.factory import create_backbone
+from common.models.reduced import reduce_tokens
+from common.slimming import SlimmingPlan, calibrate_thresholds, fit_gates, search, top_down, tuning
+from common.slimming.allocation import SHARES, Curves, allocate, sensitivity
+from common.slimming.branches import dropped_at, slimmed
+from common.slimming.calibration import split
+from common.slimming.costs import Costs
+from common.slimming.gates import standardised
+from common.slimming.scores import significances
+from common.slimming.tuning import LayerFeatures, Tuning, errors, measure, tune_block, two_blocks
+from common.training.checkpoint import RunFolder
+
+FAST = {"epochs": 1, "step": 16, "batch_size": 8, "chunk": 8}
+DEPTH, PATCHES = 6, 64
+
+
+@pytest.fixture
+def vit():
+    """A small ViT whose patches differ."""
+    torch.manual_seed(2)
+    model = create_backbone("vit_digits").eval()
+    with torch.no_grad():
+        for block in model.blocks:
+            block.attn.qkv.weight *= 4
+    return model
+
+
+@pytest.fixture
+def x():
+    return torch.randn(24, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+
+
+def tried(plan, layer):
+    return [candidate.num_tokens for candidate in plan.layers[layer].candidates]
+
+
+def test_growth_by_steps_until_the_tolerance_holds(vit, x):
+    plan = search(vit, x, tolerance=0.05, error_norm="token", **FAST)
+    assert plan.lengths[-1] == 1 and plan.depth == DEPTH and [record.layer for record in plan.layers] == [0, 1, 2, 3, 4]
+    for layer, record in enumerate(plan.layers):
+        start, found = plan.lengths[layer + 1], [candidate.after["token"] for candidate in record.candidates]
+        assert tried(plan, layer) == [min(start + 16 * k, PATCHES + 1) for k in range(len(found))]
+        assert record.reached and found[-1] <= 0.05 < min(found[:-1], default=1)
+        assert plan.lengths[layer] == tried(plan, layer)[-1]
+    assert len(tried(plan, 4)) > 1  # the last but one had to grow
+    assert sum(len(record.candidates) for record in plan.layers) <= PATCHES / 16 + DEPTH - 1
+
+
+def test_the_most_significant_patches_are_added(vit, x):
+    plan = search(vit, x, lengths=(30, 20, 15, 10, 5, 1), **FAST)
+    assert plan.lengths == (30, 20, 15, 10, 5, 1)
+    for layer, record in enumerate(plan.layers):
+        above, mine = set(plan.kept[layer + 1]), set(plan.kept[layer])
+        worst = min(record.scores[patch] for patch in mine - above)
+        assert above < mine and worst >= max(record.scores[patch] for patch in set(range(PATCHES)) - mine)
+
+
+def test_an_unreachable_tolerance_ends_with_the_best_candidate(vit, x):
+    plan = search(vit, x, tolerance=0.0, **{**FAST, "step": 32})
+    for layer, record in enumerate(plan.layers):
+        found = {c.num_tokens: c.after["rel"] for c in record.candidates}
+        assert not record.reached and plan.lengths[layer] == min(found, key=found.get)
+    assert tried(plan, 4) == [1, 33, 65]
+
+
+def test_the_weights_are_those_of_the_best_candidate(vit, x):
+    original = reduce_tokens(copy.deepcopy(vit), "none")
+    settings = {**FAST, "step": 32, "held_out": 0.25, "seed": 0}
+    plan = search(vit, x, tolerance=0.0, **settings)
+    _, places = split(x, 0.25, 0)
+    for layer in (4, 2):
+        features = LayerFeatures(original, x, places, layer, plan.masks[layer + 1], chunk=4, cache=0)
+        kept = [range(PATCHES)] * layer + list(plan.kept[layer:])
+        model = slimmed(reduce_tokens(vit, "none"), SlimmingPlan.of_patches(kept, PATCHES))
+        best = min(candidate.after["rel"] for candidate in plan.layers[layer].candidates)
+        assert measure(model, layer, features)["rel"] == pytest.approx(best, rel=1e-4)
+
+
+def test_without_epochs_nothing_is_tuned(vit, x):
+    before = copy.deepcopy(vit.state_dict())
+    plan = search(vit, x, lengths=(30, 20, 15, 10, 5, 1), **{**FAST, "epochs": 0})
+    assert all(torch.equal(value, before[key]) for key, value in vit.state_dict().items())
+    assert all(c.before == c.after for record in plan.layers for c in record.candidates)
+
+
+def test_only_the_blocks_below_the_last_learn_and_the_model_is_left_in_its_mode(vit, x):
+    vit.train()
+    before = copy.deepcopy(vit.state_dict())
+    search(vit, x, lengths=(30, 20, 15, 10, 5, 1), **FAST)
+    changed = {key.split(".")[1] for key, value in vit.state_dict().items() if not torch.equal(value, before[key])}
+    same = [key for key in before if not key.startswith("blocks.")]
+    assert changed == {"0", "1", "2", "3", "4"} and all(torch.equal(vit.state_dict()[key], before[key]) for key in same)
+    assert vit.training and all(parameter.requires_grad for parameter in vit.parameters())
+
+
+def test_tuning_lowers_the_error_and_gives_gradient_to_its_block_alone(vit, x, monkeypatch):
+    teacher, student = reduce_tokens(copy.deepcopy(vit), "none"), reduce_tokens(vit, "none")
+    model = slimmed(student, dropped_at(student, 2, range(0, 64, 4)))
+    features = LayerFeatures(teacher, x, torch.arange(24), 2, model.reducer.plan.masks[3], chunk=8, cache=2**30)
+    seen = []
+    step = torch.optim.AdamW.step
+    monkeypatch.setattr(torch.optim.AdamW, "step", lambda self: (seen.append(_with_gradient(vit)), step(self)))
+    before = copy.deepcopy(vit.state_dict()), measure(model, 2, features)
+    tune_block(model, 2, features, Tuning(epochs=4, lr=1e-3, batch_size=8), torch.Generator().manual_seed(0))
+    assert measure(model, 2, features)["rel"] < 0.9 * before[1]["rel"]
+    assert len(seen) == 12 and set.union(*seen) == {"2"}
+    changed = {key for key, value in vit.state_dict().items() if not torch.equal(value, before[0][key])}
+    assert changed and all(key.startswith("blocks.2.") for key in changed)
+
+
+def _with_gradient(vit):
+    return {name.split(".")[1] for name, parameter in vit.named_parameters() if parameter.grad is not None}
+
+
+def test_cached_and_recomputed_features_are_the_same(vit, x):
+    teacher = reduce_tokens(vit, "none")
+    places = torch.tensor([3, 1, 20, 7, 9])
+    made = [LayerFeatures(teacher, x, places, 2, [0, 5], chunk=2, cache=cache) for cache in (0, 2**30, 100_000)]
+    for _ in range(2):
+        for parts in zip(*made, strict=True):
+            for inputs, targets in parts:
+                assert torch.equal(inputs, parts[0][0]) and torch.equal(targets, parts[0][1])
+    inputs, targets = made[0][0]
+    with torch.inference_mode():
+        z = [teacher.embed(x[[3, 1]]).x]
+        for block in vit.blocks:
+            z.append(block(z[-1]))
+    torch.testing.assert_close(inputs, z[2], rtol=0, atol=1e-5)  # as it enters block 2
+    torch.testing.assert_close(targets, z[4][:, [0, 5]], rtol=0, atol=1e-5)  # as it leaves block 3
+
+
+def test_a_block_that_keeps_all_makes_no_error(vit, x):
+    teacher = reduce_tokens(vit, "none")
+    model = slimmed(teacher, SlimmingPlan.whole(vit))
+    features = LayerFeatures(teacher, x, torch.arange(4), 4, [0], chunk=4, cache=0)
+    assert all(error < 1e-9 for norm, error in measure(model, 4, features).items() if norm != "raw")
+    inputs, targets = features[0]
+    torch.testing.assert_close(two_blocks(model, inputs, 4), targets, rtol=0, atol=1e-5)
+
+
+def test_the_norms_of_an_error():
+    target = torch.tensor([[[3.0, 4.0], [0.0, 2.0]]])
+    found = target + torch.tensor([[[1.0, 2.0], [0.0, 1.0]]])
+    values = {norm: errors(found, target, norm).item() for norm in tuning.ERRORS}
+    assert values == pytest.approx({"raw": 6.0, "mse": 1.5, "rel": 6 / 29, "token": (5 / 25 + 1 / 4) / 2})
+
+
+def test_a_killed_search_goes_on_where_it_was(vit, x, tmp_path, monkeypatch):
+    twin = copy.deepcopy(vit)
+    how = {"mac_budget": 0.5, **FAST, "error_images": 4}
+    whole = search(vit, x, **how)
+
+    def killed(self, state, history):
+        save(self, state, history)
+        if len(history) == 3:
+            raise KeyboardInterrupt
+
+    save = RunFolder.save
+    monkeypatch.setattr(RunFolder, "save", killed)
+    with pytest.raises(KeyboardInterrupt):
+        search(copy.deepcopy(twin), x, output_dir=tmp_path, **how)
+    monkeypatch.undo()
+    asked = []
+    monkeypatch.setattr(top_down, "measure", lambda *args: asked.append(args[1]) or measure(*args))
+    plan = search(twin, x, output_dir=tmp_path, **how)
+    assert plan == whole and sorted(set(asked)) == [0, 1]
+    assert all(torch.equal(value, vit.state_dict()[key]) for key, value in twin.state_dict().items())
+    again = copy.deepcopy(make("vit"))
+    with pytest.raises(UsageError, match="was made with"):
+        search(again, images(again, 24), output_dir=tmp_path, **how)
+
+
+def test_budgets_are_spent_by_either_counter(vit, x):
+    costs = Costs.of(vit)
+    model = reduce_tokens(vit, "none")
+    scores = significances(model, x[:8], range(DEPTH - 1))
+    found = sensitivity(model, x[:8], scores)
+    assert found.shape == (DEPTH - 1, len(SHARES)) and (found > 0).all()
+    for counter in ("compact", "paper"):
+        spent = []
+        for budget in (0.75, 0.6, 0.45):
+            lengths, tolerance = allocate(Curves(found, PATCHES), costs, budget, counter)
+            assert lengths[-1] == 1 and all(a >= b for a, b in zip(lengths, lengths[1:], strict=False))
+            assert budget - 0.03 < costs.macs(lengths, counter) / costs.unreduced <= budget
+            spent.append((tolerance, lengths))
+        assert spent == sorted(spent, key=lambda each: each[0])  # dearer, less error
+
+
+def test_sensitivity_is_the_error_of_the_pruned_model(vit, x):
+    model = reduce_tokens(vit, "none")
+    scores = significances(model, x[:8], range(DEPTH - 1))
+    found = sensitivity(model, x[:4], scores, (0.5,))
+    kept = scores[2].argsort(descending=True)[:32].tolist()
+    slim = slimmed(model, dropped_at(model, 2, kept))
+    with torch.inference_mode():
+        ends = [each.encode(each.embed(x[:4])).prefix for each in (slim, model)]
+    assert found[2, 0].item() == pytest.approx(errors(*ends).mean().item(), rel=1e-5)
+
+
+def test_curves_are_read_between_their_points():
+    curves = Curves(torch.tensor([[0.8, 0.4], [0.2, 0.1], [0.5, 0.625]]), 100, (0.0, 0.5))
+    assert curves.counts(0.7) == [13, 0, 0, 0]  # a quarter of the way; the dip of block 2 is noise
+    assert curves.counts(0.3125) == [75, 75, 75, 0]  # no block may have more than one before it
+    assert curves.counts(0.0625) == [95, 95, 95, 0]
+    assert curves.counts(0.0) == [100, 100, 100, 0] and curves.counts(2.0) == [0, 0, 0, 0]
+
+
+def test_a_dataset_is_as_good_as_a_tensor(vit, x):
+    from test_evaluation import Noise
+
+    data = Noise(torch.zeros(24, dtype=torch.long), 10)
+    data.images = x
+    how = {"lengths": (30, 20, 15, 10, 5, 1), **FAST}
+    plans = [search(copy.deepcopy(vit), given, **how) for given in (x, data)]
+    assert plans[0] == plans[1]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({}, r"a search needs one of tolerance, mac_budget and lengths; given: none"),
+        ({"tolerance": 0.1, "mac_budget": 0.5}, r"given: \['tolerance', 'mac_budget'\]"),
+        ({"tolerance": -0.1}, r"tolerance=-0.1 is not allowed; give an error >= 0"),
+        ({"tolerance": 0.1, "step": 0}, r"step=0 is not allowed; give a whole number >= 1"),
+        ({"tolerance": 0.1, "error_norm": "l1"}, r"unknown error_norm 'l1'; allowed: mse, raw, rel, token"),
+        ({"tolerance": 0.1, "score": "luck"}, r"unknown score 'luck'; allowed: attention, random"),
+        ({"tolerance": 0.1, "speed": 3}, r"unknown setting of a search 'speed'; allowed: batch_size"),
+        ({"tolerance": 0.1, "held_out": 1.0}, r"held_out=1.0 of 24 images leaves one side empty"),
+        ({"mac_budget": 0.01}, r"mac_budget=0.01 is not allowed"),
+        ({"lengths": (20, 30, 15, 10, 5, 1)}, r"lengths=.* are not allowed; give 6 numbers of tokens"),
+        ({"lengths": (20, 15, 1)}, r"lengths=.* are not allowed"),
+        ({"lengths": (20, 15, 15, 10, 5, 5)}, r"lengths=.* down to 1 in the last block"),
+    ],
+)
+def test_searches_that_cannot_be(vit, x, settings, message):
+    with pytest.raises(UsageError, match=message) as error:
+        search(vit, x, **settings)
+    assert "\n" not in str(error.value)
+
+
+def test_mean_pooled_and_reduced_models_are_refused(vit, x):
+    with pytest.raises(UsageError, match=r"may drop every patch, but this backbone's head reads them"):
+        search(make("simple-vit"), x, tolerance=0.1)
+    with pytest.raises(UsageError, match="the model is reduced already"):
+        search(reduce_tokens(vit, "none"), x, tolerance=0.1)
+
+
+def test_the_plan_is_plain_data(vit, x, tmp_path):
+    plan = search(vit, x, mac_budget=0.5, **FAST, error_images=4)
+    plan.save(tmp_path / "plan.json")
+    assert asdict(SlimmingPlan.load(tmp_path / "plan.json")) == asdict(plan)
+    assert plan.settings["mac_budget"] == 0.5 and plan.settings["images"] == 24 and plan.settings["tolerance"] > 0
+    assert plan.settings["lengths"] == list(plan.lengths)
+
+
+# gates
+
+
+def gated(vit, **options):
+    return reduce_tokens(vit, "dynamic_slimming", keep_rate=0.5, **options).eval()
+
+
+@pytest.mark.parametrize("gate", ["token", "mean"])
+def test_gates_learn_the_order_of_the_scores_and_nothing_else_learns(vit, x, gate):
+    torch.manual_seed(0)
+    model = gated(vit, gate=gate)
+    before = copy.deepcopy(vit.state_dict())
+    losses = fit_gates(model, x, epochs=15, lr=3e-3, batch_size=8)
+    assert len(losses) == 15 and losses[-1] < 0.8 * losses[0]
+    assert all(torch.equal(value, before[key]) for key, value in vit.state_dict().items())
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_targets_are_standardised_logarithms():
+    scores = torch.tensor([[1e-8, 1e-4, 1.0]])
+    torch.testing.assert_close(standardised(scores), torch.tensor([[-1.0, 0.0, 1.0]]))
+
+
+def test_thresholds_keep_the_same_number_on_average_but_not_in_every_image(vit, x):
+    torch.manual_seed(0)
+    model = gated(vit, budget="threshold")
+    with pytest.raises(UsageError, match="budget 'threshold' has no thresholds yet"):
+        model(x)
+    fit_gates(model, x, epochs=2, batch_size=8)
+    calibrate_thresholds(model, x, batch_size=7)
+    _, trace = model.trace(x)
+    for layer, count in model.reducer.counts.items():
+        found = trace.num_tokens[layer].double()
+        assert found.mean().item() == pytest.approx(count, abs=0.05) and found.std() > 0
+    with torch.inference_mode():
+        torch.testing.assert_close(model(x), torch.cat([model(image[None]) for image in x]), rtol=0, atol=1e-4)
+
+
+def test_a_plan_gives_the_dynamic_model_its_numbers(vit, x):
+    plan = search(vit, x, lengths=(65, 40, 30, 20, 5, 1), **{**FAST, "epochs": 0})
+    model = reduce_tokens(vit, "dynamic_slimming", plan=plan).eval()
+    _, trace = model.trace(x)
+    assert [trace.num_tokens[layer][0].item() for layer in range(DEPTH)] == [64, 39, 29, 19, 4, 0]
+    assert sorted(model.reducer.gates) == ["1", "2", "3", "4"]
+    with pytest.raises(UsageError, match=r"keep_rate=0\.5 must stay 1\.0"):
+        reduce_tokens(vit, "dynamic_slimming", plan=plan, keep_rate=0.5)
+
+
+def test_a_gate_that_is_the_score_chooses_by_the_score(vit, x):
+    """The straight-through factor changes no number; the highest gates are kept."""
+    model = gated(vit).train()
+    logits = model(x)
+    model.eval()
+    found, trace = model.trace(x)
+    torch.testing.assert_close(logits, found, rtol=0, atol=1e-5)
+    first = model.reducer.blocks[0]
+    highest = trace.scores[first].topk(32).indices.sort().values
+    assert torch.equal(highest, torch.stack([row.nonzero()[:, 0] for row in trace.kept(first)]))
+
+
+@pytest.mark.speed
+def test_speed_is_nine_tenths_of_what_the_multiplications_imply():
+    """fp32, batch 16, ViT-S with the paper's figure 5, against the same backbone with fused attention."""
+    import timm
+
+    vit = timm.create_model("vit_small_patch16_224").eval()
+    lengths = (197, 197, 160, 153, 121, 101, 83, 63, 50, 25, 20, 1)
+    kept = [range(length - 1) for length in lengths]
+    slim = reduce_tokens(vit, "patch_slimming", plan=SlimmingPlan.of_patches(kept, 196))
+    found = interleaved({"none": vit, "slim": slim}, images(vit, 16), baseline="none", rounds=5)
+    costs = Costs.of(vit)
+    assert found["slim"].speedup >= 0.9 * costs.unreduced / costs.macs(lengths)
