@@ -110,8 +110,8 @@ def test_attention_sees_all_and_the_mlp_the_kept():
 def test_scores_stop_after_the_last_reduction(monkeypatch):
     vit = make("vit")
     layers = []
-    original = block_module._mix_explicitly
-    monkeypatch.setattr(block_module, "_mix_explicitly", lambda *a: layers.append(1) or original(*a))
+    original = block_module.mix_explicitly
+    monkeypatch.setattr(block_module, "mix_explicitly", lambda *a: layers.append(1) or original(*a))
     reduce_tokens(vit, "tram", keep_rate=0.5)(images(vit))
     assert len(layers) == 10
     layers.clear()
@@ -126,7 +126,7 @@ def test_chunks_of_maps_change_nothing(monkeypatch):
     vit = make("vit")
     x, model = images(vit, 5), reduce_tokens(vit, "tram", keep_rate=0.5)
     whole = model(x)
-    monkeypatch.setattr(block_module, "MAP_CHUNK_ELEMENTS", 2 * 3 * 17 * 17)
+    monkeypatch.setattr("common.models.attention.MAP_CHUNK_ELEMENTS", 2 * 3 * 17 * 17)
     torch.testing.assert_close(model(x), whole, rtol=0, atol=1e-6)
 
 
