@@ -164,11 +164,29 @@ def test_mutex_on_its_three_images_and_two_models() -> None:
     assert predicted.tolist() == ["ice cream", "Chihuahua", "mountain bike"]
 
 
+def test_idling_thresholds_and_logs() -> None:
+    frame = read_published("patch_idling")
+    tables = frame.groupby("table").size().to_dict()
+    assert tables == {"thresholds": 4, "logs": 13} and frame["source"].str.len().min() > 10
+    printed = frame[(frame["table"] == "thresholds") & (frame["method"] == "idle_mlp")]
+    columns = ["attention", "patches_idle", "tau", "macs_cut", "accuracy"]
+    assert printed[columns].values.tolist() == [
+        ["standard", 40, 0.95, 20, 85.2],
+        ["standard", 68, 0.90, 35, 77.0],
+        ["modified", 40, 0.95, 16, 85.4],
+    ]
+    assert cell(frame, "accuracy", table="thresholds", method="none") == 89.8
+    assert cell(frame, "accuracy", model="pruners only, frozen backbone") == 50.9
+    oracle = frame[frame["method"] == "idle_oracle"]
+    assert oracle["accuracy"].tolist() == [85.2, 88.1, 88.2, 88.9, 24.3, 80.0, 76.9, 79.9]
+    assert oracle["idle_percent"].tolist() == [24.7, 21.8, 15.4, 13.8, 55.5, 48.5, 18.6, 15.5]
+
+
 def test_as_printed_keeps_trailing_zeros() -> None:
     frame = read_published("tram_throughput_simple_vit", as_printed=True)
     assert cell(frame, "gflops", model="ViT_net_Tiny") == "0.5490"
 
 
 def test_unknown_table_is_refused() -> None:
-    with pytest.raises(UsageError, match=r"unknown published table 'x'; allowed: mutex_auc, tram_accuracy, "):
+    with pytest.raises(UsageError, match=r"unknown published table 'x'; allowed: mutex_auc, patch_idling, "):
         read_published("x")

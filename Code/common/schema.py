@@ -163,4 +163,23 @@ TABLES: dict[str, Schema] = {
         optional=frozenset({"rank_correlation", "rank_correlation_sem", "iou_sem"}),
         required=(*Schema.required, "dataset"),
     ),
+    "idling": Schema(
+        metrics={
+            # stage: "frozen" or "tuned" backbone; layer: block of a row about one, first = 1, 0 = the state before it
+            **dict.fromkeys(("study", "attention", "stage"), TEXT),
+            "tau": FLOAT,
+            "layer": INT,
+            # patches per image, mean over all blocks; came_back: share of them that the next block computes
+            **dict.fromkeys(("patches_idle", "came_back", "similarity", "within_similarity"), FLOAT),
+            **dict.fromkeys(("pruner_accuracy", "balanced_accuracy", "auroc"), FLOAT),
+            **dict.fromkeys(("accuracy", "accuracy_full", "gmac", "target_cut", "macs_cut", "speedup"), FLOAT),
+            **dict.fromkeys(("n_train", "n_val"), INT),
+        },
+        # Every study measures what it is about.
+        optional=frozenset(
+            {"tau", "layer", "patches_idle", "came_back", "similarity", "within_similarity", "pruner_accuracy"}
+            | {"balanced_accuracy", "auroc", "accuracy", "accuracy_full", "gmac", "target_cut", "macs_cut", "speedup"}
+        ),
+        required=(*Schema.required, "dataset", "seed", "epochs"),
+    ),
 }

@@ -9,6 +9,7 @@ from common.plots.explainer_gallery import explainer_gallery
 from common.plots.explanations import agreement_matrix, insertion_deletion_plane, mean_curves
 from common.plots.gallery import GalleryPanel, methods_gallery
 from common.plots.heatmaps import HeatmapRow, heatmaps
+from common.plots.idling import idle_patches, idle_profile, idle_tradeoff, patch_similarity
 from common.plots.mutex_studies import mask_ablation, parameter_study
 from common.plots.patches import Example, ExampleRow, kept_patches, mask_patches, survival_map, united_grid
 from common.plots.style import EXPLAINERS, METHODS, MethodStyle, explainer_label, explainer_style, method_style, save
@@ -28,6 +29,9 @@ __all__ = [
     "explainer_label",
     "explainer_style",
     "heatmaps",
+    "idle_patches",
+    "idle_profile",
+    "idle_tradeoff",
     "insertion_deletion_plane",
     "kept_patches",
     "learning_curves",
@@ -38,6 +42,7 @@ __all__ = [
     "method_style",
     "methods_gallery",
     "parameter_study",
+    "patch_similarity",
     "published_vs_counted",
     "save",
     "speedup_vs_keep_rate",

@@ -29,6 +29,7 @@ SETTING = {
     "explain": ["dataset", "backbone", "img_size", "reducer", "keep_rate", "seed"],
     "explain_benchmark": ["dataset", "backbone", "img_size", "baseline", "n_images", "seed"],
     "explain_agreement": ["dataset", "backbone", "img_size", "keep_rate", "n_images", "seed"],
+    "idling": ["dataset", "backbone", "img_size"],
 }
 # In these tables ``method`` is an explainer.
 EXPLANATIONS = ("explain", "explain_benchmark", "explain_agreement")
@@ -245,6 +246,14 @@ def explain_agreement(runs: pd.DataFrame) -> pd.DataFrame:
     return table.sort_values(by, kind="stable", ignore_index=True).drop(columns="_model")
 
 
+def idling(runs: pd.DataFrame) -> pd.DataFrame:
+    """Every row of the studies of idle patches, mean over seeds where patches are drawn, in the order of the runs."""
+    key = [*SETTING["idling"], "study", *VARIANT, "attention", "stage", "tau", "layer", "n_train", "n_val", "epochs"]
+    metrics = ["patches_idle", "came_back", "similarity", "within_similarity", "pruner_accuracy", "balanced_accuracy"]
+    metrics += ["auroc", "accuracy", "accuracy_full", "gmac", "macs_cut", "speedup"]
+    return over_seeds(runs, key, metrics)
+
+
 SUMMARIES = {
     "throughput": throughput,
     "sizing": sizing,
@@ -257,12 +266,13 @@ SUMMARIES = {
     "explain": explain,
     "explain_benchmark": explain_benchmark,
     "explain_agreement": explain_agreement,
+    "idling": idling,
 }
 
 
 def holes(runs: pd.DataFrame, table: str) -> list[str]:
     """Conditions missing from the full grid of methods x keep rates x seeds that the runs of one setting span."""
-    if table in ("sizing", "visualize", "gallery", *EXPLANATIONS):
+    if table in ("sizing", "visualize", "gallery", "idling", *EXPLANATIONS):
         return []
     found = []
     for setting, group in runs.groupby(SETTING[table], dropna=False):

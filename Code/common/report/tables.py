@@ -16,7 +16,7 @@ import pandas as pd
 
 from common.errors import UsageError, require_choice
 from common.plots.frames import backbone_name
-from common.report import explanations, grids
+from common.report import explanations, grids, idling
 from common.report import sections as printed
 from common.report.sections import NONE, Section, percent
 from common.report.summary import SUMMARIES, holes
@@ -34,6 +34,7 @@ TITLES = {
     "explain": "Explanations of single images",
     "explain_benchmark": "How good are the explanations?",
     "explain_agreement": "Explanations and what reducers keep",
+    "idling": "Patches that idle and come back",
 }
 _SECTIONS: dict[str, Callable[[pd.DataFrame], Iterator[Section]]] = {
     "throughput": printed.throughput_sections,
@@ -47,6 +48,7 @@ _SECTIONS: dict[str, Callable[[pd.DataFrame], Iterator[Section]]] = {
     "explain": explanations.explain_sections,
     "explain_benchmark": explanations.explain_benchmark_sections,
     "explain_agreement": explanations.explain_agreement_sections,
+    "idling": idling.idling_sections,
 }
 _DATASETS = {"cifar10": "CIFAR10", "imagenette": "Imagenette", "fashion-mnist": "FMNIST"}
 _MISSING_SHOWN = 20
@@ -82,7 +84,7 @@ def study(results_dir: str | Path, name: str) -> Study:
 def published_sections() -> tuple[Section, ...]:
     """The authors' printed numbers as they print them: accuracies, benchmark runs, training outputs, explanations."""
     tables = (*_published_accuracy(), *_published_benchmarks(), _published_training())
-    return (*tables, explanations.published_section())
+    return (*tables, explanations.published_section(), *idling.published_sections())
 
 
 def _published_accuracy() -> Iterator[Section]:

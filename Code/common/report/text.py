@@ -9,7 +9,7 @@ import pandas as pd
 
 from common.plots.frames import backbone_name
 from common.plots.style import explainer_label
-from common.report import explanation_text
+from common.report import explanation_text, idling
 from common.report.grids import grid_errors, image_errors, mean_ranks, seed_errors, training_text
 from common.report.sections import counted, leader, method_label, number, percent, spread
 from common.report.summary import EXPLANATIONS, NOT_RUN, SETTING
@@ -26,6 +26,7 @@ QUESTIONS = {
     "explain": "Which patches of a picture speak for what the model says of it?",
     "explain_benchmark": "Does what the model says hang on the patches that an explainer calls hot?",
     "explain_agreement": "Do reducers keep the patches that an explanation calls important?",
+    "idling": "Which patches may skip a block, and what does it cost to let them?",
 }
 CAPTIONS = {
     "throughput": "Measured speed-up over the unreduced model. Bars: quartiles over rounds. Dotted: what the "
@@ -52,6 +53,8 @@ CAPTIONS = {
     "standard error.",
     "explain_benchmark_masks": "MUTEX with only the masks of one kind. Bars: one standard error over images. Band: "
     "all 54 masks.",
+    "idling": "Patches that each block computes, idle ones black; or accuracy against the arithmetic saved, hollow: "
+    "idle patches are not seen.",
     "explain_agreement": "Explainers (rows) against reducers (columns): rank correlation of the heat with the scores "
     "of the reducer's first stage, and how far the hottest patches overlap with those left, above chance.",
 }
@@ -79,6 +82,8 @@ def answers(name: str, data: pd.DataFrame) -> list[Answer]:
     }
     if name in EXPLANATIONS:
         return [Answer(*each) for each in explanation_text.answers(name, data)]
+    if name == "idling":
+        return [Answer(*each) for each in idling.answers(data)]
     return list(tell[name](data))
 
 

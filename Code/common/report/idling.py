@@ -1,0 +1,125 @@
+"""Tables and sentences about idle patches, beside what the authors of the idling perceptron printed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pandas as pd
+
+from common.plots.frames import backbone_name
+from common.report.sections import NONE, Section, counted, method_label, number, percent, setting_title, spread
+from common.report.summary import SETTING
+from common.results import read_published
+
+_STUDIES = {
+    "similarity": "how alike patches are",
+    "thresholds": "thresholds on the frozen backbone",
+    "tuning": "frozen and tuned backbone",
+    "bounds": "oracle, predictor and random at equal counts",
+    "context": "context for the predictor",
+    "re_entry": "with and without the way back",
+    "idlevit": "IdleViT, distilled with and without its token cut loss",
+}
+_NOTE = (
+    "Idle: patches that skip a block, mean over blocks and images. Back: share of them that the next block computes. "
+    "MAC saved: against the unreduced model, predictors paid for, image by image. Top-1 in percent, with the head "
+    "restricted to the dataset's classes and in full. Tuned: distilled from the unreduced model, no labels."
+)
+_SIMILARITY_NOTE = (
+    "Across: cosine of the same patch before and after the block. Within: mean cosine of different patches of one "
+    "image after it. Means over images."
+)
+
+
+def idling_sections(data: pd.DataFrame) -> Iterator[Section]:
+    """One table for each study of each setting."""
+    for _, rows in data.groupby(SETTING["idling"], sort=False, dropna=False):
+        for study, what in _STUDIES.items():
+            found = rows[rows["study"] == study].reset_index(drop=True)
+            if len(found):
+                title = f"{setting_title(found)}: {what}, {found['n_val'].iloc[0]} images"
+                yield _similarity(title, found) if study == "similarity" else _models(title, found)
+
+
+def _similarity(title: str, rows: pd.DataFrame) -> Section:
+    columns = {
+        "Block": ["input" if layer == 0 else str(layer) for layer in rows["layer"]],
+        "Across": [number(value, 3) for value in rows["similarity"]],
+        "Within": [number(value, 3) for value in rows["within_similarity"]],
+    }
+    return Section(title, pd.DataFrame(columns), (_SIMILARITY_NOTE,), folded=True)
+
+
+def _models(title: str, rows: pd.DataFrame) -> Section:
+    """All that the rows hold; columns that are empty in all of them are left out."""
+    columns = {
+        "Model": [method_label(*pair) for pair in zip(rows["method"], rows["options"], strict=True)],
+        "Attention": rows["attention"].tolist(),
+        "Backbone": rows["stage"].tolist(),
+        "Keep": [percent(rate) if rate < 1 else NONE for rate in rows["keep_rate"]],
+        "Tau": _numbers(rows, "tau", 3),
+        "Idle": _numbers(rows, "patches_idle", 1),
+        "Back": _numbers(rows, "came_back", 3),
+        "MAC saved (%)": _numbers(rows, "macs_cut", 1),
+        "Top-1": _spreads(rows, "accuracy"),
+        "Top-1, all classes": _spreads(rows, "accuracy_full"),
+        "Balanced accuracy": _numbers(rows, "balanced_accuracy", 3),
+        "AUROC": _numbers(rows, "auroc", 3),
+        "Speed-up": _numbers(rows, "speedup", 2),
+        "Trained on": [f"{count:,}" if count else NONE for count in rows["n_train"]],
+    }
+    shown = {name: cells for name, cells in columns.items() if set(cells) != {NONE}}
+    return Section(title, pd.DataFrame(shown), (_NOTE,))
+
+
+def _numbers(rows: pd.DataFrame, name: str, digits: int) -> list[str]:
+    return [number(value, digits) for value in rows[name]]
+
+
+def _spreads(rows: pd.DataFrame, name: str) -> list[str]:
+    return [spread(value, sd) for value, sd in zip(rows[name], rows[f"{name}_sd"], strict=True)]
+
+
+def published_sections() -> Iterator[Section]:
+    """The two threshold tables of the report, and accuracies that its authors left in training logs."""
+    rows = read_published("patch_idling", as_printed=True).replace("", NONE)
+    names = {"model": "Model", "dataset": "Dataset", "attention": "Attention", "epochs": "Epochs"}
+    kinds = {
+        "thresholds": {"patches_idle": "Idle", "tau": "Tau", "macs_cut": "FLOPs cut (about, %)", "accuracy": "Top-1"},
+        "logs": {"idle_percent": "Idle (%)", "pruner_accuracy": "Pruner accuracy", "accuracy": "Top-1"},
+    }
+    titles = {"thresholds": "Idling MLP: thresholds", "logs": "Idling MLP: training logs, 1,000 test images"}
+    for kind, own in kinds.items():
+        part = rows[rows["table"] == kind]
+        first = names if kind == "thresholds" else {key: names[key] for key in ("model", "dataset")}
+        frame = part[[*first, *own]].rename(columns={**first, **own}).reset_index(drop=True)
+        yield Section(titles[kind], frame, (f"Source: {'; '.join(dict.fromkeys(part['source']))}.",), folded=True)
+
+
+def answers(data: pd.DataFrame) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """What the models of each setting lose, in the studies of thresholds, tuning and bounds."""
+    for _, rows in data.groupby(SETTING["idling"], sort=False, dropna=False):
+        value = "accuracy_full" if rows["accuracy_full"].notna().any() else "accuracy"
+        points = [point for study in ("thresholds", "tuning") for point in _losses(rows[rows["study"] == study], value)]
+        points += _order(rows[rows["study"] == "bounds"], value)
+        row = rows.iloc[0]
+        where = f"On {row['dataset']} at {row['img_size']} px with {backbone_name(row['backbone'])}"
+        yield f"{where} ({'all classes of the head' if value == 'accuracy_full' else 'its own head'}):", tuple(points)
+
+
+def _losses(rows: pd.DataFrame, value: str) -> Iterator[str]:
+    dense = rows.loc[rows["method"] == "none", value]
+    for _, row in rows[rows["method"] != "none"].iterrows():
+        lost = f", {row[value] - dense.iloc[0]:+.2f} points" if len(dense) else ""
+        yield (
+            f"{row['attention']} attention, {row['stage']}, {row['macs_cut']:.0f} % of the MAC saved: "
+            f"{number(row[value])} %{lost}"
+        )
+
+
+def _order(rows: pd.DataFrame, value: str) -> list[str]:
+    if rows.empty:
+        return []
+    means = [f"{method_label(row['method'])} {number(row[value])}" for _, row in rows.iterrows()]
+    count = counted(int(rows["n_val"].iloc[0]), "image")
+    return [f"equal numbers of patches in every block, {count}: {', '.join(means)}"]
