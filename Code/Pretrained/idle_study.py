@@ -55,6 +55,7 @@ tune_lr = 1e-4
 contexts = ["cls", "conv"]
 keep_rates = [0.7]
 random_seeds = [0, 1, 2]
+cut_weights = [20.0, 0.0]
 img_size = 32
 batch_size = 32
 seed = 0
@@ -154,7 +155,7 @@ pd.DataFrame(table)[shown].style.format(precision=3, na_rep="").hide(axis="index
 # ## IdleViT, distilled with and without its token cut loss
 
 # %%
-texts = [f"idle_topk:cut_weight={weight}" for weight in (20.0, 0.0)]
+texts = [f"idle_topk:cut_weight={weight}" for weight in cut_weights]
 starts = [Candidate(text, bench.build(text, keep_rate=keep_rates[0]), seed=seed) for text in texts]
 table, _ = bench.rows([bench.tuned(each, None, task) for each in starts], few)
 rows += [{"study": "idlevit", **row} for row in table]

@@ -41,6 +41,7 @@ class Candidate:
         model: it.
         stage: "frozen" or "tuned".
         tau: of the labels that its pruners learnt.
+        cut: share of the MAC that its thresholds were solved to save.
         n_train, epochs: of its last training.
         seed: of what is drawn.
     """
@@ -49,6 +50,7 @@ class Candidate:
     model: ReducedVisionTransformer
     stage: str = "frozen"
     tau: float | None = None
+    cut: float | None = None
     n_train: int = 0
     epochs: int = 0
     seed: int = 0
@@ -104,11 +106,17 @@ class Bench:
 
     def within(self, fitted: Candidate, cut: float, attention: str | None = None) -> Candidate:
         """``fitted`` with thresholds for ``cut``, a share of the MAC, and perhaps another attention."""
-        name, options = Method.parse(fitted.text).name, dict(Method.parse(fitted.text).options)
-        text = str(Method(name, tuple({**options, **({"attention": attention} if attention else {})}.items())))
+        changed = self.attending(fitted, attention or fitted.model.reducer.attention)
+        solve_thresholds(changed.model, self.loader(), cut)
+        return replace(changed, cut=cut)
+
+    def attending(self, fitted: Candidate, attention: str) -> Candidate:
+        """``fitted`` with its thresholds, whatever they then save, and another attention."""
+        method = Method.parse(fitted.text)
+        options = {**dict(method.options), "attention": attention}
+        text = str(Method(method.name, tuple(options.items())))
         model = self.build(text, fitted.model.reducer, score_threshold=0.5, tau=fitted.tau)
-        solve_thresholds(model, self.loader(), cut)
-        return replace(fitted, text=text, model=model)
+        return replace(fitted, text=text, model=model, cut=None)
 
     def tuned(self, start: Candidate, cut: float | None, config: TrainConfig = TASK_STAGE) -> Candidate:
         """Stage 2 of a copy of ``start``, distilled from the backbone; new thresholds where a ``cut`` is given."""
@@ -164,6 +172,7 @@ class Bench:
             "attention": getattr(reducer, "attention", "standard"),
             "stage": candidate.stage,
             "tau": candidate.tau,
+            "target_cut": None if candidate.cut is None else 100 * candidate.cut,
             "patches_idle": found.patches_idled,
             "came_back": None if back != back else back,
             **accuracies(found.logits, labels, images),
@@ -214,7 +223,7 @@ def bounds(bench: Bench, fitted: Candidate, counts: Sequence[int], seeds: Sequen
     how, pruners = {"counts": tuple(counts)}, fitted.model.reducer
     oracle, chance = (f"{name}:attention={pruners.attention}" for name in ("idle_oracle", "idle_random"))
     found = [Candidate(oracle, bench.build(oracle, **how), seed=fitted.seed)]
-    found.append(replace(fitted, model=bench.build(fitted.text, pruners, **how)))
+    found.append(replace(fitted, cut=None, model=bench.build(fitted.text, pruners, **how)))
     return [*found, *(Candidate(chance, bench.build(chance, seed=seed, **how), seed=seed) for seed in seeds)]
 
 
@@ -227,7 +236,7 @@ def prediction(bench: Bench, candidate: Candidate, images: LabelledDataset) -> d
     return {column: mean(getattr(each, name) for each in found) for column, name in names.items()}
 
 
-def speeds(bench: Bench, candidates: Sequence[Candidate], rounds: int = 5) -> list[float]:
+def speeds(bench: Bench, candidates: Sequence[Candidate], rounds: int = 3) -> list[float]:
     """Median speed-up of every candidate over the first, interleaved, on one batch of validation images."""
     images, _ = next(iter(bench.loader(bench.some(min(bench.batch_size, len(bench.val_set))))))
     models = {place: each.model.eval() for place, each in enumerate(candidates)}

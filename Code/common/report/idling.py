@@ -22,8 +22,9 @@ _STUDIES = {
 }
 _NOTE = (
     "Idle: patches that skip a block, mean over blocks and images. Back: share of them that the next block computes. "
-    "MAC saved: against the unreduced model, predictors paid for, image by image. Top-1 in percent, with the head "
-    "restricted to the dataset's classes and in full. Tuned: distilled from the unreduced model, no labels."
+    "MAC saved: against the unreduced model, predictors paid for, image by image; aim: what thresholds were solved for. "
+    "Top-1 in percent, with the head restricted to the dataset's classes and in full. Tuned: distilled from the "
+    "unreduced model, no labels."
 )
 _SIMILARITY_NOTE = (
     "Across: cosine of the same patch before and after the block. Within: mean cosine of different patches of one "
@@ -60,6 +61,7 @@ def _models(title: str, rows: pd.DataFrame) -> Section:
         "Tau": _numbers(rows, "tau", 3),
         "Idle": _numbers(rows, "patches_idle", 1),
         "Back": _numbers(rows, "came_back", 3),
+        "Aim (%)": _numbers(rows, "target_cut", 0),
         "MAC saved (%)": _numbers(rows, "macs_cut", 1),
         "Top-1": _spreads(rows, "accuracy"),
         "Top-1, all classes": _spreads(rows, "accuracy_full"),

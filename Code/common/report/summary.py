@@ -248,7 +248,19 @@ def explain_agreement(runs: pd.DataFrame) -> pd.DataFrame:
 
 def idling(runs: pd.DataFrame) -> pd.DataFrame:
     """Every row of the studies of idle patches, mean over seeds where patches are drawn, in the order of the runs."""
-    key = [*SETTING["idling"], "study", *VARIANT, "attention", "stage", "tau", "layer", "n_train", "n_val", "epochs"]
+    key = [
+        *SETTING["idling"],
+        "study",
+        *VARIANT,
+        "attention",
+        "stage",
+        "tau",
+        "target_cut",
+        "layer",
+        "n_train",
+        "n_val",
+        "epochs",
+    ]
     metrics = ["patches_idle", "came_back", "similarity", "within_similarity", "pruner_accuracy", "balanced_accuracy"]
     metrics += ["auroc", "accuracy", "accuracy_full", "gmac", "macs_cut", "speedup"]
     return over_seeds(runs, key, metrics)
