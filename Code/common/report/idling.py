@@ -22,7 +22,7 @@ _STUDIES = {
 }
 _NOTE = (
     "Idle: patches that skip a block, mean over blocks and images. Back: share of them that the next block computes. "
-    "MAC saved: against the unreduced model, predictors paid for, image by image; aim: what thresholds were solved for. "
+    "MAC saved: against the unreduced model, predictors paid for, image by image; aim: that of the thresholds. "
     "Top-1 in percent, with the head restricted to the dataset's classes and in full. Tuned: distilled from the "
     "unreduced model, no labels."
 )
