@@ -23,7 +23,7 @@
 # | | |
 # |---|---|
 # | Defaults | embedded digits, the small ViT of `Scratch/train_test`, modified attention, an epoch of distillation |
-# | Expected | oracle > predictor > random; distillation from the unreduced model brings most of the loss back |
+# | Expected | distillation wins back some of what idling costs; the order of the bounds takes real images to show |
 # | Time | about a minute on 2 CPU cores, the first time with the training of the small ViT |
 # | Real images | `./run_all.sh imagenette` |
 
