@@ -182,11 +182,23 @@ def test_idling_thresholds_and_logs() -> None:
     assert oracle["idle_percent"].tolist() == [24.7, 21.8, 15.4, 13.8, 55.5, 48.5, 18.6, 15.5]
 
 
+def test_patch_slimming_is_complete_and_its_differences_are_of_its_accuracies() -> None:
+    frame = read_published("patch_slimming")
+    assert frame.groupby("source").size().tolist() == [2, 22, 6, 2]
+    assert cell(frame, "accuracy", model="DeiT-S", variant="DPS") == 79.5
+    assert cell(frame, "cut", model="DeiT-Ti", variant="PS") == 46.2
+    assert cell(frame, "drop", model="DeiT-III-S", variant="PS") == -15.4
+    plain = frame[frame["variant"] == "baseline"].drop_duplicates("model").set_index("model")["accuracy"]
+    assert ((frame["accuracy"] - frame["model"].map(plain)).round(1) == frame["drop"]).all()
+
+
 def test_as_printed_keeps_trailing_zeros() -> None:
     frame = read_published("tram_throughput_simple_vit", as_printed=True)
     assert cell(frame, "gflops", model="ViT_net_Tiny") == "0.5490"
 
 
 def test_unknown_table_is_refused() -> None:
-    with pytest.raises(UsageError, match=r"unknown published table 'x'; allowed: mutex_auc, patch_idling, "):
+    with pytest.raises(
+        UsageError, match=r"unknown published table 'x'; allowed: mutex_auc, patch_idling, patch_slimming, "
+    ):
         read_published("x")

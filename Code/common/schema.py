@@ -125,6 +125,24 @@ TABLES: dict[str, Schema] = {
         required=(*Schema.required, "dataset", "seed", "epochs"),
     ),
     "scratch": _TRAINING,
+    "slimming": Schema(
+        metrics={
+            # study "stages": a plan before and after tuning; "single_block": one block drops patches; "heads": scores
+            # schedule: how tokens were shared out ("learned", "uniform"), or the score that patches were chosen by
+            **dict.fromkeys(("study", "schedule", "stage"), TEXT),
+            "layer": INT,
+            # accuracy: among the classes of the dataset in "stages", among all of the head elsewhere
+            **dict.fromkeys(("share", "accuracy", "accuracy_full", "accuracy_sem", "gain", "gain_sem"), FLOAT),
+            **dict.fromkeys(("rank_correlation", "gmac", "gmac_paper", "cut", "cut_paper"), FLOAT),
+            "tokens": TEXT,  # that each block computes, prefix tokens included
+            **dict.fromkeys(("n_val", "n_calibration"), INT),
+        },
+        optional=frozenset(
+            {"schedule", "layer", "share", "accuracy", "accuracy_full", "accuracy_sem", "gain", "gain_sem"}
+            | {"rank_correlation", "gmac", "gmac_paper", "cut", "cut_paper", "tokens", "n_val"}
+        ),
+        required=(*Schema.required, "dataset", "seed"),
+    ),
     # In the three tables of explanations ``method`` and ``options`` are those of the explainer.
     "explain": Schema(
         metrics={

@@ -12,6 +12,7 @@ from common.plots.heatmaps import HeatmapRow, heatmaps
 from common.plots.idling import idle_patches, idle_profile, idle_tradeoff, patch_similarity
 from common.plots.mutex_studies import mask_ablation, parameter_study
 from common.plots.patches import Example, ExampleRow, kept_patches, mask_patches, survival_map, united_grid
+from common.plots.slimming import single_block_accuracy, slimming_masks, slimming_schedule
 from common.plots.style import EXPLAINERS, METHODS, MethodStyle, explainer_label, explainer_style, method_style, save
 
 __all__ = [
@@ -45,6 +46,9 @@ __all__ = [
     "patch_similarity",
     "published_vs_counted",
     "save",
+    "single_block_accuracy",
+    "slimming_masks",
+    "slimming_schedule",
     "speedup_vs_keep_rate",
     "survival_map",
     "united_grid",

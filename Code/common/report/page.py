@@ -30,6 +30,7 @@ _RUN_FIGURES = {
     "visualize": "**/*.png",
     "gallery": "**/*.png",
     "sizing": "**/*.png",
+    "slimming": "**/*.png",
     "explain": "**/*.png",
     "explain_benchmark": "*/curves.png",
 }

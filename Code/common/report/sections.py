@@ -22,7 +22,18 @@ SIZING_NOTE = (
     "GMAC, thop counts as the published GFlops do."
 )
 _LEFT = {"Model", "Predicted", "Backbone", "Dataset", "Published in", "Source", "Status", "Start"}
-_LEFT |= {"Explainer", "Explained model", "Image", "Masks used"}
+_LEFT |= {
+    "Schedule",
+    "Stage",
+    "Tokens by block",
+    "Chosen by",
+    "Score",
+    "Method",
+    "Explainer",
+    "Explained model",
+    "Image",
+    "Masks used",
+}
 
 
 @dataclass(frozen=True)

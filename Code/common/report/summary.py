@@ -26,6 +26,7 @@ SETTING = {
     "method_grid": ["dataset", "backbone", "img_size", "epochs", "n_train", "n_val", "dtype", "batch"],
     "visualize": ["dataset", "backbone", "img_size"],
     "gallery": ["dataset", "backbone", "img_size", "image", "class_name"],
+    "slimming": ["dataset", "backbone", "img_size", "seed"],
     "explain": ["dataset", "backbone", "img_size", "reducer", "keep_rate", "seed"],
     "explain_benchmark": ["dataset", "backbone", "img_size", "baseline", "n_images", "seed"],
     "explain_agreement": ["dataset", "backbone", "img_size", "keep_rate", "n_images", "seed"],
@@ -191,6 +192,14 @@ def gallery(runs: pd.DataFrame) -> pd.DataFrame:
     return in_order(runs[columns], SETTING["gallery"])
 
 
+def slimming(runs: pd.DataFrame) -> pd.DataFrame:
+    """Plans before and after tuning, single blocks and compared scores, in the order in which they were measured."""
+    key = [*SETTING["slimming"], "study", "schedule", "stage", "layer", "share"]
+    refuse_repeats(runs, [*key, "cut"])
+    metrics = list(runs.columns[runs.columns.get_loc("share") + 1 : runs.columns.get_loc("run_id")])
+    return runs[[*key, *metrics]].reset_index(drop=True)
+
+
 def explain(runs: pd.DataFrame) -> pd.DataFrame:
     """One row per image and explainer: what the model says, areas under insertion and deletion, seconds."""
     first = [*SETTING["explain"], "image"]
@@ -275,6 +284,7 @@ SUMMARIES = {
     "method_grid": method_grid,
     "visualize": visualize,
     "gallery": gallery,
+    "slimming": slimming,
     "explain": explain,
     "explain_benchmark": explain_benchmark,
     "explain_agreement": explain_agreement,
@@ -284,7 +294,7 @@ SUMMARIES = {
 
 def holes(runs: pd.DataFrame, table: str) -> list[str]:
     """Conditions missing from the full grid of methods x keep rates x seeds that the runs of one setting span."""
-    if table in ("sizing", "visualize", "gallery", "idling", *EXPLANATIONS):
+    if table in ("sizing", "visualize", "gallery", "idling", "slimming", *EXPLANATIONS):
         return []
     found = []
     for setting, group in runs.groupby(SETTING[table], dropna=False):

@@ -16,7 +16,7 @@ import pandas as pd
 
 from common.errors import UsageError, require_choice
 from common.plots.frames import backbone_name
-from common.report import explanations, grids, idling
+from common.report import explanations, grids, idling, slimming
 from common.report import sections as printed
 from common.report.sections import NONE, Section, percent
 from common.report.summary import SUMMARIES, holes
@@ -31,6 +31,7 @@ TITLES = {
     "scratch": "Accuracy when trained from scratch",
     "visualize": "What is kept",
     "gallery": "What every method keeps or merges",
+    "slimming": "Patch slimming",
     "explain": "Explanations of single images",
     "explain_benchmark": "How good are the explanations?",
     "explain_agreement": "Explanations and what reducers keep",
@@ -45,6 +46,7 @@ _SECTIONS: dict[str, Callable[[pd.DataFrame], Iterator[Section]]] = {
     "scratch": printed.training_sections,
     "visualize": printed.visualize_sections,
     "gallery": printed.gallery_sections,
+    "slimming": slimming.slimming_sections,
     "explain": explanations.explain_sections,
     "explain_benchmark": explanations.explain_benchmark_sections,
     "explain_agreement": explanations.explain_agreement_sections,
@@ -84,6 +86,7 @@ def study(results_dir: str | Path, name: str) -> Study:
 def published_sections() -> tuple[Section, ...]:
     """The authors' printed numbers as they print them: accuracies, benchmark runs, training outputs, explanations."""
     tables = (*_published_accuracy(), *_published_benchmarks(), _published_training())
+    tables = (*tables, slimming.published_slimming())
     return (*tables, explanations.published_section(), *idling.published_sections())
 
 

@@ -12,6 +12,7 @@ from common.plots.style import explainer_label
 from common.report import explanation_text, idling
 from common.report.grids import grid_errors, image_errors, mean_ranks, seed_errors, training_text
 from common.report.sections import counted, leader, method_label, number, percent, spread
+from common.report.slimming import slimming_answers
 from common.report.summary import EXPLANATIONS, NOT_RUN, SETTING
 
 QUESTIONS = {
@@ -23,6 +24,7 @@ QUESTIONS = {
     "scratch": "Can a reduced model be trained from random weights?",
     "visualize": "Which parts of a picture are kept, and does the model still say the same?",
     "gallery": "Given one picture and one keep rate, what does each method hold on to?",
+    "slimming": "How many tokens can each block do without, the same in every image, after tuning on images alone?",
     "explain": "Which patches of a picture speak for what the model says of it?",
     "explain_benchmark": "Does what the model says hang on the patches that an explainer calls hot?",
     "explain_agreement": "Do reducers keep the patches that an explanation calls important?",
@@ -43,6 +45,8 @@ CAPTIONS = {
     "sizing": "Counted arithmetic beside the published numbers.",
     "visualize": "Patches that are still there after each reduction, and how long each place survives on average.",
     "gallery": "Faded patches are gone; patches outlined in one colour share a token; dots mark centres of clusters.",
+    "slimming": "Tokens that each block computes, the same in every image; or the accuracy when one block alone drops "
+    "patches.",
     "explain": "The image, its heat, and the probability of the explained class while patches are shown or removed, "
     "the hottest first; or the same images under several explainers.",
     "explain_benchmark": "Means over the images while patches are shown or removed, the hottest first. Bands: one "
@@ -80,6 +84,8 @@ def answers(name: str, data: pd.DataFrame) -> list[Answer]:
         "visualize": _kept,
         "gallery": _shown,
     }
+    if name == "slimming":
+        return [Answer(*each) for each in slimming_answers(data)]
     if name in EXPLANATIONS:
         return [Answer(*each) for each in explanation_text.answers(name, data)]
     if name == "idling":
