@@ -70,6 +70,7 @@ def single_block_accuracy(df: pd.DataFrame) -> Figure:
             rows = df[(df["share"] == share) & (df["schedule"] == name)].sort_values("layer")
             look = {"color": "#000000" if name == "random" else color, "marker": "o", "markersize": 4}
             ax.errorbar(rows["layer"] + 1, rows["accuracy"], yerr=rows["accuracy_sem"], label=_SCORES[name], **look)
+        ax.set_xticks(sorted(df["layer"].unique() + 1))
         ax.set(title=f"{100 * share:g} % of the patches stay", xlabel="Block that drops the others")
     axes[0].set_ylabel("Accuracy (%), all classes")
     legend_below(fig, axes)
