@@ -318,16 +318,18 @@ def test_options_can_be_written_into_the_name():
 
 @pytest.mark.slow
 @pytest.mark.speed
-@pytest.mark.parametrize(("name", "least"), [("vit_digits", (4.0, 4.5)), ("vit_tiny_patch16_224", (1.2, 1.4))])
+@pytest.mark.parametrize(("name", "least"), [("vit_digits", (3.0, 3.5)), ("vit_tiny_patch16_224", (1.2, 1.4))])
 def test_54_confidences_take_a_fraction_of_54_sequential_passes(name, least):
     """With the same numbers, interleaved; the passes without gradients, and with, as the reference runs them.
 
     Measured on two cores of a Xeon at 2.5 GHz: 9 and 12 times as fast with vit_digits, whose single images leave the
-    processor idle; 2.1 and 2.6 times with ViT-Ti, of which the matrix products alone take two thirds of the time.
+    processor idle; 2.1 and 2.6 times with ViT-Ti, of which the matrix products alone take two thirds of the time. On
+    two of an EPYC, whose small products cost less: 4.0 to 4.4 and 5.2 times with vit_digits, 1.6 and 1.7 with ViT-Ti.
+    The bounds leave room for such machines.
     """
     vit = create_backbone(name).eval()
     x = images(vit, 1)
-    explainer, seconds = Mutex(vit), ([], [], [])
+    explainer, seconds = Mutex(vit, batch_size=64), ([], [], [])  # all masks of one length in one batch
     found = explainer(x)
     label, masks = found.labels[0], found.masks[0]
 
@@ -339,7 +341,7 @@ def test_54_confidences_take_a_fraction_of_54_sequential_passes(name, least):
         with torch.inference_mode():
             return explainer.confidences(x, found.labels, masks.flatten(1)[None])[0]
 
-    for _ in range(5):
+    for _ in range(7):
         for run, spent in zip((together, lambda: alone(False), lambda: alone(True)), seconds, strict=True):
             start = time.perf_counter()
             confidences = run()
