@@ -366,3 +366,15 @@ def test_dynamic_image_size_rescales_the_schedule():
 def test_a_name_can_be_registered_once():
     with pytest.raises(UsageError, match="'tram' is registered already, by Tram"):
         register_reducer("tram")(Reducer)
+
+
+@pytest.mark.parametrize("name", ["topk", "idle_topk", "idle_random"])
+def test_a_wrapped_projection_gives_the_same_logits(name):
+    """An adapter around qkv, say, has no weight of its own that could be taken apart."""
+    vit = make("vit")
+    model, x = reduced(vit, name, 0.5), images(vit)
+    with torch.inference_mode():
+        expected = model(x)
+        for block in vit.blocks:
+            block.attn.qkv = torch.nn.Sequential(block.attn.qkv)
+        torch.testing.assert_close(model(x), expected, rtol=0, atol=1e-5)

@@ -36,9 +36,9 @@ class Heads:
     @classmethod
     def of(cls, attn: Attention, normed: Tensor, rows: Tensor | None = None) -> Heads:
         """From the normalised tokens (B, N, D), with queries only of the ``rows`` (B, K) where these are given."""
-        if rows is None or type(attn.qkv) is not nn.Linear:
+        if rows is None:
             q, k, v = _split(attn.qkv(normed), 3, attn)
-            return cls(attn.q_norm(q), attn.k_norm(k), v).at(rows)
+            return cls(attn.q_norm(q), attn.k_norm(k), v)
         (q,) = _split(_slice(attn.qkv, take_rows(normed, rows), 0, 1), 1, attn)
         k, v = _split(_slice(attn.qkv, normed, 1, 3), 2, attn)
         return cls(attn.q_norm(q), attn.k_norm(k), v)
@@ -60,8 +60,13 @@ def _split(projected: Tensor, parts: int, attn: Attention) -> tuple[Tensor, ...]
     return projected.unflatten(-1, (parts, attn.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
 
 
-def _slice(qkv: nn.Linear, x: Tensor, first: int, last: int) -> Tensor:
-    """Thirds ``first`` to ``last`` of what ``qkv`` makes of ``x`` (B, N, D); its hooks see that call."""
+def _slice(qkv: nn.Module, x: Tensor, first: int, last: int) -> Tensor:
+    """Thirds ``first`` to ``last`` of what ``qkv`` makes of ``x`` (B, N, D); its hooks see that call.
+
+    Only these are computed, unless ``qkv`` is more than a plain linear layer (an adapter, a quantised one).
+    """
+    if type(qkv) is not nn.Linear:
+        return torch.cat(qkv(x).chunk(3, dim=-1)[first:last], dim=-1)
     dim = qkv.out_features // 3
     part = {name: value[first * dim : last * dim] for name, value in qkv.named_parameters()}
     return functional_call(qkv, part, (x,))
