@@ -10,6 +10,7 @@ from common.errors import UsageError
 from common.models.attention import Heads, mix_by_policy
 from common.models.reduced import masked_mean, reduce_tokens
 from common.models.tokens import Tokens
+from common.reducers.base import Teaching
 from common.reducers.dynamicvit import DECISIONS, Predictor
 
 
@@ -69,7 +70,7 @@ def test_nobody_kept_gives_finite_logits_and_gradients():
     logits, tokens = model(images(vit), return_tokens=True)
     assert tokens.carry[DECISIONS].sum() == 0
     loss = logits.square().sum() + model.reducer.training_loss(
-        tokens, logits, (logits.detach(), tokens.patches.detach())
+        tokens, logits, Teaching(logits.detach(), tokens.patches.detach(), tokens.prefix.detach())
     )
     loss.backward()
     assert loss.isfinite() and all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
@@ -114,9 +115,9 @@ def test_average_pooling_leaves_masked_patches_out():
     assert tokens.patches.shape[1] == 16
     mean = masked_mean(tokens.patches, tokens.policy)[:, 0]
     torch.testing.assert_close(logits, vit.head(vit.fc_norm(mean)))
-    teacher = (logits.detach(), tokens.patches.detach() + 1)
-    at_ease = model.reducer.training_loss(tokens, logits, (teacher[0], tokens.patches.detach()))
-    loss = model.reducer.training_loss(tokens, logits, teacher)  # every channel off by 1, weight 0.5
+    alike = Teaching(logits.detach(), tokens.patches.detach(), tokens.prefix)
+    other = alike._replace(patches=alike.patches + 1)  # every channel off by 1, weight 0.5
+    at_ease, loss = (model.reducer.training_loss(tokens, logits, teacher) for teacher in (alike, other))
     torch.testing.assert_close(loss - at_ease, torch.tensor(0.5))
 
 
@@ -143,24 +144,24 @@ def test_ratio_loss_by_hand():
 
 
 def test_distillation_losses_by_hand():
-    tokens, logits, teacher = decided(), torch.tensor([[1.0, 2, 3]]), torch.tensor([[3.0, 1, 1]])
-    patches = torch.zeros(1, 4, 12)
-    p, q = teacher.softmax(-1), logits.softmax(-1)
+    tokens, logits = decided(), torch.tensor([[1.0, 2, 3]])
+    teacher = Teaching(torch.tensor([[3.0, 1, 1]]), torch.zeros(1, 4, 12), torch.zeros(1, 1, 12))
+    p, q = teacher.logits.softmax(-1), logits.softmax(-1)
     divergence = (p * (p / q).log()).sum().item()
     kept = tokens.patches[0, [0, 3]]
-    loss = _Reducer().training_loss(tokens, logits, (teacher, patches))
+    loss = _Reducer().training_loss(tokens, logits, teacher)
     assert loss.item() == pytest.approx(0.5 * divergence + 0.5 * kept.square().mean().item(), rel=1e-5)
     rows = -kept.log_softmax(-1).mean(-1) - torch.tensor(12.0).log()  # KL of a uniform teacher
-    loss = _Reducer(token_loss="kl", distill_weight=0.0, token_weight=2.0).training_loss(
-        tokens, logits, (teacher, patches)
-    )
+    loss = _Reducer(token_loss="kl", distill_weight=0.0, token_weight=2.0).training_loss(tokens, logits, teacher)
     assert loss.item() == pytest.approx(2.0 * rows.mean().item(), rel=1e-5)
 
 
 def test_no_patch_left_leaves_the_token_loss_out():
     tokens = decided((0.0, 0.0, 0.0, 0.0))
     logits = torch.zeros(1, 3)
-    loss = _Reducer(ratio_weight=0.0).training_loss(tokens, logits, (logits, torch.ones(1, 4, 12)))
+    loss = _Reducer(ratio_weight=0.0).training_loss(
+        tokens, logits, Teaching(logits, torch.ones(1, 4, 12), tokens.prefix)
+    )
     assert loss.item() == 0
 
 

@@ -23,7 +23,8 @@ from common.reducers import Method, list_reducers, reducer_class
 
 BATCH = 3
 REDUCERS = sorted(name for name in list_reducers() if not (name == "none" or reducer_class(name).reads_prefix_only))
-REDUCING = [name for name in REDUCERS if not reducer_class(name).idles]  # idle patches are all there to the end
+REDUCING = [name for name in REDUCERS if not reducer_class(name).idles]
+IDLING = [name for name in REDUCERS if reducer_class(name).idles]
 SELECTING = [name for name in REDUCERS if reducer_class(name).selects]
 CLUSTERING = [name for name in REDUCERS if reducer_class(name).clusters]
 VARIANTS = ["l2:contiguous=true", "tome:parity=true", "kmedoids:equal_weight=true"]
@@ -161,6 +162,28 @@ def test_stages_hold_what_the_trace_says(text):
                 assert sorted(row[row >= 0].tolist()) == mask.nonzero()[:, 0].tolist()
         if stage.assignment is not None:
             np.testing.assert_array_equal(stage.assignment, torch.cat([trace.assignment[block] for trace in traces]))
+
+
+@pytest.mark.parametrize(
+    ("text", "keep_rate"), [*((name, 0.6) for name in IDLING), ("idle_mlp:score_threshold=0.5", 1)]
+)
+def test_stages_of_idling_hold_who_was_computed_in_each_block(tmp_path, text, keep_rate):
+    """From the first stage on, or wherever thresholds decide; images may differ in number, all patches stay."""
+    data, model = noise(), reduced(text, keep_rate=float(keep_rate))
+    for pruner in getattr(model.reducer, "pruners", {}).values():
+        torch.nn.init.normal_(pruner.own.weight)
+    record = evaluate_model(model, data, batch_size=BATCH, method=text, backbone="vit_tiny_patch16_224", device="cpu")
+    _, trace = model.trace(data.images)
+    assert tuple(record.stages) == ((1, 2, 3) if keep_rate < 1 else (0, 1, 2, 3))
+    loaded = Record.load(record.save(tmp_path / "record.npz"))
+    assert_same(loaded, record)
+    for block, stage in loaded.stages.items():
+        np.testing.assert_array_equal(stage.computed, trace.active[block], strict=True)
+        assert (stage.num_tokens == 16).all() and stage.kept is None and stage.assignment is None
+        if keep_rate < 1:
+            assert (stage.computed.sum(1) == int(16 * 0.6**block + 1e-9)).all()
+    if keep_rate == 1:
+        assert any(len(set(stage.computed.sum(1))) > 1 for stage in loaded.stages.values())
 
 
 @pytest.mark.parametrize("text", [*CLUSTERING, "tome:parity=true"])

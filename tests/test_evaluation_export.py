@@ -134,6 +134,13 @@ def test_kept_tokens_hold_no_padding_and_no_mixture(tmp_path):
     assert found["Ratio"] == [0.7, 0.5]
 
 
+def test_idle_patches_are_those_that_are_not_among_the_computed(tmp_path):
+    stages = {4: Stage(np.array([4, 4]), computed=np.array([[True, False, True, True], [False] * 4]))}
+    found = exported(tmp_path, "idle_topk", stages=stages)
+    assert found["a.png"]["Stage-4"] == {"Computed_Token": [0, 2, 3]}
+    assert found["b.png"]["Stage-4"] == {"Computed_Token": []}
+
+
 def test_a_soft_token_that_holds_no_patch_went_nowhere_known(tmp_path):
     three, two = np.array([3, 3]), np.array([2, 2])
     stages = {

@@ -13,6 +13,7 @@ from common.models.block import reduced_block
 from common.models.factory import create_model
 from common.models.reduced import reduce_tokens
 from common.reducers import reducer_class
+from common.reducers.base import Teaching, reducer_options
 from common.reducers.idle_mlp import LABELS, LOGITS, Pruner
 from common.reducers.idle_topk import CUT, cut_errors
 from common.reducers.idling import ATTENTION
@@ -297,8 +298,23 @@ def test_idlevit_learns_by_its_cut_loss():
     torch.testing.assert_close(loss, 3.0 * tokens.carry[CUT].sum(1).mean() / 17)
     loss.backward()
     assert vit.blocks[5].attn.qkv.weight.grad.abs().sum() > 0
-    taught = model.reducer.training_loss(tokens, logits, (logits.detach() + torch.randn_like(logits), None))
-    assert taught > loss
+
+
+def test_idlevit_learns_the_direction_of_its_teachers_cls_token():
+    """w_d (KL + w_cls E): by hand, and nothing where logits agree and the tokens differ in length only."""
+    model, vit = idling(reducer="idle_topk", keep_rate=0.6, cut_weight=0.0, distill_weight=2.0, cls_weight=3.0)
+    model.train()
+    logits, tokens = model(images(vit), return_tokens=True)
+    wanted = torch.randn_like(tokens.prefix)
+    own, other = (x[:, 0] / x[:, 0].norm(dim=-1, keepdim=True) for x in (tokens.x, wanted))
+    loss = model.reducer.training_loss(tokens, logits, Teaching(logits.detach(), tokens.patches, wanted))
+    torch.testing.assert_close(loss, 6.0 * (own - other).square().mean())
+    loss.backward()
+    assert vit.norm.weight.grad.abs().sum() > 0
+    alike = Teaching(logits.detach(), tokens.patches, 5 * tokens.prefix.detach())
+    assert model.reducer.training_loss(tokens, logits, alike).abs() < 1e-5
+    taught = model.reducer.training_loss(tokens, logits, alike._replace(logits=torch.randn_like(logits)))
+    assert taught > 0.1
 
 
 # --- what is learnt -------------------------------------------------------------------------------------------------
@@ -347,7 +363,8 @@ def test_teacher_is_matched_by_divergence():
     wanted = torch.randn_like(logits)
     p = wanted.softmax(-1)
     expected = 2.0 * (p * (p.log() - logits.log_softmax(-1))).sum(-1).mean()
-    torch.testing.assert_close(model.reducer.training_loss(tokens, logits, (wanted, None)), expected)
+    teacher = Teaching(wanted, tokens.patches, tokens.prefix)
+    torch.testing.assert_close(model.reducer.training_loss(tokens, logits, teacher), expected)
 
 
 # --- weights and refusals -------------------------------------------------------------------------------------------
@@ -399,6 +416,14 @@ def test_context_by_formula():
 def test_refusals(options, message):
     with pytest.raises(UsageError, match=message.replace("(", r"\(")):
         reduce_tokens(make("vit"), "idle_mlp", **options)
+
+
+def test_options_of_all_idling_methods():
+    """Those of the family first; IdleViT leaves nobody the choice of attention."""
+    shared = ["attention", "counts", "re_entry"]
+    assert reducer_options("idle_random") == [*shared, "seed"]
+    assert reducer_options("idle_mlp")[:4] == [*shared, "score_threshold"]
+    assert "attention" not in reducer_options("idle_topk")
 
 
 def test_bounds_are_no_methods_of_the_default_lists():

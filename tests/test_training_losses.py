@@ -123,7 +123,8 @@ def test_reducer_adds_its_own_loss_with_what_the_teacher_saw():
     assert loss.item() == pytest.approx(5 + F.cross_entropy(model(images), labels).item(), rel=1e-6)
     ((patches, logits, given),) = seen
     assert patches == (4, 16, 16) and logits == (4, 3)
-    assert given[0].shape == (4, 3) and given[1].shape == (4, 16, 16) and not given[1].requires_grad
+    assert given.logits.shape == (4, 3) and given.patches.shape == (4, 16, 16) and given.prefix.shape == (4, 1, 16)
+    assert not given.patches.requires_grad
 
 
 def test_dynamicvit_learns_from_a_teacher_that_stays():

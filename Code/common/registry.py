@@ -15,6 +15,8 @@ Options = tuple[tuple[str, object], ...]
 class Registry(Generic[Class]):
     """Classes that can be chosen by name. The options of one are the keyword-only parameters of its constructor.
 
+    A constructor that takes ``**`` others hands them to the class it inherits from, whose options then count too.
+
     Args:
         what: what the classes are, as messages call it: "reducer".
     """
@@ -85,8 +87,15 @@ class Registry(Generic[Class]):
         return name, tuple(options)
 
     def _parameters(self, name: str) -> dict[str, inspect.Parameter]:
-        parameters = inspect.signature(self.get(name)).parameters.values()
-        return {p.name: p for p in parameters if p.kind is p.KEYWORD_ONLY}
+        return _keywords(self.get(name))
+
+
+def _keywords(cls: type) -> dict[str, inspect.Parameter]:
+    """The keyword-only parameters of a constructor, those it inherits first."""
+    parameters = inspect.signature(cls).parameters.values()
+    hands_on = any(p.kind is p.VAR_KEYWORD for p in parameters)
+    inherited = _keywords(cls.__base__) if hands_on else {}
+    return {**inherited, **{p.name: p for p in parameters if p.kind is p.KEYWORD_ONLY}}
 
 
 def options_text(options: Options) -> str:

@@ -57,10 +57,10 @@ def unpack_json(packed: np.ndarray) -> Any:
 
 
 def pack_index(index: np.ndarray) -> np.ndarray:
-    """Integers >= -1 as the smallest unsigned type that holds them, -1 becoming 0."""
-    return (index + 1).astype(np.min_scalar_type(int(index.max(initial=0)) + 1))
+    """Integers >= -1 as the smallest unsigned type that holds them, -1 becoming 0; truth values as they are."""
+    return index if index.dtype == bool else (index + 1).astype(np.min_scalar_type(int(index.max(initial=0)) + 1))
 
 
 def unpack_index(packed: np.ndarray) -> np.ndarray:
-    """The integers behind :func:`pack_index`: int16, or int32 where they need it."""
-    return packed.astype(np.int16 if packed.dtype == np.uint8 else np.int32) - 1
+    """What is behind :func:`pack_index`: truth values, int16, or int32 where they need it."""
+    return packed if packed.dtype == bool else packed.astype(np.int16 if packed.dtype == np.uint8 else np.int32) - 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -97,7 +98,7 @@ def evaluate_model(
 
 def stage_blocks(reducer: Reducer) -> tuple[int, ...]:
     """The blocks in which ``reducer`` decides something."""
-    return reducer.blocks if reducer.selects or reducer.clusters else ()
+    return reducer.blocks if reducer.selects or reducer.clusters or reducer.idles else ()
 
 
 def image_losses(logits: Tensor, targets: Tensor) -> Tensor:
@@ -137,6 +138,8 @@ class _Collected:
                 self._note(("kept", block), trace.origin[block].int(), GONE)  # adaptive methods keep more or fewer
             if self.reducer.clusters:
                 self._note(("assignment", block), trace.assignment[block].int())
+            if self.reducer.idles:
+                self._note(("computed", block), trace.active[block])
         for block, tokens in trace.cls.items():
             tokens = tokens.to("cpu", torch.float16)
             self._require_finite(f"CLS token (float16) after block {block}", tokens.isfinite().all(1))
@@ -164,10 +167,7 @@ class _Collected:
             loss=whole["loss"],
             accuracy=self._accuracy(whole),
             params=params,
-            stages={
-                block: Stage(*(whole.get((name, block)) for name in ("num_tokens", "kept", "assignment")))
-                for block in self.blocks
-            },
+            stages={block: Stage(*(whole.get((part.name, block)) for part in fields(Stage))) for block in self.blocks},
             cls={part[1]: rows for part, rows in whole.items() if part[0] == "cls"},
         )
 

@@ -21,11 +21,12 @@ def export_json(record: Record, path: str | Path) -> Path:
 
         "Model", "Ratio", "Location", "Top1-Acc", "Top5-Acc", "Params" (millions)
         "<image id>": {"Predictions": [...], "Target": ..., "Loss": ...,
-                       "Stage-<block>": {"Kept_Token": [...], "Assignment_Maps": [...]}}
+                       "Stage-<block>": {"Kept_Token": [...], "Assignment_Maps": [...], "Computed_Token": [...]}}
 
     With several labels per image both accuracies are the mAP, predictions are probabilities and targets zeros and ones.
     ``Kept_Token`` are places in the grid; ``Assignment_Maps`` give for each token that entered the stage the token it
-    went to. A method that has no such patches, or groups none, has no such key.
+    went to; ``Computed_Token``, which the reference has not, are the patches that did not idle. A method that has no
+    such patches, or groups none, has no such key.
 
     Different from the reference implementation: the loss is the image's own and not the mean of its batch; kept tokens
     are in the order of the model's tokens, which for methods that only select is that of the image and not that of
@@ -124,6 +125,8 @@ def _entry(record: Record, maps: dict[int, np.ndarray], row: int) -> dict[str, A
             decisions["Kept_Token"] = kept[kept != GONE].tolist()
         if block in maps:
             decisions["Assignment_Maps"] = maps[block][row].tolist()
+        if stage.computed is not None:
+            decisions["Computed_Token"] = stage.computed[row].nonzero()[0].tolist()
         entry[f"Stage-{block}"] = decisions
     return entry
 

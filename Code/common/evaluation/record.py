@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -67,11 +67,13 @@ class Stage:
             a cluster its centre. -1 = a mixture without one (EViT's fused token), or padding (ATS). None for methods
             whose tokens are no patches.
         assignment: (n, P) the token that holds each patch, -1 = dropped. None for methods that group no patches.
+        computed: (n, P) whether the block computed each patch. None for methods that let none idle.
     """
 
     num_tokens: np.ndarray
     kept: np.ndarray | None = None
     assignment: np.ndarray | None = None
+    computed: np.ndarray | None = None
 
     def parts(self) -> dict[str, np.ndarray]:
         """The arrays that there are, by name."""
@@ -179,8 +181,8 @@ def cls_path(path: str | Path) -> Path:
 
 
 def _stage(arrays: Mapping[str, np.ndarray], block: int) -> Stage:
-    names = ("num_tokens", "kept", "assignment")
-    return Stage(**{name: unpack_index(arrays[f"{name}_{block}"]) for name in names if f"{name}_{block}" in arrays})
+    found = {part.name: f"{part.name}_{block}" for part in fields(Stage)}
+    return Stage(**{name: unpack_index(arrays[key]) for name, key in found.items() if key in arrays})
 
 
 def _checked(path: str | Path) -> Path:

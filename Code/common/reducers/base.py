@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from torch import Tensor, nn
 
@@ -47,6 +47,20 @@ class Signals:
     logit_mean: Tensor | None = None
     cls_logits: Tensor | None = None
     output: Tensor | None = None
+
+
+class Teaching(NamedTuple):
+    """What an unreduced teacher makes of a batch, in float32.
+
+    Attributes:
+        logits: (B, classes).
+        patches: (B, P, D) after the final norm.
+        prefix: (B, N - P, D) after the final norm; the CLS token first, where there is one.
+    """
+
+    logits: Tensor
+    patches: Tensor
+    prefix: Tensor
 
 
 class Reducer(nn.Module):
@@ -113,13 +127,13 @@ class Reducer(nn.Module):
         """Last word before the final norm and pooling."""
         return tokens
 
-    def training_loss(self, tokens: Tokens, logits: Tensor, teacher: tuple[Tensor, Tensor] | None) -> Tensor:
+    def training_loss(self, tokens: Tokens, logits: Tensor, teacher: Teaching | None) -> Tensor:
         """What the method adds to the loss, a scalar.
 
         Args:
             tokens: those after the final norm, as ``model(images, return_tokens=True)`` returns them.
             logits: (B, classes) of the reduced model.
-            teacher: logits (B, classes) and patch tokens (B, P, D) after the final norm of an unreduced model.
+            teacher: the outputs of an unreduced model, where there is one.
         """
         return logits.new_zeros(())
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from common.errors import require_choice
 from common.models.tokens import Selection, Tokens
 from common.precision import without_autocast
-from common.reducers.base import Reducer, init_linear, register_reducer
+from common.reducers.base import Reducer, Teaching, init_linear, register_reducer
 from common.reducers.losses import divergence, require_weight
 from common.reducers.tram import top_in_order
 
@@ -108,16 +108,15 @@ class DynamicViT(Reducer):
             decisions = torch.cat([tokens.carry[DECISIONS], decisions], dim=-1)
         return replace(tokens, policy=policy).with_carry(**{DECISIONS: decisions})
 
-    def training_loss(self, tokens: Tokens, logits: Tensor, teacher: tuple[Tensor, Tensor] | None) -> Tensor:
+    def training_loss(self, tokens: Tokens, logits: Tensor, teacher: Teaching | None) -> Tensor:
         loss = logits.new_zeros((), dtype=torch.float32)
         if DECISIONS in tokens.carry:
             kept = tokens.carry[DECISIONS].mean(1)  # (B, S)
             loss = loss + self.ratio_weight * (kept - kept.new_tensor(self.ratios)).square().mean()
         if teacher is None:
             return loss
-        teacher_logits, teacher_patches = teacher
-        loss = loss + self.distill_weight * divergence(logits, teacher_logits)
-        return loss + self.token_weight * self._token_loss(tokens, teacher_patches)
+        loss = loss + self.distill_weight * divergence(logits, teacher.logits)
+        return loss + self.token_weight * self._token_loss(tokens, teacher.patches)
 
     def _token_loss(self, tokens: Tokens, teacher_patches: Tensor) -> Tensor:
         """T over the patches whose last decision is to keep; 0 when there is none."""

@@ -5,8 +5,6 @@ They are no methods: the oracle computes every block whole before it decides.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -31,23 +29,14 @@ class IdleOracle(Idling):
     Args:
         similarity: of a patch before and after the block, see :mod:`common.reducers.similarity`.
         tau: where ``keep_rate`` is 1, compute the patches whose similarity is below it, however many these are.
+        shared: see :class:`common.reducers.idling.Idling`.
     """
 
     signals = frozenset({"output"})
     learns_from_signals = True  # in training the block's own pass is that output
 
-    def __init__(
-        self,
-        vit,
-        schedule,
-        *,
-        attention: str = "modified",
-        counts: Sequence[int] | None = None,
-        re_entry: bool = True,
-        similarity: str = "blend",
-        tau: float | None = None,
-    ) -> None:
-        super().__init__(vit, schedule, attention=attention, counts=counts, re_entry=re_entry)
+    def __init__(self, vit, schedule, *, similarity: str = "blend", tau: float | None = None, **shared) -> None:
+        super().__init__(vit, schedule, **shared)
         self.similarity = require_choice(similarity, SIMILARITIES, "similarity")
         self.tau = require_number(tau, "tau")
         if tau is not None:
@@ -75,19 +64,11 @@ class IdleRandom(Idling):
 
     Args:
         seed: decides which.
+        shared: see :class:`common.reducers.idling.Idling`.
     """
 
-    def __init__(
-        self,
-        vit,
-        schedule,
-        *,
-        attention: str = "modified",
-        counts: Sequence[int] | None = None,
-        re_entry: bool = True,
-        seed: int = 0,
-    ) -> None:
-        super().__init__(vit, schedule, attention=attention, counts=counts, re_entry=re_entry)
+    def __init__(self, vit, schedule, *, seed: int = 0, **shared) -> None:
+        super().__init__(vit, schedule, **shared)
         self.seed = seed
 
     def score(self, tokens: Tokens, signals: Signals, layer: int) -> tuple[Tokens, Tensor]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -11,7 +9,7 @@ from torch import Tensor, nn
 from common.errors import UsageError, require_choice
 from common.models.tokens import Tokens
 from common.precision import without_autocast
-from common.reducers.base import NOTHING, Signal, Signals, register_reducer
+from common.reducers.base import NOTHING, Signal, Signals, Teaching, register_reducer
 from common.reducers.idling import Idling
 from common.reducers.losses import divergence, require_weight
 from common.reducers.similarity import SIMILARITIES
@@ -83,7 +81,6 @@ class IdleMlp(Idling):
     A file of weights may hold pruners of blocks in which a ``keep_rate`` computes everything; they are left out.
 
     Args:
-        attention, counts, re_entry: see :class:`common.reducers.idling.Idling`.
         score_threshold: decide by p; not with ``keep_rate`` below 1 or ``counts``.
         similarity, tau: of the labels, see :mod:`common.reducers.similarity`.
         hidden, context: of the pruners, see :class:`Pruner`.
@@ -92,6 +89,7 @@ class IdleMlp(Idling):
         distill_weight: w_d.
         budget_weight: w_b.
         keep_target: share of patches to compute, mean over the blocks that act; None = no such term.
+        shared: see :class:`common.reducers.idling.Idling`.
     """
 
     learns_from_signals = True
@@ -102,9 +100,6 @@ class IdleMlp(Idling):
         vit,
         schedule,
         *,
-        attention: str = "modified",
-        counts: Sequence[int] | None = None,
-        re_entry: bool = True,
         score_threshold: float | None = None,
         similarity: str = "blend",
         tau: float = 0.95,
@@ -115,8 +110,9 @@ class IdleMlp(Idling):
         distill_weight: float = 1.0,
         budget_weight: float = 2.0,
         keep_target: float | None = None,
+        **shared,
     ) -> None:
-        super().__init__(vit, schedule, attention=attention, counts=counts, re_entry=re_entry)
+        super().__init__(vit, schedule, **shared)
         self.similarity, self.tau = require_choice(similarity, SIMILARITIES, "similarity"), tau
         self.learns = require_choice(learns, LEARNS, "learns")
         self.on_policy = _share(on_policy, "on_policy")
@@ -126,7 +122,7 @@ class IdleMlp(Idling):
         self.by_threshold = score_threshold is not None
         if self.by_threshold:
             self._require_all_kept("score_threshold", vit.patch_embed.num_patches)
-            if counts is not None:
+            if self.counts is not None:
                 raise UsageError("score_threshold with counts is not possible; give one of them")
             start = torch.full((self.depth,), _share(score_threshold, "score_threshold"), device="cpu")
             self.register_buffer("thresholds", start)
@@ -177,13 +173,13 @@ class IdleMlp(Idling):
         whole = torch.rand(len(hard), 1, device=hard.device) >= self.on_policy
         return torch.where(whole, 1.0, hard)
 
-    def training_loss(self, tokens: Tokens, logits: Tensor, teacher: tuple[Tensor, Tensor] | None) -> Tensor:
+    def training_loss(self, tokens: Tokens, logits: Tensor, teacher: Teaching | None) -> Tensor:
         if self.learns == "labels":
             return self._label_loss(tokens) if LOGITS in tokens.carry else logits.new_zeros((), dtype=torch.float32)
         loss = logits.new_zeros((), dtype=torch.float32)
         if self.keep_target is not None and GATES in tokens.carry:
             loss = loss + self.budget_weight * (tokens.carry[GATES].mean() - self.keep_target).square()
-        return loss if teacher is None else loss + self.distill_weight * divergence(logits, teacher[0])
+        return loss if teacher is None else loss + self.distill_weight * divergence(logits, teacher.logits)
 
     def _label_loss(self, tokens: Tokens) -> Tensor:
         """Sum over blocks of the mean cross-entropy; positives weigh as much as negatives together, within bounds."""

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from common.models.tokens import Gate, Selection, Tokens
-from common.reducers.base import Signal, Signals, register_reducer
+from common.reducers.base import Signal, Signals, Teaching, register_reducer
 from common.reducers.idling import Idling
 from common.reducers.losses import divergence, require_weight
 
@@ -45,13 +45,15 @@ class IdleTopK(Idling):
     Keys of all patches are projected for it, queries and values of the computed ones only, who see each other: 11 n d^2
     + N d^2 + 2 n^2 d a block for n of N tokens. The training loss adds::
 
-        w_cut mean over blocks and tokens of the token cut loss + w_d KL(teacher || model), the latter with a teacher
+        w_cut mean over blocks and tokens of the token cut loss + w_d (KL(teacher || model) + w_cls E)
 
-    The published loss also compares the CLS token with the teacher's, which is not handed out here.
+    The second part with a teacher only. E is the mean over images and channels of the squared difference between the
+    CLS tokens of both after the final norm, brought to length 1.
 
     Args:
         cut_weight: w_cut.
         distill_weight: w_d.
+        cls_weight: w_cls.
         counts, re_entry: see :class:`common.reducers.idling.Idling`.
     """
 
@@ -68,10 +70,12 @@ class IdleTopK(Idling):
         re_entry: bool = True,
         cut_weight: float = 20.0,
         distill_weight: float = 5.0,
+        cls_weight: float = 100.0,
     ) -> None:
         super().__init__(vit, schedule, attention="standard", counts=counts, re_entry=re_entry)
         self.cut_weight = require_weight(cut_weight, "cut_weight")
         self.distill_weight = require_weight(distill_weight, "distill_weight")
+        self.cls_weight = require_weight(cls_weight, "cls_weight")
 
     def needs(self, layer: int, tokens: Tokens) -> frozenset[Signal] | None:
         if not self.acts(layer, tokens):
@@ -89,9 +93,17 @@ class IdleTopK(Idling):
             tokens = tokens.with_carry(**{CUT: torch.cat([tokens.carry.get(CUT, errors[..., :0]), errors], dim=-1)})
         return tokens, choice
 
-    def training_loss(self, tokens: Tokens, logits: Tensor, teacher: tuple[Tensor, Tensor] | None) -> Tensor:
+    def training_loss(self, tokens: Tokens, logits: Tensor, teacher: Teaching | None) -> Tensor:
         loss = logits.new_zeros((), dtype=torch.float32)
         if CUT in tokens.carry:
             errors = tokens.carry[CUT]
             loss = loss + self.cut_weight * errors.sum(1).mean() / tokens.x.shape[1]
-        return loss if teacher is None else loss + self.distill_weight * divergence(logits, teacher[0])
+        if teacher is None:
+            return loss
+        taught = divergence(logits, teacher.logits) + self.cls_weight * direction_error(tokens.x, teacher.prefix)
+        return loss + self.distill_weight * taught
+
+
+def direction_error(x: Tensor, wanted: Tensor) -> Tensor:
+    """Mean squared difference between the first tokens of (B, N, D) and of (B, M, D), each brought to length 1."""
+    return F.mse_loss(F.normalize(x[:, 0].float(), dim=-1), F.normalize(wanted[:, 0], dim=-1))

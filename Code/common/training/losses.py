@@ -11,10 +11,9 @@ from torch import Tensor, nn
 
 from common.data.base import LabelledDataset
 from common.errors import UsageError
+from common.reducers.base import Teaching
 from common.reducers.none import NoReduction
 from common.training.config import TrainConfig
-
-Teaching = tuple[Tensor, Tensor] | None  # logits (B, C) and patches (B, P, D) after the final norm
 
 
 def asymmetric_loss(logits: Tensor, targets: Tensor, *, gamma: float = 4.0, margin: float = 0.05) -> Tensor:
@@ -87,7 +86,7 @@ class Objective(nn.Module):
         self._criterion = make_criterion(config, multi_label=multi_label)
         self.sums = self._criterion is asymmetric_loss
 
-    def forward(self, images: Tensor, targets: Tensor, teacher: Teaching = None) -> Tensor:
+    def forward(self, images: Tensor, targets: Tensor, teacher: Teaching | None = None) -> Tensor:
         """Scalar float32 loss of ``images`` (B, 3, H, W)."""
         reducer = getattr(self.model, "reducer", None)
         outputs, tokens = (self.model(images), None) if reducer is None else self.model(images, return_tokens=True)
@@ -97,7 +96,7 @@ class Objective(nn.Module):
         else:
             logits, distilled = (output.float() for output in outputs)
             alpha, tau = self._config.distillation_alpha, self._config.distillation_tau
-            taught = distillation_loss(distilled, teacher[0], self._config.distillation, tau)
+            taught = distillation_loss(distilled, teacher.logits, self._config.distillation, tau)
             loss = (1 - alpha) * self._criterion(logits, targets) + alpha * taught
         loss = loss * self._config.label_weight
         return loss if reducer is None else loss + reducer.training_loss(tokens, logits, teacher)
@@ -107,7 +106,7 @@ class Objective(nn.Module):
 def teach(teacher: nn.Module, images: Tensor) -> Teaching:
     """What a teacher in eval mode makes of ``images``, in float32."""
     logits, tokens = teacher(images, return_tokens=True)
-    return logits.float(), tokens.patches.float()
+    return Teaching(logits.float(), tokens.patches.float(), tokens.prefix.float())
 
 
 def check_teacher(model: nn.Module, teacher: nn.Module | None, config: TrainConfig) -> None:
