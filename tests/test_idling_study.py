@@ -20,6 +20,7 @@ from common.idling.study import Bench, bounds, prediction
 from common.models.factory import create_backbone
 from common.models.reduced import reduce_tokens
 from common.report import tables
+from common.report.published import published_sections
 from common.report.text import answers
 from common.results import write_run
 
@@ -102,7 +103,7 @@ def test_report_tells_losses_and_the_order_of_the_bounds(tmp_path):
         "equal numbers of patches in every block, 500 images: "
         "idling oracle 72.00, Idling MLP 70.00, random idling 51.00",
     )
-    printed = tables.markdown("Published", tables.published_sections())
+    printed = tables.markdown("Published", published_sections())
     assert "| ViT-B/16 | cifar100 | standard | 10 | 68 | 0.90 | 35 | 77 |" in printed
 
 

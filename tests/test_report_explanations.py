@@ -17,6 +17,7 @@ from fake_runs import (
 
 from common.errors import UsageError
 from common.report import page, tables
+from common.report.published import published_sections
 from common.report.text import answers, facts
 from common.results import read_runs
 from common.schema import TABLES
@@ -210,7 +211,7 @@ def test_agreement_with_reducers(tmp_path: Path) -> None:
 
 
 def test_published_areas_stand_apart_and_as_printed() -> None:
-    text = tables.markdown("Published numbers", tables.published_sections())
+    text = tables.markdown("Published numbers", published_sections())
     assert "| DeiT | ILSVRC2012_val_00042426 | mountain bike | 94.89 | 39.13 |" in text
     assert "0 after normalisation. None of it is comparable" in text
     assert "Source: MUTEX repository, Usage_example notebook output" in text

@@ -9,7 +9,8 @@ from common import plots
 from common.data import make_loader
 from common.models.factory import create_backbone
 from common.models.reduced import reduce_tokens
-from common.report.slimming import published_slimming, slimming_answers, slimming_sections
+from common.report.published import published_slimming
+from common.report.slimming import slimming_answers, slimming_sections
 from common.slimming.costs import Costs
 from common.slimming.study import head_rows, single_block_rows, stage_rows
 from common.slimming.top_down import search

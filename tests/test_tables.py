@@ -20,6 +20,7 @@ from fake_runs import (
 from common.errors import UsageError
 from common.report import summary, tables
 from common.report.grids import mean_ranks, ranks
+from common.report.published import published_sections
 from common.report.sections import Section, leader, spread
 from common.report.text import answers
 from common.results import read_runs
@@ -297,7 +298,7 @@ def test_cells() -> None:
 
 
 def test_published_tables_print_as_they_were_printed() -> None:
-    text = tables.markdown("Published numbers", tables.published_sections())
+    text = tables.markdown("Published numbers", published_sections())
     assert "| TRAM | 483 | 11.8498 | 95.62 | 96.36 | 93.50 |" in text
     assert "| TRAM_Tiny | SimpleViT-Ti/16 | 2 | 6321.82 | 0.2777 | 5481034 |" in text
     assert "| MultiViT | ViT-B/16 | 1027.11 | 6.0855 |" in text

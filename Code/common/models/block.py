@@ -1,13 +1,15 @@
 """The one transformer block that knows how to run with fewer tokens.
 
 It owns no weights: it calls the modules of a timm ``Block`` (norm1, attn.qkv, attn.q_norm, attn.k_norm, attn.proj,
-ls1, norm2, mlp, ls2 ...) in timm's order and gives the reducer its turn in between.
+ls1, norm2, mlp, ls2 ...) in timm's order and gives the reducer its turn in between. What the reducer needs to know
+decides when that is: before the block computes anything, once the keys are there, or with signals of the attention.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+
 import torch
-from timm.layers.attention import Attention
 from timm.models.vision_transformer import Block
 from torch import Tensor
 
@@ -31,54 +33,41 @@ BY_KEYS: frozenset[Signal] = frozenset({"cls_logits"})
 Choice = Selection | Gate | None
 
 
+@dataclass(frozen=True)
+class Attended:
+    """A block after attention, before its output projection.
+
+    Attributes:
+        tokens: those that came in.
+        choice: which of them go on, and how; None = all.
+        normed: (B, N, D) what attention saw of them.
+        mixed: (B, K, H·d) A·V of the chosen ones; of all under a gate.
+        signals: what the reducer asked for.
+    """
+
+    tokens: Tokens
+    choice: Choice
+    normed: Tensor
+    mixed: Tensor
+    signals: Signals = field(default_factory=Signals)
+
+
 def reduced_block(block: Block, tokens: Tokens, layer: int, reducer: Reducer) -> Tokens:
     """Run ``block`` on ``tokens`` and let ``reducer`` drop, merge or idle some; timm's numbers where it does not."""
     tokens = reducer.before_block(tokens, layer)
     wanted = reducer.needs(layer, tokens)
     if wanted is None and tokens.policy is None:
         return tokens.with_x(block(tokens.x, attn_mask=tokens.attention_bias()))
-
-    signals = Signals()
-    if tokens.policy is None and wanted <= AHEAD:
-        tokens, choice, output = _choose_ahead(block, tokens, layer, reducer, wanted)
-        if isinstance(choice, Gate):
-            if output is None or choice.keys != "all":
-                output = block(tokens.x, attn_mask=tokens.bias_of_gate(choice, tokens.attention_bias()))
-            return tokens.blend(choice, output)
-        if choice is not None and choice.keys == "selected":
-            active = tokens.keep(choice)
-            active = active.with_x(block(active.x, attn_mask=active.attention_bias()))
-            return tokens.put(choice, active.x) if choice.idle else active
-        normed = block.norm1(tokens.x)
-        mixed = _mix_chosen(block.attn, normed, tokens, choice)
-    elif tokens.policy is None and wanted == BY_KEYS:
-        normed = block.norm1(tokens.x)
-        tokens, choice, mixed = _mix_by_keys(block.attn, normed, tokens, layer, reducer)
+    if tokens.policy is not None or wanted not in (NOTHING, AHEAD, BY_KEYS):
+        attended = _choose_by_signals(block, tokens, layer, reducer, wanted or NOTHING)
+    elif wanted == BY_KEYS:
+        attended = _choose_by_keys(block, tokens, layer, reducer)
     else:
-        normed = block.norm1(tokens.x)
-        tokens, choice, signals, mixed = _mix_scored(block.attn, normed, tokens, layer, reducer, wanted or NOTHING)
-
-    residual = tokens.x
-    if isinstance(choice, Selection):
-        rows = tokens.rows(choice)
-        residual, normed = take_rows(residual, rows), take_rows(normed, rows) if is_gated(block.attn) else normed
-    x = residual + block.drop_path1(block.ls1(project(block.attn, mixed, normed)))
-    if isinstance(choice, Gate):
-        return tokens.blend(choice, _mlp(block, x))
-    if choice is not None and choice.idle:
-        return tokens.put(choice, _mlp(block, x))
-    tokens = tokens.with_x(x) if choice is None else tokens.keep(choice, x)
-    tokens = reducer.after_attention(tokens, signals, layer)
-    return tokens.with_x(_mlp(block, tokens.x))
-
-
-def _mlp(block: Block, x: Tensor) -> Tensor:
-    return x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
-
-
-def _select(reducer: Reducer, tokens: Tokens, signals: Signals, layer: int) -> tuple[Tokens, Choice]:
-    with without_autocast(tokens.x.device):  # scores of half precision would tie
-        return reducer.select_queries(tokens, signals, layer)
+        tokens, choice, output = _choose_ahead(block, tokens, layer, reducer, wanted)
+        if isinstance(choice, Gate) or (choice is not None and choice.keys == "selected"):
+            return _run_whole(block, tokens, choice, output)
+        attended = _attend(block, tokens, choice)
+    return _finish(block, attended, layer, reducer)
 
 
 def _choose_ahead(
@@ -92,35 +81,41 @@ def _choose_ahead(
     return *_select(reducer, tokens, Signals(output=output), layer), output
 
 
-def _learning(reducer: Reducer) -> torch.set_grad_enabled:
-    return torch.set_grad_enabled(torch.is_grad_enabled() and reducer.learns_from_signals)
+def _run_whole(block: Block, tokens: Tokens, choice: Selection | Gate, output: Tensor | None) -> Tokens:
+    """timm's own block on all tokens, gated, or on those chosen, who see each other only."""
+    if isinstance(choice, Gate):
+        if output is None or choice.keys != "all":
+            output = block(tokens.x, attn_mask=tokens.bias_of_gate(choice, tokens.attention_bias()))
+        return tokens.blend(choice, output)
+    active = tokens.keep(choice)
+    active = active.with_x(block(active.x, attn_mask=active.attention_bias()))
+    return tokens.put(choice, active.x) if choice.idle else active
 
 
-def _mix_chosen(attn: Attention, normed: Tensor, tokens: Tokens, selection: Selection | None) -> Tensor:
-    """A·V (B, K, H·d) of tokens that were chosen before attention: the others do not even get queries."""
-    bias = tokens.attention_bias()
-    if selection is None:
-        return mix(attn, Heads.of(attn, normed), bias)
-    if selection.keys == "prefix":
+def _attend(block: Block, tokens: Tokens, selection: Selection | None) -> Attended:
+    """Attention of tokens that were chosen before it: the others do not even get queries."""
+    attn, normed, bias = block.attn, block.norm1(tokens.x), tokens.attention_bias()
+    if selection is not None and selection.keys == "prefix":
         bias = tokens.bias_of_selected(selection, bias)
-    return mix(attn, Heads.of(attn, normed, tokens.rows(selection)), bias)
+    rows = None if selection is None else tokens.rows(selection)
+    return Attended(tokens, selection, normed, mix(attn, Heads.of(attn, normed, rows), bias))
 
 
-def _mix_by_keys(
-    attn: Attention, normed: Tensor, tokens: Tokens, layer: int, reducer: Reducer
-) -> tuple[Tokens, Selection, Tensor]:
-    """Keys of all, then the choice, then queries, values and A·V (B, K, H·d) of the chosen, who see each other."""
+def _choose_by_keys(block: Block, tokens: Tokens, layer: int, reducer: Reducer) -> Attended:
+    """Keys of all, then the choice, then queries and values of the chosen, who see each other only."""
+    attn, normed = block.attn, block.norm1(tokens.x)
     with _learning(reducer):
         logits, keys = cls_logits(attn, normed)
     tokens, selection = _select(reducer, tokens, Signals(cls_logits=logits), layer)
-    return tokens, selection, mix(attn, Heads.around(attn, normed, tokens.rows(selection), keys), None)
+    mixed = mix(attn, Heads.around(attn, normed, tokens.rows(selection), keys), None)
+    return Attended(tokens, selection, normed, mixed)
 
 
-def _mix_scored(
-    attn: Attention, normed: Tensor, tokens: Tokens, layer: int, reducer: Reducer, wanted: frozenset[Signal]
-) -> tuple[Tokens, Choice, Signals, Tensor]:
-    """Signals first, then the choice, then A·V (B, K, H·d) of what was chosen."""
-    bias = tokens.attention_bias()
+def _choose_by_signals(
+    block: Block, tokens: Tokens, layer: int, reducer: Reducer, wanted: frozenset[Signal]
+) -> Attended:
+    """Signals of the attention first, then the choice, then A·V of what was chosen."""
+    attn, normed, bias = block.attn, block.norm1(tokens.x), tokens.attention_bias()
     heads, mixed, maps = Heads.of(attn, normed), None, {}
     if tokens.policy is not None:
         mixed = mix_by_policy(attn, heads, tokens.policy)
@@ -131,10 +126,40 @@ def _mix_scored(
 
     tokens, choice = _select(reducer, tokens, signals, layer)
     if isinstance(choice, Gate):
-        return tokens, choice, signals, mix(attn, heads, tokens.bias_of_gate(choice, bias))
-    rows = None if choice is None else tokens.rows(choice)
-    if mixed is None:
-        mixed = mix(attn, heads.at(rows), bias)
-    elif rows is not None:
-        mixed = take_rows(mixed, rows)
-    return tokens, choice, signals, mixed
+        mixed = mix(attn, heads, tokens.bias_of_gate(choice, bias))
+    else:
+        rows = None if choice is None else tokens.rows(choice)
+        if mixed is None:
+            mixed = mix(attn, heads.at(rows), bias)
+        elif rows is not None:
+            mixed = take_rows(mixed, rows)
+    return Attended(tokens, choice, normed, mixed, signals)
+
+
+def _finish(block: Block, attended: Attended, layer: int, reducer: Reducer) -> Tokens:
+    """Projection, residual, ``after_attention`` where no token idles, and MLP."""
+    tokens, choice, residual, normed = attended.tokens, attended.choice, attended.tokens.x, attended.normed
+    if isinstance(choice, Selection):
+        rows = tokens.rows(choice)
+        residual, normed = take_rows(residual, rows), take_rows(normed, rows) if is_gated(block.attn) else normed
+    x = residual + block.drop_path1(block.ls1(project(block.attn, attended.mixed, normed)))
+    if isinstance(choice, Gate):
+        return tokens.blend(choice, _mlp(block, x))
+    if choice is not None and choice.idle:
+        return tokens.put(choice, _mlp(block, x))
+    tokens = tokens.with_x(x) if choice is None else tokens.keep(choice, x)
+    tokens = reducer.after_attention(tokens, attended.signals, layer)
+    return tokens.with_x(_mlp(block, tokens.x))
+
+
+def _mlp(block: Block, x: Tensor) -> Tensor:
+    return x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
+
+
+def _select(reducer: Reducer, tokens: Tokens, signals: Signals, layer: int) -> tuple[Tokens, Choice]:
+    with without_autocast(tokens.x.device):  # scores of half precision would tie
+        return reducer.select_queries(tokens, signals, layer)
+
+
+def _learning(reducer: Reducer) -> torch.set_grad_enabled:
+    return torch.set_grad_enabled(torch.is_grad_enabled() and reducer.learns_from_signals)

@@ -9,7 +9,7 @@ import pandas as pd
 from common.plots.frames import backbone_name
 from common.plots.style import explainer_label
 from common.report.sections import counted, leader, method_label, number, percent, spread
-from common.report.summary import SETTING
+from common.report.summary.rows import SETTING
 
 Sentence = tuple[str, tuple[str, ...]]
 _SIGNIFICANT = 0.05

@@ -9,8 +9,8 @@ import pandas as pd
 from common.plots.mutex_studies import MASK_PARTS, PARAMETERS, parameter_value
 from common.plots.style import explainer_label
 from common.report.sections import NONE, Section, leader, method_label, number, percent, setting_title, spread
-from common.report.summary import SETTING, STUDIES
-from common.results import read_published
+from common.report.summary.explaining import STUDIES
+from common.report.summary.rows import SETTING
 
 _AREAS = (
     "Insertion: area under the probability of the explained class while patches are shown, the hottest first; higher "
@@ -31,10 +31,6 @@ _SENSITIVE = (
     "lower = steadier."
 )
 _DIGITS = "Embedded default: digits, not comparable with the paper."
-_PUBLISHED_NOTE = (
-    "Areas over percent, so up to 100; pixels are ranked one by one, insertion starts at 1 % and deletion is given 0 "
-    "at 0 %. Its black is 0 after normalisation. None of it is comparable with the areas measured here."
-)
 _BASELINES = {
     "black": "black",
     "zero": "the mean colour of the training images (0 after normalisation)",
@@ -163,23 +159,6 @@ def _matrix(rows: pd.DataFrame, cells: Sequence[str]) -> pd.DataFrame:
     return pd.DataFrame(
         {"Explainer": wide.index.tolist(), **{label: wide[key].tolist() for label, key in named.items()}}
     )
-
-
-def published_section() -> Section:
-    """MUTEX's own areas for its example images, as printed."""
-    rows = read_published("mutex_auc", as_printed=True)
-    names = {
-        "model": "Model",
-        "image": "Image",
-        "predicted": "Predicted",
-        "insertion_auc": "Insertion AUC (0 to 100)",
-        "deletion_auc": "Deletion AUC (0 to 100)",
-    }
-    first = rows.iloc[0]
-    given = ", ".join(f"{name} {first[name]}" for name in ("min_cut", "token_ratio", "starting_layer", "baseline"))
-    sources = "; ".join(dict.fromkeys(rows["source"]))
-    notes = (f"{given}. {_PUBLISHED_NOTE}", f"Source: {sources}.")
-    return Section("Insertion and deletion of MUTEX on single images", rows[list(names)].rename(columns=names), notes)
 
 
 def _labels(rows: pd.DataFrame) -> list[str]:

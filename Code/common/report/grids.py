@@ -8,7 +8,7 @@ from dataclasses import replace
 import pandas as pd
 
 from common.report.sections import NONE, Section, counted, leader, method_label, number, percent, setting_title, spread
-from common.report.summary import SETTING
+from common.report.summary.rows import SETTING
 
 _COST_NOTE = (
     "Patch tokens left after each reduction, mean over images, and 10⁹ multiply-accumulates of one image, attention "

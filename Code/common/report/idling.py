@@ -8,8 +8,7 @@ import pandas as pd
 
 from common.plots.frames import backbone_name
 from common.report.sections import NONE, Section, counted, method_label, number, percent, setting_title, spread
-from common.report.summary import SETTING
-from common.results import read_published
+from common.report.summary.rows import SETTING
 
 _STUDIES = {
     "similarity": "how alike patches are",
@@ -80,22 +79,6 @@ def _numbers(rows: pd.DataFrame, name: str, digits: int) -> list[str]:
 
 def _spreads(rows: pd.DataFrame, name: str) -> list[str]:
     return [spread(value, sd) for value, sd in zip(rows[name], rows[f"{name}_sd"], strict=True)]
-
-
-def published_sections() -> Iterator[Section]:
-    """The two threshold tables of the report, and accuracies that its authors left in training logs."""
-    rows = read_published("patch_idling", as_printed=True).replace("", NONE)
-    names = {"model": "Model", "dataset": "Dataset", "attention": "Attention", "epochs": "Epochs"}
-    kinds = {
-        "thresholds": {"patches_idle": "Idle", "tau": "Tau", "macs_cut": "FLOPs cut (about, %)", "accuracy": "Top-1"},
-        "logs": {"idle_percent": "Idle (%)", "pruner_accuracy": "Pruner accuracy", "accuracy": "Top-1"},
-    }
-    titles = {"thresholds": "Idling MLP: thresholds", "logs": "Idling MLP: training logs, 1,000 test images"}
-    for kind, own in kinds.items():
-        part = rows[rows["table"] == kind]
-        first = names if kind == "thresholds" else {key: names[key] for key in ("model", "dataset")}
-        frame = part[[*first, *own]].rename(columns={**first, **own}).reset_index(drop=True)
-        yield Section(titles[kind], frame, (f"Source: {'; '.join(dict.fromkeys(part['source']))}.",), folded=True)
 
 
 def answers(data: pd.DataFrame) -> Iterator[tuple[str, tuple[str, ...]]]:

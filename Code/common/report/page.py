@@ -20,8 +20,9 @@ from matplotlib.figure import Figure
 from common import plots
 from common.errors import UsageError
 from common.plots.mutex_studies import PARAMETERS
-from common.report.summary import VARIANT, architecture
-from common.report.tables import TITLES, Study, published_sections, shortened, study
+from common.report.published import published_sections
+from common.report.summary.rows import VARIANT, architecture
+from common.report.tables import TITLES, Study, shortened, study
 from common.report.text import CAPTIONS, QUESTIONS, Answer, answers, facts
 from common.results import read_runs, resolve, write_atomically
 

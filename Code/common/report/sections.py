@@ -9,7 +9,8 @@ import pandas as pd
 
 from common.plots import METHODS
 from common.plots.frames import backbone_name
-from common.report.summary import NOT_RUN, SETTING
+from common.report.summary.rows import SETTING
+from common.report.summary.speed import NOT_RUN
 
 NONE = "-"
 FPS_NOTE = "Published FPS: one CUDA GPU, type not recorded. Not comparable with the speeds measured here."

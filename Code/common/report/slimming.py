@@ -1,4 +1,4 @@
-"""Tables and sentences of patch slimming: plans before and after tuning, single blocks, and what the authors print."""
+"""Tables and sentences of patch slimming: plans before and after tuning, and single blocks."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from collections.abc import Iterator
 import pandas as pd
 
 from common.report.sections import NONE, Section, number, percent, setting_title
-from common.report.summary import SETTING
-from common.results import read_published
+from common.report.summary.rows import SETTING
 
 _STAGES = {"unreduced": "unreduced", "searched": "before tuning", "tuned": "after block tuning"}
 _COUNTERS = (
@@ -24,10 +23,6 @@ _GAIN = (
     "standard error. Accuracy among all classes of the head. Blocks are counted from 1."
 )
 _HEADS = "Spearman's correlation with the exact significance, by block, counted from 1."
-_PUBLISHED_NOTE = (
-    "ImageNet-1k; GFLOPs by the authors' counter; their whole networks were fine-tuned on labels after the search. The "
-    "reproduction is of a student project on ImageNet-mini."
-)
 
 
 def slimming_sections(data: pd.DataFrame) -> Iterator[Section]:
@@ -96,21 +91,3 @@ def slimming_answers(data: pd.DataFrame) -> Iterator[tuple[str, tuple[str, ...]]
             )
         head = "all classes of the head" if value == "accuracy_full" else "the classes of the dataset"
         yield f"{setting_title(rows)}: {number(baseline)} % without reduction, among {head}.", tuple(points)
-
-
-def published_slimming() -> Section:
-    """Tables 1 to 3 of the paper and the student reproduction, as printed."""
-    rows = read_published("patch_slimming", as_printed=True).replace("", NONE)
-    names = {
-        "model": "Model",
-        "variant": "Method",
-        "dataset": "Dataset",
-        "accuracy": "Top-1",
-        "top5": "Top-5",
-        "drop": "Difference",
-        "gflops": "GFLOPs",
-        "cut": "Cut (%)",
-        "fps": "Images/s",
-        "source": "Source",
-    }
-    return Section("Patch slimming", rows[list(names)].rename(columns=names), (_PUBLISHED_NOTE,), folded=True)

@@ -15,12 +15,12 @@ from pathlib import Path
 import pandas as pd
 
 from common.errors import UsageError, require_choice
-from common.plots.frames import backbone_name
 from common.report import explanations, grids, idling, slimming
 from common.report import sections as printed
-from common.report.sections import NONE, Section, percent
+from common.report.published import published_sections
+from common.report.sections import Section
 from common.report.summary import SUMMARIES, holes
-from common.results import read_published, read_runs, resolve, write_atomically
+from common.results import read_runs, resolve, write_atomically
 
 TITLES = {
     "throughput": "Speed",
@@ -52,12 +52,7 @@ _SECTIONS: dict[str, Callable[[pd.DataFrame], Iterator[Section]]] = {
     "explain_agreement": explanations.explain_agreement_sections,
     "idling": idling.idling_sections,
 }
-_DATASETS = {"cifar10": "CIFAR10", "imagenette": "Imagenette", "fashion-mnist": "FMNIST"}
 _MISSING_SHOWN = 20
-_PUBLISHED_NOTE = (
-    "FPS: one CUDA GPU, type not recorded. GFlops: multiply-accumulates as thop counts them, attention's matrix "
-    "products left out."
-)
 
 
 @dataclass(frozen=True)
@@ -81,72 +76,6 @@ def study(results_dir: str | Path, name: str) -> Study:
         return Study(name, TITLES[name], runs, runs, (), missing)
     data = SUMMARIES[name](runs)
     return Study(name, TITLES[name], runs, data, tuple(_SECTIONS[name](data)), tuple(holes(runs, name)))
-
-
-def published_sections() -> tuple[Section, ...]:
-    """The authors' printed numbers as they print them: accuracies, benchmark runs, training outputs, explanations."""
-    tables = (*_published_accuracy(), *_published_benchmarks(), _published_training())
-    tables = (*tables, slimming.published_slimming())
-    return (*tables, explanations.published_section(), *idling.published_sections())
-
-
-def _published_accuracy() -> Iterator[Section]:
-    rows = read_published("tram_accuracy", as_printed=True)
-    for source, table in rows.groupby("source", sort=False):
-        row = ["model", "fps", "gflops"]
-        wide = table.pivot(index=row, columns="dataset", values="accuracy")
-        wide = wide.reindex(pd.MultiIndex.from_frame(table[row].drop_duplicates()))[list(_DATASETS)]
-        names = {"model": "Model", "fps": "FPS", "gflops": "GFlops", **_DATASETS}
-        title = f"Accuracy (%) after 5 epochs of fine-tuning, 224 px: {source.partition(', table ')[2]}"
-        frame = wide.reset_index().rename(columns=names).rename_axis(columns=None)
-        yield Section(title, frame, (f"Source: {source}.", _PUBLISHED_NOTE))
-
-
-def _published_benchmarks() -> Iterator[Section]:
-    tables = {
-        "tram_throughput_vit": "ViT, 160 px, batch 64, keep rate 50 %",
-        "tram_throughput_simple_vit": "SimpleViT, 160 px, batch 64, keep rate 50 %",
-        "trewa_efficiency": "ViT, 160 px, batch 64, keep rate 75 % (TREWA)",
-    }
-    names = {
-        "model": "Model",
-        "backbone": "Backbone",
-        "run": "Run",
-        "fps": "FPS",
-        "gflops": "GFlops",
-        "params": "Params",
-    }
-    for table, title in tables.items():
-        rows = read_published(table, as_printed=True)
-        rows["backbone"] = rows["backbone"].map(backbone_name)
-        frame = rows[[name for name in names if name in rows]].rename(columns=names)
-        yield Section(title, frame, (_sources(rows), _PUBLISHED_NOTE), folded=True)
-
-
-def _published_training() -> Section:
-    rows = read_published("tram_training", as_printed=True).replace("", NONE)
-    names = {
-        "model": "Model",
-        "backbone": "Backbone",
-        "img_size": "px",
-        "keep_rate": "Keep",
-        "start": "Start",
-        "status": "Status",
-        "accuracy": "Accuracy (%)",
-        "correct": "Correct of 3925",
-        "val_loss": "Validation loss",
-        "seconds": "Seconds",
-        "loss_batch_0": "Loss, batch 0",
-        "loss_batch_100": "Loss, batch 100",
-    }
-    rows["backbone"] = rows["backbone"].map(backbone_name)
-    rows["keep_rate"] = rows["keep_rate"].astype(float).map(percent)
-    frame = rows[list(names)].rename(columns=names)
-    return Section("Training outputs left in notebooks", frame, ("Imagenette, one epoch.", _sources(rows)), folded=True)
-
-
-def _sources(rows: pd.DataFrame) -> str:
-    return f"Source: {'; '.join(dict.fromkeys(rows['source']))}."
 
 
 def markdown(title: str, sections: Iterable[Section], missing: Iterable[str] = ()) -> str:

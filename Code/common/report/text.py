@@ -13,7 +13,8 @@ from common.report import explanation_text, idling
 from common.report.grids import grid_errors, image_errors, mean_ranks, seed_errors, training_text
 from common.report.sections import counted, leader, method_label, number, percent, spread
 from common.report.slimming import slimming_answers
-from common.report.summary import EXPLANATIONS, NOT_RUN, SETTING
+from common.report.summary.rows import EXPLANATIONS, SETTING
+from common.report.summary.speed import NOT_RUN
 
 QUESTIONS = {
     "throughput": "How much faster is a model that keeps fewer tokens?",
