@@ -167,6 +167,17 @@ def test_speedup_panels_and_ideal():
     assert dotted[0].get_ydata() == pytest.approx([1 / 0.75, 2.0])
 
 
+def test_methods_of_one_keep_rate_stand_side_by_side():
+    table = throughput()
+    fig = plots.speedup_vs_keep_rate(table[table["keep_rate"].isin([1.0, 0.5])])
+    ax = fig.axes[0]
+    assert ax.get_title() == "ViT-Ti/16\nfp32 \N{MIDDLE DOT} batch 16 \N{MIDDLE DOT} keep 50 %"
+    names = [label.get_text() for label in ax.get_xticklabels()]
+    assert names[0] == "TRAM" and len(names) == len(RATES) - 1
+    places = [line(ax, name)[0] for name in names]
+    assert places == [pytest.approx([place, 0.5**-0.5]) for place in range(len(names))]
+
+
 def test_speedup_without_baseline_is_refused():
     table = throughput()
     with pytest.raises(UsageError, match="method 'none'"):

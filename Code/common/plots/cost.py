@@ -12,6 +12,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 
 from common.errors import UsageError, require_choice
 from common.plots.frames import (
+    Series,
     keep_rate_axis,
     legend_below,
     outer_labels,
@@ -41,7 +42,8 @@ def speedup_vs_keep_rate(df: pd.DataFrame) -> Figure:
     """Draw the measured speed-up against keep rate, a column per backbone and a row per dtype and batch size.
 
     ``df`` holds throughput rows. Bars span the quartiles; the dotted line of a method is the speed-up that its
-    arithmetic alone would give (GMAC of "none" / GMAC of the method, attention included). Raises
+    arithmetic alone would give (GMAC of "none" / GMAC of the method, attention included). Where all methods were run at
+    one keep rate they stand side by side. Raises
     :class:`UsageError` on a missing column, an unknown method, a panel without "none", or two rows for one point.
     """
     keys = ("backbone", *_CONDITIONS, "method", "options", "keep_rate")
@@ -131,18 +133,37 @@ def _speed_panel(ax: Axes, rows: pd.DataFrame, title: str) -> None:
         raise UsageError(f"speed-up needs one row of method 'none' per panel; {shown!r} has {len(baseline)}")
     none = method_style("none")
     ax.axhline(1, color=none.color, linestyle="--", linewidth=1.3, label=none.label, zorder=1.5)
-    ax.plot(100, 1, **baseline_point())
     reduced = [series for series in split_series(rows) if series.method != "none"]
-    for series, offset in zip(reduced, spread(len(reduced), 0.9), strict=True):
+    rates = {rate for series in reduced for rate in series.rows["keep_rate"]}
+    places = _at_keep_rates(ax, reduced, rates) if len(rates) != 1 else _side_by_side(ax, reduced)
+    for series, x in zip(reduced, places, strict=True):
         points = series.rows.sort_values("keep_rate", ascending=False)
-        x, y = 100 * points["keep_rate"] + offset, points["speedup"]
+        y, ideal = points["speedup"], baseline["gmac"].item() / points["gmac"]
         ax.errorbar(x, y, yerr=[y - points["speedup_q1"], points["speedup_q3"] - y], **series.look())
-        ideal = baseline["gmac"].item() / points["gmac"]
-        ax.plot(x, ideal, color=series.style.color, linestyle=":", linewidth=1.2, zorder=1.8)
+        dotted = {"color": series.style.color, "linestyle": ":", "linewidth": 1.2, "zorder": 1.8}
+        if len(rates) == 1:
+            ax.hlines(ideal, x - 0.4, x + 0.4, **dotted)
+        else:
+            ax.plot(x, ideal, **dotted)
     ax.plot([], [], color="#777777", linestyle=":", linewidth=1.2, label="ideal (GMAC ratio)")
-    keep_rate_axis(ax, rows["keep_rate"].unique())
-    ax.set_title(title)
+    ax.set_title(title if len(rates) != 1 else f"{title} \N{MIDDLE DOT} keep {100 * rates.pop():g} %")
     ax.set(ylabel="Speed-up (\N{MULTIPLICATION SIGN})")
+
+
+def _at_keep_rates(ax: Axes, reduced: list[Series], rates: set[float]) -> list[np.ndarray]:
+    """Make x the keep rate; the places of every method's points, a little beside each other."""
+    keep_rate_axis(ax, rates)
+    ax.plot(100, 1, **baseline_point())
+    offsets = spread(len(reduced), 0.9)
+    return [100 * np.sort(series.rows["keep_rate"])[::-1] + by for series, by in zip(reduced, offsets, strict=True)]
+
+
+def _side_by_side(ax: Axes, reduced: list[Series]) -> list[np.ndarray]:
+    """Make x the methods, where all were run at one keep rate; the place of each."""
+    size = "x-small" if len(reduced) > 6 else "small"
+    ax.set_xticks(range(len(reduced)), [series.label for series in reduced], rotation=90, fontsize=size)
+    ax.set_xlim(-0.7, len(reduced) - 0.3)
+    return [np.array([float(place)]) for place in range(len(reduced))]
 
 
 def _by_keep_rate(rows: pd.DataFrame) -> list[tuple[float | None, pd.DataFrame]]:
