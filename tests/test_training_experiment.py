@@ -51,6 +51,16 @@ def test_keys_of_the_file_and_overrides(file):
     assert found.reducer == "topk:head_fusion=mean" and found.config.optimizer == "adam"
 
 
+def test_paths_of_a_file_start_where_the_command_is_given(file, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found = Experiment.from_yaml(file, ["output_dir=runs/a", "weights=best.safetensors"])
+    assert (found.output_dir, found.weights) == (str(tmp_path / "runs/a"), str(tmp_path / "best.safetensors"))
+    assert [Experiment.from_yaml(file, [f"weights={name}"]).weights for name in ("timm", "digits")] == [
+        "timm",
+        "digits",
+    ]
+
+
 def test_a_protocol_with_changes(file):
     found = Experiment.from_yaml(file, ["protocol=which_tokens", "warmup_epochs=1", "cutmix_minmax=[0.2, 0.8]"])
     changes = {"epochs": 2, "batch_size": 8, "lr": 1e-3, "device": "cpu", "warmup_epochs": 1}

@@ -21,7 +21,6 @@ from torch import nn
 from common.data import make_loader, set_epoch
 from common.data.base import LabelledDataset
 from common.errors import UsageError
-from common.results import resolve
 from common.training.accelerator import make_accelerator, progress, seed_everything
 from common.training.checkpoint import Best, RunFolder
 from common.training.config import TrainConfig
@@ -102,7 +101,7 @@ class Trainer:
     ) -> None:
         check_labels(model, train_set, val_set)
         check_teacher(model, teacher, config)
-        folder = None if output_dir is None else resolve(output_dir)
+        folder = None if output_dir is None else Path(output_dir).absolute()
         if config.trackers and folder is None:
             raise UsageError(f"trackers {', '.join(config.trackers)} need an output_dir to write to")
         objective = Objective(model, config, multi_label=train_set.multi_label)

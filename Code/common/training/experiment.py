@@ -29,6 +29,7 @@ from common.training.engine import ANYWHERE, Epoch, train
 RECORD = "experiment.json"
 HEADS = ("fresh", "dataset")
 DTYPES = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}
+PATHS = ("output_dir", "weights", "teacher_weights")
 CIRCUMSTANCES = ("device", "threads", "torch", "timm", "commit", "date")
 
 
@@ -52,7 +53,8 @@ class Experiment:
             number; "dataset" = of a head of 1000 ImageNet classes the rows of the dataset's classes, so that epoch 0 is
             the accuracy off the shelf.
         teacher, teacher_weights: backbone to learn from, with its weights; its head is restricted like "dataset".
-        output_dir: the run's folder, from which a stopped run goes on; "" = none. Relative to the repository.
+        output_dir: the run's folder, from which a stopped run goes on; "" = none. Like files of weights it starts from
+            the repository's root where it is relative, as in a notebook; in a YAML file, from the working directory.
     """
 
     backbone: str
@@ -106,7 +108,7 @@ class Experiment:
             if not equals:
                 raise UsageError(f"override {text!r} is not allowed; write key=value")
             given[key] = _parse(value, text)
-        return cls.from_dict(given)
+        return cls.from_dict({key: _from_here(value) if key in PATHS else value for key, value in given.items()})
 
     @classmethod
     def from_dict(cls, given: Mapping[str, Any]) -> Experiment:
@@ -184,9 +186,10 @@ class Experiment:
         """
         train_set, val_set = datasets or self.datasets()
         model, teacher = model or self.model(val_set), self.teacher_model(val_set)
-        if self.output_dir:
-            self._record(resolve(self.output_dir))
-        yield from train(model, train_set, val_set, self.config, teacher=teacher, output_dir=self.output_dir or None)
+        folder = resolve(self.output_dir) if self.output_dir else None
+        if folder:
+            self._record(folder)
+        yield from train(model, train_set, val_set, self.config, teacher=teacher, output_dir=folder)
 
     def conditions(self) -> dict[str, Any]:
         """The condition columns of :mod:`common.results` that follow from the experiment."""
@@ -257,3 +260,9 @@ def _parse(text: str, where: str) -> Any:
         return yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
         raise UsageError(f"{where!r} is not readable as YAML: {' '.join(str(error).split())[:200]}") from error
+
+
+def _from_here(path: Any) -> Any:
+    """``path`` from the working directory, unless it is no path: empty, or a name for weights."""
+    named = not isinstance(path, str) or path in ("", "timm", "digits")
+    return path if named else str(Path(path).expanduser().absolute())
