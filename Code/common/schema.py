@@ -127,19 +127,21 @@ TABLES: dict[str, Schema] = {
     "scratch": _TRAINING,
     "slimming": Schema(
         metrics={
-            # study "stages": a plan before and after tuning; "single_block": one block drops patches; "heads": scores
+            # study "stages": a plan before and after training; "budgets": plans of several budgets, "dynamic": gates;
+            # "sensitivity", "single_block": one block computes fewer patches, "heads": scores compared
             # schedule: how tokens were shared out ("learned", "uniform"), or the score that patches were chosen by
             **dict.fromkeys(("study", "schedule", "stage"), TEXT),
             "layer": INT,
             # accuracy: among the classes of the dataset in "stages", among all of the head elsewhere
             **dict.fromkeys(("share", "accuracy", "accuracy_full", "accuracy_sem", "gain", "gain_sem"), FLOAT),
+            "pruned": TEXT,  # what becomes of patches that the one block does not compute: "idle", "zero", "dropped"
             **dict.fromkeys(("rank_correlation", "gmac", "gmac_paper", "cut", "cut_paper"), FLOAT),
             "tokens": TEXT,  # that each block computes, prefix tokens included
             **dict.fromkeys(("n_val", "n_calibration"), INT),
         },
         optional=frozenset(
             {"schedule", "layer", "share", "accuracy", "accuracy_full", "accuracy_sem", "gain", "gain_sem"}
-            | {"rank_correlation", "gmac", "gmac_paper", "cut", "cut_paper", "tokens", "n_val"}
+            | {"pruned", "rank_correlation", "gmac", "gmac_paper", "cut", "cut_paper", "tokens", "n_val"}
         ),
         required=(*Schema.required, "dataset", "seed"),
     ),

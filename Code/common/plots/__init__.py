@@ -12,7 +12,7 @@ from common.plots.heatmaps import HeatmapRow, heatmaps
 from common.plots.idling import idle_patches, idle_profile, idle_tradeoff, patch_similarity
 from common.plots.mutex_studies import mask_ablation, parameter_study
 from common.plots.patches import Example, ExampleRow, kept_patches, mask_patches, survival_map, united_grid
-from common.plots.slimming import single_block_accuracy, slimming_masks, slimming_schedule
+from common.plots.slimming import block_sensitivity, one_block_gain, slimming_masks, slimming_schedule
 from common.plots.style import EXPLAINERS, METHODS, MethodStyle, explainer_label, explainer_style, method_style, save
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "accuracy_mac_pareto",
     "accuracy_vs_keep_rate",
     "agreement_matrix",
+    "block_sensitivity",
     "explainer_gallery",
     "explainer_label",
     "explainer_style",
@@ -42,11 +43,11 @@ __all__ = [
     "mean_curves",
     "method_style",
     "methods_gallery",
+    "one_block_gain",
     "parameter_study",
     "patch_similarity",
     "published_vs_counted",
     "save",
-    "single_block_accuracy",
     "slimming_masks",
     "slimming_schedule",
     "speedup_vs_keep_rate",

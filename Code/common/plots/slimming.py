@@ -17,8 +17,8 @@ _SCORES = {
     "significance": "significance",
     "attention": "norm of the attention map",
     "single_block": "score of one block",
-    "random": "random",
 }
+_PRUNED = {"idle": "pass the block unchanged", "zero": "are zero after the block", "dropped": "are dropped for good"}
 
 
 @rc_context(RC)
@@ -54,24 +54,50 @@ def slimming_masks(kept: Sequence[Sequence[int]], grid_size: tuple[int, int]) ->
 
 
 @rc_context(RC)
-def single_block_accuracy(df: pd.DataFrame) -> Figure:
-    """Draw accuracy against the block that drops patches: a panel per share that stays, a line per score.
+def block_sensitivity(df: pd.DataFrame) -> Figure:
+    """Draw accuracy against the one block that computes fewer patches, a line per share that it computes.
 
-    ``df`` holds the rows "single_block" of the table "slimming"; bars are one standard error over images.
+    ``df`` holds the rows "sensitivity" of the table "slimming"; bars are one standard error over images. In the last
+    block no patch matters: its points are the accuracy of the unreduced network.
     """
-    needed = ("schedule", "layer", "share", "accuracy", "accuracy_sem")
-    df = require_columns(df, needed, "single_block_accuracy")
-    shares = sorted(df["share"].unique())
+    df = require_columns(df, ("layer", "share", "accuracy", "accuracy_sem"), "block_sensitivity")
     fig = new_figure(3.4)
-    axes = panel_axes(fig, len(shares), len(shares), sharey=True)
-    names = [name for name in _SCORES if (df["schedule"] == name).any()]
-    for ax, share in zip(axes, shares, strict=True):
-        for name, color in zip(names, _COLORS, strict=False):
-            rows = df[(df["share"] == share) & (df["schedule"] == name)].sort_values("layer")
-            look = {"color": "#000000" if name == "random" else color, "marker": "o", "markersize": 4}
-            ax.errorbar(rows["layer"] + 1, rows["accuracy"], yerr=rows["accuracy_sem"], label=_SCORES[name], **look)
-        ax.set_xticks(sorted(df["layer"].unique() + 1))
-        ax.set(title=f"{100 * share:g} % of the patches stay", xlabel="Block that drops the others")
-    axes[0].set_ylabel("Accuracy (%), all classes")
+    ax = fig.subplots()
+    for share, color in zip(sorted(df["share"].unique(), reverse=True), _COLORS, strict=False):
+        rows = df[df["share"] == share].sort_values("layer")
+        look = {"color": color, "marker": "o", "markersize": 4, "label": f"{100 * (1 - share):g} % pruned"}
+        ax.errorbar(rows["layer"] + 1, rows["accuracy"], yerr=rows["accuracy_sem"], **look)
+    ax.axhline(rows["accuracy"].iloc[-1], color="#000000", linestyle="--", linewidth=1, label="unreduced")
+    ax.set(xlabel="Block that computes fewer patches", ylabel="Accuracy (%), all classes")
+    ax.set_xticks(sorted(df["layer"].unique() + 1))
+    legend_below(fig, [ax])
+    return fig
+
+
+@rc_context(RC)
+def one_block_gain(df: pd.DataFrame) -> Figure:
+    """Draw what each score gains over random masks, by the block that computes fewer patches.
+
+    A panel for each share and for what becomes of the others. ``df`` holds the rows "single_block" of the table
+    "slimming"; bars are one standard error of the difference on the same images.
+    """
+    needed = ("schedule", "layer", "share", "pruned", "gain", "gain_sem")
+    df = require_columns(df, needed, "one_block_gain")
+    panels = list(df.groupby(["pruned", "share"], sort=False))
+    fig = new_figure(3.2 * -(-len(panels) // 2))
+    axes = panel_axes(fig, len(panels), min(2, len(panels)))
+    names = [name for name in df["schedule"].unique() if name != "random"]
+    layers = sorted(df["layer"].unique())
+    for ax, ((pruned, share), cells) in zip(axes, panels, strict=True):
+        for place, (name, color) in enumerate(zip(names, _COLORS, strict=False)):
+            rows = cells[cells["schedule"] == name].sort_values("layer")
+            at = np.arange(len(layers)) + 0.8 * ((place + 0.5) / len(names) - 0.5)
+            label = _SCORES.get(name, name)
+            ax.bar(at, rows["gain"], 0.8 / len(names), yerr=rows["gain_sem"], color=color, label=label)
+        ax.axhline(0, color="#000000", linewidth=1)
+        ax.set(title=f"{100 * (1 - share):g} % {_PRUNED[pruned]}", xlabel="Block")
+        ax.set_xticks(range(len(layers)), [layer + 1 for layer in layers])
+    for ax in axes[::2]:
+        ax.set_ylabel("Gain over random (points)")
     legend_below(fig, axes)
     return fig

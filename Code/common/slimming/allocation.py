@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from common.models.reduced import ReducedVisionTransformer
-from common.slimming.branches import branches, dropped_at
+from common.slimming.branches import branches, dropped_at, slimmed
 from common.slimming.calibration import Batches, Calibration
 from common.slimming.costs import Costs
 from common.slimming.tuning import errors
@@ -38,11 +38,11 @@ def sensitivity(
     orders = scores.argsort(dim=1, descending=True, stable=True).tolist()
     counts = [round(share * scores.shape[1]) for share in shares]
     cells = [(layer, place) for layer in range(len(orders)) for place in range(len(counts))]
-    plans = {(layer, place): dropped_at(model, layer, orders[layer][: counts[place]]) for layer, place in cells}
+    slim = {cell: slimmed(model, dropped_at(model, cell[0], orders[cell[0]][: counts[cell[1]]])) for cell in cells}
     total, parameter = torch.zeros(len(orders), len(counts), dtype=torch.float64), next(model.parameters())
     for batch in tqdm(Batches(images, 16), "sensitivity", leave=False):
         target = model.encode(model.embed(batch.to(parameter))).prefix
-        for cell, tokens in branches(model, plans, batch.to(parameter)):
+        for cell, tokens in branches(model, slim, batch.to(parameter)):
             total[cell] += errors(tokens.prefix, target, "rel").double().sum().item()
     return total / len(images)
 

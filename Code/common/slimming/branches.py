@@ -25,15 +25,30 @@ def dropped_at(model: ReducedVisionTransformer, layer: int, patches: Sequence[in
     return SlimmingPlan.of_patches(kept, num_patches, model.num_prefix_tokens)
 
 
+def nested(scores: Tensor, lengths: Sequence[int], num_prefix_tokens: int = 1) -> SlimmingPlan:
+    """The plan of ``lengths`` whose blocks keep the patches of the one above and add those that they score highest.
+
+    Args:
+        scores: (L - 1, P) of every patch in every block but the last.
+        lengths: tokens of the L blocks, prefix tokens included; they never grow, the last is ``num_prefix_tokens``.
+    """
+    kept: list[tuple[int, ...]] = [()]
+    for ranked, length in zip(scores.flip(0), reversed(lengths[:-1]), strict=True):
+        above = kept[-1]
+        order = [patch for patch in ranked.argsort(descending=True, stable=True).tolist() if patch not in set(above)]
+        kept.append((*above, *order[: length - num_prefix_tokens - len(above)]))
+    return SlimmingPlan.of_patches(kept[::-1], scores.shape[1], num_prefix_tokens)
+
+
 def branches(
-    model: ReducedVisionTransformer, plans: Mapping[Hashable, SlimmingPlan], images: Tensor
+    model: ReducedVisionTransformer, slim: Mapping[Hashable, ReducedVisionTransformer], images: Tensor
 ) -> Iterator[tuple[Hashable, Tokens]]:
-    """Key and final tokens, as :meth:`encode` gives them, of ``images`` under each of ``plans``, in no order.
+    """Key and final tokens, as :meth:`encode` gives them, of ``images`` in every model ``slim``, in no order.
 
     Args:
         model: unreduced.
+        slim: models of the same modules, whose reducers do nothing before the first of their ``blocks``.
     """
-    slim = {key: slimmed(model, plan) for key, plan in plans.items()}
     first = {key: min(each.reducer.blocks, default=0) for key, each in slim.items()}
     tokens = model.embed(images)
     for layer in range(len(model.blocks)):

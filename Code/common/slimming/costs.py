@@ -2,7 +2,8 @@
 
 ``compact`` is what the slim model executes: block l has n queries and n' keys, the tokens that block l - 1 computed.
 ``paper`` is how the authors count their savings: keys and values are paid, and attended to, for all N tokens.
-(Tang et al., CVPR 2022, section 4.5.) Neither is thop's way of counting, see :mod:`common.macs`.
+(Tang et al., CVPR 2022, section 4.5.) ``square`` is what a model executes whose blocks see no more than they compute,
+as the reducer's ``keys="selected"`` has it. None is thop's way of counting, see :mod:`common.macs`.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from torch import nn
 
 from common.errors import UsageError, require_choice
 
-COUNTERS = ("compact", "paper")
+COUNTERS = ("compact", "paper", "square")
 
 
 @dataclass(frozen=True)
@@ -46,13 +47,17 @@ class Costs:
         return cls(len(vit.blocks), prefix + patches, prefix, vit.embed_dim, hidden, fixed)
 
     def macs(self, lengths: Sequence[int], counter: str = "compact") -> int:
-        """Multiplications per image when the blocks compute ``lengths`` tokens, by "compact" or "paper"."""
+        """Multiplications per image when the blocks compute ``lengths`` tokens, by one of ``COUNTERS``."""
         require_choice(counter, COUNTERS, "counter")
-        keys = [self.num_tokens] * self.depth if counter == "paper" else [self.num_tokens, *lengths[:-1]]
-        return self.fixed + sum(self._block(n, k) for n, k in zip(lengths, keys, strict=True))
+        keys = {
+            "compact": [self.num_tokens, *lengths[:-1]],
+            "paper": [self.num_tokens] * self.depth,
+            "square": lengths,
+        }[counter]
+        return self.fixed + sum(self.block(n, k) for n, k in zip(lengths, keys, strict=True))
 
-    def _block(self, queries: int, keys: int) -> int:
-        """Q and projection, K and V, both products of attention, MLP."""
+    def block(self, queries: int, keys: int) -> int:
+        """Of one block: Q and projection, K and V, both products of attention, MLP."""
         d = self.dim
         return 2 * queries * d**2 + 2 * keys * d**2 + 2 * queries * keys * d + 2 * queries * d * self.hidden
 

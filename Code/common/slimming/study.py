@@ -1,8 +1,9 @@
-"""What the notebooks of patch slimming measure: accuracy of plans before and after tuning, and of single blocks."""
+"""What the notebooks of patch slimming work with: a backbone and its data, scores by name, accuracy of many plans."""
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from scipy.stats import spearmanr
@@ -11,19 +12,109 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from common.data import head_classes
+from common.data import head_classes, load_dataset, make_loader
 from common.data.base import LabelledDataset
-from common.models.reduced import reduce_tokens
+from common.data.loading import subset
+from common.digits_backbone import resolve_weights
+from common.errors import require_choice
+from common.models.factory import create_backbone
+from common.models.reduced import ReducedVisionTransformer, reduce_tokens
 from common.reducers.slimming_plan import SlimmingPlan
 from common.rows import Rows
 from common.slimming.baselines import SCORES
-from common.slimming.branches import branches, dropped_at, slimmed
+from common.slimming.branches import branches
 from common.slimming.calibration import Batches, take
 from common.slimming.costs import Costs
 from common.slimming.scores import HEAD_HANDLING, Scoring, significances
-from common.training import predict
+from common.training import predict, torch_device
 
 Row = dict[str, object]
+# Ways to sum the paths of heads, to see the features and the shortcut; "significance" is as published.
+SIGNIFICANCES = {
+    "significance": Scoring(),
+    "significance, ln": Scoring(feature="ln"),
+    "significance, value": Scoring(feature="value"),
+    "significance, shortcut": Scoring(shortcut=True),
+    **{f"significance, {name}": Scoring(name) for name in HEAD_HANDLING[1:]},
+}
+RIVALS = tuple(name for name in SCORES if name != "significance")
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A backbone with the images that it is slimmed on and those that show what is left.
+
+    Attributes:
+        vit: in eval mode, with its own head.
+        calibration: (n, 3, H, W) training images as they are evaluated.
+    """
+
+    vit: VisionTransformer
+    calibration: Tensor
+    val_set: LabelledDataset
+    batch_size: int
+    seed: int
+
+    def loader(self, limit: int | None = None) -> DataLoader:
+        """``limit`` validation images, the classes as even as possible, in their order; None = all."""
+        return make_loader(subset(self.val_set, limit, self.seed), self.batch_size, shuffle=False, seed=self.seed)
+
+    @torch.inference_mode()
+    def hits(
+        self, slim: Mapping[Hashable, ReducedVisionTransformer], limit: int | None = None
+    ) -> dict[Hashable, Tensor]:
+        """1 where the most probable of all classes of the head is right (n,), float64, in every model of ``slim``.
+
+        Args:
+            slim: models of the backbone's own modules, see :func:`common.slimming.branches.branches`.
+            limit: validation images; None = all.
+        """
+        model, loader = reduce_tokens(self.vit, "none"), self.loader(limit)
+        found = {key: Rows(len(loader.sampler)) for key in slim}
+        for images, labels in tqdm(loader, "plans", leave=False):
+            for key, tokens in branches(model, slim, images.to(next(model.parameters()))):
+                found[key].add(hits(model.classify(tokens).cpu(), labels, self.val_set))
+        return {key: rows.rows for key, rows in found.items()}
+
+    def stage_rows(self, found: Mapping[str, tuple[SlimmingPlan, Mapping[str, VisionTransformer]]]) -> list[Row]:
+        """Accuracy of the unreduced network, and of every plan in it ("searched") and in what was trained for it.
+
+        Args:
+            found: schedule -> its plan, and the backbone at the end of every stage of training ("tuned" ...).
+        """
+        models: dict[tuple[str, str], nn.Module] = {("", "unreduced"): reduce_tokens(self.vit, "none")}
+        for schedule, (plan, trained) in found.items():
+            for stage, vit in {"searched": self.vit, **trained}.items():
+                models[schedule, stage] = reduce_tokens(vit, "patch_slimming", plan=plan)
+        predictions, labels = predict(models, self.loader())
+        costs, rows = Costs.of(self.vit), []
+        for (schedule, stage), prediction in predictions.items():
+            lengths = found[schedule][0].lengths if schedule else [costs.num_tokens] * costs.depth
+            row = {"study": "stages", "schedule": schedule, "stage": stage, **cost(costs, lengths)}
+            row["method"] = "patch_slimming" if schedule else "none"
+            rows.append({**row, **accuracies(prediction.logits, labels, self.val_set)})
+        return rows
+
+
+def open_bench(
+    backbone: str,
+    weights: str,
+    dataset: str,
+    *,
+    img_size: int,
+    recipe: str,
+    num_calibration: int,
+    limit_val: int | None,
+    batch_size: int,
+    seed: int,
+    device: str | None = None,
+) -> Bench:
+    """Load ``backbone`` with its own head, and the data."""
+    opened = {"img_size": img_size, "recipe": recipe, "seed": seed}
+    calibration = images_of(load_dataset(dataset, "train", limit=num_calibration, **opened))
+    val_set = load_dataset(dataset, "val", limit=limit_val, **opened)
+    vit = create_backbone(backbone, weights=resolve_weights(weights, backbone), img_size=img_size).eval()
+    return Bench(vit.to(torch_device(device)), calibration, val_set, batch_size, seed)
 
 
 def images_of(dataset: LabelledDataset) -> Tensor:
@@ -50,134 +141,42 @@ def hits(logits: Tensor, labels: Tensor, dataset: LabelledDataset) -> Tensor:
     return (logits.argmax(1) == (labels if inside is None else torch.tensor(inside)[labels])).double()
 
 
-def cost(vit: VisionTransformer, plan: SlimmingPlan) -> Row:
-    """Both counters, what is saved by them, and the tokens that each block computes."""
-    costs, row = Costs.of(vit), {"tokens": " ".join(map(str, plan.lengths))}
-    for counter, end in (("compact", ""), ("paper", "_paper")):
-        row[f"gmac{end}"] = costs.macs(plan.lengths, counter) / 1e9
-        row[f"cut{end}"] = costs.cut(plan.lengths, counter)
+def cost(costs: Costs, lengths: Sequence[int], counter: str = "compact") -> Row:
+    """What is executed (by ``counter``) and what the authors count, what is saved of each, the tokens by block."""
+    row: Row = {"tokens": " ".join(map(str, lengths))}
+    for name, end in ((counter, ""), ("paper", "_paper")):
+        row[f"gmac{end}"] = costs.macs(lengths, name) / 1e9
+        row[f"cut{end}"] = costs.cut(lengths, name)
     return row
 
 
-def stage_rows(
-    vit: VisionTransformer,
-    found: Mapping[str, tuple[SlimmingPlan, VisionTransformer]],
-    dataset: LabelledDataset,
-    loader: DataLoader,
-) -> list[Row]:
-    """Accuracy of the unreduced network, and of every plan in it ("searched") and in the blocks tuned for it ("tuned").
+@torch.inference_mode()
+def mean_scores(vit: VisionTransformer, images: Tensor, name: str, seed: int = 0) -> Tensor:
+    """Mean score (L - 1, P) of every patch in every block but the last, in the unreduced network, float64.
 
     Args:
-        found: schedule -> its plan and the backbone whose blocks were tuned.
+        name: of :data:`SIGNIFICANCES`, or a rival: "attention", "single_block", "random".
+        seed: of "random", which is the same for all images.
     """
-    models: dict[tuple[str, str], nn.Module] = {("", "unreduced"): reduce_tokens(vit, "none")}
-    for schedule, (plan, tuned) in found.items():
-        models[schedule, "searched"] = reduce_tokens(vit, "patch_slimming", plan=plan)
-        models[schedule, "tuned"] = reduce_tokens(tuned, "patch_slimming", plan=plan)
-    predictions, labels = predict(models, loader)
-    rows = []
-    for (schedule, stage), prediction in predictions.items():
-        plan = found[schedule][0] if schedule else _everything(vit)
-        row = {"study": "stages", "schedule": schedule, "stage": stage, **cost(vit, plan)}
-        row["method"] = "patch_slimming" if schedule else "none"
-        rows.append({**row, **accuracies(prediction.logits, labels, dataset)})
-    return rows
-
-
-def _everything(vit: VisionTransformer) -> SlimmingPlan:
-    patches = vit.patch_embed.num_patches
-    return SlimmingPlan.of_patches([range(patches)] * len(vit.blocks), patches, vit.num_prefix_tokens)
-
-
-@torch.inference_mode()
-def block_scores(vit: VisionTransformer, images: Tensor, score: str, seed: int = 0) -> Tensor:
-    """Mean ``score`` (L - 1, P) of every patch in every block but the last, in the unreduced network."""
-    model, depth = slimmed(reduce_tokens(vit, "none"), SlimmingPlan.whole(vit)), len(vit.blocks)
-    total = torch.zeros(depth - 1, vit.patch_embed.num_patches, dtype=torch.float64)
-    for number, batch in enumerate(tqdm(Batches(images, 16), score, leave=False)):
+    require_choice(name, (*SIGNIFICANCES, *RIVALS), "score")
+    model, span = reduce_tokens(vit, "none"), range(len(vit.blocks) - 1)
+    if name in SIGNIFICANCES:
+        return significances(model, images, span, SIGNIFICANCES[name])
+    images = images[:1] if name == "random" else images
+    total = torch.zeros(len(span), vit.patch_embed.num_patches, dtype=torch.float64)
+    for number, batch in enumerate(tqdm(Batches(images, 16), name, leave=False)):
         tokens = model.embed(batch.to(next(model.parameters())))
-        for layer in range(depth - 1):
-            total[layer] += SCORES[score](model, tokens, layer, Scoring(seed=seed), number).double().sum(0).cpu()
+        for layer in span:
+            total[layer] += SCORES[name](model, tokens, layer, Scoring(seed=seed), number).double().sum(0).cpu()
             tokens = model.advance(tokens, range(layer, layer + 1))
     return total / len(images)
 
 
-@torch.inference_mode()
-def predict_plans(
-    vit: VisionTransformer, plans: Mapping[Hashable, SlimmingPlan], loader: DataLoader
-) -> tuple[dict[Hashable, Tensor], Tensor]:
-    """Logits (n, classes) of ``vit`` under every plan, without tuning, and the labels (n,)."""
-    model, count = reduce_tokens(vit.eval(), "none"), len(loader.sampler)
-    logits, labels = {key: Rows(count) for key in plans}, Rows(count)
-    for images, targets in tqdm(loader, "plans", leave=False):
-        for key, tokens in branches(model, plans, images.to(next(model.parameters()))):
-            logits[key].add(model.classify(tokens).float().cpu())
-        labels.add(targets)
-    return {key: rows.rows for key, rows in logits.items()}, labels.rows
-
-
-def single_block_rows(
-    vit: VisionTransformer,
-    calibration: Tensor,
-    dataset: LabelledDataset,
-    loader: DataLoader,
-    *,
-    layers: Sequence[int],
-    shares: Sequence[float],
-    scores: Sequence[str],
-    random_masks: int = 3,
-) -> Iterator[Row]:
-    """Accuracy when one block drops patches for good, chosen by a score or by chance, without any tuning.
-
-    ``gain`` is the difference to random masks (the mean over several) on the same images, with its standard error.
-    """
-    ranks = {(name, 0): block_scores(vit, calibration, name) for name in scores}
-    ranks |= {("random", seed): block_scores(vit, calibration[:1], "random", seed) for seed in range(random_masks)}
-    model, plans = reduce_tokens(vit, "none"), {}
-    for (name, seed), ranked in ranks.items():
-        for layer in layers:
-            order = ranked[layer].argsort(descending=True, stable=True).tolist()
-            for share in shares:
-                plans[name, seed, layer, share] = dropped_at(model, layer, order[: round(share * len(order))])
-    logits, labels = predict_plans(vit, plans, loader)
-    for layer in layers:
-        for share in shares:
-            chance = [hits(logits["random", seed, layer, share], labels, dataset) for seed in range(random_masks)]
-            floor = torch.stack(chance).mean(0)
-            for name in [*scores, "random"]:
-                key = (name, 0, layer, share)
-                right = floor if name == "random" else hits(logits[key], labels, dataset)
-                yield {
-                    "study": "single_block",
-                    "schedule": name,
-                    "layer": layer,
-                    "share": share,
-                    "stage": "searched",
-                    "method": "patch_slimming",
-                    **cost(vit, plans[key]),
-                    **_mean(right, floor),
-                }
-
-
-def _mean(right: Tensor, floor: Tensor) -> Row:
-    gain, count = 100 * (right - floor), len(right)
-    return {
-        "accuracy": 100 * right.mean().item(),
-        "accuracy_sem": 100 * right.std().item() / count**0.5,
-        "gain": gain.mean().item(),
-        "gain_sem": gain.std().item() / count**0.5,
-        "n_val": count,
-    }
-
-
-def head_rows(vit: VisionTransformer, calibration: Tensor, layers: Sequence[int]) -> Iterator[Row]:
-    """Spearman's correlation of each way to handle heads, and of each rival score, with the exact significance."""
-    model = reduce_tokens(vit, "none")
-    span = range(len(vit.blocks) - 1)
-    exact = significances(model, calibration, span)
-    found = {name: significances(model, calibration, span, Scoring(name)) for name in HEAD_HANDLING[1:]}
-    found |= {name: block_scores(vit, calibration, name) for name in ("attention", "single_block")}
-    for name, scores in found.items():
+def correlation_rows(bench: Bench, layers: Sequence[int]) -> Iterator[Row]:
+    """Spearman's correlation of every other score with the published significance, by block."""
+    exact = mean_scores(bench.vit, bench.calibration, "significance")
+    for name in [*list(SIGNIFICANCES)[1:], *(rival for rival in RIVALS if rival != "random")]:
+        scores = mean_scores(bench.vit, bench.calibration, name)
         for layer in layers:
             correlation = float(spearmanr(scores[layer], exact[layer]).statistic)
             row = {"study": "heads", "schedule": name, "layer": layer, "rank_correlation": correlation}
