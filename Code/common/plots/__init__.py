@@ -12,7 +12,13 @@ from common.plots.heatmaps import HeatmapRow, heatmaps
 from common.plots.idling import idle_patches, idle_profile, idle_tradeoff, patch_similarity
 from common.plots.mutex_studies import mask_ablation, parameter_study
 from common.plots.patches import Example, ExampleRow, kept_patches, mask_patches, survival_map, united_grid
-from common.plots.slimming import block_sensitivity, one_block_gain, slimming_masks, slimming_schedule
+from common.plots.slimming import (
+    block_sensitivity,
+    one_block_gain,
+    slimming_masks,
+    slimming_schedule,
+    slimming_tradeoff,
+)
 from common.plots.style import EXPLAINERS, METHODS, MethodStyle, explainer_label, explainer_style, method_style, save
 
 __all__ = [
@@ -50,6 +56,7 @@ __all__ = [
     "save",
     "slimming_masks",
     "slimming_schedule",
+    "slimming_tradeoff",
     "speedup_vs_keep_rate",
     "survival_map",
     "united_grid",

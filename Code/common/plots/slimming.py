@@ -54,6 +54,39 @@ def slimming_masks(kept: Sequence[Sequence[int]], grid_size: tuple[int, int]) ->
 
 
 @rc_context(RC)
+def slimming_tradeoff(df: pd.DataFrame) -> Figure:
+    """Draw accuracy against multiplications: untuned plans of several budgets as lines, what training gives as points.
+
+    ``df`` holds the rows "budgets" and "stages" of the table "slimming"; accuracy is that among all classes of the
+    head, bars are one standard error over images.
+    """
+    needed = ("study", "schedule", "stage", "gmac", "accuracy", "accuracy_full", "accuracy_sem")
+    df = require_columns(df, needed, "slimming_tradeoff")
+    df = df.assign(accuracy=df["accuracy_full"].astype(float).fillna(df["accuracy"]))
+    fig = new_figure(3.8)
+    ax = fig.subplots()
+    lines, stages = df[df["study"] == "budgets"], df[df["study"] == "stages"]
+    names = [*stages["schedule"].unique(), *lines["schedule"].unique()]
+    colors = dict(zip(filter(None, dict.fromkeys(names)), _COLORS, strict=False))
+    for name, color in colors.items():
+        rows = lines[lines["schedule"] == name].sort_values("gmac")
+        if len(rows):
+            look = {"color": color, "marker": "o", "markersize": 4, "label": f"{name}, untuned"}
+            ax.errorbar(rows["gmac"], rows["accuracy"], yerr=rows["accuracy_sem"], **look)
+    for stage, marker in (("tuned", "^"), ("distilled", "*")):
+        for name, color in colors.items():
+            rows = stages[(stages["schedule"] == name) & (stages["stage"] == stage)]
+            if len(rows):
+                look = {"color": color, "marker": marker, "markersize": 10, "linestyle": "none"}
+                ax.plot(rows["gmac"], rows["accuracy"], **look, markeredgecolor="white", label=f"{name}, {stage}")
+    whole = stages.loc[stages["stage"] == "unreduced", "accuracy"]
+    ax.axhline(whole.iloc[0], color="#000000", linestyle="--", linewidth=1, label="unreduced")
+    ax.set(xlabel="GMAC", ylabel="Accuracy (%), all classes")
+    legend_below(fig, [ax])
+    return fig
+
+
+@rc_context(RC)
 def block_sensitivity(df: pd.DataFrame) -> Figure:
     """Draw accuracy against the one block that computes fewer patches, a line per share that it computes.
 

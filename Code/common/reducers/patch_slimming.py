@@ -13,6 +13,7 @@ from torch import Tensor
 from common.errors import UsageError, require_choice
 from common.models.tokens import Selection, Tokens
 from common.reducers.base import NOTHING, Reducer, Signal, Signals, register_reducer
+from common.reducers.losses import divergence
 from common.reducers.schedule import Schedule
 from common.reducers.slimming_plan import SlimmingPlan
 
@@ -29,13 +30,24 @@ class PatchSlimming(Reducer):
     Args:
         plan: a :class:`common.slimming.SlimmingPlan`, or the path of its JSON file.
         keys: "all", as published, or "selected": tokens to be dropped are not seen in their last block either.
+        distill_weight: of the divergence from the teacher where there is one, when the whole network is fine-tuned.
     """
 
     selects = True
     reads_prefix_only = True
+    wants_teacher = True
 
-    def __init__(self, vit, schedule: Schedule, *, plan: SlimmingPlan | str | Path, keys: str = "all") -> None:
+    def __init__(
+        self,
+        vit,
+        schedule: Schedule,
+        *,
+        plan: SlimmingPlan | str | Path,
+        keys: str = "all",
+        distill_weight: float = 1.0,
+    ) -> None:
         super().__init__(vit, schedule)
+        self.distill_weight = distill_weight
         self.plan = plan if isinstance(plan, SlimmingPlan) else SlimmingPlan.load(plan)
         self.keys = require_choice(keys, KEYS, "keys")
         check_plan(vit, schedule, self.plan)
@@ -57,6 +69,11 @@ class PatchSlimming(Reducer):
             raise UsageError(f"the plan is for {self.plan.num_patches} patches, the image has {tokens.grid_size}")
         rows: Tensor = getattr(self, f"rows_{layer}")
         return tokens, Selection(rows.expand(len(tokens.x), -1), keys=self.keys)
+
+    def training_loss(self, tokens: Tokens, logits: Tensor, teacher: tuple[Tensor, Tensor] | None) -> Tensor:
+        if teacher is None:
+            return super().training_loss(tokens, logits, teacher)
+        return self.distill_weight * divergence(logits, teacher[0])
 
     def extra_repr(self) -> str:
         return f"lengths={list(self.plan.lengths)}, plan={self.plan.digest}"

@@ -1,9 +1,13 @@
-"""How many tokens each block may compute within a budget: the same error at the output, whichever block makes it.
+"""How many tokens each block may compute within a budget, so that the least error reaches the output.
 
 Repeating the whole search for every tolerance that a bisection tries would tune every block again and again. Here each
-block is pruned alone, without tuning, to a few numbers of patches, and the error that reaches the output is measured:
-E_L, the quantity that patch slimming is about (Tang et al., CVPR 2022, equation 3; their search bounds the error one
-block ahead in its place). From these curves the lengths of any budget follow by arithmetic, to be tuned once.
+block is pruned alone, for good and without tuning, to a few numbers of patches, and the error that reaches the output
+is measured: E_L, the quantity that patch slimming is about (Tang et al., CVPR 2022, equation 3; their search bounds the
+error one block ahead in its place). From these curves the lengths of any budget follow by arithmetic, to be tuned once.
+
+Patches that are gone already cannot be lost again: a block that leaves n of the n' patches that enter it adds
+E_l(n) - E_l(n'), read from its own curve. The lengths with the least sum of these are a shortest path. (To give all
+blocks the same error E_l(n) instead charges deep blocks for what shallow ones dropped before, and prunes them too far.)
 """
 
 from __future__ import annotations
@@ -12,6 +16,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from scipy.interpolate import PchipInterpolator
 from torch import Tensor
 from tqdm import tqdm
 
@@ -21,7 +26,7 @@ from common.slimming.calibration import Batches, Calibration
 from common.slimming.costs import Costs
 from common.slimming.tuning import errors
 
-SHARES = (0.0, 0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 0.85)
+SHARES = (0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
 
 @torch.inference_mode()
@@ -47,31 +52,60 @@ def sensitivity(
     return total / len(images)
 
 
-class Curves:
-    """Error over the number of patches that stay, of every block but the last, between the measured points a line.
+def error_curves(found: Tensor, num_patches: int, shares: Sequence[float] = SHARES) -> np.ndarray:
+    """Error (L - 1, P + 1) of every block but the last by the number of patches that stay, 0 to P; it never rises.
+
+    Between the measured points a monotone cubic.
 
     Args:
         found: (L - 1, K) as :func:`sensitivity` measures it at ``shares``.
     """
-
-    def __init__(self, found: Tensor, num_patches: int, shares: Sequence[float] = SHARES) -> None:
-        self._counts = np.array([*(round(share * num_patches) for share in shares), num_patches])
-        whole = np.pad(found.numpy(), ((0, 0), (0, 1)))  # nothing dropped, no error
-        self._errors = np.maximum.accumulate(whole[:, ::-1], axis=1)[:, ::-1]  # noise must not make a curve rise
-
-    def counts(self, tolerance: float) -> list[int]:
-        """Fewest patches per block, the last included, whose error is at most ``tolerance``; they never grow."""
-        fewest = [int(np.ceil(np.interp(tolerance, row[::-1], self._counts[::-1]))) for row in self._errors]
-        return [*np.maximum.accumulate(fewest[::-1])[::-1].tolist(), 0]
+    counts = np.array([*(round(share * num_patches) for share in shares), num_patches])
+    whole = np.pad(found.numpy(), ((0, 0), (0, 1)))  # nothing dropped, no error
+    falling = np.maximum.accumulate(whole[:, ::-1], axis=1)[:, ::-1]  # noise must not make a curve rise
+    return PchipInterpolator(counts, falling, axis=1)(np.arange(num_patches + 1))
 
 
-def allocate(curves: Curves, costs: Costs, budget: float, counter: str) -> tuple[tuple[int, ...], float]:
-    """Lengths that spend at most ``budget``, a share of the multiplications, at the smallest tolerance; and that."""
+def allocate(curves: np.ndarray, costs: Costs, budget: float, counter: str = "compact") -> tuple[int, ...]:
+    """Tokens of every block that spend at most ``budget``, a share of the multiplications, for the least error.
+
+    A price on multiplications is bisected; between the two sets of lengths whose prices enclose the budget, the
+    longest that fits is taken.
+
+    Args:
+        curves: (L - 1, P + 1), see :func:`error_curves`.
+    """
     costs.check_budget(budget, [costs.num_prefix_tokens] * costs.depth, counter)
-    low, high = 1e-9, 10.0
-    for _ in range(60):
+    prices = _prices(costs, counter)
+    low, high = 1e-9, 1e9
+    for _ in range(80):
         middle = (low * high) ** 0.5
-        lengths = [costs.num_prefix_tokens + count for count in curves.counts(middle)]
-        dear = costs.macs(lengths, counter) > budget * costs.unreduced
+        dear = costs.macs(_lengths(curves, prices, middle, costs), counter) > budget * costs.unreduced
         low, high = (middle, high) if dear else (low, middle)
-    return tuple(costs.num_prefix_tokens + count for count in curves.counts(high)), high
+    short, long = (np.array(_lengths(curves, prices, price, costs)) for price in (high, low))
+    mixed = [np.round(short + part * (long - short)).astype(int).tolist() for part in np.linspace(1, 0, 101)]
+    return tuple(next(each for each in mixed if costs.macs(each, counter) <= budget * costs.unreduced))
+
+
+def _prices(costs: Costs, counter: str) -> np.ndarray:
+    """Share of all multiplications (P + 1, P + 1) of a block that leaves n (row) of the patches k (column) entering."""
+    tokens = costs.num_prefix_tokens + np.arange(costs.num_tokens - costs.num_prefix_tokens + 1)
+    keys = {"compact": tokens[None, :], "paper": np.array([[costs.num_tokens]]), "square": tokens[:, None]}[counter]
+    square = np.zeros((len(tokens), len(tokens)))
+    return (square + costs.block(tokens[:, None], keys)) / costs.unreduced
+
+
+def _lengths(curves: np.ndarray, prices: np.ndarray, price: float, costs: Costs) -> list[int]:
+    """The shortest path through all blocks: of each, the error that it adds and its multiplications times ``price``."""
+    counts = np.arange(curves.shape[1])
+    rises = counts[:, None] > counts[None, :]
+    rest, choices = price * prices[0], []
+    for curve in curves[::-1]:
+        added = np.where(rises, np.inf, curve[:, None] - curve[None, :])
+        total = added + price * prices + rest[:, None]
+        choices.append(total.argmin(0))
+        rest = total.min(0)
+    left = [counts[-1]]
+    for choice in reversed(choices):
+        left.append(choice[left[-1]])
+    return [*(int(count) + costs.num_prefix_tokens for count in left[1:]), costs.num_prefix_tokens]

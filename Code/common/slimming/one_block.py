@@ -15,7 +15,7 @@ from common.reducers.base import NOTHING, Reducer, Signal, Signals
 from common.reducers.schedule import Schedule
 from common.slimming.branches import dropped_at, slimmed
 from common.slimming.costs import Costs
-from common.slimming.study import Bench, Row, cost, mean_scores
+from common.slimming.study import Bench, Row, compared, cost, mean_scores
 
 PRUNED = ("idle", "zero", "dropped")
 
@@ -135,7 +135,9 @@ def _rows(
         shown["random"] = torch.stack([hits[("random", seed), cell] for seed in range(random_masks)]).mean(0)
     count = 0 if layer == len(vit.blocks) - 1 else round(share * vit.patch_embed.num_patches)
     for name, right in shown.items():
-        gain = 100 * (right - shown["random"]) if random_masks else None
+        found = compared(right, shown["random"] if random_masks else right)
+        if not random_masks:
+            found |= {"gain": None, "gain_sem": None}
         yield {
             "schedule": name,
             "layer": layer,
@@ -144,9 +146,5 @@ def _rows(
             "stage": "searched",
             "method": "patch_slimming",
             **one_block_cost(vit, layer, count, pruned),
-            "accuracy": 100 * right.mean().item(),
-            "accuracy_sem": 100 * right.std().item() / len(right) ** 0.5,
-            "gain": None if gain is None else gain.mean().item(),
-            "gain_sem": None if gain is None else gain.std().item() / len(gain) ** 0.5,
-            "n_val": len(right),
+            **found,
         }

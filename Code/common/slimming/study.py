@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from scipy.stats import spearmanr
@@ -17,6 +18,7 @@ from common.data.base import LabelledDataset
 from common.data.loading import subset
 from common.digits_backbone import resolve_weights
 from common.errors import require_choice
+from common.idling.training import TASK_STAGE, tune
 from common.models.factory import create_backbone
 from common.models.reduced import ReducedVisionTransformer, reduce_tokens
 from common.reducers.slimming_plan import SlimmingPlan
@@ -47,10 +49,12 @@ class Bench:
     Attributes:
         vit: in eval mode, with its own head.
         calibration: (n, 3, H, W) training images as they are evaluated.
+        train_set: training images, augmented.
     """
 
     vit: VisionTransformer
     calibration: Tensor
+    train_set: LabelledDataset
     val_set: LabelledDataset
     batch_size: int
     seed: int
@@ -58,6 +62,21 @@ class Bench:
     def loader(self, limit: int | None = None) -> DataLoader:
         """``limit`` validation images, the classes as even as possible, in their order; None = all."""
         return make_loader(subset(self.val_set, limit, self.seed), self.batch_size, shuffle=False, seed=self.seed)
+
+    def distilled(self, plan: SlimmingPlan, tuned: VisionTransformer, epochs: int, lr: float) -> VisionTransformer:
+        """A copy of ``tuned``, all of which learnt under ``plan`` to agree with the original network, without labels.
+
+        The last step of Tang et al. (CVPR 2022), which they do on labels.
+        """
+        vit = copy.deepcopy(tuned)
+        model, teacher = reduce_tokens(vit, "patch_slimming", plan=plan), reduce_tokens(self.vit, "none")
+        settings = {"batch_size": self.batch_size, "seed": self.seed, "device": next(vit.parameters()).device.type}
+        few = subset(self.val_set, min(self.batch_size, len(self.val_set)), self.seed)
+        config = replace(TASK_STAGE, epochs=epochs, lr=lr, **settings)
+        for epoch in tune(model, teacher, (self.train_set, few), config):
+            if epoch.epoch:
+                print(f"distilled: epoch {epoch.epoch} of {epochs}, loss {epoch.train_loss:.3f}")
+        return vit.eval()
 
     @torch.inference_mode()
     def hits(
@@ -104,17 +123,19 @@ def open_bench(
     img_size: int,
     recipe: str,
     num_calibration: int,
-    limit_val: int | None,
+    limit_train: int | None = None,
+    limit_val: int | None = None,
     batch_size: int,
     seed: int,
     device: str | None = None,
 ) -> Bench:
     """Load ``backbone`` with its own head, and the data."""
     opened = {"img_size": img_size, "recipe": recipe, "seed": seed}
+    train_set = load_dataset(dataset, "train", train=True, limit=limit_train, **opened)
     calibration = images_of(load_dataset(dataset, "train", limit=num_calibration, **opened))
     val_set = load_dataset(dataset, "val", limit=limit_val, **opened)
     vit = create_backbone(backbone, weights=resolve_weights(weights, backbone), img_size=img_size).eval()
-    return Bench(vit.to(torch_device(device)), calibration, val_set, batch_size, seed)
+    return Bench(vit.to(torch_device(device)), calibration, train_set, val_set, batch_size, seed)
 
 
 def images_of(dataset: LabelledDataset) -> Tensor:
@@ -139,6 +160,18 @@ def hits(logits: Tensor, labels: Tensor, dataset: LabelledDataset) -> Tensor:
     """1 where the most probable of all classes of the head is right (n,), float64."""
     inside = head_classes(logits.shape[1], dataset)
     return (logits.argmax(1) == (labels if inside is None else torch.tensor(inside)[labels])).double()
+
+
+def compared(right: Tensor, other: Tensor) -> Row:
+    """Percent of ``right`` (n,), and the difference to ``other`` on the same images, with their standard errors."""
+    gain, count = 100 * (right - other), len(right)
+    return {
+        "accuracy": 100 * right.mean().item(),
+        "accuracy_sem": 100 * right.std().item() / count**0.5,
+        "gain": gain.mean().item(),
+        "gain_sem": gain.std().item() / count**0.5,
+        "n_val": count,
+    }
 
 
 def cost(costs: Costs, lengths: Sequence[int], counter: str = "compact") -> Row:

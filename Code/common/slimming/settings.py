@@ -1,0 +1,84 @@
+"""How a top-down search is to be done."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from common.errors import UsageError, require_choice
+from common.slimming.baselines import SCORES
+from common.slimming.costs import COUNTERS
+from common.slimming.scores import Scoring
+from common.slimming.tuning import ERRORS, Tuning
+
+LEAST = {"step": 1, "epochs": 0, "batch_size": 1, "score_images": 1, "error_images": 1, "chunk": 1}
+
+
+@dataclass(frozen=True)
+class SearchSettings:
+    """How to search; one of the first three says how far.
+
+    Args:
+        tolerance: error, by ``error_norm``, that a block may make; the paper's 0.01 to 0.02 are of an unknown norm.
+        mac_budget: share of the multiplications to spend, by ``counter``; shared out among the
+            blocks so that the least error reaches the output before tuning, see :mod:`common.slimming.allocation`.
+        lengths: tokens of every block, prefix tokens included; the last block computes these alone.
+        step: patches to add at a time (the paper's r0).
+        error_norm: "rel", "token", "mse" or "raw", see :func:`common.slimming.tuning.errors`.
+        counter: "compact", what the slim model executes, or "paper", see :mod:`common.slimming.costs`.
+        epochs, lr, batch_size: of the tuning of each candidate, see :class:`Tuning`; 0 epochs tune nothing.
+        reset: every candidate starts from the original weights, not from those tuned for the one before.
+        score: "significance", or a rival: "attention", "single_block", "random".
+        head_handling, feature, shortcut, paths: of the significance, see :class:`Scoring`.
+        score_images: images that patches are scored on, of those to tune on.
+        error_images: held-out images that a budget is shared out on.
+        held_out: share of the images that errors are measured on, and nothing is tuned on.
+        chunk: images whose features are computed at once.
+        cache_mb: memory for the features of one block; what does not fit is computed again in every epoch.
+        seed: of the split, of the order of images and of sampled paths.
+    """
+
+    tolerance: float | None = None
+    mac_budget: float | None = None
+    lengths: tuple[int, ...] | None = None
+    step: int = 10
+    error_norm: str = "rel"
+    counter: str = "compact"
+    epochs: int = 3
+    lr: float = 1e-4
+    batch_size: int = 32
+    reset: bool = False
+    score: str = "significance"
+    head_handling: str = "path_energy"
+    feature: str = "raw"
+    shortcut: bool = False
+    paths: int = 64
+    score_images: int = 128
+    error_images: int = 32
+    held_out: float = 0.25
+    chunk: int = 32
+    cache_mb: int = 1024
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        goals = [name for name in ("tolerance", "mac_budget", "lengths") if getattr(self, name) is not None]
+        if len(goals) != 1:
+            raise UsageError(f"a search needs one of tolerance, mac_budget and lengths; given: {goals or 'none'}")
+        if self.tolerance is not None and not self.tolerance >= 0:
+            raise UsageError(f"tolerance={self.tolerance!r} is not allowed; give an error >= 0")
+        for name, least in LEAST.items():
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise UsageError(f"{name}={value!r} is not allowed; give a whole number >= {least}")
+        for name, allowed in {"error_norm": ERRORS, "counter": COUNTERS, "score": SCORES}.items():
+            require_choice(getattr(self, name), allowed, name)
+        if self.lengths is not None:
+            object.__setattr__(self, "lengths", tuple(self.lengths))
+        _ = self.scoring  # refuses what it does not know
+
+    @property
+    def scoring(self) -> Scoring:
+        return Scoring(self.head_handling, self.feature, self.shortcut, self.paths, self.seed)
+
+    @property
+    def tuning(self) -> Tuning:
+        return Tuning(self.epochs, self.lr, self.batch_size, self.error_norm)
