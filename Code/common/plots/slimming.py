@@ -18,6 +18,10 @@ _SCORES = {
     "attention": "norm of the attention map",
     "single_block": "score of one block",
 }
+_SCHEDULES = {
+    "uniform, single_block": "uniform, score of one block",
+    "uniform, single_block, square": "the same, square attention",
+}
 _PRUNED = {"idle": "pass the block unchanged", "zero": "are zero after the block", "dropped": "are dropped for good"}
 
 
@@ -66,19 +70,25 @@ def slimming_tradeoff(df: pd.DataFrame) -> Figure:
     fig = new_figure(3.8)
     ax = fig.subplots()
     lines, stages = df[df["study"] == "budgets"], df[df["study"] == "stages"]
-    names = [*stages["schedule"].unique(), *lines["schedule"].unique()]
-    colors = dict(zip(filter(None, dict.fromkeys(names)), _COLORS, strict=False))
+    names = [*stages["schedule"].dropna().unique(), *lines["schedule"].unique()]
+    colors = dict(zip((name for name in dict.fromkeys(names) if name), _COLORS, strict=False))
     for name, color in colors.items():
         rows = lines[lines["schedule"] == name].sort_values("gmac")
         if len(rows):
-            look = {"color": color, "marker": "o", "markersize": 4, "label": f"{name}, untuned"}
+            look = {"color": color, "marker": "o", "markersize": 4, "label": f"{_SCHEDULES.get(name, name)}, untuned"}
             ax.errorbar(rows["gmac"], rows["accuracy"], yerr=rows["accuracy_sem"], **look)
     for stage, marker in (("tuned", "^"), ("distilled", "*")):
         for name, color in colors.items():
             rows = stages[(stages["schedule"] == name) & (stages["stage"] == stage)]
             if len(rows):
                 look = {"color": color, "marker": marker, "markersize": 10, "linestyle": "none"}
-                ax.plot(rows["gmac"], rows["accuracy"], **look, markeredgecolor="white", label=f"{name}, {stage}")
+                ax.plot(
+                    rows["gmac"],
+                    rows["accuracy"],
+                    **look,
+                    markeredgecolor="white",
+                    label=f"{_SCHEDULES.get(name, name)}, {stage}",
+                )
     whole = stages.loc[stages["stage"] == "unreduced", "accuracy"]
     ax.axhline(whole.iloc[0], color="#000000", linestyle="--", linewidth=1, label="unreduced")
     ax.set(xlabel="GMAC", ylabel="Accuracy (%), all classes")

@@ -37,7 +37,7 @@ def budget_variants(bench: Bench, budgets: Sequence[float], error_images: int) -
     Args:
         error_images: calibration images, the last ones, that the learned lengths are found on.
     """
-    names = ("significance", "attention", "single_block", "random")
+    names = ("significance", "single_block", "random")
     scores = {name: mean_scores(bench.vit, bench.calibration, name) for name in names}
     model, costs = reduce_tokens(bench.vit, "none"), Costs.of(bench.vit)
     found = sensitivity(model, bench.calibration[-error_images:], scores["significance"])
