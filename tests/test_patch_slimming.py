@@ -1,6 +1,7 @@
 """The reducer that follows a plan: exact rows, nested masks, closed-form costs, files that come back."""
 
 import json
+import math
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from common.models.factory import create_model
 from common.models.reduced import applicable_reducers, reduce_tokens
 from common.reducers import Method
 from common.slimming import SlimmingPlan
-from common.slimming.branches import branches, dropped_at
+from common.slimming.branches import branches, dropped_at, nested, slimmed
 from common.slimming.costs import Costs
 from common.weights import save_state
 
@@ -126,6 +127,7 @@ def test_square_attention_sees_less():
     all_keys = reduce_tokens(vit, "patch_slimming", plan=plan)
     square = reduce_tokens(vit, "patch_slimming", plan=plan, keys="selected")
     assert count_macs(square, 64).total < count_macs(all_keys, 64).total
+    assert count_macs(square, 64).total == Costs.of(vit).macs(plan.lengths, "square")
     with torch.inference_mode():
         assert (square(x) - all_keys(x)).abs().max() > 1e-3
         first = square.embed(x)
@@ -139,11 +141,27 @@ def test_branches_are_the_models_they_stand_for():
     whole = reduce_tokens(vit, "none")
     plans = {"a": plan_for(vit, 0.3), "late": dropped_at(whole, 9, [3, 5]), "none": SlimmingPlan.whole(vit)}
     with torch.inference_mode():
-        found = {key: whole.classify(tokens) for key, tokens in branches(whole, plans, x)}
+        slim = {key: slimmed(whole, plan) for key, plan in plans.items()}
+        found = {key: whole.classify(tokens) for key, tokens in branches(whole, slim, x)}
         for key, plan in plans.items():
             expected = reduce_tokens(vit, "patch_slimming", plan=plan)(x)
             torch.testing.assert_close(found.pop(key), expected, rtol=0, atol=1e-5)
     assert not found
+
+
+def test_nested_blocks_keep_those_above_and_add_their_own_best():
+    scores = torch.tensor([[4.0, 3.0, 2.0, 1.0], [1.0, 2.0, 3.0, 4.0]])
+    assert nested(scores, (4, 2, 1)).kept == ((0, 1, 3), (3,), ())
+    assert nested(scores, (3, 3, 1)).kept == ((2, 3), (2, 3), ())
+
+
+def test_a_plan_learns_from_a_teacher_alone():
+    vit = make("vit")
+    model = reduce_tokens(vit, "patch_slimming", plan=plan_for(vit, 0.5), distill_weight=2.0)
+    own, teacher = torch.tensor([[0.0, 0.0]]), torch.tensor([[0.0, 0.0]]).add(torch.tensor([1.0, 3.0]).log())
+    assert model.reducer.training_loss(None, own, None) == 0
+    divergence = 0.25 * math.log(0.25 / 0.5) + 0.75 * math.log(0.75 / 0.5)
+    assert model.reducer.training_loss(None, own, (teacher, None)).item() == pytest.approx(2 * divergence)
 
 
 def test_plan_and_weights_come_back_from_files(tmp_path):

@@ -3,6 +3,7 @@
 import copy
 from dataclasses import asdict
 
+import numpy as np
 import pytest
 import torch
 from backbones import images, make
@@ -11,8 +12,8 @@ from common.benchmark import interleaved
 from common.errors import UsageError
 from common.models.factory import create_backbone
 from common.models.reduced import reduce_tokens
-from common.slimming import SlimmingPlan, calibrate_thresholds, fit_gates, search, top_down, tuning
-from common.slimming.allocation import SHARES, Curves, allocate, sensitivity
+from common.slimming import SlimmingPlan, calibrate_thresholds, fit_gates, search, trials, tuning
+from common.slimming.allocation import SHARES, added_error, allocate, error_curves, sensitivity
 from common.slimming.branches import dropped_at, slimmed
 from common.slimming.calibration import split
 from common.slimming.costs import Costs
@@ -172,7 +173,7 @@ def test_a_killed_search_goes_on_where_it_was(vit, x, tmp_path, monkeypatch):
         search(copy.deepcopy(twin), x, output_dir=tmp_path, **how)
     monkeypatch.undo()
     asked = []
-    monkeypatch.setattr(top_down, "measure", lambda *args: asked.append(args[1]) or measure(*args))
+    monkeypatch.setattr(trials, "measure", lambda *args: asked.append(args[1]) or measure(*args))
     plan = search(twin, x, output_dir=tmp_path, **how)
     assert plan == whole and sorted(set(asked)) == [0, 1]
     assert all(torch.equal(value, vit.state_dict()[key]) for key, value in twin.state_dict().items())
@@ -187,14 +188,28 @@ def test_budgets_are_spent_by_either_counter(vit, x):
     scores = significances(model, x[:8], range(DEPTH - 1))
     found = sensitivity(model, x[:8], scores)
     assert found.shape == (DEPTH - 1, len(SHARES)) and (found > 0).all()
-    for counter in ("compact", "paper"):
-        spent = []
+    curves = error_curves(found, PATCHES)
+    for counter in ("compact", "paper", "square"):
         for budget in (0.75, 0.6, 0.45):
-            lengths, tolerance = allocate(Curves(found, PATCHES), costs, budget, counter)
+            lengths = allocate(curves, costs, budget, counter)
             assert lengths[-1] == 1 and all(a >= b for a, b in zip(lengths, lengths[1:], strict=False))
             assert budget - 0.03 < costs.macs(lengths, counter) / costs.unreduced <= budget
-            spent.append((tolerance, lengths))
-        assert spent == sorted(spent, key=lambda each: each[0])  # dearer, less error
+            assert added_error(curves, lengths) <= added_error(curves, costs.uniform(budget, counter))
+
+
+@pytest.mark.parametrize("counter", ["compact", "paper", "square"])
+def test_no_lengths_that_cost_as_little_make_less_error(counter):
+    """Against all lengths of three blocks and six patches."""
+    assert added_error(np.array([[3.0, 1.0, 0.0], [2.0, 0.5, 0.0]]), (2, 1, 1)) == (1 - 0) + (2 - 0.5)
+    costs = Costs(depth=3, num_tokens=7, num_prefix_tokens=1, dim=8, hidden=32, fixed=100)
+    curves = np.array([[9.0, 5, 3, 2, 1, 0.4, 0], [4.0, 3, 2.2, 1.5, 0.9, 0.4, 0]])
+    every = [(a + 1, b + 1, 1) for a in range(7) for b in range(a + 1)]
+    for budget in (0.4, 0.6, 0.9):
+        found = allocate(curves, costs, budget, counter)
+        spent = costs.macs(found, counter)
+        assert spent <= budget * costs.unreduced
+        least = min(added_error(curves, each) for each in every if costs.macs(each, counter) <= spent)
+        assert added_error(curves, found) == pytest.approx(least)
 
 
 def test_sensitivity_is_the_error_of_the_pruned_model(vit, x):
@@ -208,12 +223,10 @@ def test_sensitivity_is_the_error_of_the_pruned_model(vit, x):
     assert found[2, 0].item() == pytest.approx(errors(*ends).mean().item(), rel=1e-5)
 
 
-def test_curves_are_read_between_their_points():
-    curves = Curves(torch.tensor([[0.8, 0.4], [0.2, 0.1], [0.5, 0.625]]), 100, (0.0, 0.5))
-    assert curves.counts(0.7) == [13, 0, 0, 0]  # a quarter of the way; the dip of block 2 is noise
-    assert curves.counts(0.3125) == [75, 75, 75, 0]  # no block may have more than one before it
-    assert curves.counts(0.0625) == [95, 95, 95, 0]
-    assert curves.counts(0.0) == [100, 100, 100, 0] and curves.counts(2.0) == [0, 0, 0, 0]
+def test_curves_pass_through_their_points_and_never_rise():
+    curves = error_curves(torch.tensor([[0.8, 0.4], [0.2, 0.1], [0.5, 0.625]]), 100, (0.0, 0.5))
+    assert curves.shape == (3, 101) and (np.diff(curves, axis=1) <= 0).all()
+    assert curves[:, [0, 50, 100]].ravel().tolist() == pytest.approx([0.8, 0.4, 0, 0.2, 0.1, 0, 0.625, 0.625, 0])
 
 
 def test_a_dataset_is_as_good_as_a_tensor(vit, x):
@@ -260,7 +273,7 @@ def test_the_plan_is_plain_data(vit, x, tmp_path):
     plan = search(vit, x, mac_budget=0.5, **FAST, error_images=4)
     plan.save(tmp_path / "plan.json")
     assert asdict(SlimmingPlan.load(tmp_path / "plan.json")) == asdict(plan)
-    assert plan.settings["mac_budget"] == 0.5 and plan.settings["images"] == 24 and plan.settings["tolerance"] > 0
+    assert plan.settings["mac_budget"] == 0.5 and plan.settings["images"] == 24
     assert plan.settings["lengths"] == list(plan.lengths)
 
 

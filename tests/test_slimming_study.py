@@ -1,78 +1,176 @@
 """The rows of the slimming notebooks, and the sentences and tables made of them."""
 
+import copy
+
 import pandas as pd
 import pytest
 import torch
+from backbones import images, make, plan_for
 from test_evaluation import Noise
 
 from common import plots
-from common.data import make_loader
+from common.errors import UsageError
+from common.macs import count_macs
 from common.models.factory import create_backbone
 from common.models.reduced import reduce_tokens
+from common.reducers.losses import divergence
 from common.report.published import published_slimming
 from common.report.slimming import slimming_answers, slimming_sections
 from common.slimming.costs import Costs
-from common.slimming.study import head_rows, single_block_rows, stage_rows
+from common.slimming.one_block import PRUNED, one_block, one_block_cost, one_block_rows
+from common.slimming.study import SIGNIFICANCES, Bench, correlation_rows
 from common.slimming.top_down import search
+from common.slimming.variants import budget_rows, dynamic_rows
 
 CONSTANT = {"dataset": "noise", "backbone": "vit_digits", "img_size": 32, "seed": 0}
 
 
 @pytest.fixture(scope="module")
-def parts():
+def bench():
     torch.manual_seed(2)
     vit = create_backbone("vit_digits").eval()
+    with torch.no_grad():
+        for block in vit.blocks:
+            block.attn.qkv.weight *= 4
     data = Noise(torch.arange(12) % 10, 10)
     data.images = torch.randn(12, 3, 32, 32, generator=torch.Generator().manual_seed(1))
-    return vit, data, make_loader(data, 5, shuffle=False, seed=0)
+    return Bench(vit, data.images, data, data, batch_size=5, seed=0)
 
 
-def test_stages_are_measured_on_the_models_they_name(parts):
-    vit, data, loader = parts
-    plan = search(vit, data.images, lengths=(40, 30, 20, 10, 5, 1), epochs=0)
-    rows = stage_rows(vit, {"learned": (plan, vit)}, data, loader)
+def test_stages_are_measured_on_the_models_they_name(bench):
+    vit, x = bench.vit, bench.calibration
+    plan = search(vit, x, lengths=(40, 30, 20, 10, 5, 1), epochs=0)
+    rows = bench.stage_rows({"learned": (plan, {"tuned": vit})}, 0.6)
     assert [(row["schedule"], row["stage"], row["method"]) for row in rows] == [
         ("", "unreduced", "none"),
         ("learned", "searched", "patch_slimming"),
         ("learned", "tuned", "patch_slimming"),
     ]
-    assert rows[0]["cut"] == 0 and rows[0]["gmac"] == Costs.of(vit).unreduced / 1e9
+    assert {row["share"] for row in rows} == {0.6} and rows[0]["cut"] == 0
+    assert rows[0]["gmac"] == Costs.of(vit).unreduced / 1e9
     assert rows[1]["tokens"] == "40 30 20 10 5 1" and rows[1]["cut"] > rows[1]["cut_paper"] > 0
     slim = reduce_tokens(vit, "patch_slimming", plan=plan)
     with torch.inference_mode():
-        right = (slim(data.images).argmax(1) == data.labels).double().mean().item()
+        right = (slim(x).argmax(1) == bench.val_set.labels).double().mean().item()
     assert rows[1]["accuracy"] == rows[2]["accuracy"] == pytest.approx(100 * right)
     assert rows[1]["accuracy_full"] is None and rows[1]["n_val"] == 12
 
 
-def test_gain_is_the_difference_to_random_masks_and_tables_show_it(parts):
-    vit, data, loader = parts
-    choice = {"layers": [1, 4], "shares": [0.25], "scores": ["significance"], "random_masks": 2}
-    rows = list(single_block_rows(vit, data.images, data, loader, **choice))
+def test_distilled_networks_come_closer_to_their_teacher_and_leave_it_alone(bench):
+    plan = plan_for(bench.vit, 0.3)
+    before = copy.deepcopy(bench.vit.state_dict())
+    learnt = bench.distilled(plan, bench.vit, epochs=6, lr=2e-4)
+    assert all(torch.equal(value, before[key]) for key, value in bench.vit.state_dict().items())
+    with torch.inference_mode():
+        wanted = bench.vit(bench.calibration)
+        ends = [reduce_tokens(vit, "patch_slimming", plan=plan)(bench.calibration) for vit in (bench.vit, learnt)]
+    assert divergence(ends[1], wanted) < divergence(ends[0], wanted)
+
+
+@pytest.mark.parametrize("family", ["vit", "deit-distilled", "dinov2-registers"])
+def test_what_becomes_of_patches_that_one_block_does_not_compute(family):
+    vit = make(family)
+    model, patches, layer = reduce_tokens(vit, "none"), [1, 6, 11], 1
+    rows = [*range(vit.num_prefix_tokens), *(vit.num_prefix_tokens + patch for patch in patches)]
+    with torch.inference_mode():
+        before = model.advance(model.embed(images(vit)), range(layer))
+        computed, idle = vit.blocks[layer](before.x), before.x.clone()
+        idle[:, rows] = computed[:, rows]
+        zero = torch.zeros_like(idle)
+        zero[:, rows] = computed[:, rows]
+        for pruned, x in {"idle": idle, "zero": zero, "dropped": computed[:, rows]}.items():
+            expected = vit.norm(vit.blocks[layer + 1 :](x))[:, : vit.num_prefix_tokens]
+            found = one_block(model, layer, patches, pruned).encode(before, first=layer)
+            torch.testing.assert_close(found.x, expected, rtol=0, atol=1e-5)
+
+
+def test_one_block_costs_what_it_computes(bench):
+    model = reduce_tokens(bench.vit, "none")
+    for pruned in PRUNED:
+        for layer in (1, 5):
+            patches = range(0, 64, 4) if layer < 5 else ()
+            found = one_block_cost(bench.vit, layer, len(patches), pruned)["gmac"]
+            assert found == count_macs(one_block(model, layer, patches, pruned), 32).total / 1e9
+    with pytest.raises(UsageError, match="unknown pruned 'gone'; allowed: dropped, idle, zero"):
+        one_block(model, 1, [0], "gone")
+
+
+def test_gain_is_the_difference_to_random_masks_and_tables_show_it(bench):
+    choice = {"layers": [1, 4], "shares": [0.25], "scores": ["significance"], "pruned": ["dropped"]}
+    rows = [{"study": "single_block", **row} for row in one_block_rows(bench, **choice, random_masks=2)]
     assert [(row["layer"], row["schedule"]) for row in rows] == [
         (layer, name) for layer in (1, 4) for name in ("significance", "random")
     ]
     for scored, chance in zip(rows[::2], rows[1::2], strict=True):
         assert scored["gain"] == pytest.approx(scored["accuracy"] - chance["accuracy"]) and chance["gain"] == 0
         assert scored["tokens"] == chance["tokens"]
-    rows += head_rows(vit, data.images, [1, 4])
+    rows += correlation_rows(bench, [1, 4])
     frame = pd.DataFrame(rows).assign(**CONSTANT)
     correlations = frame["rank_correlation"].dropna()
-    assert len(correlations) == 10 and correlations.between(-1, 1).all()
+    assert len(correlations) == 16 and correlations.between(-1, 1).all()
     single, heads = slimming_sections(frame)
     assert single.frame["Block"].tolist() == ["2", "2", "5", "5"]
-    assert heads.frame["Score"].tolist() == ["attention", "rollout", "same_head", "sampled", "single_block"]
-    assert plots.single_block_accuracy(frame[frame["study"] == "single_block"]).axes[0].get_title().startswith("25 %")
+    assert set(heads.frame["Score"]) == {*SIGNIFICANCES, "attention", "single_block"} - {"significance"}
+    assert plots.one_block_gain(frame[frame["study"] == "single_block"]).axes[0].get_title().startswith("75 % are")
 
 
-def test_answers_say_what_is_lost_before_and_after():
+def test_where_no_patch_matters_the_accuracy_is_that_of_the_whole_network(bench):
+    choice = {"layers": range(6), "shares": [0.5, 0.2], "scores": ["significance"], "random_masks": 0}
+    rows = [{"study": "sensitivity", **row} for row in one_block_rows(bench, **choice)]
+    with torch.inference_mode():
+        right = (bench.vit(bench.calibration).argmax(1) == bench.val_set.labels).double().mean().item()
+    assert [row["accuracy"] for row in rows if row["layer"] == 5] == pytest.approx([100 * right] * 2)
+    assert all(row["gain"] is None and row["pruned"] == "idle" for row in rows)
+    frame = pd.DataFrame(rows).assign(**CONSTANT)
+    (section,) = slimming_sections(frame)
+    assert section.frame.columns.tolist() == ["Pruned", *"123456"] and section.frame["Pruned"].tolist() == [
+        "50 %",
+        "80 %",
+    ]
+    assert len(plots.block_sensitivity(frame).axes[0].containers) == 2
+
+
+def test_plans_of_a_budget_cost_the_same_and_are_compared_with_uniform_ones(bench):
+    rows = list(budget_rows(bench, [0.6, 0.4], error_images=4))
+    names = ["learned", "uniform", "uniform, single_block", "uniform, random", "uniform, single_block, square"]
+    assert [(row["share"], row["schedule"]) for row in rows] == [
+        (share, name) for share in (0.6, 0.4) for name in names
+    ]
+    for row in rows:
+        uniform = rows[1] if row["share"] == 0.6 else rows[6]
+        assert row["share"] - 0.03 < 1 - row["cut"] <= row["share"]
+        assert row["gain"] == pytest.approx(row["accuracy"] - uniform["accuracy"])
+    assert len(set(rows[4]["tokens"].split())) == 2 and int(rows[4]["tokens"][:2]) > int(rows[1]["tokens"][:2])
+    (section,) = slimming_sections(pd.DataFrame(rows).assign(**CONSTANT))
+    assert section.frame["Budget"].tolist() == ["60 %"] * 5 + ["40 %"] * 5
+
+
+def test_gates_compute_as_many_patches_as_the_plan(bench):
+    plan = plan_for(bench.vit, 0.3)
+    rows = list(dynamic_rows(bench, plan, epochs=1, num_images=12))
+    assert [row["schedule"] for row in rows] == ["static", "gates, fixed", "gates, threshold"]
+    assert rows[0]["gain"] == 0 and rows[0]["tokens"] == rows[1]["tokens"] == " ".join(map(str, plan.lengths))
+    means = [float(text.split("±")[0]) for text in rows[2]["tokens"].split()]
+    assert means == pytest.approx(plan.lengths, abs=1)
+    (section,) = slimming_sections(pd.DataFrame(rows).assign(**CONSTANT))
+    assert section.frame["Patches chosen by"].tolist() == ["plan", "gates, fixed", "gates, threshold"]
+
+
+def test_answers_and_tables_say_what_is_lost_at_every_stage_of_every_budget():
     stages = [("", "unreduced", 74.0, 0.0), ("learned", "searched", 60.0, 0.45), ("learned", "tuned", 72.5, 0.45)]
+    stages += [("learned", "distilled", 73.0, 0.45), ("", "unreduced", 74.0, 0.0), ("learned", "tuned", 73.5, 0.33)]
     frame = pd.DataFrame(stages, columns=["schedule", "stage", "accuracy_full", "cut"])
-    ((text, (point,)),) = slimming_answers(frame.assign(study="stages", accuracy=90.0, **CONSTANT))
+    ((text, points),) = slimming_answers(frame.assign(study="stages", accuracy=90.0, **CONSTANT))
     assert text.endswith("74.00 % without reduction, among all classes of the head.")
-    assert point.startswith(
-        "learned tokens, 45 % of the multiplications saved: 14.00 points lost before and 1.50 after"
+    assert points[0].startswith(
+        "learned tokens, 45 % of the multiplications saved: points lost 14.00 before tuning, 1.50"
     )
+    assert "1.00 after distillation" in points[0] and "33 %" in points[1] and "0.50 after block tuning" in points[1]
+    measures = dict.fromkeys(("accuracy_sem", "gmac", "gmac_paper", "cut_paper"), 0.5)
+    (section,) = slimming_sections(
+        frame.assign(study="stages", accuracy=90.0, tokens="9 1", n_val=4, **measures, **CONSTANT)
+    )
+    assert section.frame["Stage"].tolist().count("unreduced") == 1 and len(section.frame) == 5
 
 
 def test_published_numbers_stand_as_printed():

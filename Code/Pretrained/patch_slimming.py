@@ -123,7 +123,7 @@ if distill_epochs:
 # are paid for all tokens. `accuracy_full` is among all classes of the head.
 
 # %%
-rows = bench.stage_rows(found)
+rows = bench.stage_rows(found, mac_budget)
 shown = ["schedule", "stage", "accuracy", "accuracy_full", "accuracy_sem", "gmac", "cut", "gmac_paper", "cut_paper"]
 pd.DataFrame(rows)[shown].style.format("{:.3g}", subset=shown[2:], na_rep="").hide(axis="index")
 

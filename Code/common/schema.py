@@ -132,6 +132,7 @@ TABLES: dict[str, Schema] = {
             # schedule: how tokens were shared out ("learned", "uniform"), or the score that patches were chosen by
             **dict.fromkeys(("study", "schedule", "stage"), TEXT),
             "layer": INT,
+            # share: of the multiplications that may be spent in "stages" and "budgets", of the patches elsewhere
             # accuracy: among the classes of the dataset in "stages", among all of the head elsewhere
             **dict.fromkeys(("share", "accuracy", "accuracy_full", "accuracy_sem", "gain", "gain_sem"), FLOAT),
             "pruned": TEXT,  # what becomes of patches that the one block does not compute: "idle", "zero", "dropped"

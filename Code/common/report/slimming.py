@@ -10,6 +10,8 @@ from common.report.sections import NONE, Section, number, percent, setting_title
 from common.report.summary.rows import SETTING
 
 _STAGES = {"unreduced": "unreduced", "searched": "before tuning", "tuned": "after block tuning"}
+_STAGES |= {"distilled": "after distillation"}
+_PRUNED = {"idle": "idle", "zero": "zero", "dropped": "dropped for good"}
 _COUNTERS = (
     "GMAC is what the slim model executes; GMAC, paper counts as the authors do: keys and values for all tokens. "
     "Cut: share saved."
@@ -19,8 +21,22 @@ _ACCURACY = (
     "Tuned on images only."
 )
 _GAIN = (
-    "One block drops patches for good, nothing is tuned. Gain: difference to random masks on the same images, ± its "
+    "One block computes a part of its patches, nothing is tuned. The others idle: they pass it unchanged, and the next "
+    "computes them again; or they are dropped for good. Gain: difference to random masks on the same images, ± its "
     "standard error. Accuracy among all classes of the head. Blocks are counted from 1."
+)
+_SENSITIVITY = (
+    "Accuracy (%) among all classes of the head when the most significant patches of one block are computed and the "
+    "others pass it unchanged, by block, counted from 1. No head reads the patches of the last one."
+)
+_BUDGETS = (
+    "Nothing is tuned. Budget: share of the multiplications that may be spent. Gain: difference to uniform lengths "
+    "with patches by significance, on the same images, ± its standard error. Accuracy among all classes of the head. "
+    "Square: patches that a block does not compute are not seen in it either."
+)
+_DYNAMIC = (
+    "Nothing but the gates is trained. Fixed: as many patches in every image; threshold: as many on average, ± the "
+    "standard deviation over images. Gain: difference to the plan, the same in all images, ± its standard error."
 )
 _HEADS = "Spearman's correlation with the exact significance, by block, counted from 1."
 
@@ -30,15 +46,13 @@ def slimming_sections(data: pd.DataFrame) -> Iterator[Section]:
         title, studies = setting_title(rows), dict(list(rows.groupby("study", sort=False)))
         if "stages" in studies:
             yield Section(f"{title}: plans", _plans(studies["stages"]), (_ACCURACY, _COUNTERS))
-        if "single_block" in studies:
-            yield Section(f"{title}: one block alone", _single(studies["single_block"]), (_GAIN,))
-        if "heads" in studies:
-            wide = studies["heads"].pivot(index="schedule", columns="layer", values="rank_correlation")
-            frame = wide.map(number).rename(columns=lambda layer: f"{layer + 1}").rename_axis(columns=None)
-            yield Section(f"{title}: scores compared", frame.reset_index(names="Score"), (_HEADS,), folded=True)
+        for study, (what, frame_of, note) in _STUDIES.items():
+            if study in studies:
+                yield Section(f"{title}: {what}", frame_of(studies[study]), (note,), folded=study == "heads")
 
 
 def _plans(rows: pd.DataFrame) -> pd.DataFrame:
+    rows = rows[(rows["stage"] != "unreduced") | ~rows.duplicated(["stage", "n_val"])]
     full = [
         NONE if pd.isna(value) else f"{value:.1f} ± {error:.1f}"
         for value, error in zip(rows["accuracy_full"], rows["accuracy_sem"], strict=True)
@@ -59,17 +73,63 @@ def _plans(rows: pd.DataFrame) -> pd.DataFrame:
     )
 
 
+def _sensitivity(rows: pd.DataFrame) -> pd.DataFrame:
+    wide = rows.pivot(index="share", columns="layer", values="accuracy").sort_index(ascending=False)
+    frame = wide.map(number).rename(index=lambda share: percent(1 - share), columns=lambda layer: f"{layer + 1}")
+    return frame.rename_axis(columns=None).reset_index(names="Pruned")
+
+
 def _single(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(
         {
-            "Block": (rows["layer"] + 1).astype(str),
-            "Stays": rows["share"].map(percent),
+            "Block": (rows["layer"] + 1).map("{:.0f}".format),
+            "Computed": rows["share"].map(percent),
+            "Others": rows["pruned"].map(_PRUNED),
             "Chosen by": rows["schedule"],
-            "Accuracy (%)": [_with_error(*pair) for pair in zip(rows["accuracy"], rows["accuracy_sem"], strict=True)],
-            "Gain": [_with_error(*pair) for pair in zip(rows["gain"], rows["gain_sem"], strict=True)],
-            "Images": rows["n_val"].astype(str),
+            **_measured(rows),
         }
     )
+
+
+def _budgets(rows: pd.DataFrame) -> pd.DataFrame:
+    rows = rows.sort_values("share", ascending=False, kind="stable")
+    return pd.DataFrame(
+        {
+            "Budget": rows["share"].map(percent),
+            "Schedule": rows["schedule"],
+            **_measured(rows),
+            "Cut": rows["cut"].map(lambda value: percent(round(value, 3))),
+            "Tokens by block": rows["tokens"],
+        }
+    )
+
+
+def _dynamic(rows: pd.DataFrame) -> pd.DataFrame:
+    chosen = rows["schedule"].replace("static", "plan")
+    return pd.DataFrame({"Patches chosen by": chosen, **_measured(rows), "Tokens by block": rows["tokens"]})
+
+
+def _measured(rows: pd.DataFrame) -> dict[str, object]:
+    return {
+        "Accuracy (%)": [_with_error(*pair) for pair in zip(rows["accuracy"], rows["accuracy_sem"], strict=True)],
+        "Gain": [_with_error(*pair) for pair in zip(rows["gain"], rows["gain_sem"], strict=True)],
+        "Images": rows["n_val"].map("{:.0f}".format),
+    }
+
+
+def _heads(rows: pd.DataFrame) -> pd.DataFrame:
+    wide = rows.pivot(index="schedule", columns="layer", values="rank_correlation")
+    frame = wide.map(number).rename(columns=lambda layer: f"{layer + 1:.0f}").rename_axis(columns=None)
+    return frame.reset_index(names="Score")
+
+
+_STUDIES = {
+    "budgets": ("budgets, scores and keys", _budgets, _BUDGETS),
+    "dynamic": ("patches for each image", _dynamic, _DYNAMIC),
+    "sensitivity": ("how fragile each block is", _sensitivity, _SENSITIVITY),
+    "single_block": ("one block alone", _single, _GAIN),
+    "heads": ("scores compared", _heads, _HEADS),
+}
 
 
 def _with_error(value: float, error: float) -> str:
@@ -82,12 +142,12 @@ def slimming_answers(data: pd.DataFrame) -> Iterator[tuple[str, tuple[str, ...]]
         value = "accuracy_full" if rows["accuracy_full"].notna().all() else "accuracy"
         baseline = rows.loc[rows["stage"] == "unreduced", value].iloc[0]
         points = []
-        for schedule, cells in rows[rows["schedule"] != ""].groupby("schedule", sort=False):
-            found = cells.set_index("stage")
-            lost = {stage: baseline - found.loc[stage, value] for stage in ("searched", "tuned")}
+        for (schedule, cut), cells in rows[rows["schedule"] != ""].groupby(["schedule", "cut"], sort=False):
+            stages = cells.set_index("stage")[value]
+            lost = [f"{number(baseline - stages[stage])} {_STAGES[stage]}" for stage in _STAGES if stage in stages]
             points.append(
-                f"{schedule} tokens, {percent(round(found['cut'].iloc[0], 3))} of the multiplications saved: "
-                f"{number(lost['searched'])} points lost before and {number(lost['tuned'])} after tuning on images only"
+                f"{schedule} tokens, {percent(round(cut, 3))} of the multiplications saved: points lost "
+                f"{', '.join(lost)}; on images only"
             )
         head = "all classes of the head" if value == "accuracy_full" else "the classes of the dataset"
         yield f"{setting_title(rows)}: {number(baseline)} % without reduction, among {head}.", tuple(points)

@@ -69,8 +69,8 @@ def error_curves(found: Tensor, num_patches: int, shares: Sequence[float] = SHAR
 def allocate(curves: np.ndarray, costs: Costs, budget: float, counter: str = "compact") -> tuple[int, ...]:
     """Tokens of every block that spend at most ``budget``, a share of the multiplications, for the least error.
 
-    A price on multiplications is bisected; between the two sets of lengths whose prices enclose the budget, the
-    longest that fits is taken.
+    A price on multiplications is bisected. Of all that fits between the two sets of lengths whose prices enclose the
+    budget, and of uniform lengths, the best is taken.
 
     Args:
         curves: (L - 1, P + 1), see :func:`error_curves`.
@@ -83,8 +83,17 @@ def allocate(curves: np.ndarray, costs: Costs, budget: float, counter: str = "co
         dear = costs.macs(_lengths(curves, prices, middle, costs), counter) > budget * costs.unreduced
         low, high = (middle, high) if dear else (low, middle)
     short, long = (np.array(_lengths(curves, prices, price, costs)) for price in (high, low))
-    mixed = [np.round(short + part * (long - short)).astype(int).tolist() for part in np.linspace(1, 0, 101)]
-    return tuple(next(each for each in mixed if costs.macs(each, counter) <= budget * costs.unreduced))
+    mixed = [np.round(short + part * (long - short)).astype(int).tolist() for part in np.linspace(0, 1, 101)]
+    fitting = [each for each in mixed if costs.macs(each, counter) <= budget * costs.unreduced]
+    return tuple(min([*fitting, costs.uniform(budget, counter)], key=lambda each: added_error(curves, each)))
+
+
+def added_error(curves: np.ndarray, lengths: Sequence[int]) -> float:
+    """What the blocks add to the error at the output, each by its own curve, when they compute ``lengths`` tokens."""
+    prefix, num_patches = lengths[-1], curves.shape[1] - 1
+    left = np.array([num_patches, *(length - prefix for length in lengths[:-1])])
+    blocks = np.arange(len(curves))
+    return float((curves[blocks, left[1:]] - curves[blocks, left[:-1]]).sum())
 
 
 def _prices(costs: Costs, counter: str) -> np.ndarray:

@@ -95,11 +95,14 @@ class Bench:
                 found[key].add(hits(model.classify(tokens).cpu(), labels, self.val_set))
         return {key: rows.rows for key, rows in found.items()}
 
-    def stage_rows(self, found: Mapping[str, tuple[SlimmingPlan, Mapping[str, VisionTransformer]]]) -> list[Row]:
+    def stage_rows(
+        self, found: Mapping[str, tuple[SlimmingPlan, Mapping[str, VisionTransformer]]], budget: float
+    ) -> list[Row]:
         """Accuracy of the unreduced network, and of every plan in it ("searched") and in what was trained for it.
 
         Args:
             found: schedule -> its plan, and the backbone at the end of every stage of training ("tuned" ...).
+            budget: share of the multiplications that all of them may spend.
         """
         models: dict[tuple[str, str], nn.Module] = {("", "unreduced"): reduce_tokens(self.vit, "none")}
         for schedule, (plan, trained) in found.items():
@@ -109,7 +112,7 @@ class Bench:
         costs, rows = Costs.of(self.vit), []
         for (schedule, stage), prediction in predictions.items():
             lengths = found[schedule][0].lengths if schedule else [costs.num_tokens] * costs.depth
-            row = {"study": "stages", "schedule": schedule, "stage": stage, **cost(costs, lengths)}
+            row = {"study": "stages", "schedule": schedule, "stage": stage, "share": budget, **cost(costs, lengths)}
             row["method"] = "patch_slimming" if schedule else "none"
             rows.append({**row, **accuracies(prediction.logits, labels, self.val_set)})
         return rows
