@@ -64,6 +64,7 @@ budgets = [0.8, 0.67, 0.55, 0.45]
 limit_budgets = None
 gate_epochs = 5
 gate_images = 256
+limit_dynamic = None
 img_size = 32
 batch_size = 32
 limit_val = None
@@ -141,7 +142,7 @@ published.query("method != 'other'")[["model", "method", "accuracy", "drop", "gf
 # `gain` is the difference to the plan, which is the same for all images, with its standard error.
 
 # %%
-gating = {"epochs": gate_epochs, "num_images": gate_images}
+gating = {"epochs": gate_epochs, "num_images": gate_images, "limit_val": limit_dynamic}
 dynamic = list(dynamic_rows(bench, found["learned"][0], **gating)) if gate_epochs else []
 rows += dynamic
 pd.DataFrame(dynamic).reindex(columns=["schedule", "accuracy", "accuracy_sem", "gain", "gain_sem", "tokens"])
