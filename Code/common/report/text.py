@@ -46,8 +46,8 @@ CAPTIONS = {
     "sizing": "Counted arithmetic beside the published numbers.",
     "visualize": "Patches that are still there after each reduction, and how long each place survives on average.",
     "gallery": "Faded patches are gone; patches outlined in one colour share a token; dots mark centres of clusters.",
-    "slimming": "Tokens that each block computes, the same in every image; or the accuracy when one block alone drops "
-    "patches.",
+    "slimming": "Tokens that each block computes, the same in every image; accuracy against multiplications; and what "
+    "is left, or gained over chance, when one block alone computes fewer patches.",
     "explain": "The image, its heat, and the probability of the explained class while patches are shown or removed, "
     "the hottest first; or the same images under several explainers.",
     "explain_benchmark": "Means over the images while patches are shown or removed, the hottest first. Bands: one "
