@@ -30,6 +30,15 @@
 # | Expected | learned lengths lose least; on digits about a point, too little for training to show |
 # | Time | about a minute on 2 CPU cores, the first time with the training of the small ViT |
 # | Real images | `./run_all.sh imagenette`: ViT-Ti, cuts of 33 % and 45 %, all 3,925 validation images |
+#
+# What came out on real images (ViT-Ti, Imagenette, among all 1000 classes, 74.2 % unreduced, a cut of 45 %): learned
+# lengths are **not** better than uniform ones, as they are in the paper (DeiT-S, after training on all of ImageNet).
+# They give 68.2 % before and 70.7 % after the tuning of blocks, uniform ones 68.6 % and 71.2 %, each ± 0.7: the error
+# that reaches the output hardly depends on how the tokens are shared out, so that little is to be learned. Lengths that
+# make the same error in every block alone, which is how budgets were shared out here before, fell far steeper and gave
+# 66.3 % and 70.0 %. Which patches are kept matters more (see below). Distillation on 800 images lifts both
+# above the unreduced network (75.5 % and 76.3 %), for a simple reason: these images are of ten classes only, and the
+# network learns to take them for fewer others.
 
 # %%
 import copy
