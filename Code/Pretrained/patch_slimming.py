@@ -61,6 +61,7 @@ recipe = "pretrained"
 backbone = "vit_digits"
 weights = "digits"
 mac_budget = 0.55
+schedules = ["learned", "uniform"]
 num_calibration = 256
 error_images = 32
 epochs = 2
@@ -98,16 +99,16 @@ print(f"{len(bench.calibration)} images of {dataset} to tune on, {len(bench.val_
 goals = {"learned": {"mac_budget": mac_budget}, "uniform": {"lengths": costs.uniform(mac_budget)}}
 how = {"epochs": epochs, "lr": lr, "error_norm": error_norm, "error_images": error_images, "seed": seed}
 found = {}
-for schedule, goal in goals.items():
+for schedule in schedules:
     tuned = copy.deepcopy(vit)
     kept = resolve(checkpoints) / f"{mac_budget}-{schedule}" if checkpoints else None
-    plan = search(tuned, bench.calibration, output_dir=kept, **goal, **how)
+    plan = search(tuned, bench.calibration, output_dir=kept, **goals[schedule], **how)
     found[schedule] = (plan, {"tuned": tuned})
 
 # %%
-schedules = plots.slimming_schedule({name: plan.lengths for name, (plan, _) in found.items()}, costs.num_tokens)
-plots.save(schedules, figure)
-schedules
+lengths = plots.slimming_schedule({name: plan.lengths for name, (plan, _) in found.items()}, costs.num_tokens)
+plots.save(lengths, figure)
+lengths
 
 # %% [markdown]
 # The patches that each block computes, the same in every image:
