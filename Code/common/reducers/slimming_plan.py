@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.errors import UsageError
-from common.results import resolve, write_atomically
+from common.results import write_atomically
 
 if TYPE_CHECKING:
     from timm.models.vision_transformer import VisionTransformer
@@ -147,12 +147,12 @@ class SlimmingPlan:
 
     @classmethod
     def load(cls, path: str | Path) -> SlimmingPlan:
-        """Read what :meth:`save` wrote; a relative path starts from the repository's root.
+        """Read what :meth:`save` wrote.
 
         Raises:
             UsageError: no such file, or not a slimming plan.
         """
-        path = resolve(path)
+        path = Path(path)
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             if content.pop("format") != FORMAT:

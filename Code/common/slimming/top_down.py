@@ -23,7 +23,6 @@ from common.explain.base import untouched
 from common.models.reduced import is_reduced, reduce_tokens
 from common.models.tokens import Tokens
 from common.reducers.slimming_plan import LayerRecord, SlimmingPlan, record_of
-from common.results import resolve
 from common.slimming.allocation import allocate, error_curves, sensitivity
 from common.slimming.baselines import SCORES
 from common.slimming.branches import slimmed
@@ -84,7 +83,7 @@ class _Search:
         self.tuned_on, self.measured_on = split(images, how.held_out, how.seed)
         self.teacher, self.student = reduce_tokens(copy.deepcopy(vit), "none"), reduce_tokens(vit, "none")
         settings = {**asdict(how), "images": len(images), "digest": digest(vit, images)}
-        self.folder = None if output_dir is None else RunFolder(resolve(output_dir), settings)
+        self.folder = None if output_dir is None else RunFolder(Path(output_dir).absolute(), settings)
         self.depth, self.prefix, self.num_patches = len(vit.blocks), vit.num_prefix_tokens, vit.patch_embed.num_patches
         self.kept: dict[int, tuple[int, ...]] = {self.depth - 1: ()}
         self.records: list[LayerRecord] = []
