@@ -17,6 +17,7 @@ from common.reducers.base import Teaching, reducer_options
 from common.reducers.idle_mlp import LABELS, LOGITS, Pruner
 from common.reducers.idle_topk import CUT, cut_errors
 from common.reducers.idling import ATTENTION
+from common.reducers.influence import rollout
 from common.reducers.similarity import SIMILARITIES
 from common.sizing import Shape
 from common.weights import save_state
@@ -130,6 +131,7 @@ def test_similarities_by_hand():
     x, y = torch.tensor([[3.0, 4.0]]), torch.tensor([[4.0, 3.0]])  # cos 24/25, squared distance 2, norm 5
     found = {name: measure(x, y).item() for name, measure in SIMILARITIES.items()}
     expected = {"raw_cos": 0.96, "scaled_cos": 0.98, "rel_update": 25 / 27, "blend": (0.98 + 25 / 27) / 2}
+    expected["rel_norm"] = 5 / (5 + 2**0.5)
     assert found == pytest.approx(expected, abs=1e-6)
 
 
@@ -146,6 +148,56 @@ def test_cosines_at_which_the_measures_reach_tau(tau, scaled, blended):
     assert reached == pytest.approx({"scaled_cos": scaled, "blend": blended}, abs=1e-3)
 
 
+def test_influence_follows_attention_back_by_formula():
+    """(A + I) / 2 of the later blocks from the CLS token on, times N; after the last block patches have none."""
+    vit = make("vit").double()
+    tokens = reduce_tokens(vit, "none").embed(images(vit).double())
+    found = rollout(vit.blocks, tokens, reads_cls=True)
+    assert found.shape == (3, 16, 12) and not found[..., 11].any()
+    x, shares = tokens.x, {}
+    for layer, block in enumerate(vit.blocks):
+        q, k, _ = block.attn.qkv(block.norm1(x)).unflatten(2, (3, 3, 64)).permute(2, 0, 3, 1, 4)
+        shares[layer], x = ((q @ k.mT / 8).softmax(-1).mean(1) + torch.eye(17)) / 2, block(x)
+    torch.testing.assert_close(found[..., 10], 17 * shares[11][:, 0, 1:].float(), **CLOSE)
+    torch.testing.assert_close(found[..., 9], 17 * (shares[11] @ shares[10])[:, 0, 1:].float(), **CLOSE)
+    assert (found[..., 0] < 17).all() and (found >= 0).all()
+
+
+def test_influence_of_averaged_patches_is_even_after_the_last_block():
+    vit = make("simple-vit")
+    found = rollout(vit.blocks, reduce_tokens(vit, "none").embed(images(vit)), reads_cls=False)
+    torch.testing.assert_close(found[..., -1], torch.ones(3, 16))
+    torch.testing.assert_close(found.mean(1), torch.ones(3, 4), **CLOSE)  # without prefix tokens nothing gets lost
+
+
+@torch.inference_mode()
+def test_the_oracle_weighs_change_by_influence():
+    model, vit = idling(reducer="idle_oracle", counts=[8] * 12, similarity="rel_norm", influence="rollout")
+    x = images(vit)
+    tokens = model.embed(x)
+    before, after = tokens.patches, vit.blocks[0](tokens.x)[:, 1:]
+    ratio = (after - before).norm(dim=-1) / after.norm(dim=-1)
+    worth = rollout(vit.blocks, tokens, reads_cls=True)[..., 0] * ratio / (1 + ratio)
+    chosen = torch.zeros_like(worth).scatter(1, worth.topk(8).indices, 1.0) > 0
+    computed = active(model, x)
+    assert torch.equal(computed[0], chosen)
+    plain, _ = idling(reducer="idle_oracle", counts=[8] * 12, similarity="rel_norm")
+    assert not torch.equal(active(plain, x), computed)
+
+
+def test_weighted_labels_are_the_oracles_on_the_same_states():
+    """All computed, so the states are those of the unreduced model; in the last block nobody matters."""
+    options = {"similarity": "rel_norm", "influence": "rollout", "tau": 0.95}
+    model, vit = idling(score_threshold=0.5, learns="labels", on_policy=0.0, **options)
+    oracle, _ = idling(reducer="idle_oracle", **options)
+    x = images(vit)
+    model.train()
+    _, tokens = model(x, return_tokens=True)
+    labels = tokens.carry[LABELS]
+    assert torch.equal(labels[..., 0] > 0, active(oracle, x)[0])
+    assert not labels[..., 11].any() and 0 < labels[..., :11].mean() < 1
+
+
 def test_the_label_flips_exactly_at_tau():
     model, vit = idling(score_threshold=0.5)
     tokens = model.embed(images(vit))
@@ -153,8 +205,8 @@ def test_the_label_flips_exactly_at_tau():
     similarity = SIMILARITIES["blend"](tokens.patches, output[:, 1:])
     pivot = similarity.flatten().sort().values[20].item()
     model.reducer.tau = pivot
-    assert torch.equal(model.reducer.labels(tokens, output), (similarity < pivot).float())
-    assert model.reducer.labels(tokens, output).sum() == 20  # the pivot itself is not below
+    assert torch.equal(model.reducer.labels(tokens, output, 0), (similarity < pivot).float())
+    assert model.reducer.labels(tokens, output, 0).sum() == 20  # the pivot itself is not below
 
 
 @torch.inference_mode()
@@ -409,7 +461,8 @@ def test_context_by_formula():
         ({"score_threshold": 1.5}, "score_threshold=1.5 is not allowed; give a number from 0 to 1"),
         ({"attention": "some"}, "unknown attention 'some'; allowed: cls_sees_all, modified, standard"),
         ({"context": "some"}, "unknown context 'some'; allowed: both, cls, conv, none"),
-        ({"similarity": "l2"}, "unknown similarity 'l2'; allowed: blend, raw_cos, rel_update, scaled_cos"),
+        ({"similarity": "l2"}, "unknown similarity 'l2'; allowed: blend, raw_cos, rel_norm, rel_update, scaled_cos"),
+        ({"influence": "some"}, "unknown influence 'some'; allowed: none, rollout"),
         ({"learns": "it"}, "unknown learns 'it'; allowed: labels, task"),
     ],
 )
@@ -422,7 +475,8 @@ def test_options_of_all_idling_methods():
     """Those of the family first; IdleViT leaves nobody the choice of attention."""
     shared = ["attention", "counts", "re_entry"]
     assert reducer_options("idle_random") == [*shared, "seed"]
-    assert reducer_options("idle_mlp")[:4] == [*shared, "score_threshold"]
+    assert reducer_options("idle_oracle") == [*shared, "similarity", "influence", "tau"]
+    assert set(reducer_options("idle_oracle")) < set(reducer_options("idle_mlp"))
     assert "attention" not in reducer_options("idle_topk")
 
 

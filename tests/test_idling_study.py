@@ -13,12 +13,14 @@ from common import plots
 from common.benchmark import interleaved
 from common.data import make_loader
 from common.errors import UsageError
+from common.idling.bench import Bench
 from common.idling.budget import solve_thresholds
 from common.idling.outcomes import outcomes
 from common.idling.states import alikeness, pairwise_cosine
-from common.idling.study import Bench, bounds, prediction
+from common.idling.study import bounds, measure, prediction
 from common.models.factory import create_backbone
 from common.models.reduced import reduce_tokens
+from common.reducers.idle_mlp import LABELS
 from common.report import tables
 from common.report.published import published_sections
 from common.report.text import answers
@@ -47,21 +49,28 @@ def test_alikeness_by_formula(bench):
     assert pairwise_cosine(torch.ones(1, 5, 3)).item() == pytest.approx(1.0)
 
 
+def test_tau_of_weighted_labels_lets_the_share_idle(bench):
+    """By the labels themselves, on the states of the model that computes everything."""
+    text = "idle_mlp:similarity=rel_norm,influence=rollout"
+    model = bench.build(text, score_threshold=0.5, tau=bench.tau(text, 0.4), learns="labels", on_policy=0.0).train()
+    _, tokens = model(torch.cat([batch for batch, _ in bench.loader()]), return_tokens=True)
+    assert tokens.carry[LABELS].mean().item() == pytest.approx(0.6, abs=0.01)
+
+
 def test_candidates_are_what_they_say(bench):
     """Thresholds for a budget, bounds with the same counts, and a tuned copy that leaves the backbone as it was."""
     before = {name: value.clone() for name, value in bench.vit.state_dict().items()}
     fitted = bench.fit("idle_mlp:hidden=8", 0.75, config(epochs=2, lr=1e-2, label_weight=0.0, reducer_only=True))
     frozen = bench.within(fitted, 0.15, "standard")
     tuned = bench.tuned(frozen, 0.15, config(lr=1e-3, label_weight=0.0))
-    rows, found = bench.rows([frozen, tuned], bench.calibration)
+    rows, found = measure(bench, [frozen, tuned], bench.calibration)
     assert [row["macs_cut"] for row in rows] == pytest.approx([15.0, 15.0], abs=1.0)
     assert [row["stage"] for row in rows] == ["frozen", "tuned"] and frozen.model.reducer.attention == "standard"
     assert all(torch.equal(value, before[name]) for name, value in bench.vit.state_dict().items())
-    counts = bench.counts(found[0])
-    some = bounds(bench, fitted, counts, [3, 4])
+    some = bounds(bench, fitted, found[0], [3, 4])
     assert [each.text.partition(":")[0] for each in some] == ["idle_oracle", "idle_mlp", "idle_random", "idle_random"]
     computed = outcomes({place: each.model for place, each in enumerate(some)}, bench.loader())[0]
-    assert all((each.computed == torch.tensor(counts)).all() for each in computed.values())
+    assert all((each.computed == torch.tensor(found[0].counts)).all() for each in computed.values())
     assert 0 <= prediction(bench, frozen, bench.val_set)["balanced_accuracy"] <= 1
 
 
@@ -81,7 +90,10 @@ def fake_rows():
         }
 
     rows = [row("thresholds", "none", 74.0, 0.0), row("thresholds", "idle_mlp", 70.0, 20.0, tau=0.84)]
-    rows += [row("bounds", "idle_oracle", 72.0, 20.0), row("bounds", "idle_mlp", 70.0, 20.0)]
+    rows += [
+        row("bounds", "idle_oracle", 72.0, 20.0, options="influence=rollout"),
+        row("bounds", "idle_mlp", 70.0, 20.0),
+    ]
     rows += [row("bounds", "idle_random", value, 20.0, seed=seed) for seed, value in enumerate((50.0, 52.0))]
     similar = {"layer": 1, "similarity": 0.5, "within_similarity": 0.25}
     return [*rows, {**shared, "seed": 0, "study": "similarity", "method": "none", **similar}]
@@ -99,8 +111,8 @@ def test_report_tells_losses_and_the_order_of_the_bounds(tmp_path):
     assert "Tau" not in study.sections[2].frame and study.sections[1].frame["Tau"].tolist() == ["-", "0.840"]
     (answer,) = answers("idling", study.data)
     assert answer.points == (
-        "modified attention, frozen, 20 % of the MAC saved: 70.00 %, -4.00 points",
-        "equal numbers of patches in every block, 500 images: "
+        "by change, modified attention, frozen, 20 % of the MAC saved: 70.00 %, -4.00 points",
+        "equal numbers of patches in every block, by influence, 500 images: "
         "idling oracle 72.00, Idling MLP 70.00, random idling 51.00",
     )
     printed = tables.markdown("Published", published_sections())

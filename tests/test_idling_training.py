@@ -87,7 +87,7 @@ def test_pruner_quality_by_hand(model):
     quality = pruner_quality(model, loader())
     images = torch.cat([batch for batch, _ in loader()])
     tokens = model.eval().embed(images)
-    label = model.reducer.labels(tokens, model.blocks[0](tokens.x)) > 0
+    label = model.reducer.labels(tokens, model.blocks[0](tokens.x), 0) > 0
     decided = model.trace(images)[1].active[0]
     table = [[((label == a) & (decided == b)).double().mean().item() for b in (False, True)] for a in (False, True)]
     torch.testing.assert_close(quality[0].confusion, torch.tensor(table).double())

@@ -17,13 +17,14 @@
 # # Pretrained: which patches may skip a block?
 #
 # **Question:** how much does a block change a patch, can a small perceptron foresee it, and what does it cost to let
-# the patches idle that hardly change? A patch that idles passes the block as it is and may come back in the next one.
+# the patches idle that hardly change, or whose change hardly matters? A patch that idles passes the block as it is and
+# may come back in the next one.
 #
 # | | |
 # |---|---|
 # | Defaults | embedded digits, the small ViT of `Scratch/train_test`, two epochs for the perceptrons, backbone frozen |
 # | Expected | some blocks change patches little, and most idling happens there; accuracy falls with the MAC saved |
-# | Time | under a minute on 2 CPU cores, the first time with the training of the small ViT |
+# | Time | a minute on 2 CPU cores, the first time with the training of the small ViT |
 # | Real images | `./run_all.sh imagenette` |
 
 # %%
@@ -32,11 +33,11 @@ from dataclasses import replace
 import pandas as pd
 
 from common import plots
+from common.idling.bench import Candidate, open_bench
 from common.idling.states import alikeness
-from common.idling.study import Candidate, open_bench
+from common.idling.study import measure
 from common.idling.training import LABEL_STAGE
 from common.results import read_published, resolve, write_run
-from common.training import torch_device
 
 # %% tags=["parameters"]
 profile = "notebook"
@@ -45,6 +46,8 @@ recipe = "pretrained"
 backbone = "vit_digits"
 weights = "digits"
 hidden = 16
+change = "similarity=blend"
+influence = "similarity=rel_norm,influence=rollout"
 idle_shares = [0.204, 0.347]
 cuts = [0.2, 0.35]
 epochs = 2
@@ -54,6 +57,7 @@ img_size = 32
 batch_size = 32
 seed = 0
 limit_train = 400
+limit_labels = None
 limit_val = None
 limit_calibration = 128
 limit_states = 200
@@ -63,12 +67,10 @@ csv = "results/notebook/idle_patches.csv"
 figure = "results/notebook/idle_patches.png"
 
 # %%
-sizes = {"img_size": img_size, "recipe": recipe, "batch_size": batch_size, "seed": seed, "device": device}
 limits = {"limit_train": limit_train, "limit_val": limit_val, "limit_calibration": limit_calibration}
-folder = resolve(checkpoints) if checkpoints else None
-bench = open_bench(backbone, weights, dataset, **sizes, **limits, folder=folder)
-dense = bench.build("none")
-few = bench.some(limit_states)
+shared = {"img_size": img_size, "recipe": recipe, "batch_size": batch_size, "seed": seed, "device": device}
+bench = open_bench(backbone, weights, dataset, **shared, **limits, folder=checkpoints)
+dense, few = bench.build("none"), bench.some(limit_states)
 print(f"{len(bench.val_set)} validation images of {dataset}, {backbone}; states of {len(few)}")
 
 # %% [markdown]
@@ -94,13 +96,14 @@ rows = [{**row, "n_val": len(few), "seed": seed} for row in rows]
 
 # %% [markdown]
 # ## The threshold tau
-# Published, for ViT-B: tau 0.95 lets 40 of 196 patches idle in a block, 0.90 lets 68. A small model changes its patches
-# more, so tau is the quantile that lets the same shares idle.
+# A patch may idle where its similarity before and after the block lies above tau. Published, for ViT-B: tau 0.95 lets
+# 40 of 196 patches idle in a block, 0.90 lets 68. A small model changes its patches more, so tau is the quantile that
+# lets the same shares idle.
 
 # %%
 blends = alikeness(dense, bench.loader(), "blend")
-taus = [blends.tau(share) for share in idle_shares]
-idle = {tau: 100 * (blends.across > tau).double().mean().item() for tau in (0.95, 0.9, *taus)}
+taus = [0.95, 0.9, *map(blends.tau, idle_shares)]
+idle = {tau: 100 * (blends.across > tau).double().mean().item() for tau in taus}
 pd.Series(idle, name="patches that may idle (%)").rename_axis("tau").round(3).to_frame()
 
 # %% [markdown]
@@ -108,23 +111,29 @@ pd.Series(idle, name="patches that may idle (%)").rename_axis("tau").round(3).to
 # For each tau perceptrons learn its labels on the frozen backbone. Then thresholds on their output are solved, block by
 # block, for the share of multiply-accumulates to save. With modified attention idle patches are still seen: first with
 # the same thresholds, then with thresholds for the same cost.
+#
+# These are the published labels. Beside them stands a second kind: little change *or* little influence. The change of a
+# patch counts as much as the head's reading can be traced back to that patch through the attention of all later blocks.
 
 # %%
 config = replace(LABEL_STAGE, epochs=epochs, lr=lr, batch_size=batch_size)
-fitted = [bench.fit(f"idle_mlp:hidden={hidden}", tau, config) for tau in taus]
-pairs = list(zip(fitted, cuts, strict=True))
-standard = [bench.within(each, cut, "standard") for each, cut in pairs]
+texts = [f"idle_mlp:hidden={hidden},{labels}" for labels in (change, influence)]
+fitted, weighted = (
+    [bench.fit(text, bench.tau(text, share), config, limit_labels) for share in idle_shares] for text in texts
+)
+standard = [bench.within(each, cut, "standard") for each, cut in zip(fitted, cuts, strict=True)]
 same_thresholds = [bench.attending(each, "modified") for each in standard]
-same_cost = [bench.within(each, cut, "modified") for each, cut in pairs]
-models = [*standard, *same_thresholds, *same_cost]
-table, found = bench.rows([Candidate("none", dense, seed=seed), *models])
+same_cost = [bench.within(each, cut, "modified") for each, cut in zip(fitted, cuts, strict=True)]
+influential = [bench.within(each, cut, "standard") for each, cut in zip(weighted, cuts, strict=True)]
+models = [*standard, *same_thresholds, *same_cost, *influential]
+table, found = measure(bench, [Candidate("none", dense, seed=seed), *models])
 rows += [{**row, "study": "thresholds"} for row in table]
 
 # %% [markdown]
 # ### Measured
 
 # %%
-shown = ["method", "attention", "tau", "patches_idle", "came_back", "macs_cut", "accuracy", "accuracy_full"]
+shown = ["options", "tau", "patches_idle", "came_back", "macs_cut", "accuracy", "accuracy_full"]
 pd.DataFrame(table)[shown].style.format(precision=3, na_rep="").hide(axis="index")
 
 # %% [markdown]
@@ -135,16 +144,27 @@ read_published("patch_idling").query("table == 'thresholds'").drop(columns=["sou
 
 # %% [markdown]
 # ## Who idles where?
+# First by influence: what the last blocks leave out, nobody reads any more.
 
 # %%
-pictures, computed, names = bench.masks(models[len(cuts)].model, images)
+pictures, computed, names = bench.masks(influential[-1].model, images)
 masks = plots.idle_patches(pictures, computed, names, patch_grid=dense.patch_embed.grid_size)
 plots.save(masks, figure)
 masks
 
+# %% [markdown]
+# The same images by change alone, for the same cost.
+
 # %%
-labels = [f"{row['attention']}, {row['macs_cut']:.0f} % saved" for row in table]
-profiles = {label: each.idle_per_layer for label, each in zip(labels[1:], found[1:], strict=True)}
+pictures, computed, names = bench.masks(standard[-1].model, images)
+masks = plots.idle_patches(pictures, computed, names, patch_grid=dense.patch_embed.grid_size)
+plots.save(masks, resolve(figure).with_suffix("") / "change.png")
+masks
+
+# %%
+kinds = [f"change, {kind}" for kind in ("standard", "modified", "modified") for _ in cuts] + ["influence" for _ in cuts]
+labels = [f"{kind}, {row['macs_cut']:.0f} % saved" for kind, row in zip(kinds, table[1:], strict=True)]
+profiles = {label: each.idle_per_layer for label, each in zip(labels, found[1:], strict=True)}
 profile_figure = plots.idle_profile(profiles, dense.patch_embed.num_patches)
 plots.save(profile_figure, resolve(figure).with_suffix("") / "profile.png")
 profile_figure
@@ -153,6 +173,5 @@ profile_figure
 # ## Save
 
 # %%
-constant = {"backbone": backbone, "dataset": dataset, "img_size": img_size, "dtype": "float32", "batch": batch_size}
-write_run(rows, csv, table="idling", profile=profile, device=str(torch_device(device)), **constant)
+write_run(rows, csv, table="idling", profile=profile, **bench.conditions)
 print(f"{len(rows)} rows")

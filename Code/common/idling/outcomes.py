@@ -16,7 +16,6 @@ from common.models.reduced import ReducedVisionTransformer, attach
 from common.models.tokens import Gate, Selection, Tokens
 from common.models.trace import Trace
 from common.reducers.base import Reducer, Signal, Signals
-from common.reducers.similarity import SIMILARITIES
 from common.rows import Rows
 from common.sizing import Shape
 from common.training.accelerator import progress
@@ -44,6 +43,11 @@ class Outcome:
     def idle_per_layer(self) -> Tensor:
         """Patches that idle in each block (depth,), mean over images."""
         return self.num_patches - self.computed.double().mean(0)
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """Patches that each block computes, mean over images, as whole numbers, at least 1."""
+        return tuple(self.computed.double().mean(0).round().clamp(min=1).int().tolist())
 
     @property
     def patches_idled(self) -> float:
@@ -157,13 +161,15 @@ class _Watch(Reducer):
         self.reducer, self.schedule = reducer, reducer.schedule
         self.seen: dict[int, list[tuple[Tensor, Tensor, Tensor]]] = {}
 
+    def before_block(self, tokens: Tokens, layer: int) -> Tokens:
+        return tokens if layer else self.reducer.look_ahead(tokens)
+
     def needs(self, layer: int, tokens: Tokens) -> frozenset[Signal] | None:
         return None if self.reducer.needs(layer, tokens) is None else frozenset({"output"})
 
     def select_queries(self, tokens: Tokens, signals: Signals, layer: int) -> tuple[Tokens, Selection | Gate | None]:
         _, chance = self.reducer.score(tokens, Signals(), layer)
-        after = signals.output[:, tokens.num_prefix_tokens :]
-        similarity = SIMILARITIES[self.reducer.similarity](tokens.patches.float(), after.float())
+        similarity = self.reducer.alike(tokens, signals.output, layer)
         tokens, choice = self.reducer.select_queries(tokens, Signals(), layer)
         decided = torch.ones_like(chance, dtype=torch.bool)
         if choice is not None:

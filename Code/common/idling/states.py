@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from common.errors import require_choice
 from common.models.reduced import ReducedVisionTransformer
+from common.models.tokens import Tokens
+from common.reducers.influence import INFLUENCES, rollout, weighted
 from common.reducers.similarity import SIMILARITIES
 from common.rows import Rows
 from common.training.accelerator import progress
@@ -36,21 +40,31 @@ class Alikeness:
 
 
 @torch.inference_mode()
-def alikeness(model: ReducedVisionTransformer, loader: DataLoader, similarity: str = "raw_cos") -> Alikeness:
-    """Measure an unreduced ``model``, put in eval mode, on the images of ``loader``."""
+def alikeness(
+    model: ReducedVisionTransformer, loader: DataLoader, similarity: str = "raw_cos", influence: str = "none"
+) -> Alikeness:
+    """Measure an unreduced ``model``, put in eval mode, on the images of ``loader``.
+
+    Args:
+        similarity, influence: what ``across`` is, see :class:`common.reducers.judging.Judging`.
+    """
     model.eval()
+    weighs = require_choice(influence, INFLUENCES, "influence") != "none"
     device, measure = next(model.parameters()).device, SIMILARITIES[similarity]
     across, within = Rows(len(loader.sampler)), Rows(len(loader.sampler))
     for images, _ in progress(loader, "hidden states", quiet=False):
-        states = [patches.float() for patches in _states(model, images.to(device))]
-        across.add(torch.stack([measure(x, y) for x, y in zip(states, states[1:], strict=False)], dim=1))
+        start = model.embed(images.to(device))
+        states = [patches.float() for patches in _states(model, start)]
+        alike = torch.stack([measure(x, y) for x, y in pairwise(states)], dim=1)
+        if weighs:
+            alike = weighted(alike, rollout(model.blocks, start, model.global_pool == "token").mT)
+        across.add(alike)
         within.add(torch.stack([pairwise_cosine(x) for x in states], dim=1))
     return Alikeness(across.rows, within.rows.double().mean(0))
 
 
-def _states(model: ReducedVisionTransformer, images: Tensor) -> Iterator[Tensor]:
-    """Patches (B, P, D) before the first block and after every block."""
-    tokens = model.embed(images)
+def _states(model: ReducedVisionTransformer, tokens: Tokens) -> Iterator[Tensor]:
+    """Patches (B, P, D) before the first block, which ``tokens`` enter, and after every block."""
     yield tokens.patches
     for block in model.blocks:
         tokens = tokens.with_x(block(tokens.x))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -12,8 +13,10 @@ from torch.func import functional_call
 
 from common.models.tokens import take_rows
 from common.precision import without_autocast
-from common.reducers.base import Signal
 from common.rows import Rows
+
+if TYPE_CHECKING:
+    from common.reducers.base import Signal
 
 # On CPU attention maps are made for a few images at a time, so that they stay in the cache: 4 MB of float32.
 MAP_CHUNK_ELEMENTS = 2**20
@@ -95,6 +98,13 @@ def is_gated(attn: Attention) -> bool:
 def _attention(q: Tensor, k: Tensor, bias: Tensor | None, scale: float) -> Tensor:
     logits = (q * scale) @ k.transpose(-2, -1)
     return (logits if bias is None else logits + bias).softmax(-1)
+
+
+def mean_map(attn: Attention, normed: Tensor) -> Tensor:
+    """The attention map (B, N, N), mean over heads, of the normalised tokens (B, N, D); float32."""
+    with without_autocast(normed.device):
+        heads = Heads.of(attn, normed)
+        return _attention(heads.q.float(), heads.k.float(), None, attn.scale).mean(1)
 
 
 def cheap_signals(attn: Attention, heads: Heads, bias: Tensor | None, wanted: frozenset[Signal]) -> dict[str, Tensor]:

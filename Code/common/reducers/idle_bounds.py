@@ -8,11 +8,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from common.errors import UsageError, require_choice
+from common.errors import UsageError
 from common.models.tokens import Tokens
 from common.reducers.base import Signals, register_reducer
 from common.reducers.idling import Idling
-from common.reducers.similarity import SIMILARITIES
+from common.reducers.judging import Judging
 
 
 def require_number(value: float | None, what: str) -> float | None:
@@ -23,21 +23,19 @@ def require_number(value: float | None, what: str) -> float | None:
 
 
 @register_reducer("idle_oracle")
-class IdleOracle(Idling):
-    """Computes the patches that the block changes most: the labels that a predictor learns, as the decision.
+class IdleOracle(Judging):
+    """Computes the patches whose change matters most: what a predictor learns, as the decision.
 
     Args:
-        similarity: of a patch before and after the block, see :mod:`common.reducers.similarity`.
         tau: where ``keep_rate`` is 1, compute the patches whose similarity is below it, however many these are.
-        shared: see :class:`common.reducers.idling.Idling`.
+        shared: see :class:`common.reducers.judging.Judging`.
     """
 
     signals = frozenset({"output"})
     learns_from_signals = True  # in training the block's own pass is that output
 
-    def __init__(self, vit, schedule, *, similarity: str = "blend", tau: float | None = None, **shared) -> None:
+    def __init__(self, vit, schedule, *, tau: float | None = None, **shared) -> None:
         super().__init__(vit, schedule, **shared)
-        self.similarity = require_choice(similarity, SIMILARITIES, "similarity")
         self.tau = require_number(tau, "tau")
         if tau is not None:
             self._require_all_kept("tau", vit.patch_embed.num_patches)
@@ -51,8 +49,7 @@ class IdleOracle(Idling):
 
     @torch.no_grad()
     def score(self, tokens: Tokens, signals: Signals, layer: int) -> tuple[Tokens, Tensor]:
-        after = signals.output[:, tokens.num_prefix_tokens :]
-        return tokens, -SIMILARITIES[self.similarity](tokens.patches.float(), after.float())
+        return tokens, -self.alike(tokens, signals.output, layer)
 
     def passes(self, score: Tensor, layer: int) -> Tensor:
         return -score < self.tau

@@ -10,9 +10,8 @@ from common.errors import UsageError, require_choice
 from common.models.tokens import Tokens
 from common.precision import without_autocast
 from common.reducers.base import NOTHING, Signal, Signals, Teaching, register_reducer
-from common.reducers.idling import Idling
+from common.reducers.judging import Judging
 from common.reducers.losses import divergence, require_weight
-from common.reducers.similarity import SIMILARITIES
 
 CONTEXTS = ("none", "cls", "conv", "both")
 LEARNS = ("labels", "task")
@@ -63,14 +62,14 @@ class Pruner(nn.Module):
 
 
 @register_reducer("idle_mlp")
-class IdleMlp(Idling):
+class IdleMlp(Judging):
     """Computes the patches whose predicted chance of changing is high; p = sigmoid(W2 relu(W1 x_i + b1) + b2).
 
-    A patch's label in a block is 1 (compute it) where the similarity of its features before and after the whole block
-    lies below ``tau``. With ``keep_rate`` below 1, or ``counts``, the patches of largest p are computed. With a
-    ``score_threshold`` instead, those with p >= threshold, however many: exactly, in one batch padded to the image that
-    computes most. Its buffer ``thresholds`` (depth,) holds one for each block, 0 = compute all and predict nothing;
-    :func:`common.idling.budget.solve_thresholds` fills it for a number of MACs.
+    A patch's label in a block is 1 (compute it) where the similarity of its features before and after the whole block,
+    perhaps weighted by its influence, lies below ``tau``. With ``keep_rate`` below 1, or ``counts``, the patches of
+    largest p are computed. With a ``score_threshold`` instead, those with p >= threshold, however many: exactly, in one
+    batch padded to the image that computes most. Its buffer ``thresholds`` (depth,) holds one for each block, 0 =
+    compute all and predict nothing; :func:`common.idling.budget.solve_thresholds` fills it for a number of MACs.
 
     Training has two stages. ``learns="labels"``: binary cross-entropy against the labels, on the states that the gates
     of the blocks before lead to; pruners only (``reducer_only`` of :class:`common.training.TrainConfig`). "task":
@@ -82,14 +81,14 @@ class IdleMlp(Idling):
 
     Args:
         score_threshold: decide by p; not with ``keep_rate`` below 1 or ``counts``.
-        similarity, tau: of the labels, see :mod:`common.reducers.similarity`.
+        tau: of the labels.
         hidden, context: of the pruners, see :class:`Pruner`.
         learns: "labels" or "task".
         on_policy: share of images whose patches idle, block by block, while labels are learnt; the rest is computed.
         distill_weight: w_d.
         budget_weight: w_b.
         keep_target: share of patches to compute, mean over the blocks that act; None = no such term.
-        shared: see :class:`common.reducers.idling.Idling`.
+        shared: see :class:`common.reducers.judging.Judging`.
     """
 
     learns_from_signals = True
@@ -101,7 +100,6 @@ class IdleMlp(Idling):
         schedule,
         *,
         score_threshold: float | None = None,
-        similarity: str = "blend",
         tau: float = 0.95,
         hidden: int = 64,
         context: str = "none",
@@ -113,8 +111,7 @@ class IdleMlp(Idling):
         **shared,
     ) -> None:
         super().__init__(vit, schedule, **shared)
-        self.similarity, self.tau = require_choice(similarity, SIMILARITIES, "similarity"), tau
-        self.learns = require_choice(learns, LEARNS, "learns")
+        self.tau, self.learns = tau, require_choice(learns, LEARNS, "learns")
         self.on_policy = _share(on_policy, "on_policy")
         self.distill_weight = require_weight(distill_weight, "distill_weight")
         self.budget_weight = require_weight(budget_weight, "budget_weight")
@@ -136,6 +133,10 @@ class IdleMlp(Idling):
     def blocks(self) -> tuple[int, ...]:
         return tuple(range(self.depth)) if self.by_threshold else super().blocks
 
+    @property
+    def judges(self) -> bool:
+        return self.training and self.learns == "labels"
+
     def acts(self, layer: int, tokens: Tokens) -> bool:
         if self.by_threshold:
             return bool(self.thresholds[layer] > 0)
@@ -144,20 +145,18 @@ class IdleMlp(Idling):
     def needs(self, layer: int, tokens: Tokens) -> frozenset[Signal] | None:
         if not self.acts(layer, tokens):
             return None
-        return frozenset({"output"}) if self.training and self.learns == "labels" else NOTHING
+        return frozenset({"output"}) if self.judges else NOTHING
 
     def score(self, tokens: Tokens, signals: Signals, layer: int) -> tuple[Tokens, Tensor]:
         logits = self.pruners[str(layer)](tokens.prefix.detach(), tokens.patches.detach())
         if signals.output is not None:
             tokens = _note(tokens, LOGITS, logits)
-            tokens = _note(tokens, LABELS, self.labels(tokens, signals.output))
+            tokens = _note(tokens, LABELS, self.labels(tokens, signals.output, layer))
         return tokens, logits.sigmoid()
 
-    @torch.no_grad()
-    def labels(self, tokens: Tokens, output: Tensor) -> Tensor:
-        """Of each patch (B, P): 1.0 where the block, whose output is (B, N, D), changes it more than tau allows."""
-        after = output[:, tokens.num_prefix_tokens :]
-        return (SIMILARITIES[self.similarity](tokens.patches.float(), after.float()) < self.tau).float()
+    def labels(self, tokens: Tokens, output: Tensor, layer: int) -> Tensor:
+        """Of each patch (B, P): 1.0 where block ``layer``, whose output is (B, N, D), changes more than tau allows."""
+        return (self.alike(tokens, output, layer) < self.tau).float()
 
     def passes(self, score: Tensor, layer: int) -> Tensor:
         return score >= self.thresholds[layer]

@@ -23,11 +23,16 @@ def rel_update(x: Tensor, y: Tensor) -> Tensor:
     return 1 / (1 + (y - x).square().sum(-1) / y.square().sum(-1).clamp(min=1e-12))
 
 
+def rel_norm(x: Tensor, y: Tensor) -> Tensor:
+    """1 / (1 + |y_i - x_i| / |y_i|), in (0, 1]."""
+    return 1 / (1 + (y - x).norm(dim=-1) / y.norm(dim=-1).clamp(min=1e-6))
+
+
 def blend(x: Tensor, y: Tensor) -> Tensor:
     """The mean of :func:`scaled_cos` and :func:`rel_update`."""
     return (scaled_cos(x, y) + rel_update(x, y)) / 2
 
 
 SIMILARITIES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    function.__name__: function for function in (blend, scaled_cos, raw_cos, rel_update)
+    function.__name__: function for function in (blend, scaled_cos, raw_cos, rel_update, rel_norm)
 }

@@ -97,14 +97,20 @@ def _losses(rows: pd.DataFrame, value: str) -> Iterator[str]:
     for _, row in rows[rows["method"] != "none"].iterrows():
         lost = f", {row[value] - dense.iloc[0]:+.2f} points" if len(dense) else ""
         yield (
-            f"{row['attention']} attention, {row['stage']}, {row['macs_cut']:.0f} % of the MAC saved: "
+            f"{_labels(row)}, {row['attention']} attention, {row['stage']}, {row['macs_cut']:.0f} % of the MAC saved: "
             f"{number(row[value])} %{lost}"
         )
 
 
-def _order(rows: pd.DataFrame, value: str) -> list[str]:
-    if rows.empty:
-        return []
-    means = [f"{method_label(row['method'])} {number(row[value])}" for _, row in rows.iterrows()]
-    count = counted(int(rows["n_val"].iloc[0]), "image")
-    return [f"equal numbers of patches in every block, {count}: {', '.join(means)}"]
+def _labels(row: pd.Series) -> str:
+    """What the predictor of a model learnt."""
+    return "by influence" if "influence=" in str(row["options"]) else "by change"
+
+
+def _order(rows: pd.DataFrame, value: str) -> Iterator[str]:
+    """Oracle, predictor and random side by side, for each predictor."""
+    starts = (rows["method"] == "idle_oracle").cumsum()
+    for _, group in rows.groupby(starts):
+        means = [f"{method_label(row['method'])} {number(row[value])}" for _, row in group.iterrows()]
+        count = counted(int(group["n_val"].iloc[0]), "image")
+        yield f"equal numbers of patches in every block, {_labels(group.iloc[0])}, {count}: {', '.join(means)}"
