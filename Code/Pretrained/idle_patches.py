@@ -46,8 +46,7 @@ recipe = "pretrained"
 backbone = "vit_digits"
 weights = "digits"
 hidden = 16
-change = "similarity=blend"
-influence = "similarity=rel_norm,influence=rollout"
+labels = ["similarity=blend", "similarity=rel_norm,influence=rollout"]
 idle_shares = [0.204, 0.347]
 cuts = [0.2, 0.35]
 epochs = 2
@@ -117,7 +116,7 @@ pd.Series(idle, name="patches that may idle (%)").rename_axis("tau").round(3).to
 
 # %%
 config = replace(LABEL_STAGE, epochs=epochs, lr=lr, batch_size=batch_size)
-texts = [f"idle_mlp:hidden={hidden},{labels}" for labels in (change, influence)]
+texts = [f"idle_mlp:hidden={hidden},{label}" for label in labels]
 fitted, weighted = (
     [bench.fit(text, bench.tau(text, share), config, limit_labels) for share in idle_shares] for text in texts
 )
@@ -163,8 +162,8 @@ masks
 
 # %%
 kinds = [f"change, {kind}" for kind in ("standard", "modified", "modified") for _ in cuts] + ["influence" for _ in cuts]
-labels = [f"{kind}, {row['macs_cut']:.0f} % saved" for kind, row in zip(kinds, table[1:], strict=True)]
-profiles = {label: each.idle_per_layer for label, each in zip(labels, found[1:], strict=True)}
+saved = [f"{kind}, {row['macs_cut']:.0f} % saved" for kind, row in zip(kinds, table[1:], strict=True)]
+profiles = {name: each.idle_per_layer for name, each in zip(saved, found[1:], strict=True)}
 profile_figure = plots.idle_profile(profiles, dense.patch_embed.num_patches)
 plots.save(profile_figure, resolve(figure).with_suffix("") / "profile.png")
 profile_figure
