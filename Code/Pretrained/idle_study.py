@@ -50,6 +50,7 @@ labels = ["similarity=blend", "similarity=rel_norm,influence=rollout"]
 attentions = ["modified", "standard"]
 idle_share = 0.204
 cut = 0.2
+more_cuts = [0.3]
 epochs = 2
 lr = 1e-3
 tune_epochs = 1
@@ -88,13 +89,14 @@ print(f"{len(bench.val_set)} validation images of {dataset}, {len(few)} for the 
 # cosine and distance. The other: where it changes little or has little influence, that is, where little of what the
 # head reads can be traced back to it through the attention of all later blocks; there idle patches need not be seen.
 # The second stage distils the unreduced model into the one with idle patches, here by the last labels: no classes are
-# used.
+# used. Other thresholds then take it to other budgets.
 
 # %%
 texts = [f"idle_mlp:hidden={hidden},{label}" for label in labels]
 fitted = [bench.fit(text, bench.tau(text, idle_share), stage_1, limit_labels) for text in texts]
 frozen = [bench.within(each, cut, attention) for each, attention in zip(fitted, attentions, strict=True)]
 tuned = [bench.tuned(frozen[-1], cut, stage_2)]
+tuned += [bench.within(tuned[0], more) for more in more_cuts]
 table, found = measure(bench, models := [dense, *frozen, *tuned])
 table = [{**row, "speedup": speed} for row, speed in zip(table, speeds(bench, models), strict=True)]
 rows += [{"study": "tuning", **row} for row in table]

@@ -113,8 +113,9 @@ class Bench:
         return Candidate(text, model.eval(), tau=tau, n_train=len(data[0]), epochs=config.epochs, seed=self.seed)
 
     def within(self, fitted: Candidate, cut: float, attention: str | None = None) -> Candidate:
-        """``fitted`` with thresholds for ``cut``, a share of the MAC, and perhaps another attention."""
-        changed = self.attending(fitted, attention or fitted.model.reducer.attention)
+        """``fitted`` with thresholds for ``cut``, a share of the MAC; with another attention on the frozen backbone."""
+        copied = replace(fitted, model=copy.deepcopy(fitted.model))
+        changed = self.attending(fitted, attention) if attention else copied
         solve_thresholds(changed.model, self.loader(), cut)
         return replace(changed, cut=cut)
 
