@@ -24,8 +24,8 @@
 # | | |
 # |---|---|
 # | Defaults | embedded digits, the small ViT of `Scratch/train_test`, an epoch of distillation |
-# | Expected | distillation wins back most of what idling costs; by influence it costs less than by change |
-# | Time | about a minute and a half on 2 CPU cores, the first time with the training of the small ViT |
+# | Expected | all lose little here; the order of the bounds, and what influence is worth, take real images to show |
+# | Time | about a minute on 2 CPU cores, the first time with the training of the small ViT |
 # | Real images | `./run_all.sh imagenette` |
 
 # %%

@@ -124,9 +124,7 @@ def idle_tradeoff(df: pd.DataFrame) -> Figure:
             name = label if kind == "dense" else f"{label}, {'standard' if hollow else 'modified'} attention"
             ax.plot(part["macs_cut"], part[value], marker=marker, markerfacecolor=face, label=name, **line)
     classes = "all classes of the head" if value == "accuracy_full" else "classes of the dataset"
-    ax.set(
-        xlabel="MAC saved (%)", ylabel=f"top-1 accuracy (%), {classes}", title="What idling saves, and what it costs"
-    )
+    ax.set(xlabel="MAC saved (%)", ylabel=f"top-1 (%), {classes}", title="What idling saves, and what it costs")
     legend_below(fig, [ax])
     return fig
 
