@@ -28,12 +28,11 @@
 # | Time | under a minute on 2 CPU cores, the first time with the training of the small ViT |
 # | Real images | `./run_all.sh imagenette`: ViT-Ti, half an hour on one core |
 #
-# What came out on real images (ViT-Ti, 1,500 of Imagenette, 90 % pruned): the significance beats chance where a block is
-# fragile, but **not** in every block, as it does in the paper (DeiT-S). With idle patches it gains 3.6 ± 0.6 points in
-# block 3 and 1.0 ± 0.5 in block 7, and loses 0.5 ± 0.3 in block 11, where hardly anything can be lost. With patches that
-# are dropped for good: 7.5 ± 1.0, -4.1 ± 1.1, 1.1 ± 0.6; in block 7 it crowds the middle of the image, and patches
-# spread by chance see more of it. The norm of the attention map is worse than chance from block 7 on. Other features in
-# the score do not help.
+# What came out on real images (ViT-Ti, 1,500 of Imagenette, 90 % pruned): the significance beats chance where a block
+# is fragile, but **not** in every block, as it does in the paper (DeiT-S). With idle patches it gains 3.6 ± 0.6 points
+# in block 3 and 1.0 ± 0.5 in block 7, and loses 0.5 ± 0.3 in block 11, where there is hardly anything to lose. With
+# patches that are dropped for good: 7.5 ± 1.0, -4.1 ± 1.1, 1.1 ± 0.6. The norm of the attention map is far worse than
+# chance in block 7. Other features in the score (values in place of the tokens themselves) do not help.
 
 # %%
 import pandas as pd
