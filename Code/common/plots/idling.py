@@ -95,9 +95,11 @@ def idle_profile(profiles: Mapping[str, ArrayLike], num_patches: int) -> Figure:
         raise UsageError("idle_profile needs at least one profile; given: none")
     fig = new_figure(3.4)
     ax = fig.subplots()
-    for (label, values), color in zip(profiles.items(), (*_COLORS, *_COLORS), strict=False):
+    looks = ((color, line) for line in ("-", "--", ":") for color in _COLORS)
+    for (label, values), (color, line) in zip(profiles.items(), looks, strict=False):
         blocks = np.arange(1, len(values) + 1)
-        ax.plot(blocks, 100 * np.asarray(values) / num_patches, marker="o", color=color, label=label)
+        share = 100 * np.asarray(values) / num_patches
+        ax.plot(blocks, share, marker="o", color=color, linestyle=line, label=label)
     ax.set_xticks(blocks)
     ax.set(xlabel="block", ylabel="patches that idle (%)", title="Who skips which block", ylim=(0, None))
     legend_below(fig, [ax])
