@@ -12,6 +12,7 @@ from common.macs import count_macs
 from common.models.factory import create_model
 from common.models.reduced import applicable_reducers, reduce_tokens
 from common.reducers import Method
+from common.reducers.base import Teaching
 from common.slimming import SlimmingPlan
 from common.slimming.branches import branches, dropped_at, nested, slimmed
 from common.slimming.costs import Costs
@@ -161,7 +162,7 @@ def test_a_plan_learns_from_a_teacher_alone():
     own, teacher = torch.tensor([[0.0, 0.0]]), torch.tensor([[0.0, 0.0]]).add(torch.tensor([1.0, 3.0]).log())
     assert model.reducer.training_loss(None, own, None) == 0
     divergence = 0.25 * math.log(0.25 / 0.5) + 0.75 * math.log(0.75 / 0.5)
-    assert model.reducer.training_loss(None, own, (teacher, None)).item() == pytest.approx(2 * divergence)
+    assert model.reducer.training_loss(None, own, Teaching(teacher, None, None)).item() == pytest.approx(2 * divergence)
 
 
 def test_plan_and_weights_come_back_from_files(tmp_path):

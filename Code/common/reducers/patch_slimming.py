@@ -12,8 +12,8 @@ from torch import Tensor
 
 from common.errors import UsageError, require_choice
 from common.models.tokens import Selection, Tokens
-from common.reducers.base import NOTHING, Reducer, Signal, Signals, register_reducer
-from common.reducers.losses import divergence
+from common.reducers.base import NOTHING, Reducer, Signal, Signals, Teaching, register_reducer
+from common.reducers.losses import divergence, require_weight
 from common.reducers.schedule import Schedule
 from common.reducers.slimming_plan import SlimmingPlan
 
@@ -47,7 +47,7 @@ class PatchSlimming(Reducer):
         distill_weight: float = 1.0,
     ) -> None:
         super().__init__(vit, schedule)
-        self.distill_weight = distill_weight
+        self.distill_weight = require_weight(distill_weight, "distill_weight")
         self.plan = plan if isinstance(plan, SlimmingPlan) else SlimmingPlan.load(plan)
         self.keys = require_choice(keys, KEYS, "keys")
         check_plan(vit, schedule, self.plan)
@@ -70,10 +70,10 @@ class PatchSlimming(Reducer):
         rows: Tensor = getattr(self, f"rows_{layer}")
         return tokens, Selection(rows.expand(len(tokens.x), -1), keys=self.keys)
 
-    def training_loss(self, tokens: Tokens, logits: Tensor, teacher: tuple[Tensor, Tensor] | None) -> Tensor:
+    def training_loss(self, tokens: Tokens, logits: Tensor, teacher: Teaching | None) -> Tensor:
         if teacher is None:
             return super().training_loss(tokens, logits, teacher)
-        return self.distill_weight * divergence(logits, teacher[0])
+        return self.distill_weight * divergence(logits, teacher.logits)
 
     def extra_repr(self) -> str:
         return f"lengths={list(self.plan.lengths)}, plan={self.plan.digest}"
