@@ -11,9 +11,10 @@ from common.errors import require_choice
 from common.models.factory import create_model
 from common.results import resolve
 from common.training import TrainConfig, train
-from common.weights import save_state
+from common.weights import HUB, save_state
 
 NAME = "digits"
+NO_PATH = ("", HUB, NAME)  # what ``weights`` may be besides a path
 BACKBONES = ("vit_digits", "simple_vit_digits")
 FOLDER = Path("results/notebook/weights")
 CONFIG = TrainConfig(epochs=16, lr=1e-3, optimizer="muon", schedule="cosine", warmup_epochs=1.6, batch_size=32, seed=42)
@@ -26,7 +27,7 @@ def resolve_weights(weights: str, backbone: str = BACKBONES[0]) -> str | None:
     """
     if weights == NAME:
         return str(digits_checkpoint(backbone))
-    if weights in ("", "timm"):
+    if weights in NO_PATH:
         return weights or None
     return str(resolve(weights))
 

@@ -15,7 +15,7 @@ from torch import nn
 
 from common.data import head_classes, load_dataset
 from common.data.base import LabelledDataset
-from common.digits_backbone import resolve_weights
+from common.digits_backbone import NO_PATH, resolve_weights
 from common.errors import UsageError, require_choice
 from common.models.factory import create_model
 from common.models.reduced import ReducedVisionTransformer
@@ -264,5 +264,5 @@ def _parse(text: str, where: str) -> Any:
 
 def _from_here(path: Any) -> Any:
     """``path`` from the working directory, unless it is no path: empty, or a name for weights."""
-    named = not isinstance(path, str) or path in ("", "timm", "digits")
+    named = not isinstance(path, str) or path in NO_PATH
     return path if named else str(Path(path).expanduser().absolute())
