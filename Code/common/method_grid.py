@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-import torch
-
 from common.data import subset
 from common.data.base import LabelledDataset
 from common.macs import count_macs
@@ -71,7 +69,7 @@ def _accuracy(history: Sequence[Epoch]) -> dict[str, float | None]:
 
 def _cost(model: ReducedVisionTransformer, val_set: LabelledDataset) -> dict[str, object]:
     some = subset(val_set, min(TRACED_IMAGES, len(val_set)), seed=0)
-    images = torch.stack([some[index][0] for index in range(len(some))])
+    images = some.stack()
     _, trace = model.eval().trace(images.to(next(model.parameters()).device))
     counts = [trace.num_tokens[layer].double().mean().item() for layer in model.reducer.blocks]
     return {

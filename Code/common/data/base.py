@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,6 +63,10 @@ class LabelledDataset(Dataset):
         chosen.labels = self.labels[indices]
         chosen.image_ids = [self.image_ids[i] for i in indices.tolist()]
         return chosen
+
+    def stack(self, places: Iterable[int] | None = None) -> torch.Tensor:
+        """The images (k, 3, H, W) at ``places``, by default all, decoded now."""
+        return torch.stack([self[place][0] for place in (range(len(self)) if places is None else places)])
 
 
 def head_classes(num_outputs: int, dataset: LabelledDataset) -> list[int] | None:

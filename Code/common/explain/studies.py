@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-import torch
 from tqdm import tqdm
 
 from common.explain.base import create_explainer, explainer_columns
@@ -57,7 +56,7 @@ def explainer_rows(
 def _sensitivity(bench: Benchmark, text: str, count: int) -> float:
     s = bench.subject
     explainer = create_explainer(text, s.model, batch_size=bench.how.batch_size)
-    images = torch.stack([s.dataset[number][0] for number in range(min(count, len(s.dataset)))])
+    images = s.dataset.stack(range(min(count, len(s.dataset))))
     return max_sensitivity(explainer, images, s.labels[: len(images)], seed=bench.how.seed).mean().item()
 
 

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
-from torch.utils.data import default_collate
 
 from common.data.base import LabelledDataset
 from common.errors import UsageError
@@ -21,7 +20,7 @@ def take(images: Calibration, places: Tensor) -> Tensor:
     """The images (k, 3, H, W) at ``places`` (k,)."""
     if isinstance(images, Tensor):
         return images[places]
-    return default_collate([images[place][0] for place in places.tolist()])
+    return images.stack(places.tolist())
 
 
 class Batches:
