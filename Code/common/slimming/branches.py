@@ -25,6 +25,12 @@ def dropped_at(model: ReducedVisionTransformer, layer: int, patches: Sequence[in
     return SlimmingPlan.of_patches(kept, num_patches, model.num_prefix_tokens)
 
 
+def best_first(scores: Tensor, without: Sequence[int] = ()) -> list[int]:
+    """All patches but some, by their scores (P,), the highest first."""
+    left_out = set(without)
+    return [patch for patch in scores.argsort(descending=True, stable=True).tolist() if patch not in left_out]
+
+
 def nested(scores: Tensor, lengths: Sequence[int], num_prefix_tokens: int = 1) -> SlimmingPlan:
     """The plan of ``lengths`` whose blocks keep the patches of the one above and add those that they score highest.
 
@@ -35,8 +41,7 @@ def nested(scores: Tensor, lengths: Sequence[int], num_prefix_tokens: int = 1) -
     kept: list[tuple[int, ...]] = [()]
     for ranked, length in zip(scores.flip(0), reversed(lengths[:-1]), strict=True):
         above = kept[-1]
-        order = [patch for patch in ranked.argsort(descending=True, stable=True).tolist() if patch not in set(above)]
-        kept.append((*above, *order[: length - num_prefix_tokens - len(above)]))
+        kept.append((*above, *best_first(ranked, above)[: length - num_prefix_tokens - len(above)]))
     return SlimmingPlan.of_patches(kept[::-1], scores.shape[1], num_prefix_tokens)
 
 

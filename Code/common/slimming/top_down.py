@@ -25,7 +25,7 @@ from common.models.tokens import Tokens
 from common.reducers.slimming_plan import LayerRecord, SlimmingPlan, record_of
 from common.slimming.allocation import allocate, error_curves, sensitivity
 from common.slimming.baselines import SCORES
-from common.slimming.branches import slimmed
+from common.slimming.branches import best_first, slimmed
 from common.slimming.calibration import Calibration, check_backbone, digest, split, take
 from common.slimming.costs import Costs
 from common.slimming.scores import significances
@@ -140,7 +140,7 @@ class _Search:
         )
         scores = self._scores(layer, tuned_on)
         above = self.kept[layer + 1]
-        order = [patch for patch in scores.argsort(descending=True, stable=True).tolist() if patch not in set(above)]
+        order = best_first(scores, above)
         sizes = self._sizes(len(order)) if length is None else [length - self.prefix - len(above)]
         tried = Trials(self.how, self.student.blocks[layer], layer)
         for size in sizes:
