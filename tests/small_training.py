@@ -41,6 +41,15 @@ def small_vit(**options):
     return VisionTransformer(**{**sizes, **options})
 
 
+def lively():
+    """A small model whose blocks change patches, each differently."""
+    vit = small_vit()
+    for parameter in (*vit.blocks.parameters(), *vit.head.parameters()):
+        if parameter.ndim == 2:
+            torch.nn.init.normal_(parameter, std=0.15)
+    return vit
+
+
 def config(**changes):
     return TrainConfig(**{"epochs": 1, "lr": 1e-3, "batch_size": 4, "device": "cpu", **changes})
 

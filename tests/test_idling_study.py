@@ -6,15 +6,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 from fake_runs import BASE
-from small_training import Pictures, config
-from test_idling_training import lively
+from small_training import Pictures, config, lively
 
 from common import plots
+from common.bench import Bench
 from common.benchmark import interleaved
 from common.data import make_loader
 from common.errors import UsageError
-from common.idling.bench import Bench
 from common.idling.budget import solve_thresholds
+from common.idling.candidates import build, fit, tau_for, tune, within_budget
 from common.idling.outcomes import outcomes
 from common.idling.states import alikeness, pairwise_cosine
 from common.idling.study import bounds, measure, prediction
@@ -29,14 +29,11 @@ from common.results import write_run
 
 @pytest.fixture
 def bench():
-    vit = lively().eval()
-    return Bench(
-        vit, (Pictures(24), Pictures(12, seed=1)), Pictures(16), batch_size=8, seed=0, device="cpu", folder=None
-    )
+    return Bench(lively().eval(), Pictures(24), Pictures(12, seed=1), Pictures(16), batch_size=8, seed=0, device="cpu")
 
 
 def test_alikeness_by_formula(bench):
-    model, loader = bench.build("none"), bench.loader()
+    model, loader = build(bench, "none"), bench.loader()
     images = torch.cat([batch for batch, _ in loader])
     found = alikeness(model, loader)
     x = model.embed(images).x
@@ -52,7 +49,8 @@ def test_alikeness_by_formula(bench):
 def test_tau_of_weighted_labels_lets_the_share_idle(bench):
     """By the labels themselves, on the states of the model that computes everything."""
     text = "idle_mlp:similarity=rel_norm,influence=rollout"
-    model = bench.build(text, score_threshold=0.5, tau=bench.tau(text, 0.4), learns="labels", on_policy=0.0).train()
+    options = {"score_threshold": 0.5, "tau": tau_for(bench, text, 0.4), "learns": "labels", "on_policy": 0.0}
+    model = build(bench, text, **options).train()
     _, tokens = model(torch.cat([batch for batch, _ in bench.loader()]), return_tokens=True)
     assert tokens.carry[LABELS].mean().item() == pytest.approx(0.6, abs=0.01)
 
@@ -60,9 +58,9 @@ def test_tau_of_weighted_labels_lets_the_share_idle(bench):
 def test_candidates_are_what_they_say(bench):
     """Thresholds for a budget, bounds with the same counts, and a tuned copy that leaves the backbone as it was."""
     before = {name: value.clone() for name, value in bench.vit.state_dict().items()}
-    fitted = bench.fit("idle_mlp:hidden=8", 0.75, config(epochs=2, lr=1e-2, label_weight=0.0, reducer_only=True))
-    frozen = bench.within(fitted, 0.15, "standard")
-    tuned = bench.tuned(frozen, 0.15, config(lr=1e-3, label_weight=0.0))
+    fitted = fit(bench, "idle_mlp:hidden=8", 0.75, config(epochs=2, lr=1e-2, label_weight=0.0, reducer_only=True))
+    frozen = within_budget(bench, fitted, 0.15, "standard")
+    tuned = tune(bench, frozen, 0.15, config(lr=1e-3, label_weight=0.0))
     rows, found = measure(bench, [frozen, tuned], bench.calibration)
     assert [row["macs_cut"] for row in rows] == pytest.approx([15.0, 15.0], abs=1.0)
     assert [row["stage"] for row in rows] == ["frozen", "tuned"] and frozen.model.reducer.attention == "standard"

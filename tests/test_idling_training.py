@@ -1,36 +1,18 @@
-"""Thresholds for a budget, the two stages of training, and what a model with idle patches is judged by."""
+"""Thresholds for a budget, training on labels, and what a model with idle patches is judged by."""
 
 import pytest
 import torch
-from small_training import Pictures, config, small_vit
+from small_training import Pictures, config, lively, small_vit
 
 from common.data import make_loader
 from common.errors import UsageError
 from common.idling.budget import solve_thresholds
 from common.idling.macs import deciding_macs, model_macs
 from common.idling.outcomes import acting_blocks, outcomes, pruner_quality
-from common.idling.training import fit_pruners, relabelled, tune
+from common.idling.training import fit_pruners
 from common.macs import count_macs
-from common.models.reduced import attach, reduce_tokens
+from common.models.reduced import reduce_tokens
 from common.sizing import Shape
-from common.training import TrainConfig, train
-
-
-class Subset(Pictures):
-    """Pictures whose classes are three of ImageNet's."""
-
-    def __init__(self, n):
-        super().__init__(n)
-        self.imagenet_indices = [7, 2, 900]
-
-
-def lively():
-    """A small model whose blocks change patches, each differently."""
-    vit = small_vit()
-    for parameter in (*vit.blocks.parameters(), *vit.head.parameters()):
-        if parameter.ndim == 2:
-            torch.nn.init.normal_(parameter, std=0.15)
-    return vit
 
 
 @pytest.fixture
@@ -107,36 +89,3 @@ def test_stage_one_trains_the_pruners_alone_and_they_learn(model):
     mean = [sum(q[layer].auroc for layer in q) / len(q) for q in (start, end)]
     assert mean[1] > mean[0] + 0.2 and model.reducer.learns == "task"
     assert all(parameter.requires_grad for parameter in model.parameters())
-
-
-def test_stage_two_brings_the_model_closer_to_its_teacher(model):
-    teacher = reduce_tokens(lively(), "none").eval()
-    images = torch.cat([batch for batch, _ in loader()])
-    model.reducer.keep_target = 0.5
-
-    def distance():
-        with torch.inference_mode():
-            return (model.eval()(images) - teacher(images)).square().mean().item()
-
-    start = distance()
-    list(tune(model, teacher, (Pictures(24), Pictures(12)), config(epochs=10, lr=2e-3, label_weight=0.0)))
-    assert distance() < 0.5 * start
-
-
-def test_labels_weigh_nothing_where_they_shall_not():
-    """Without labels and without a teacher nothing moves."""
-    model = reduce_tokens(small_vit(), "idle_topk", keep_rate=0.5, cut_weight=0.0)
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    list(train(model, Pictures(8), Pictures(4), config(label_weight=0.0)))
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-
-
-def test_classes_of_a_larger_head():
-    data, wide = Subset(6), small_vit(num_classes=1000)
-    seen = relabelled(data, 1000)
-    assert seen.labels.tolist() == [[7, 2, 900][label] for label in data.labels.tolist()]
-    assert seen[3][1] == seen.labels[3] and seen.classes[7] == "cock" and seen.num_classes == 1000
-    assert relabelled(data, 3) is data
-    model = attach(wide, reduce_tokens(wide, "idle_mlp", score_threshold=0.5, hidden=4).reducer)
-    epochs = list(fit_pruners(model, (data, data), TrainConfig(1, batch_size=3, reducer_only=True, device="cpu")))
-    assert len(epochs) == 2

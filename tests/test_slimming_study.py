@@ -9,6 +9,7 @@ from backbones import images, make, plan_for
 from test_evaluation import Noise
 
 from common import plots
+from common.bench import Bench
 from common.errors import UsageError
 from common.macs import count_macs
 from common.models.factory import create_backbone
@@ -18,7 +19,7 @@ from common.report.published import published_slimming
 from common.report.slimming import slimming_answers, slimming_sections
 from common.slimming.costs import Costs
 from common.slimming.one_block import PRUNED, one_block, one_block_cost, one_block_rows
-from common.slimming.study import SIGNIFICANCES, Bench, correlation_rows
+from common.slimming.study import SIGNIFICANCES, correlation_rows, distilled, stage_rows
 from common.slimming.top_down import search
 from common.slimming.variants import budget_rows, dynamic_rows
 
@@ -34,13 +35,13 @@ def bench():
             block.attn.qkv.weight *= 4
     data = Noise(torch.arange(12) % 10, 10)
     data.images = torch.randn(12, 3, 32, 32, generator=torch.Generator().manual_seed(1))
-    return Bench(vit, data.images, data, data, batch_size=5, seed=0)
+    return Bench(vit, data, data, data, batch_size=5, seed=0)
 
 
 def test_stages_are_measured_on_the_models_they_name(bench):
-    vit, x = bench.vit, bench.calibration
+    vit, x = bench.vit, bench.calibration_images
     plan = search(vit, x, lengths=(40, 30, 20, 10, 5, 1), epochs=0)
-    rows = bench.stage_rows({"learned": (plan, {"tuned": vit})}, 0.6)
+    rows = stage_rows(bench, {"learned": (plan, {"tuned": vit})}, 0.6)
     assert [(row["schedule"], row["stage"], row["method"]) for row in rows] == [
         ("", "unreduced", "none"),
         ("learned", "searched", "patch_slimming"),
@@ -57,13 +58,13 @@ def test_stages_are_measured_on_the_models_they_name(bench):
 
 
 def test_distilled_networks_come_closer_to_their_teacher_and_leave_it_alone(bench):
-    plan = plan_for(bench.vit, 0.3)
+    plan, x = plan_for(bench.vit, 0.3), bench.calibration_images
     before = copy.deepcopy(bench.vit.state_dict())
-    learnt = bench.distilled(plan, bench.vit, epochs=6, lr=2e-4)
+    learnt = distilled(bench, plan, bench.vit, epochs=6, lr=2e-4)
     assert all(torch.equal(value, before[key]) for key, value in bench.vit.state_dict().items())
     with torch.inference_mode():
-        wanted = bench.vit(bench.calibration)
-        ends = [reduce_tokens(vit, "patch_slimming", plan=plan)(bench.calibration) for vit in (bench.vit, learnt)]
+        wanted = bench.vit(x)
+        ends = [reduce_tokens(vit, "patch_slimming", plan=plan)(x) for vit in (bench.vit, learnt)]
     assert divergence(ends[1], wanted) < divergence(ends[0], wanted)
 
 
@@ -118,7 +119,7 @@ def test_where_no_patch_matters_the_accuracy_is_that_of_the_whole_network(bench)
     choice = {"layers": range(6), "shares": [0.5, 0.2], "scores": ["significance"], "random_masks": 0}
     rows = [{"study": "sensitivity", **row} for row in one_block_rows(bench, **choice)]
     with torch.inference_mode():
-        right = (bench.vit(bench.calibration).argmax(1) == bench.val_set.labels).double().mean().item()
+        right = (bench.vit(bench.calibration_images).argmax(1) == bench.val_set.labels).double().mean().item()
     assert [row["accuracy"] for row in rows if row["layer"] == 5] == pytest.approx([100 * right] * 2)
     assert all(row["gain"] is None and row["pruned"] == "idle" for row in rows)
     frame = pd.DataFrame(rows).assign(**CONSTANT)

@@ -10,7 +10,7 @@ from torch import nn
 
 from common.data import make_loader
 from common.models.reduced import reduce_tokens
-from common.training import accuracy, cross_entropy, evaluate, mean_average_precision, predict
+from common.training import accuracies, accuracy, cross_entropy, evaluate, mean_average_precision, predict
 
 LOGITS = torch.tensor([[9.0, 1, 2, 3], [9, 5, 1, 1], [0, 1, 2, 3], [1, 0, 7, 6]])
 
@@ -25,6 +25,15 @@ def test_accuracy_of_a_restricted_head_by_hand():
     # restricted rows (3, 1), (1, 5), (3, 1), (6, 0): decisions 0, 1, 0, 0
     assert accuracy(LOGITS, torch.tensor([0, 1, 1, 0]), classes=[3, 1]) == 75.0
     assert accuracy(LOGITS, torch.tensor([0, 1, 0, 0]), classes=[3, 1]) == 100.0
+
+
+def test_accuracies_among_the_datasets_classes_and_among_all():
+    pictures, labels = Pictures(4), torch.tensor([0, 1, 1, 0])
+    assert accuracies(LOGITS[:, :3], labels, pictures) == {"accuracy": 25.0, "accuracy_full": None}
+    pictures.imagenet_indices = [3, 1, 4]  # decisions among these: 0, 1, 0, 0; among all: 0, 0, 3, 2
+    wide = torch.cat([LOGITS, torch.full((4, 996), -1.0)], 1)
+    assert accuracies(wide, labels, pictures) == {"accuracy": 75.0, "accuracy_full": 0.0}
+    assert accuracies(wide, torch.tensor([0, 1, 0, 0]), pictures) == {"accuracy": 100.0, "accuracy_full": 25.0}
 
 
 def test_cross_entropy_of_a_restricted_head_by_hand():

@@ -33,9 +33,10 @@ from dataclasses import replace
 import pandas as pd
 
 from common import plots
-from common.idling.bench import Candidate, open_bench
+from common.bench import open_bench
+from common.idling.candidates import Candidate, build, fit, tau_for, with_attention, within_budget
 from common.idling.states import alikeness
-from common.idling.study import measure
+from common.idling.study import computed_patches, measure
 from common.idling.training import LABEL_STAGE
 from common.results import read_published, resolve, write_run
 
@@ -69,7 +70,7 @@ figure = "results/notebook/idle_patches.png"
 limits = {"limit_train": limit_train, "limit_val": limit_val, "limit_calibration": limit_calibration}
 shared = {"img_size": img_size, "recipe": recipe, "batch_size": batch_size, "seed": seed, "device": device}
 bench = open_bench(backbone, weights, dataset, **shared, **limits, folder=checkpoints)
-dense, few = bench.build("none"), bench.some(limit_states)
+dense, few = build(bench, "none"), bench.some(limit_states)
 print(f"{len(bench.val_set)} validation images of {dataset}, {backbone}; states of {len(few)}")
 
 # %% [markdown]
@@ -118,12 +119,12 @@ pd.Series(idle, name="patches that may idle (%)").rename_axis("tau").round(3).to
 config = replace(LABEL_STAGE, epochs=epochs, lr=lr, batch_size=batch_size)
 texts = [f"idle_mlp:hidden={hidden},{label}" for label in labels]
 fitted, weighted = (
-    [bench.fit(text, bench.tau(text, share), config, limit_labels) for share in idle_shares] for text in texts
+    [fit(bench, text, tau_for(bench, text, share), config, limit_labels) for share in idle_shares] for text in texts
 )
-standard = [bench.within(each, cut, "standard") for each, cut in zip(fitted, cuts, strict=True)]
-same_thresholds = [bench.attending(each, "modified") for each in standard]
-same_cost = [bench.within(each, cut, "modified") for each, cut in zip(fitted, cuts, strict=True)]
-influential = [bench.within(each, cut, "standard") for each, cut in zip(weighted, cuts, strict=True)]
+standard = [within_budget(bench, each, cut, "standard") for each, cut in zip(fitted, cuts, strict=True)]
+same_thresholds = [with_attention(bench, each, "modified") for each in standard]
+same_cost = [within_budget(bench, each, cut, "modified") for each, cut in zip(fitted, cuts, strict=True)]
+influential = [within_budget(bench, each, cut, "standard") for each, cut in zip(weighted, cuts, strict=True)]
 models = [*standard, *same_thresholds, *same_cost, *influential]
 table, found = measure(bench, [Candidate("none", dense, seed=seed), *models])
 rows += [{**row, "study": "thresholds"} for row in table]
@@ -146,7 +147,7 @@ read_published("patch_idling").query("table == 'thresholds'").drop(columns=["sou
 # First by influence: what the last blocks leave out, nobody reads any more.
 
 # %%
-pictures, computed, names = bench.masks(influential[-1].model, images)
+pictures, computed, names = computed_patches(bench, influential[-1].model, images)
 masks = plots.idle_patches(pictures, computed, names, patch_grid=dense.patch_embed.grid_size)
 plots.save(masks, figure)
 masks
@@ -155,7 +156,7 @@ masks
 # The same images by change alone, for the same cost.
 
 # %%
-pictures, computed, names = bench.masks(standard[-1].model, images)
+pictures, computed, names = computed_patches(bench, standard[-1].model, images)
 masks = plots.idle_patches(pictures, computed, names, patch_grid=dense.patch_embed.grid_size)
 plots.save(masks, resolve(figure).with_suffix("") / "change.png")
 masks

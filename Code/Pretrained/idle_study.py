@@ -34,10 +34,12 @@ from dataclasses import replace
 import pandas as pd
 
 from common import plots
-from common.idling.bench import Candidate, open_bench
+from common.bench import open_bench
+from common.idling.candidates import Candidate, build, fit, tau_for, tune, within_budget
 from common.idling.study import bounds, measure, prediction, speeds
-from common.idling.training import LABEL_STAGE, TASK_STAGE
+from common.idling.training import LABEL_STAGE
 from common.results import resolve, write_run
+from common.training.distillation import DISTILLATION
 
 # %% tags=["parameters"]
 profile = "notebook"
@@ -77,9 +79,9 @@ figure = "results/notebook/idle_study.png"
 limits = {"limit_train": limit_train, "limit_val": limit_val, "limit_calibration": limit_calibration}
 shared = {"img_size": img_size, "recipe": recipe, "batch_size": batch_size, "seed": seed, "device": device}
 bench = open_bench(backbone, weights, dataset, **shared, **limits, folder=checkpoints)
-dense, few, rows = Candidate("none", bench.build("none"), seed=seed), bench.some(limit_study), []
+dense, few, rows = Candidate("none", build(bench, "none"), seed=seed), bench.some(limit_study), []
 stage_1 = replace(LABEL_STAGE, epochs=epochs, lr=lr, batch_size=batch_size)
-stage_2 = replace(TASK_STAGE, epochs=tune_epochs, lr=tune_lr, batch_size=batch_size)
+stage_2 = replace(DISTILLATION, epochs=tune_epochs, lr=tune_lr, batch_size=batch_size)
 shown = ["method", "options", "stage", "patches_idle", "came_back", "macs_cut", "accuracy", "accuracy_full"]
 print(f"{len(bench.val_set)} validation images of {dataset}, {len(few)} for the variants")
 
@@ -93,10 +95,10 @@ print(f"{len(bench.val_set)} validation images of {dataset}, {len(few)} for the 
 
 # %%
 texts = [f"idle_mlp:hidden={hidden},{label}" for label in labels]
-fitted = [bench.fit(text, bench.tau(text, idle_share), stage_1, limit_labels) for text in texts]
-frozen = [bench.within(each, cut, attention) for each, attention in zip(fitted, attentions, strict=True)]
-tuned = [bench.tuned(frozen[-1], cut, stage_2)]
-tuned += [bench.within(tuned[0], more) for more in more_cuts]
+fitted = [fit(bench, text, tau_for(bench, text, idle_share), stage_1, limit_labels) for text in texts]
+frozen = [within_budget(bench, each, cut, attention) for each, attention in zip(fitted, attentions, strict=True)]
+tuned = [tune(bench, frozen[-1], cut, stage_2)]
+tuned += [within_budget(bench, tuned[0], more) for more in more_cuts]
 table, found = measure(bench, models := [dense, *frozen, *tuned])
 table = [{**row, "speedup": speed} for row, speed in zip(table, speeds(bench, models), strict=True)]
 rows += [{"study": "tuning", **row} for row in table]
@@ -127,8 +129,8 @@ pd.DataFrame(table)[shown].style.format(precision=3, na_rep="").hide(axis="index
 
 # %%
 tau = fitted[-1].tau
-around = [bench.fit(f"{texts[-1]},context={context}", tau, stage_1, limit_labels) for context in contexts]
-variants = [frozen[-1], *(bench.within(each, cut, attentions[-1]) for each in around)]
+around = [fit(bench, f"{texts[-1]},context={context}", tau, stage_1, limit_labels) for context in contexts]
+variants = [frozen[-1], *(within_budget(bench, each, cut, attentions[-1]) for each in around)]
 table, _ = measure(bench, variants, few)
 table = [{**row, **prediction(bench, each, few)} for row, each in zip(table, variants, strict=True)]
 rows += [{"study": "context", **row} for row in table]
@@ -142,7 +144,7 @@ pd.DataFrame(table)[[*shown, *quality]].style.format(precision=3, na_rep="").hid
 # %%
 starts = {f"{frozen[-1].text},": fitted[-1].model.reducer, "idle_topk:": None}
 ways = [(f"{start}re_entry={way}", pruners) for start, pruners in starts.items() for way in ("true", "false")]
-variants = [Candidate(text, bench.build(text, pruners, keep_rate=keep_rate), seed=seed) for text, pruners in ways]
+variants = [Candidate(text, build(bench, text, pruners, keep_rate=keep_rate), seed=seed) for text, pruners in ways]
 table, _ = measure(bench, variants, few)
 rows += [{"study": "re_entry", **row} for row in table]
 pd.DataFrame(table)[shown].style.format(precision=3, na_rep="").hide(axis="index")
@@ -152,8 +154,8 @@ pd.DataFrame(table)[shown].style.format(precision=3, na_rep="").hide(axis="index
 
 # %%
 texts = [f"idle_topk:cut_weight={weight}" for weight in cut_weights]
-starts = [Candidate(text, bench.build(text, keep_rate=keep_rate), seed=seed) for text in texts]
-table, _ = measure(bench, [bench.tuned(each, None, stage_2, limit_variants) for each in starts], few)
+starts = [Candidate(text, build(bench, text, keep_rate=keep_rate), seed=seed) for text in texts]
+table, _ = measure(bench, [tune(bench, each, None, stage_2, limit_variants) for each in starts], few)
 rows += [{"study": "idlevit", **row} for row in table]
 pd.DataFrame(table)[shown].style.format(precision=3, na_rep="").hide(axis="index")
 

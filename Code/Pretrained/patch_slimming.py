@@ -46,12 +46,12 @@ import copy
 import pandas as pd
 
 from common import plots
+from common.bench import open_bench
 from common.results import read_published, resolve, write_run
 from common.slimming import search
 from common.slimming.costs import Costs
-from common.slimming.study import open_bench
+from common.slimming.study import distilled, stage_rows
 from common.slimming.variants import budget_rows, dynamic_rows
-from common.training import torch_device
 from common.weights import save_state
 
 # %% tags=["parameters"]
@@ -86,7 +86,7 @@ figure = "results/notebook/patch_slimming.png"
 
 # %%
 sizes = {"img_size": img_size, "recipe": recipe, "batch_size": batch_size, "seed": seed, "device": device}
-limits = {"num_calibration": num_calibration, "limit_train": limit_train, "limit_val": limit_val}
+limits = {"limit_calibration": num_calibration, "limit_train": limit_train, "limit_val": limit_val}
 bench = open_bench(backbone, weights, dataset, **limits, **sizes)
 vit, costs, folder = bench.vit, Costs.of(bench.vit), resolve(figure).with_suffix("")
 print(f"{len(bench.calibration)} images of {dataset} to tune on, {len(bench.val_set)} to validate; {backbone}")
@@ -102,7 +102,7 @@ found = {}
 for schedule in schedules:
     tuned = copy.deepcopy(vit)
     kept = resolve(checkpoints) / f"{mac_budget}-{schedule}" if checkpoints else None
-    plan = search(tuned, bench.calibration, output_dir=kept, **goals[schedule], **how)
+    plan = search(tuned, bench.calibration_images, output_dir=kept, **goals[schedule], **how)
     found[schedule] = (plan, {"tuned": tuned})
 
 # %%
@@ -126,7 +126,7 @@ masks
 # %%
 if distill_epochs:
     for _, (plan_, stages) in found.items():
-        stages["distilled"] = bench.distilled(plan_, stages["tuned"], distill_epochs, distill_lr)
+        stages["distilled"] = distilled(bench, plan_, stages["tuned"], distill_epochs, distill_lr)
 
 # %% [markdown]
 # ## Accuracy before and after
@@ -134,7 +134,7 @@ if distill_epochs:
 # are paid for all tokens. `accuracy_full` is among all classes of the head.
 
 # %%
-rows = bench.stage_rows(found, mac_budget)
+rows = stage_rows(bench, found, mac_budget)
 shown = ["schedule", "stage", "accuracy", "accuracy_full", "accuracy_sem", "gmac", "cut", "gmac_paper", "cut_paper"]
 pd.DataFrame(rows)[shown].style.format("{:.3g}", subset=shown[2:], na_rep="").hide(axis="index")
 
@@ -184,8 +184,7 @@ plan.save(resolve(csv).with_suffix(".plan.json"))
 if checkpoints:
     last = list(trained)[-1]
     save_state(trained[last], resolve(checkpoints) / f"{mac_budget}-learned-{last}.safetensors")
-constant = {"backbone": backbone, "dataset": dataset, "img_size": img_size, "keep_rate": 1.0, "seed": seed}
-constant |= {"dtype": "float32", "batch": batch_size, "epochs": epochs, "profile": profile}
+constant = {"keep_rate": 1.0, "seed": seed, "epochs": epochs, **bench.conditions}
 rows = [{**row, "n_calibration": len(bench.calibration)} for row in rows]
-written = write_run(rows, csv, table="slimming", device=str(torch_device(device)), **constant)
+written = write_run(rows, csv, table="slimming", profile=profile, **constant)
 print(f"{len(rows)} rows in {written.name}")

@@ -38,10 +38,10 @@
 import pandas as pd
 
 from common import plots
+from common.bench import open_bench
 from common.results import resolve, write_run
 from common.slimming.one_block import one_block_rows
-from common.slimming.study import correlation_rows, open_bench
-from common.training import torch_device
+from common.slimming.study import correlation_rows
 
 # %% tags=["parameters"]
 profile = "notebook"
@@ -67,7 +67,7 @@ figure = "results/notebook/patch_slimming_study.png"
 
 # %%
 sizes = {"img_size": img_size, "recipe": recipe, "batch_size": batch_size, "seed": seed, "device": device}
-bench = open_bench(backbone, weights, dataset, num_calibration=num_calibration, limit_val=limit_val, **sizes)
+bench = open_bench(backbone, weights, dataset, limit_calibration=num_calibration, limit_val=limit_val, **sizes)
 print(f"scores from {len(bench.calibration)} images of {dataset}, accuracy on {len(bench.val_set)}; {backbone}")
 
 # %% [markdown]
@@ -122,8 +122,7 @@ wide.rename(columns=lambda layer: layer + 1).style.format("{:.3f}")
 # ## Save
 
 # %%
-constant = {"backbone": backbone, "dataset": dataset, "img_size": img_size, "keep_rate": 1.0, "seed": seed}
-constant |= {"dtype": "float32", "batch": batch_size, "epochs": 0, "profile": profile}
+constant = {"keep_rate": 1.0, "seed": seed, "epochs": 0, **bench.conditions}
 rows = [{**row, "n_calibration": len(bench.calibration)} for row in rows]
-written = write_run(rows, csv, table="slimming", device=str(torch_device(device)), **constant)
+written = write_run(rows, csv, table="slimming", profile=profile, **constant)
 print(f"{len(rows)} rows in {written.name}")

@@ -12,12 +12,11 @@ from timm.data import ImageNetInfo
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
+from common.bench import norm_of, open_backbone
 from common.data import head_classes, load_dataset
 from common.data.base import LabelledDataset
-from common.digits_backbone import resolve_weights
 from common.errors import UsageError
 from common.explain.comparison import predictions
-from common.models.factory import create_backbone
 from common.training import torch_device
 
 
@@ -60,11 +59,10 @@ def open_subject(
             set; or the path of a list for :func:`imagenet_files`.
         seed: decides which images a number means.
     """
-    torch.manual_seed(seed)
-    model = create_backbone(backbone, weights=resolve_weights(weights, backbone), img_size=img_size).eval()
-    norm = {key: model.pretrained_cfg[key] for key in ("mean", "std")}
+    model = open_backbone(backbone, weights, img_size=img_size, seed=seed)
     limit = images if isinstance(images, int) else None
-    val_set = load_dataset(dataset, "val", img_size=img_size, recipe=recipe, limit=limit, seed=seed, **norm)
+    opened = {"img_size": img_size, "recipe": recipe, **norm_of(model)}
+    val_set = load_dataset(dataset, "val", limit=limit, seed=seed, **opened)
     if limit is None:
         val_set = val_set.select(torch.tensor(_positions(images, val_set)))
     model.to(torch_device(device))

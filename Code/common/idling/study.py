@@ -9,15 +9,17 @@ from statistics import mean
 import torch
 from torch import Tensor
 
+from common.bench import Bench
 from common.benchmark import interleaved
-from common.data import head_classes
 from common.data.base import LabelledDataset
-from common.idling.bench import Bench, Candidate
+from common.idling.candidates import Candidate, build
 from common.idling.macs import model_macs
 from common.idling.outcomes import Outcome, outcomes, pruner_quality
+from common.models.reduced import ReducedVisionTransformer
 from common.reducers import Method
 from common.sizing import Shape
-from common.training import accuracy, torch_device
+from common.training import accuracies, torch_device
+from common.visualize import denormalise
 
 
 def measure(
@@ -67,9 +69,9 @@ def bounds(bench: Bench, fitted: Candidate, seen: Outcome, seeds: Sequence[int])
     how, pruners = {"counts": seen.counts}, fitted.model.reducer
     chance = f"idle_random:attention={pruners.attention}"
     oracle = f"{chance.replace('random', 'oracle')},similarity={pruners.similarity},influence={pruners.influence}"
-    found = [Candidate(oracle, bench.build(oracle, **how), seed=fitted.seed)]
-    found.append(replace(fitted, cut=None, model=bench.build(fitted.text, pruners, **how)))
-    return [*found, *(Candidate(chance, bench.build(chance, seed=seed, **how), seed=seed) for seed in seeds)]
+    found = [Candidate(oracle, build(bench, oracle, **how), seed=fitted.seed)]
+    found.append(replace(fitted, cut=None, model=build(bench, fitted.text, pruners, **how)))
+    return [*found, *(Candidate(chance, build(bench, chance, seed=seed, **how), seed=seed) for seed in seeds)]
 
 
 def prediction(bench: Bench, candidate: Candidate, images: LabelledDataset) -> dict[str, float]:
@@ -89,8 +91,16 @@ def speeds(bench: Bench, candidates: Sequence[Candidate], rounds: int = 3) -> li
     return [measured[place].speedup for place in models]
 
 
-def accuracies(logits: Tensor, labels: Tensor, images: LabelledDataset) -> dict[str, float | None]:
-    """Percent: with the head restricted to the dataset's classes, and in full where it has more."""
-    inside = head_classes(logits.shape[1], images)
-    full = None if inside is None else accuracy(logits, torch.tensor(inside)[labels])
-    return {"accuracy": accuracy(logits, labels, inside), "accuracy_full": full}
+def computed_patches(
+    bench: Bench, model: ReducedVisionTransformer, places: Sequence[int], among: int = 10
+) -> tuple[list[Tensor], list[Tensor], list[str]]:
+    """Pictures (3, H, W) in [0, 1], patches that each block computes (depth, P), and classes.
+
+    Args:
+        places: of the images among ``among`` validation images, the classes as even as possible.
+    """
+    few = bench.some(among).select(torch.tensor(list(places)))
+    images = few.stack()
+    _, trace = model.trace(images.to(torch_device(bench.device)))
+    pictures = denormalise(images, few.mean, few.std)
+    return list(pictures), list(torch.stack(trace.active, 1).cpu()), [few.classes[label] for label in few.labels]

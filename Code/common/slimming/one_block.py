@@ -8,14 +8,15 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
+from common.bench import Bench
 from common.errors import require_choice
 from common.models.reduced import ReducedVisionTransformer, attach, reduce_tokens
 from common.models.tokens import Selection, Tokens
 from common.reducers.base import NOTHING, Reducer, Signal, Signals
 from common.reducers.schedule import Schedule
-from common.slimming.branches import dropped_at, slimmed
+from common.slimming.branches import best_first, dropped_at, slimmed
 from common.slimming.costs import Costs
-from common.slimming.study import Bench, Row, compared, cost, mean_scores
+from common.slimming.study import Row, compared, cost, mean_scores, slim_hits
 
 PRUNED = ("idle", "zero", "dropped")
 
@@ -102,7 +103,7 @@ def one_block_rows(
         limit_val: validation images; None = all.
     """
     names = [(score, 0) for score in scores] + [("random", seed) for seed in range(random_masks)]
-    ranks = {name: mean_scores(bench.vit, bench.calibration, *name) for name in names}
+    ranks = {name: mean_scores(bench.vit, bench.calibration_images, *name) for name in names}
     model = reduce_tokens(bench.vit, "none")
     cells = [(how, layer, share) for how in pruned for layer in layers for share in shares]
     slim = {
@@ -110,7 +111,7 @@ def one_block_rows(
         for name, ranked in ranks.items()
         for cell in cells
     }
-    hits = bench.hits(slim, limit_val)
+    hits = slim_hits(bench, slim, limit_val)
     for cell in cells:
         yield from _rows(bench.vit, hits, cell, scores, random_masks)
 
@@ -119,7 +120,7 @@ def _highest(ranked: Tensor, layer: int, share: float) -> list[int]:
     """Patches of block ``layer``, a ``share`` of them; the last block computes none."""
     if layer == len(ranked):
         return []
-    return ranked[layer].argsort(descending=True, stable=True)[: round(share * ranked.shape[1])].tolist()
+    return best_first(ranked[layer])[: round(share * ranked.shape[1])]
 
 
 def _rows(

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from common.bench import Bench
 from common.models.reduced import ReducedVisionTransformer, reduce_tokens
 from common.reducers.slimming_plan import SlimmingPlan
 from common.slimming.allocation import allocate, error_curves, sensitivity
 from common.slimming.branches import nested, slimmed
 from common.slimming.costs import Costs
 from common.slimming.gates import calibrate_thresholds, fit_gates
-from common.slimming.study import Bench, Row, compared, cost, mean_scores
+from common.slimming.study import Row, compared, cost, mean_scores, slim_hits
 
 LEARNED, UNIFORM = "learned", "uniform"
 
@@ -38,9 +39,9 @@ def budget_variants(bench: Bench, budgets: Sequence[float], error_images: int) -
         error_images: calibration images, the last ones, that the learned lengths are found on.
     """
     names = ("significance", "single_block", "random")
-    scores = {name: mean_scores(bench.vit, bench.calibration, name) for name in names}
+    scores = {name: mean_scores(bench.vit, bench.calibration_images, name) for name in names}
     model, costs = reduce_tokens(bench.vit, "none"), Costs.of(bench.vit)
-    found = sensitivity(model, bench.calibration[-error_images:], scores["significance"])
+    found = sensitivity(model, bench.calibration_images[-error_images:], scores["significance"])
     curves, variants = error_curves(found, bench.vit.patch_embed.num_patches), {}
     for budget in budgets:
         plan = _of(costs, scores["significance"], allocate(curves, costs, budget))
@@ -71,7 +72,7 @@ def budget_rows(
         return
     variants, model = budget_variants(bench, budgets, error_images), reduce_tokens(bench.vit, "none")
     slim = {key: slimmed(model, each.plan, each.keys) for key, each in variants.items()}
-    hits, costs = bench.hits(slim, limit_val), Costs.of(bench.vit)
+    hits, costs = slim_hits(bench, slim, limit_val), Costs.of(bench.vit)
     for (name, budget), each in variants.items():
         row = {"study": "budgets", "schedule": name, "stage": "searched", "share": budget, "method": "patch_slimming"}
         costing = cost(costs, each.plan.lengths, each.counter)
@@ -86,7 +87,7 @@ def dynamic_rows(
     ``gain`` is the difference to the plan on the same images. ``tokens`` of the thresholds are mean and standard
     deviation over ``num_images`` calibration images, which the gates are fitted on.
     """
-    images, costs = bench.calibration[:num_images], Costs.of(bench.vit)
+    images, costs = bench.calibration_images[:num_images], Costs.of(bench.vit)
     torch.manual_seed(bench.seed)
     fixed = reduce_tokens(bench.vit, "dynamic_slimming", plan=plan).eval()
     fit_gates(fixed, images, epochs=epochs)
@@ -95,7 +96,7 @@ def dynamic_rows(
     calibrate_thresholds(threshold, images)
     model = reduce_tokens(bench.vit, "none")
     slim = {"static": slimmed(model, plan), "gates, fixed": fixed, "gates, threshold": threshold}
-    hits = bench.hits(slim, limit_val)
+    hits = slim_hits(bench, slim, limit_val)
     for name, each in slim.items():
         method = "patch_slimming" if name == "static" else "dynamic_slimming"
         row = {"study": "dynamic", "schedule": name, "stage": "searched", "method": method, **cost(costs, plan.lengths)}

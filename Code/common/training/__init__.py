@@ -8,7 +8,7 @@ from common.training.accelerator import torch_device
 from common.training.config import TrainConfig, protocol
 from common.training.engine import Epoch, train
 from common.training.losses import asymmetric_loss, distillation_loss
-from common.training.metrics import accuracy, cross_entropy, mean_average_precision
+from common.training.metrics import accuracies, accuracy, cross_entropy, mean_average_precision
 from common.training.optim import parameter_groups
 from common.training.prediction import Prediction, evaluate, predict
 from common.training.schedule import learning_rate
@@ -17,6 +17,7 @@ __all__ = [
     "Epoch",
     "Prediction",
     "TrainConfig",
+    "accuracies",
     "accuracy",
     "asymmetric_loss",
     "cross_entropy",

@@ -8,6 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from common.data import head_classes
+from common.data.base import LabelledDataset
+
 
 def accuracy(logits: Tensor, labels: Tensor, classes: Sequence[int] | None = None) -> float:
     """Top-1 accuracy in percent.
@@ -18,6 +21,22 @@ def accuracy(logits: Tensor, labels: Tensor, classes: Sequence[int] | None = Non
         classes: restrict the head to these of its C classes.
     """
     return 100.0 * (_restricted(logits, classes).argmax(1) == labels).double().mean().item()
+
+
+def accuracies(logits: Tensor, labels: Tensor, dataset: LabelledDataset) -> dict[str, float | None]:
+    """``accuracy`` in percent with the head restricted to the classes of ``dataset``, and ``accuracy_full`` with all.
+
+    The latter is None where the head has no others.
+    """
+    inside = head_classes(logits.shape[1], dataset)
+    full = None if inside is None else 100.0 * hits(logits, labels, dataset).mean().item()
+    return {"accuracy": accuracy(logits, labels, inside), "accuracy_full": full}
+
+
+def hits(logits: Tensor, labels: Tensor, dataset: LabelledDataset) -> Tensor:
+    """1 where the most probable of all classes of the head is right (n,), float64."""
+    inside = head_classes(logits.shape[1], dataset)
+    return (logits.argmax(1) == (labels if inside is None else torch.tensor(inside)[labels])).double()
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, classes: Sequence[int] | None = None) -> float:
