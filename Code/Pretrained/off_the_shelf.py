@@ -37,7 +37,7 @@ from common.digits_backbone import resolve_weights
 from common.models.factory import create_backbone
 from common.reducers import Method
 from common.results import write_run
-from common.training import accuracy, cross_entropy, predict, torch_device
+from common.training import accuracies, cross_entropy, predict, torch_device
 
 # %% tags=["parameters"]
 profile = "notebook"
@@ -94,14 +94,12 @@ predictions, labels = predict(models, make_loader(val_set, batch_size, shuffle=F
 
 # %%
 inside = head_classes(vit.num_classes, val_set)
-in_full = labels if inside is None else torch.tensor(inside)[labels]
 rows = [
     {
         "method": method.name,
         "options": method.options_text,
         "keep_rate": rate,
-        "accuracy": accuracy(found.logits, labels, inside),
-        "accuracy_full": None if inside is None else accuracy(found.logits, in_full),
+        **accuracies(found.logits, labels, val_set),
         "loss": cross_entropy(found.logits, labels, inside),
         "gmac": count_macs(models[method, rate], img_size).total / 1e9,
         "images_per_second": found.images_per_second,
