@@ -290,6 +290,17 @@ def test_subset_fills_up_from_larger_classes_and_depends_on_its_seed(folder):
     assert len(load_folder(folder, limit=5)) == 5
 
 
+def test_subset_that_skips_shares_no_image(folder):
+    """Together the two are the larger subset of the same seed; without a number, the rest of all."""
+    data = load_folder(folder)
+    first, then = subset(data, 3, seed=0), subset(data, 4, seed=0, skip=3)
+    assert not set(first.files) & set(then.files)
+    assert sorted(first.files + then.files) == sorted(subset(data, 7, seed=0).files)
+    assert sorted(first.files + load_folder(folder, skip=3).files) == sorted(data.files)
+    wanted = "a subset of 7 images of 'digits', beside 1431 others, is not possible; allowed: 1 to 6"
+    assert refusal(load_dataset, "digits", "train", img_size=32, limit=7, skip=1431) == wanted
+
+
 # refusals
 
 

@@ -18,7 +18,7 @@ from common.reducers.idle_mlp import LABELS, LOGITS, Pruner
 from common.reducers.idle_topk import CUT, cut_errors
 from common.reducers.idling import ATTENTION
 from common.reducers.influence import rollout
-from common.reducers.similarity import SIMILARITIES
+from common.reducers.similarity import SIMILARITIES, rel_norm
 from common.sizing import Shape
 from common.weights import save_state
 
@@ -149,44 +149,57 @@ def test_cosines_at_which_the_measures_reach_tau(tau, scaled, blended):
 
 
 def test_influence_follows_attention_back_by_formula():
-    """(A + I) / 2 of the later blocks from the CLS token on, times N; after the last block patches have none."""
+    """(A + I) / 2 of the later blocks from the CLS token on, times N; after the last block patches have none.
+
+    ``read``: in the last block the head reads the change of the CLS token alone, in the one before that of all tokens.
+    """
     vit = make("vit").double()
     tokens = reduce_tokens(vit, "none").embed(images(vit).double())
-    found = rollout(vit.blocks, tokens, reads_cls=True)
-    assert found.shape == (3, 16, 12) and not found[..., 11].any()
-    x, shares = tokens.x, {}
+    own, read = rollout(vit.blocks, tokens, reads_cls=True, similarity=rel_norm)
+    assert own.shape == read.shape == (3, 16, 12) and not own[..., 11].any()
+    x, maps, changes = tokens.x, {}, {}
     for layer, block in enumerate(vit.blocks):
         q, k, _ = block.attn.qkv(block.norm1(x)).unflatten(2, (3, 3, 64)).permute(2, 0, 3, 1, 4)
-        shares[layer], x = ((q @ k.mT / 8).softmax(-1).mean(1) + torch.eye(17)) / 2, block(x)
-    torch.testing.assert_close(found[..., 10], 17 * shares[11][:, 0, 1:].float(), **CLOSE)
-    torch.testing.assert_close(found[..., 9], 17 * (shares[11] @ shares[10])[:, 0, 1:].float(), **CLOSE)
-    assert (found[..., 0] < 17).all() and (found >= 0).all()
+        maps[layer], y = (q @ k.mT / 8).softmax(-1).mean(1), block(x)
+        changes[layer], x = 1 - rel_norm(x.float(), y.float()), y
+    shares = {layer: ((each + torch.eye(17)) / 2).float() for layer, each in maps.items()}
+    torch.testing.assert_close(own[..., 10].float(), 17 * shares[11][:, 0, 1:], **CLOSE)
+    torch.testing.assert_close(own[..., 9].float(), 17 * (shares[11] @ shares[10])[:, 0, 1:], **CLOSE)
+    assert (own[..., 0] < 17).all() and (own >= 0).all()
+    torch.testing.assert_close(read[..., 11].float(), 17 * changes[11][:, :1] * maps[11][:, 0, 1:].float(), **CLOSE)
+    told = (shares[11][:, 0] * changes[10])[:, None] @ maps[10].float()
+    torch.testing.assert_close(read[..., 10].float(), 17 * told[:, 0, 1:], **CLOSE)
 
 
 def test_influence_of_averaged_patches_is_even_after_the_last_block():
     vit = make("simple-vit")
-    found = rollout(vit.blocks, reduce_tokens(vit, "none").embed(images(vit)), reads_cls=False)
-    torch.testing.assert_close(found[..., -1], torch.ones(3, 16))
-    torch.testing.assert_close(found.mean(1), torch.ones(3, 4), **CLOSE)  # without prefix tokens nothing gets lost
+    tokens = reduce_tokens(vit, "none").embed(images(vit))
+    own, _ = rollout(vit.blocks, tokens, reads_cls=False, similarity=rel_norm)
+    torch.testing.assert_close(own[..., -1], torch.ones(3, 16))
+    torch.testing.assert_close(own.mean(1), torch.ones(3, 4), **CLOSE)  # without prefix tokens nothing gets lost
 
 
+@pytest.mark.parametrize("attention", ["standard", "modified"])
 @torch.inference_mode()
-def test_the_oracle_weighs_change_by_influence():
-    model, vit = idling(reducer="idle_oracle", counts=[8] * 12, similarity="rel_norm", influence="rollout")
+def test_the_oracle_weighs_what_would_be_lost(attention):
+    """Change by influence; where idle patches are not seen, also what the others would miss."""
+    options = {"counts": [8] * 12, "similarity": "rel_norm", "attention": attention}
+    model, vit = idling(reducer="idle_oracle", influence="rollout", **options)
     x = images(vit)
     tokens = model.embed(x)
     before, after = tokens.patches, vit.blocks[0](tokens.x)[:, 1:]
     ratio = (after - before).norm(dim=-1) / after.norm(dim=-1)
-    worth = rollout(vit.blocks, tokens, reads_cls=True)[..., 0] * ratio / (1 + ratio)
+    own, read = rollout(vit.blocks, tokens, reads_cls=True, similarity=rel_norm)
+    worth = own[..., 0] * ratio / (1 + ratio) + (read[..., 0] if attention == "standard" else 0)
     chosen = torch.zeros_like(worth).scatter(1, worth.topk(8).indices, 1.0) > 0
     computed = active(model, x)
     assert torch.equal(computed[0], chosen)
-    plain, _ = idling(reducer="idle_oracle", counts=[8] * 12, similarity="rel_norm")
+    plain, _ = idling(reducer="idle_oracle", **options)
     assert not torch.equal(active(plain, x), computed)
 
 
 def test_weighted_labels_are_the_oracles_on_the_same_states():
-    """All computed, so the states are those of the unreduced model; in the last block nobody matters."""
+    """All computed, so the states are those of the unreduced model; the last block is no loss where all are seen."""
     options = {"similarity": "rel_norm", "influence": "rollout", "tau": 0.95}
     model, vit = idling(score_threshold=0.5, learns="labels", on_policy=0.0, **options)
     oracle, _ = idling(reducer="idle_oracle", **options)

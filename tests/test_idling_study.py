@@ -14,10 +14,10 @@ from common.benchmark import interleaved
 from common.data import make_loader
 from common.errors import UsageError
 from common.idling.budget import solve_thresholds
-from common.idling.candidates import build, fit, tau_for, tune, within_budget
+from common.idling.candidates import at_rate, build, fit, tau_for, tune, with_attention, within_budget
 from common.idling.outcomes import outcomes
 from common.idling.states import alikeness, pairwise_cosine
-from common.idling.study import bounds, measure, prediction
+from common.idling.study import bounds, measure, prediction, try_rates
 from common.models.factory import create_backbone
 from common.models.reduced import reduce_tokens
 from common.reducers.idle_mlp import LABELS
@@ -33,7 +33,7 @@ def bench():
 
 
 def test_alikeness_by_formula(bench):
-    model, loader = build(bench, "none"), bench.loader()
+    model, loader = build(bench, "idle_oracle:similarity=raw_cos"), bench.loader()
     images = torch.cat([batch for batch, _ in loader])
     found = alikeness(model, loader)
     x = model.embed(images).x
@@ -59,7 +59,7 @@ def test_candidates_are_what_they_say(bench):
     """Thresholds for a budget, bounds with the same counts, and a tuned copy that leaves the backbone as it was."""
     before = {name: value.clone() for name, value in bench.vit.state_dict().items()}
     fitted = fit(bench, "idle_mlp:hidden=8", 0.75, config(epochs=2, lr=1e-2, label_weight=0.0, reducer_only=True))
-    frozen = within_budget(bench, fitted, 0.15, "standard")
+    frozen = within_budget(bench, with_attention(bench, fitted, "standard"), 0.15)
     tuned = tune(bench, frozen, 0.15, config(lr=1e-3, label_weight=0.0))
     rows, found = measure(bench, [frozen, tuned], bench.calibration)
     assert [row["macs_cut"] for row in rows] == pytest.approx([15.0, 15.0], abs=1.0)
@@ -70,6 +70,21 @@ def test_candidates_are_what_they_say(bench):
     computed = outcomes({place: each.model for place, each in enumerate(some)}, bench.loader())[0]
     assert all((each.computed == torch.tensor(found[0].counts)).all() for each in computed.values())
     assert 0 <= prediction(bench, frozen, bench.val_set)["balanced_accuracy"] <= 1
+    once = at_rate(bench, frozen, 0.5, re_entry=False)
+    assert once.text == "idle_mlp:hidden=8,attention=standard,re_entry=false" and once.n_train == fitted.n_train > 0
+    assert not once.model.reducer.re_entry and once.model.reducer.schedule.keep_rate == 0.5
+
+
+def test_learning_rates_are_tried_on_images_that_nothing_is_trained_on(bench):
+    """A rate of 0 changes nothing, so its row is that of the model it started from."""
+    fitted = fit(bench, "idle_mlp:hidden=8", 0.75, config(lr=1e-2, label_weight=0.0, reducer_only=True))
+    start = within_budget(bench, fitted, 0.15)
+    rows = try_rates(bench, start, 0.15, config(label_weight=0.0), [1e-12, 1e-3], count=16)
+    found, labels = outcomes({0: build(bench, "none"), 1: start.model}, bench.loader())
+    wanted = F.kl_div(found[1].logits.log_softmax(1), found[0].logits.softmax(1), reduction="batchmean")
+    assert [row["lr"] for row in rows] == [1e-12, 1e-3] and rows[0]["n_val"] == len(labels) == len(bench.calibration)
+    assert rows[0]["divergence"] == pytest.approx(wanted.item(), rel=1e-3)
+    assert rows[0]["macs_cut"] == pytest.approx(15.0, abs=1.0) and rows[1]["divergence"] != rows[0]["divergence"]
 
 
 def fake_rows():

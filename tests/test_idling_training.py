@@ -34,7 +34,7 @@ def test_thresholds_meet_the_budget(model, attention, cut):
     solve_thresholds(model, loader(), cut)
     found = outcomes({"m": model}, loader())[0]["m"]
     dense = model_macs(Shape.of(model), {}, attention)
-    assert 1 - found.macs.mean().item() / dense == pytest.approx(cut, abs=0.01)
+    assert 1 - found.macs.mean().item() / dense == pytest.approx(cut, abs=0.003)
     asked = [threshold > 0 for threshold in model.reducer.thresholds.tolist()]
     assert asked == [count > 0 for count in found.idle_per_layer.tolist()] and any(asked)
 

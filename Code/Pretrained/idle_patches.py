@@ -47,7 +47,7 @@ recipe = "pretrained"
 backbone = "vit_digits"
 weights = "digits"
 hidden = 16
-labels = ["similarity=blend", "similarity=rel_norm,influence=rollout"]
+labels = ["similarity=blend", "similarity=rel_norm,influence=rollout,attention=standard"]
 idle_shares = [0.204, 0.347]
 cuts = [0.2, 0.35]
 epochs = 2
@@ -78,7 +78,7 @@ print(f"{len(bench.val_set)} validation images of {dataset}, {backbone}; states 
 # Above, the cosine of the same patch before and after each block; below, the mean cosine of different patches.
 
 # %%
-states = alikeness(dense, bench.loader(few))
+states = alikeness(build(bench, "idle_oracle:similarity=raw_cos"), bench.loader(few))
 across, within = states.across.double().mean(0), states.within
 similarity = plots.patch_similarity(across, within)
 plots.save(similarity, resolve(figure).with_suffix("") / "similarity.png")
@@ -101,7 +101,7 @@ rows = [{**row, "n_val": len(few), "seed": seed} for row in rows]
 # lets the same shares idle.
 
 # %%
-blends = alikeness(dense, bench.loader(), "blend")
+blends = alikeness(build(bench, "idle_oracle:similarity=blend"), bench.loader())
 taus = [0.95, 0.9, *map(blends.tau, idle_shares)]
 idle = {tau: 100 * (blends.across > tau).double().mean().item() for tau in taus}
 pd.Series(idle, name="patches that may idle (%)").rename_axis("tau").round(3).to_frame()
@@ -112,8 +112,9 @@ pd.Series(idle, name="patches that may idle (%)").rename_axis("tau").round(3).to
 # block, for the share of multiply-accumulates to save. With modified attention idle patches are still seen: first with
 # the same thresholds, then with thresholds for the same cost.
 #
-# These are the published labels. Beside them stands a second kind: little change *or* little influence. The change of a
-# patch counts as much as the head's reading can be traced back to that patch through the attention of all later blocks.
+# These are the published labels. Beside them stands a second kind: a patch may idle where little would be lost. Lost
+# are its change and, as idle patches are not seen here, its share in what the block tells the others; both count as far
+# as they can be traced to what the head reads, through the attention of all later blocks.
 
 # %%
 config = replace(LABEL_STAGE, epochs=epochs, lr=lr, batch_size=batch_size)
@@ -121,10 +122,12 @@ texts = [f"idle_mlp:hidden={hidden},{label}" for label in labels]
 fitted, weighted = (
     [fit(bench, text, tau_for(bench, text, share), config, limit_labels) for share in idle_shares] for text in texts
 )
-standard = [within_budget(bench, each, cut, "standard") for each, cut in zip(fitted, cuts, strict=True)]
+unseen = [with_attention(bench, each, "standard") for each in fitted]
+standard, same_cost, influential = (
+    [within_budget(bench, each, cut) for each, cut in zip(group, cuts, strict=True)]
+    for group in (unseen, fitted, weighted)
+)
 same_thresholds = [with_attention(bench, each, "modified") for each in standard]
-same_cost = [within_budget(bench, each, cut, "modified") for each, cut in zip(fitted, cuts, strict=True)]
-influential = [within_budget(bench, each, cut, "standard") for each, cut in zip(weighted, cuts, strict=True)]
 models = [*standard, *same_thresholds, *same_cost, *influential]
 table, found = measure(bench, [Candidate("none", dense, seed=seed), *models])
 rows += [{**row, "study": "thresholds"} for row in table]
@@ -144,7 +147,7 @@ read_published("patch_idling").query("table == 'thresholds'").drop(columns=["sou
 
 # %% [markdown]
 # ## Who idles where?
-# First by influence: what the last blocks leave out, nobody reads any more.
+# First by influence: what nobody reads any more is left out.
 
 # %%
 pictures, computed, names = computed_patches(bench, influential[-1].model, images)

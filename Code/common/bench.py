@@ -30,7 +30,7 @@ class Bench:
     Attributes:
         vit: in eval mode, with its own head.
         train_set: training images, augmented.
-        calibration: training images as they are evaluated.
+        calibration: training images as they are evaluated; not to train on where they are a part of all.
         folder: where trainings are kept, so that a stopped one goes on; None = nowhere.
         conditions: columns that all rows of a CSV share, for ``write_run``.
     """
@@ -110,13 +110,14 @@ def open_bench(
 
     Args:
         weights: see :func:`common.digits_backbone.resolve_weights`.
-        limit_train, limit_val, limit_calibration: images, the classes as even as possible; None = all. Which images
-            validate does not depend on ``seed``.
+        limit_train, limit_val, limit_calibration: images, the classes as even as possible; None = all, for training
+            all that do not calibrate. Which images validate does not depend on ``seed``.
         folder: of the trainings, relative to the repository; None or "" = they are not kept.
     """
     vit = open_backbone(backbone, weights, img_size=img_size, seed=seed)
     shared = {"img_size": img_size, "recipe": recipe, **norm_of(vit)}
-    train_set = load_dataset(dataset, "train", train=True, limit=limit_train, seed=seed, **shared)
+    apart = limit_calibration or 0
+    train_set = load_dataset(dataset, "train", train=True, limit=limit_train, skip=apart, seed=seed, **shared)
     val_set = load_dataset(dataset, "val", limit=limit_val, seed=0, **shared)
     calibration = load_dataset(dataset, "train", limit=limit_calibration, seed=seed, **shared)
     where, kept = torch_device(device), resolve(folder) if folder else None

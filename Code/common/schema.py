@@ -188,7 +188,7 @@ TABLES: dict[str, Schema] = {
         metrics={
             # stage: "frozen" or "tuned" backbone; layer: block of a row about one, first = 1, 0 = the state before it
             **dict.fromkeys(("study", "attention", "stage"), TEXT),
-            "tau": FLOAT,
+            **dict.fromkeys(("tau", "lr", "divergence"), FLOAT),
             "layer": INT,
             # patches per image, mean over all blocks; came_back: share of them that the next block computes
             **dict.fromkeys(("patches_idle", "came_back", "similarity", "within_similarity"), FLOAT),
@@ -198,7 +198,17 @@ TABLES: dict[str, Schema] = {
         },
         # Every study measures what it is about.
         optional=frozenset(
-            {"tau", "layer", "patches_idle", "came_back", "similarity", "within_similarity", "pruner_accuracy"}
+            {
+                "tau",
+                "lr",
+                "divergence",
+                "layer",
+                "patches_idle",
+                "came_back",
+                "similarity",
+                "within_similarity",
+                "pruner_accuracy",
+            }
             | {"balanced_accuracy", "auroc", "accuracy", "accuracy_full", "gmac", "target_cut", "macs_cut", "speedup"}
         ),
         required=(*Schema.required, "dataset", "seed", "epochs"),

@@ -34,6 +34,7 @@ def load_dataset(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     limit: int | None = None,
+    skip: int = 0,
     seed: int = 0,
 ) -> LabelledDataset:
     """Open a dataset; its items are (image float tensor (3, img_size, img_size), label).
@@ -57,6 +58,7 @@ def load_dataset(
             ``img_size`` and normalised by 0.5/0.5 under every recipe.
         mean, std: three values each, in place of the recipe's.
         limit: number of images, classes as even as possible (at random with several labels per image); None is all.
+        skip: leave out the images that ``limit=skip`` keeps: two sets that share none.
         seed: decides which images ``limit`` keeps, and the places of evaluation digits.
 
     Returns:
@@ -80,7 +82,7 @@ def load_dataset(
     else:
         transform = make_transform(recipe, img_size, train, norm, name)
         dataset = ImageData(name, open_source(name, split, root), transform, norm)
-    dataset = subset(dataset, limit, seed)
+    dataset = subset(dataset, limit, seed, skip)
     if is_first_on_machine():
         check_dataset(dataset)
     return dataset

@@ -17,23 +17,28 @@ from common.errors import UsageError
 REPEATED_MULTIPLE = 256  # DeiT's sampler cuts an epoch of repeated images to a multiple of this
 
 
-def subset(dataset: LabelledDataset, n: int | None, seed: int) -> LabelledDataset:
+def subset(dataset: LabelledDataset, n: int | None, seed: int, skip: int = 0) -> LabelledDataset:
     """``n`` items, the classes as evenly filled as the data allow, in the dataset's own order; None means all.
 
     The choice depends on ``seed`` and the labels only. Every attribute of ``dataset`` stays. Images with several
     labels each are chosen at random: the classes are then about as frequent as in the whole dataset, not even.
 
+    Args:
+        skip: items of which none is taken: those that ``n=skip`` and the same seed choose.
+
     Raises:
-        UsageError: if ``n`` is below 1 or above the size of the dataset.
+        UsageError: if ``n`` is below 1 or above the number of items that are left.
     """
-    if n is None:
+    if n is None and not skip:
         return dataset
-    if not 1 <= n <= len(dataset):
-        raise UsageError(f"a subset of {n} images of {dataset.name!r} is not possible; allowed: 1 to {len(dataset)}")
+    left = len(dataset) - skip
+    if not 1 <= (left if n is None else n) <= left:
+        beside = f", beside {skip} others," if skip else ""
+        raise UsageError(f"a subset of {n} images of {dataset.name!r}{beside} is not possible; allowed: 1 to {left}")
     order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))
     if not dataset.multi_label:
         order = order[one_class_after_the_other(dataset.labels[order])]
-    return dataset.select(order[:n].sort().values)
+    return dataset.select(order[skip:][:n].sort().values)
 
 
 def one_class_after_the_other(labels: torch.Tensor) -> torch.Tensor:

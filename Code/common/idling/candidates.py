@@ -54,8 +54,7 @@ def build(bench: Bench, text: str, pruners: Reducer | None = None, **options: ob
 
 def tau_for(bench: Bench, text: str, share: float) -> float:
     """The tau at which a ``share`` of all patches in all blocks may idle, by the labels that ``text`` learns."""
-    reducer = build(bench, text, score_threshold=0.5).reducer
-    return alikeness(build(bench, "none"), bench.loader(), reducer.similarity, reducer.influence).tau(share)
+    return alikeness(build(bench, text, score_threshold=0.5), bench.loader()).tau(share)
 
 
 def fit(bench: Bench, text: str, tau: float, config: TrainConfig = LABEL_STAGE, count: int | None = None) -> Candidate:
@@ -72,21 +71,25 @@ def fit(bench: Bench, text: str, tau: float, config: TrainConfig = LABEL_STAGE, 
     return Candidate(text, model.eval(), tau=tau, n_train=len(data[0]), epochs=config.epochs, seed=bench.seed)
 
 
-def within_budget(bench: Bench, fitted: Candidate, cut: float, attention: str | None = None) -> Candidate:
-    """``fitted`` with thresholds for ``cut``, a share of the MAC; with another attention on the frozen backbone."""
-    copied = replace(fitted, model=copy.deepcopy(fitted.model))
-    changed = with_attention(bench, fitted, attention) if attention else copied
-    solve_thresholds(changed.model, bench.loader(), cut)
-    return replace(changed, cut=cut)
+def within_budget(bench: Bench, fitted: Candidate, cut: float) -> Candidate:
+    """A copy of ``fitted`` with thresholds for ``cut``, a share of the MAC."""
+    copied = replace(fitted, model=copy.deepcopy(fitted.model), cut=cut)
+    solve_thresholds(copied.model, bench.loader(), cut)
+    return copied
 
 
 def with_attention(bench: Bench, fitted: Candidate, attention: str) -> Candidate:
-    """``fitted`` with its thresholds, whatever they then save, and another attention."""
-    method = Method.parse(fitted.text)
-    options = {**dict(method.options), "attention": attention}
-    text = str(Method(method.name, tuple(options.items())))
+    """``fitted`` on the frozen backbone, with its thresholds, whatever they then save, and another attention."""
+    text = str(Method.parse(fitted.text).having(attention=attention))
     model = build(bench, text, fitted.model.reducer, score_threshold=0.5, tau=fitted.tau)
     return replace(fitted, text=text, model=model, cut=None)
+
+
+def at_rate(bench: Bench, start: Candidate, keep_rate: float, re_entry: bool) -> Candidate:
+    """``start`` with numbers of patches that follow from ``keep_rate``, and a way back or none."""
+    text = str(Method.parse(start.text).having(re_entry=re_entry))
+    model = build(bench, text, start.model.reducer, keep_rate=keep_rate)
+    return replace(start, text=text, model=model, cut=None)
 
 
 def tune(
@@ -98,7 +101,8 @@ def tune(
         found = outcomes({"": model}, bench.loader())[0][""]
         acting = acting_blocks(model)
         model.reducer.keep_target = found.computed[:, acting].double().mean().item() / found.num_patches
-    folder = bench.place(f"{start.text}-{model.reducer.schedule.keep_rate}-{cut}-task")
+    budget = model.reducer.schedule.keep_rate if cut is None else f"cut{cut}"
+    folder = bench.place(f"{start.text}-{budget}-n{len(data[0])}-lr{config.lr}-task")
     bench.distil(model, data, config, title=f"{start.text}, distilled", folder=folder)
     if cut is not None:
         solve_thresholds(model.eval(), bench.loader(), cut)

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from common.errors import require_choice
 from common.models.reduced import ReducedVisionTransformer
-from common.models.tokens import Tokens
-from common.reducers.influence import INFLUENCES, rollout, weighted
-from common.reducers.similarity import SIMILARITIES
 from common.rows import Rows
 from common.training.accelerator import progress
 
@@ -25,7 +19,7 @@ class Alikeness:
     """Of n images and a model of L blocks.
 
     Attributes:
-        across: (n, L, P) similarity of every patch before and after each block.
+        across: (n, L, P) similarity of every patch before and after each block, or 1 - what is lost if it idles there.
         within: (L + 1,) mean cosine over all pairs of patches of an image in each hidden state, the first before any
             block; mean over images.
     """
@@ -40,35 +34,26 @@ class Alikeness:
 
 
 @torch.inference_mode()
-def alikeness(
-    model: ReducedVisionTransformer, loader: DataLoader, similarity: str = "raw_cos", influence: str = "none"
-) -> Alikeness:
-    """Measure an unreduced ``model``, put in eval mode, on the images of ``loader``.
+def alikeness(model: ReducedVisionTransformer, loader: DataLoader) -> Alikeness:
+    """Measure the states of the backbone of ``model``, put in eval mode, which computes everything here.
 
     Args:
-        similarity, influence: what ``across`` is, see :class:`common.reducers.judging.Judging`.
+        model: its reducer says what ``across`` is, see :meth:`common.reducers.judging.Judging.alike`.
+        loader: of the images.
     """
-    model.eval()
-    weighs = require_choice(influence, INFLUENCES, "influence") != "none"
-    device, measure = next(model.parameters()).device, SIMILARITIES[similarity]
+    judge, device = model.eval().reducer, next(model.parameters()).device
     across, within = Rows(len(loader.sampler)), Rows(len(loader.sampler))
     for images, _ in progress(loader, "hidden states", quiet=False):
-        start = model.embed(images.to(device))
-        states = [patches.float() for patches in _states(model, start)]
-        alike = torch.stack([measure(x, y) for x, y in pairwise(states)], dim=1)
-        if weighs:
-            alike = weighted(alike, rollout(model.blocks, start, model.global_pool == "token").mT)
-        across.add(alike)
-        within.add(torch.stack([pairwise_cosine(x) for x in states], dim=1))
+        tokens = judge.look_ahead(model.embed(images.to(device)))
+        judged, inside = [], [pairwise_cosine(tokens.patches.float())]
+        for layer, block in enumerate(model.blocks):
+            output = block(tokens.x)
+            judged.append(judge.alike(tokens, output, layer))
+            tokens = tokens.with_x(output)
+            inside.append(pairwise_cosine(tokens.patches.float()))
+        across.add(torch.stack(judged, dim=1))
+        within.add(torch.stack(inside, dim=1))
     return Alikeness(across.rows, within.rows.double().mean(0))
-
-
-def _states(model: ReducedVisionTransformer, tokens: Tokens) -> Iterator[Tensor]:
-    """Patches (B, P, D) before the first block, which ``tokens`` enter, and after every block."""
-    yield tokens.patches
-    for block in model.blocks:
-        tokens = tokens.with_x(block(tokens.x))
-        yield tokens.patches
 
 
 def pairwise_cosine(patches: Tensor) -> Tensor:

@@ -12,13 +12,14 @@ from torch import Tensor
 from common.bench import Bench
 from common.benchmark import interleaved
 from common.data.base import LabelledDataset
-from common.idling.candidates import Candidate, build
+from common.idling.candidates import Candidate, build, tune
 from common.idling.macs import model_macs
 from common.idling.outcomes import Outcome, outcomes, pruner_quality
 from common.models.reduced import ReducedVisionTransformer
 from common.reducers import Method
+from common.reducers.losses import divergence
 from common.sizing import Shape
-from common.training import accuracies, torch_device
+from common.training import TrainConfig, accuracies, torch_device
 from common.visualize import denormalise
 
 
@@ -72,6 +73,23 @@ def bounds(bench: Bench, fitted: Candidate, seen: Outcome, seeds: Sequence[int])
     found = [Candidate(oracle, build(bench, oracle, **how), seed=fitted.seed)]
     found.append(replace(fitted, cut=None, model=build(bench, fitted.text, pruners, **how)))
     return [*found, *(Candidate(chance, build(bench, chance, seed=seed, **how), seed=seed) for seed in seeds)]
+
+
+def try_rates(
+    bench: Bench, start: Candidate, cut: float, config: TrainConfig, rates: Sequence[float], count: int | None
+) -> list[dict[str, object]]:
+    """Stage 2 of ``start`` with each of the learning ``rates``: a row of the table ``idling`` on calibration images.
+
+    ``divergence`` is that of the class probabilities from the unreduced model's, on images that nothing is trained on.
+
+    Args:
+        config, count: see :func:`common.idling.candidates.tune`.
+    """
+    trials = [tune(bench, start, cut, replace(config, lr=rate), count) for rate in rates]
+    dense = Candidate("none", build(bench, "none"), seed=start.seed)
+    rows, found = measure(bench, [dense, *trials], bench.calibration)
+    apart = [divergence(each.logits, found[0].logits).item() for each in found[1:]]
+    return [{**row, "lr": rate, "divergence": far} for row, rate, far in zip(rows[1:], rates, apart, strict=True)]
 
 
 def prediction(bench: Bench, candidate: Candidate, images: LabelledDataset) -> dict[str, float]:

@@ -8,21 +8,23 @@ from torch import Tensor
 from common.errors import require_choice
 from common.models.tokens import Tokens
 from common.reducers.idling import Idling
-from common.reducers.influence import INFLUENCES, rollout, weighted
+from common.reducers.influence import INFLUENCES, rollout
 from common.reducers.similarity import SIMILARITIES
 
-INFLUENCE = "influence"
+OWN, READ = "own_influence", "read_influence"
 
 
 class Judging(Idling):
-    """Judges by the similarity of each patch before and after a block, which may be weighted by its influence.
+    """Judges by the similarity s of each patch before and after a block, or by what would be lost if it idled.
 
-    The influence is that in the model that computes everything: one pass of it, before the first block.
+    That is ``own (1 - s)``, the change that the patch would not go through, weighted by its influence on what the head
+    reads. With "standard" attention, where idle patches are not seen either, it is ``own (1 - s) + read``: others would
+    miss it as well. Both influences are those in the model that computes everything
+    (:class:`common.reducers.influence.Influence`): one pass of it, before the first block.
 
     Args:
         similarity: see :mod:`common.reducers.similarity`.
-        influence: "none", or "rollout": a change counts as much as the patch, through all later attention, has
-            influence on what the head reads (:func:`common.reducers.influence.rollout`).
+        influence: "none": judge by s; "rollout": by 1 - the loss.
         shared: see :class:`common.reducers.idling.Idling`.
     """
 
@@ -45,11 +47,15 @@ class Judging(Idling):
         """The tokens that enter the first block, which from now on carry the influence that they will have."""
         if self.influence == "none":
             return tokens
-        return tokens.with_carry(**{INFLUENCE: rollout(self._backbone[0], tokens, self.reads_cls)})
+        own, read = rollout(self._backbone[0], tokens, self.reads_cls, SIMILARITIES[self.similarity])
+        return tokens.with_carry(**{OWN: own, READ: read})
 
     @torch.no_grad()
     def alike(self, tokens: Tokens, output: Tensor, layer: int) -> Tensor:
-        """Similarity (B, P) of patches before and after block ``layer``, whose output is (B, N, D); weighted."""
+        """Similarity (B, P) of patches before and after block ``layer``, whose output is (B, N, D), or 1 - the loss."""
         after = output[:, tokens.num_prefix_tokens :]
         similarity = SIMILARITIES[self.similarity](tokens.patches.float(), after.float())
-        return similarity if self.influence == "none" else weighted(similarity, tokens.carry[INFLUENCE][..., layer])
+        if self.influence == "none":
+            return similarity
+        loss = tokens.carry[OWN][..., layer] * (1 - similarity)
+        return 1 - (loss + tokens.carry[READ][..., layer] if self.attention == "standard" else loss)

@@ -24,6 +24,10 @@ class Method:
         """
         return cls(*REDUCERS.read(text))
 
+    def having(self, **options: object) -> Method:
+        """This method with ``options`` in place of its own, or beside them."""
+        return Method(self.name, tuple({**dict(self.options), **options}.items()))
+
     @property
     def options_text(self) -> str:
         """The options as they stand in tables: ``key=value,key=value``, empty without any."""

@@ -25,11 +25,12 @@ def idling(runs: pd.DataFrame) -> pd.DataFrame:
         "stage",
         "tau",
         "target_cut",
+        "lr",
         "layer",
         "n_train",
         "n_val",
         "epochs",
     ]
     metrics = ["patches_idle", "came_back", "similarity", "within_similarity", "pruner_accuracy", "balanced_accuracy"]
-    metrics += ["auroc", "accuracy", "accuracy_full", "gmac", "macs_cut", "speedup"]
+    metrics += ["divergence", "auroc", "accuracy", "accuracy_full", "gmac", "macs_cut", "speedup"]
     return over_seeds(runs, key, metrics)
