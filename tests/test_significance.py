@@ -159,7 +159,7 @@ def test_the_model_is_left_as_it_was():
         ("vit", {"layer": 11}, r"layer=11 is not allowed; allowed: blocks 0 to 10, the last one drops all patches"),
         ("vit", {"layer": -1}, r"layer=-1 is not allowed"),
         ("vit", {"head_handling": "mean"}, r"unknown head_handling 'mean'; allowed: path_energy, rollout"),
-        ("vit", {"feature": "keys"}, r"unknown feature 'keys'; allowed: ln, raw, value"),
+        ("vit", {"feature": "keys"}, r"unknown feature 'keys'; allowed: ln, none, raw, value"),
         ("vit", {"paths": 0}, r"paths=0 is not allowed; give a whole number >= 1"),
     ],
 )

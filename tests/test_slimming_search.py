@@ -247,7 +247,7 @@ def test_a_dataset_is_as_good_as_a_tensor(vit, x):
         ({"tolerance": -0.1}, r"tolerance=-0.1 is not allowed; give an error >= 0"),
         ({"tolerance": 0.1, "step": 0}, r"step=0 is not allowed; give a whole number >= 1"),
         ({"tolerance": 0.1, "error_norm": "l1"}, r"unknown error_norm 'l1'; allowed: mse, raw, rel, token"),
-        ({"tolerance": 0.1, "score": "luck"}, r"unknown score 'luck'; allowed: attention, random"),
+        ({"tolerance": 0.1, "score": "luck"}, r"unknown score 'luck'; allowed: attention, coverage, random"),
         ({"tolerance": 0.1, "speed": 3}, r"unknown setting of a search 'speed'; allowed: batch_size"),
         ({"tolerance": 0.1, "held_out": 1.0}, r"held_out=1.0 of 24 images leaves one side empty"),
         ({"mac_budget": 0.01}, r"mac_budget=0.01 is not allowed"),

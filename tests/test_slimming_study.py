@@ -20,6 +20,7 @@ from common.report.slimming import slimming_answers, slimming_sections
 from common.slimming.costs import Costs
 from common.slimming.one_block import PRUNED, one_block, one_block_cost, one_block_rows
 from common.slimming.study import SIGNIFICANCES, correlation_rows, distilled, stage_rows
+from common.slimming.tolerances import tolerance_rows
 from common.slimming.top_down import search
 from common.slimming.variants import budget_rows, dynamic_rows
 
@@ -108,10 +109,10 @@ def test_gain_is_the_difference_to_random_masks_and_tables_show_it(bench):
     rows += correlation_rows(bench, [1, 4])
     frame = pd.DataFrame(rows).assign(**CONSTANT)
     correlations = frame["rank_correlation"].dropna()
-    assert len(correlations) == 16 and correlations.between(-1, 1).all()
+    assert len(correlations) == 18 and correlations.between(-1, 1).all()
     single, heads = slimming_sections(frame)
     assert single.frame["Block"].tolist() == ["2", "2", "5", "5"]
-    assert set(heads.frame["Score"]) == {*SIGNIFICANCES, "attention", "single_block"} - {"significance"}
+    assert set(heads.frame["Score"]) == {*SIGNIFICANCES, "coverage", "attention", "single_block"} - {"significance"}
     assert plots.one_block_gain(frame[frame["study"] == "single_block"]).axes[0].get_title().startswith("75 % are")
 
 
@@ -133,17 +134,19 @@ def test_where_no_patch_matters_the_accuracy_is_that_of_the_whole_network(bench)
 
 def test_plans_of_a_budget_cost_the_same_and_are_compared_with_uniform_ones(bench):
     rows = list(budget_rows(bench, [0.6, 0.4], error_images=4))
-    names = ["learned", "uniform", "uniform, single_block", "uniform, random", "uniform, single_block, square"]
+    names = ["learned", "uniform", "uniform, coverage", "uniform, single_block", "uniform, random"]
+    names.append("uniform, single_block, square")
     assert [(row["share"], row["schedule"]) for row in rows] == [
         (share, name) for share in (0.6, 0.4) for name in names
     ]
     for row in rows:
-        uniform = rows[1] if row["share"] == 0.6 else rows[6]
+        uniform = rows[1] if row["share"] == 0.6 else rows[7]
         assert row["share"] - 0.03 < 1 - row["cut"] <= row["share"]
         assert row["gain"] == pytest.approx(row["accuracy"] - uniform["accuracy"])
-    assert len(set(rows[4]["tokens"].split())) == 2 and int(rows[4]["tokens"][:2]) > int(rows[1]["tokens"][:2])
+    assert rows[2]["tokens"] == rows[1]["tokens"]
+    assert len(set(rows[5]["tokens"].split())) == 2 and int(rows[5]["tokens"][:2]) > int(rows[1]["tokens"][:2])
     (section,) = slimming_sections(pd.DataFrame(rows).assign(**CONSTANT))
-    assert section.frame["Budget"].tolist() == ["60 %"] * 5 + ["40 %"] * 5
+    assert section.frame["Budget"].tolist() == ["60 %"] * 6 + ["40 %"] * 6
 
 
 def test_gates_compute_as_many_patches_as_the_plan(bench):
@@ -167,7 +170,7 @@ def test_answers_and_tables_say_what_is_lost_at_every_stage_of_every_budget():
         "learned tokens, 45 % of the multiplications saved: points lost 14.00 before tuning, 1.50"
     )
     assert "1.00 after distillation" in points[0] and "33 %" in points[1] and "0.50 after block tuning" in points[1]
-    measures = dict.fromkeys(("accuracy_sem", "gmac", "gmac_paper", "cut_paper"), 0.5)
+    measures = dict.fromkeys(("accuracy_sem", "gain", "gain_sem", "gmac", "gmac_paper", "cut_paper"), 0.5)
     (section,) = slimming_sections(
         frame.assign(study="stages", accuracy=90.0, tokens="9 1", n_val=4, **measures, **CONSTANT)
     )
@@ -176,5 +179,41 @@ def test_answers_and_tables_say_what_is_lost_at_every_stage_of_every_budget():
 
 def test_published_numbers_stand_as_printed():
     section = published_slimming()
-    assert len(section.frame) == 32 and section.folded
+    assert len(section.frame) == 38 and section.folded
     assert section.frame.query("Model == 'DeiT-S' and Method == 'PS'")["Top-1"].tolist() == ["79.4", "79.4"]
+
+
+def test_searches_by_tolerance_are_compared_with_the_whole_network(bench):
+    found = list(tolerance_rows(bench, [0.5, 0.0], num_images=12, error_norm="token", step=16))
+    assert [row["tolerance"] for row in found] == [0.0, 0.5]
+    assert found[0]["cut"] < found[1]["cut"] and all(row["stage"] == "searched" for row in found)
+    x = bench.calibration_images
+    plan = search(copy.deepcopy(bench.vit), x, tolerance=0.5, epochs=0, error_norm="token", step=16, seed=0)
+    slim = reduce_tokens(bench.vit, "patch_slimming", plan=plan)
+    with torch.inference_mode():
+        right = [(model(x).argmax(1) == bench.val_set.labels).double() for model in (slim, bench.vit)]
+    assert found[1]["tokens"] == " ".join(map(str, plan.lengths))
+    assert found[1]["accuracy"] == pytest.approx(100 * right[0].mean().item())
+    assert found[1]["gain"] == pytest.approx(100 * (right[0] - right[1]).mean().item())
+    frame = pd.DataFrame(found).assign(**CONSTANT)
+    (section,) = slimming_sections(frame)
+    assert section.frame["Tolerance"].tolist() == ["0", "0.5"]
+    published = pd.DataFrame({"model": ["DeiT-S"], "cut": [43.0], "drop": [-0.4], "tolerance": [0.02]})
+    axes = plots.slimming_tolerances(frame, published).axes[0]
+    assert [text.get_text() for text in axes.texts] == ["0", "0.5", "0.02"]
+    assert list(tolerance_rows(bench, [])) == []
+
+
+def test_gain_of_a_stage_is_that_over_uniform_lengths(bench):
+    x = bench.calibration_images
+    lengths = {"learned, coverage": (40, 30, 20, 10, 5, 1), "uniform, coverage": (20, 20, 20, 20, 20, 1)}
+    plans = {name: search(copy.deepcopy(bench.vit), x, lengths=each, epochs=0) for name, each in lengths.items()}
+    whole, learned, uniform = stage_rows(bench, {name: (plan, {}) for name, plan in plans.items()}, 0.6)
+    assert whole["gain"] is None and uniform["gain"] == uniform["gain_sem"] == 0
+    assert learned["gain"] == pytest.approx(learned["accuracy"] - uniform["accuracy"])
+    with torch.inference_mode():
+        slim = (reduce_tokens(bench.vit, "patch_slimming", plan=plan) for plan in plans.values())
+        first, second = ((model(x).argmax(1) == bench.val_set.labels).double() for model in slim)
+    alone = stage_rows(bench, {"learned": (plans["learned, coverage"], {})}, 0.6)[1]
+    assert alone["gain"] is alone["gain_sem"] is None
+    assert learned["gain_sem"] == pytest.approx(100 * (first - second).std().item() / 12**0.5)

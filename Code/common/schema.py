@@ -128,10 +128,11 @@ TABLES: dict[str, Schema] = {
     "slimming": Schema(
         metrics={
             # study "stages": a plan before and after training; "budgets": plans of several budgets, "dynamic": gates;
-            # "sensitivity", "single_block": one block computes fewer patches, "heads": scores compared
+            # "tolerances": searches, "sensitivity", "single_block": one block computes fewer patches, "heads": scores
             # schedule: how tokens were shared out ("learned", "uniform"), or the score that patches were chosen by
             **dict.fromkeys(("study", "schedule", "stage"), TEXT),
             "layer": INT,
+            "tolerance": FLOAT,  # error that each block may make, in "tolerances"
             # share: of the multiplications that may be spent in "stages" and "budgets", of the patches elsewhere
             # accuracy: among the classes of the dataset in "stages", among all of the head elsewhere
             **dict.fromkeys(("share", "accuracy", "accuracy_full", "accuracy_sem", "gain", "gain_sem"), FLOAT),
@@ -142,7 +143,7 @@ TABLES: dict[str, Schema] = {
         },
         optional=frozenset(
             {"schedule", "layer", "share", "accuracy", "accuracy_full", "accuracy_sem", "gain", "gain_sem"}
-            | {"pruned", "rank_correlation", "gmac", "gmac_paper", "cut", "cut_paper", "tokens", "n_val"}
+            | {"tolerance", "pruned", "rank_correlation", "gmac", "gmac_paper", "cut", "cut_paper", "tokens", "n_val"}
         ),
         required=(*Schema.required, "dataset", "seed"),
     ),

@@ -17,6 +17,7 @@ from common.plots.slimming import (
     one_block_gain,
     slimming_masks,
     slimming_schedule,
+    slimming_tolerances,
     slimming_tradeoff,
 )
 from common.plots.style import EXPLAINERS, METHODS, MethodStyle, explainer_label, explainer_style, method_style, save
@@ -56,6 +57,7 @@ __all__ = [
     "save",
     "slimming_masks",
     "slimming_schedule",
+    "slimming_tolerances",
     "slimming_tradeoff",
     "speedup_vs_keep_rate",
     "survival_map",

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from common.plots.frames import legend_below, panel_axes, require_columns
 from common.plots.style import RC, new_figure
 
-_COLORS = ("#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#777777")
+_COLORS = ("#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#777777", "#56B4E9", "#000000")
 _SCORES = {
     "significance": "significance",
     "attention": "norm of the attention map",
@@ -92,6 +92,33 @@ def slimming_tradeoff(df: pd.DataFrame) -> Figure:
     whole = stages.loc[stages["stage"] == "unreduced", "accuracy"]
     ax.axhline(whole.iloc[0], color="#000000", linestyle="--", linewidth=1, label="unreduced")
     ax.set(xlabel="GMAC", ylabel="Accuracy (%), all classes")
+    legend_below(fig, [ax])
+    return fig
+
+
+@rc_context(RC)
+def slimming_tolerances(df: pd.DataFrame, published: pd.DataFrame | None = None) -> Figure:
+    """Draw the accuracy that searches lose against what they save, each point with its tolerance.
+
+    ``df`` holds the rows "tolerances" of the table "slimming": bars are one standard error of the difference to the
+    unreduced network on the same images. ``published`` has columns ``cut`` and ``drop`` in percent, ``tolerance``, and
+    ``model``: another network, other data and tolerances of another error.
+    """
+    df = require_columns(df, ("tolerance", "cut_paper", "gain", "gain_sem"), "slimming_tolerances")
+    fig = new_figure(3.6)
+    ax = fig.subplots()
+    df = df.sort_values("tolerance")
+    saved = 100 * df["cut_paper"]
+    ax.errorbar(saved, df["gain"], yerr=df["gain_sem"], color=_COLORS[0], marker="o", label="this run")
+    points = [(*point, _COLORS[0], -12) for point in zip(saved, df["gain"], df["tolerance"], strict=True)]
+    if published is not None:
+        label = f"published: {published['model'].iloc[0]}, ImageNet-1k, fine-tuned on labels"
+        ax.plot(published["cut"], published["drop"], color=_COLORS[5], marker="s", linestyle="--", label=label)
+        points += [(*point, _COLORS[5], 5) for point in published[["cut", "drop", "tolerance"]].to_numpy()]
+    for cut, gain, tolerance, color, above in points:
+        ax.annotate(f"{tolerance:g}", (cut, gain), (4, above), textcoords="offset points", fontsize=7, color=color)
+    ax.axhline(0, color="#000000", linewidth=1)
+    ax.set(xlabel="Multiplications saved (%), as the authors count them", ylabel="Against unreduced (points)")
     legend_below(fig, [ax])
     return fig
 

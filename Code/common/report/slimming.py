@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pandas as pd
 
-from common.report.sections import NONE, Section, number, percent, setting_title
+from common.report.sections import NONE, Section, number, percent, setting_title, spread
 from common.report.summary.rows import SETTING
 
 _STAGES = {"unreduced": "unreduced", "searched": "before tuning", "tuned": "after block tuning"}
@@ -18,7 +18,9 @@ _COUNTERS = (
 )
 _ACCURACY = (
     "Accuracy: among the classes of the dataset; all classes: among all of the head, ± one standard error over images. "
-    "Tuned on images only."
+    "Gain: difference to uniform lengths at the same stage, with patches by the same score, among all classes and on "
+    "the same images, ± its standard error. Coverage: patches that carry what others carry do not count. Tuned on "
+    "images only."
 )
 _GAIN = (
     "One block computes a part of its patches, nothing is tuned. The others idle: they pass it unchanged, and the next "
@@ -33,6 +35,11 @@ _BUDGETS = (
     "Nothing is tuned. Budget: share of the multiplications that may be spent. Gain: difference to uniform lengths "
     "with patches by significance, on the same images, ± its standard error. Accuracy among all classes of the head. "
     "Square: patches that a block does not compute are not seen in it either."
+)
+_TOLERANCES = (
+    "Each block keeps the fewest patches with which the output of the next one errs by no more than the tolerance, a "
+    "share of its squared norm (mean over tokens). Gain: difference to the unreduced network on the same images, ± its "
+    "standard error. Accuracy among all classes of the head."
 )
 _DYNAMIC = (
     "Nothing but the gates is trained. Fixed: as many patches in every image; threshold: as many on average, ± the "
@@ -63,6 +70,7 @@ def _plans(rows: pd.DataFrame) -> pd.DataFrame:
             "Stage": rows["stage"].map(_STAGES),
             "Accuracy (%)": rows["accuracy"].map(lambda value: number(value, 1)),
             "All classes (%)": full,
+            "Gain": [spread(*pair, digits=1) for pair in zip(rows["gain"], rows["gain_sem"], strict=True)],
             "GMAC": rows["gmac"].map(lambda value: number(value, 3)),
             "Cut": rows["cut"].map(lambda value: percent(round(value, 3))),
             "GMAC, paper": rows["gmac_paper"].map(lambda value: number(value, 3)),
@@ -104,6 +112,18 @@ def _budgets(rows: pd.DataFrame) -> pd.DataFrame:
     )
 
 
+def _tolerances(rows: pd.DataFrame) -> pd.DataFrame:
+    return pd.DataFrame(
+        {
+            "Tolerance": rows["tolerance"].map("{:g}".format),
+            **_measured(rows),
+            "Cut": rows["cut"].map(lambda value: percent(round(value, 3))),
+            "Cut, paper": rows["cut_paper"].map(lambda value: percent(round(value, 3))),
+            "Tokens by block": rows["tokens"],
+        }
+    )
+
+
 def _dynamic(rows: pd.DataFrame) -> pd.DataFrame:
     chosen = rows["schedule"].replace("static", "plan")
     return pd.DataFrame({"Patches chosen by": chosen, **_measured(rows), "Tokens by block": rows["tokens"]})
@@ -124,6 +144,7 @@ def _heads(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 _STUDIES = {
+    "tolerances": ("tolerances", _tolerances, _TOLERANCES),
     "budgets": ("budgets, scores and keys", _budgets, _BUDGETS),
     "dynamic": ("patches for each image", _dynamic, _DYNAMIC),
     "sensitivity": ("how fragile each block is", _sensitivity, _SENSITIVITY),

@@ -136,9 +136,6 @@ def _rows(
         shown["random"] = torch.stack([hits[("random", seed), cell] for seed in range(random_masks)]).mean(0)
     count = 0 if layer == len(vit.blocks) - 1 else round(share * vit.patch_embed.num_patches)
     for name, right in shown.items():
-        found = compared(right, shown["random"] if random_masks else right)
-        if not random_masks:
-            found |= {"gain": None, "gain_sem": None}
         yield {
             "schedule": name,
             "layer": layer,
@@ -147,5 +144,5 @@ def _rows(
             "stage": "searched",
             "method": "patch_slimming",
             **one_block_cost(vit, layer, count, pruned),
-            **found,
+            **compared(right, shown.get("random")),
         }

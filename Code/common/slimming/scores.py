@@ -32,7 +32,7 @@ from common.reducers.slimming_plan import SlimmingPlan
 from common.slimming.calibration import Batches, Calibration, check_backbone
 
 HEAD_HANDLING = ("path_energy", "rollout", "same_head", "sampled")
-FEATURES = ("raw", "ln", "value")
+FEATURES = ("raw", "ln", "value", "none")
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,8 @@ class Scoring:
     Args:
         head_handling: "path_energy", all paths of heads, exactly; "rollout", one path of maps averaged over heads;
             "same_head", the H paths that stay in one head; "sampled", some of all paths, an unbiased estimate.
-        feature: what U mixes: "raw" is abs(Z) as published, "ln" that after the block's norm, "value" abs(V).
+        feature: what U mixes: "raw" is abs(Z) as published, "ln" that after the block's norm, "value" abs(V); "none"
+            leaves the score to the paths, that is to D.
         shortcut: half of each map is the identity, as in attention rollout; published is without.
         paths: how many paths are sampled per image.
         seed: of the sampling.
@@ -199,6 +200,8 @@ def _through_random_heads(paths: Tensor, attention: Tensor, generator: torch.Gen
 
 def energy(block: Block, seen: AttentionLayer, how: Scoring = Scoring()) -> Tensor:
     """C by heads (B, H, N): squared norm of each row of P abs(Z)."""
+    if how.feature == "none":
+        return torch.ones_like(seen.attention[..., 0], dtype=torch.float32)
     if how.feature == "raw":
         feature = seen.inputs[:, None]
     else:

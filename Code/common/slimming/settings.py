@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from common.errors import UsageError, require_choice
-from common.slimming.baselines import SCORES
 from common.slimming.costs import COUNTERS
+from common.slimming.ranking import RANKINGS
 from common.slimming.scores import Scoring
 from common.slimming.tuning import ERRORS, Tuning
 
@@ -27,7 +27,8 @@ class SearchSettings:
         counter: "compact", what the slim model executes, or "paper", see :mod:`common.slimming.costs`.
         epochs, lr, batch_size: of the tuning of each candidate, see :class:`Tuning`; 0 epochs tune nothing.
         reset: every candidate starts from the original weights, not from those tuned for the one before.
-        score: "significance", or a rival: "attention", "single_block", "random".
+        score: "significance", as published; "coverage", which leaves out what others stand for, see
+            :mod:`common.slimming.coverage`; or a rival: "attention", "single_block", "random".
         head_handling, feature, shortcut, paths: of the significance, see :class:`Scoring`.
         score_images: images that patches are scored on, of those to tune on.
         error_images: held-out images that a budget is shared out on.
@@ -69,7 +70,7 @@ class SearchSettings:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise UsageError(f"{name}={value!r} is not allowed; give a whole number >= {least}")
-        for name, allowed in {"error_norm": ERRORS, "counter": COUNTERS, "score": SCORES}.items():
+        for name, allowed in {"error_norm": ERRORS, "counter": COUNTERS, "score": RANKINGS}.items():
             require_choice(getattr(self, name), allowed, name)
         if self.lengths is not None:
             object.__setattr__(self, "lengths", tuple(self.lengths))

@@ -17,16 +17,16 @@ from common.errors import require_choice
 from common.models.reduced import ReducedVisionTransformer, reduce_tokens
 from common.reducers.slimming_plan import SlimmingPlan
 from common.rows import Rows
-from common.slimming.baselines import SCORES
 from common.slimming.branches import branches
-from common.slimming.calibration import Batches
 from common.slimming.costs import Costs
-from common.slimming.scores import HEAD_HANDLING, Scoring, significances
+from common.slimming.ranking import RANKINGS, network_scores
+from common.slimming.scores import HEAD_HANDLING, Scoring
 from common.training import accuracies, predict
 from common.training.distillation import DISTILLATION
 from common.training.metrics import hits
 
 Row = dict[str, object]
+LEARNED, UNIFORM = "learned", "uniform"  # how a budget is shared out among the blocks
 # Ways to sum the paths of heads, to see the features and the shortcut; "significance" is as published.
 SIGNIFICANCES = {
     "significance": Scoring(),
@@ -35,7 +35,7 @@ SIGNIFICANCES = {
     "significance, shortcut": Scoring(shortcut=True),
     **{f"significance, {name}": Scoring(name) for name in HEAD_HANDLING[1:]},
 }
-RIVALS = tuple(name for name in SCORES if name != "significance")
+RIVALS = tuple(name for name in RANKINGS if name != "significance")
 
 
 def distilled(bench: Bench, plan: SlimmingPlan, tuned: VisionTransformer, epochs: int, lr: float) -> VisionTransformer:
@@ -72,8 +72,12 @@ def stage_rows(
 ) -> list[Row]:
     """Accuracy of the unreduced network, and of every plan in it ("searched") and in what was trained for it.
 
+    ``gain`` is the difference of "learned" to "uniform" at the same stage, among all classes of the head and on the
+    same images, with its standard error; None where there is no such plan.
+
     Args:
-        found: schedule -> its plan, and the backbone at the end of every stage of training ("tuned" ...).
+        found: schedule -> its plan, and the backbone at the end of every stage of training ("tuned" ...). A name like
+            "learned, coverage" says that patches were chosen by another score than the significance.
         budget: share of the multiplications that all of them may spend.
     """
     models: dict[tuple[str, str], nn.Module] = {("", "unreduced"): reduce_tokens(bench.vit, "none")}
@@ -81,13 +85,15 @@ def stage_rows(
         for stage, vit in {"searched": bench.vit, **trained}.items():
             models[schedule, stage] = reduce_tokens(vit, "patch_slimming", plan=plan)
     predictions, labels = predict(models, bench.loader(bench.val_set))
+    right = {key: hits(prediction.logits, labels, bench.val_set) for key, prediction in predictions.items()}
     costs, rows = Costs.of(bench.vit), []
     for (schedule, stage), prediction in predictions.items():
         lengths = found[schedule][0].lengths if schedule else [costs.num_tokens] * costs.depth
         row = {"study": "stages", "schedule": schedule, "stage": stage, "share": budget, **cost(costs, lengths)}
-        row |= {"method": "patch_slimming" if schedule else "none", "n_val": len(labels)}
-        row |= accuracies(prediction.logits, labels, bench.val_set)
-        rows.append({**row, "accuracy_sem": standard_error(hits(prediction.logits, labels, bench.val_set))})
+        row |= {"method": "patch_slimming" if schedule else "none"}
+        other = right.get((schedule.replace(LEARNED, UNIFORM), stage)) if schedule else None
+        row |= compared(right[schedule, stage], other)
+        rows.append({**row, **accuracies(prediction.logits, labels, bench.val_set)})
     return rows
 
 
@@ -96,14 +102,14 @@ def standard_error(right: Tensor) -> float:
     return 100 * right.std().item() / len(right) ** 0.5
 
 
-def compared(right: Tensor, other: Tensor) -> Row:
+def compared(right: Tensor, other: Tensor | None) -> Row:
     """Percent of ``right`` (n,), and the difference to ``other`` on the same images, with their standard errors."""
-    gain = right - other
+    gain = None if other is None else right - other
     return {
         "accuracy": 100 * right.mean().item(),
         "accuracy_sem": standard_error(right),
-        "gain": 100 * gain.mean().item(),
-        "gain_sem": standard_error(gain),
+        "gain": None if gain is None else 100 * gain.mean().item(),
+        "gain_sem": None if gain is None else standard_error(gain),
         "n_val": len(right),
     }
 
@@ -117,26 +123,18 @@ def cost(costs: Costs, lengths: Sequence[int], counter: str = "compact") -> Row:
     return row
 
 
-@torch.inference_mode()
 def mean_scores(vit: VisionTransformer, images: Tensor, name: str, seed: int = 0) -> Tensor:
-    """Mean score (L - 1, P) of every patch in every block but the last, in the unreduced network, float64.
+    """Score (L - 1, P) of every patch in every block but the last, in the unreduced network, float64.
 
     Args:
-        name: of :data:`SIGNIFICANCES`, or a rival: "attention", "single_block", "random".
+        name: of :data:`SIGNIFICANCES`, or a rival: "coverage", "attention", "single_block", "random".
         seed: of "random", which is the same for all images.
     """
     require_choice(name, (*SIGNIFICANCES, *RIVALS), "score")
-    model, span = reduce_tokens(vit, "none"), range(len(vit.blocks) - 1)
+    model = reduce_tokens(vit, "none")
     if name in SIGNIFICANCES:
-        return significances(model, images, span, SIGNIFICANCES[name])
-    images = images[:1] if name == "random" else images
-    total = torch.zeros(len(span), vit.patch_embed.num_patches, dtype=torch.float64)
-    for number, batch in enumerate(tqdm(Batches(images, 16), name, leave=False)):
-        tokens = model.embed(batch.to(next(model.parameters())))
-        for layer in span:
-            total[layer] += SCORES[name](model, tokens, layer, Scoring(seed=seed), number).double().sum(0).cpu()
-            tokens = model.advance(tokens, range(layer, layer + 1))
-    return total / len(images)
+        return network_scores("significance", model, images, SIGNIFICANCES[name])
+    return network_scores(name, model, images[:1] if name == "random" else images, Scoring(seed=seed))
 
 
 def correlation_rows(bench: Bench, layers: Sequence[int]) -> Iterator[Row]:

@@ -8,12 +8,11 @@ significant others, ``step`` at a time, until the output of block l + 1 is again
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 from tqdm import tqdm
@@ -24,11 +23,10 @@ from common.models.reduced import is_reduced, reduce_tokens
 from common.models.tokens import Tokens
 from common.reducers.slimming_plan import LayerRecord, SlimmingPlan, record_of
 from common.slimming.allocation import allocate, error_curves, sensitivity
-from common.slimming.baselines import SCORES
 from common.slimming.branches import best_first, slimmed
 from common.slimming.calibration import Calibration, check_backbone, digest, split, take
 from common.slimming.costs import Costs
-from common.slimming.scores import significances
+from common.slimming.ranking import block_scores, network_scores
 from common.slimming.settings import SearchSettings
 from common.slimming.trials import Trials
 from common.slimming.tuning import LayerFeatures
@@ -116,7 +114,7 @@ class _Search:
         if self.records:
             return self.given
         scored, measured = self.tuned_on[: how.score_images], self.measured_on[: how.error_images]
-        scores = significances(self.teacher, take(self.images, scored), range(self.depth - 1), how.scoring)
+        scores = network_scores(how.score, self.teacher, take(self.images, scored), how.scoring)
         curves = error_curves(sensitivity(self.teacher, take(self.images, measured), scores), self.num_patches)
         return allocate(curves, self.costs, how.mac_budget, how.counter)
 
@@ -138,8 +136,8 @@ class _Search:
             LayerFeatures(self.teacher, self.images, places, layer, rows, **memory)
             for places in (self.tuned_on, self.measured_on)
         )
-        scores = self._scores(layer, tuned_on)
         above = self.kept[layer + 1]
+        scores = self._scores(layer, tuned_on, above)
         order = best_first(scores, above)
         sizes = self._sizes(len(order)) if length is None else [length - self.prefix - len(above)]
         tried = Trials(self.how, self.student.blocks[layer], layer)
@@ -154,17 +152,19 @@ class _Search:
     def _sizes(self, available: int) -> list[int]:
         return [*range(0, available, self.how.step), available]
 
-    def _scores(self, layer: int, features: LayerFeatures) -> Tensor:
-        """Mean score (P,) in block ``layer``: below it the original network, above it the slim one."""
-        model, total, count = slimmed(self.student, self._plan()), 0, 0
-        with torch.inference_mode():
-            for number, (inputs, _) in enumerate(features):
-                tokens = Tokens(inputs[: self.how.score_images - count], self.prefix, self.num_patches)
-                scores = SCORES[self.how.score](model, tokens, layer, self.how.scoring, number)
-                total, count = total + scores.double().sum(0).cpu(), count + len(tokens.x)
-                if count >= self.how.score_images:
-                    break
-        return total / count
+    def _scores(self, layer: int, features: LayerFeatures, above: tuple[int, ...]) -> Tensor:
+        """Score (P,) in block ``layer``: below it the original network, above it the slim one."""
+        model = slimmed(self.student, self._plan())
+        return block_scores(self.how.score, model, self._scored(features), layer, self.how.scoring, above)
+
+    def _scored(self, features: LayerFeatures) -> Iterator[Tokens]:
+        """What enters the block of ``features``, of as many images as are scored."""
+        left = self.how.score_images
+        for inputs, _ in features:
+            yield Tokens(inputs[:left], self.prefix, self.num_patches)
+            left -= len(inputs)
+            if left <= 0:
+                return
 
     def _plan(self) -> SlimmingPlan:
         """What is decided; blocks that are not keep everything."""

@@ -15,9 +15,7 @@ from common.slimming.allocation import allocate, error_curves, sensitivity
 from common.slimming.branches import nested, slimmed
 from common.slimming.costs import Costs
 from common.slimming.gates import calibrate_thresholds, fit_gates
-from common.slimming.study import Row, compared, cost, mean_scores, slim_hits
-
-LEARNED, UNIFORM = "learned", "uniform"
+from common.slimming.study import LEARNED, UNIFORM, Row, compared, cost, mean_scores, slim_hits
 
 
 @dataclass(frozen=True)
@@ -38,7 +36,7 @@ def budget_variants(bench: Bench, budgets: Sequence[float], error_images: int) -
     Args:
         error_images: calibration images, the last ones, that the learned lengths are found on.
     """
-    names = ("significance", "single_block", "random")
+    names = ("significance", "coverage", "single_block", "random")
     scores = {name: mean_scores(bench.vit, bench.calibration_images, name) for name in names}
     model, costs = reduce_tokens(bench.vit, "none"), Costs.of(bench.vit)
     found = sensitivity(model, bench.calibration_images[-error_images:], scores["significance"])

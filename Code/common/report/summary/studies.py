@@ -9,7 +9,7 @@ from common.report.summary.rows import SETTING, VARIANT, over_seeds, refuse_repe
 
 def slimming(runs: pd.DataFrame) -> pd.DataFrame:
     """Plans before and after tuning, single blocks and compared scores, in the order in which they were measured."""
-    key = [*SETTING["slimming"], "study", "schedule", "stage", "layer", "share"]
+    key = [*SETTING["slimming"], "study", "schedule", "stage", "layer", "tolerance", "share"]
     refuse_repeats(runs, [*key, "cut"])
     metrics = list(runs.columns[runs.columns.get_loc("share") + 1 : runs.columns.get_loc("run_id")])
     return runs[[*key, *metrics]].reset_index(drop=True)
