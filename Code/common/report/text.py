@@ -188,6 +188,8 @@ def _value(row: pd.Series) -> str:
 
 
 def _difference(points: float) -> str:
+    if abs(points) < 0.005:  # as printed
+        return "no difference"
     return f"{number(abs(points), 2)} points {'lower' if points < 0 else 'higher'}"
 
 
