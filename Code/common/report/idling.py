@@ -59,7 +59,7 @@ def _models(title: str, rows: pd.DataFrame) -> Section:
         "Backbone": rows["stage"].tolist(),
         "Keep": [percent(rate) if rate < 1 else NONE for rate in rows["keep_rate"]],
         "Tau": _numbers(rows, "tau", 3),
-        "Learning rate": [NONE if rate != rate else f"{rate:g}" for rate in rows["lr"]],
+        "Learning rate": [NONE if pd.isna(rate) else f"{rate:g}" for rate in rows["lr"]],
         "Idle": _numbers(rows, "patches_idle", 1),
         "Back": _numbers(rows, "came_back", 3),
         "Aim (%)": _numbers(rows, "target_cut", 0),
