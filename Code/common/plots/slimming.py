@@ -104,17 +104,19 @@ def slimming_tolerances(df: pd.DataFrame, published: pd.DataFrame | None = None)
     unreduced network on the same images. ``published`` has columns ``cut`` and ``drop`` in percent, ``tolerance``, and
     ``model``: another network, other data and tolerances of another error.
     """
-    df = require_columns(df, ("tolerance", "cut_paper", "gain", "gain_sem"), "slimming_tolerances")
+    df = require_columns(df, ("stage", "tolerance", "cut_paper", "gain", "gain_sem"), "slimming_tolerances")
     fig = new_figure(3.6)
     ax = fig.subplots()
     df = df.sort_values("tolerance")
     saved = 100 * df["cut_paper"]
-    ax.errorbar(saved, df["gain"], yerr=df["gain_sem"], color=_COLORS[0], marker="o", label="this run")
+    ours = "this run, nothing trained" if (df["stage"] == "searched").all() else "this run, blocks tuned"
+    ax.errorbar(saved, df["gain"], yerr=df["gain_sem"], color=_COLORS[0], marker="o", label=ours)
     points = [(*point, _COLORS[0], -12) for point in zip(saved, df["gain"], df["tolerance"], strict=True)]
     if published is not None:
         label = f"published: {published['model'].iloc[0]}, ImageNet-1k, fine-tuned on labels"
         ax.plot(published["cut"], published["drop"], color=_COLORS[5], marker="s", linestyle="--", label=label)
-        points += [(*point, _COLORS[5], 5) for point in published[["cut", "drop", "tolerance"]].to_numpy()]
+        for place, point in enumerate(published[["cut", "drop", "tolerance"]].to_numpy()):
+            points.append((*point, _COLORS[5], -12 if place % 2 else 5))  # neighbours are close
     for cut, gain, tolerance, color, above in points:
         ax.annotate(f"{tolerance:g}", (cut, gain), (4, above), textcoords="offset points", fontsize=7, color=color)
     ax.axhline(0, color="#000000", linewidth=1)
