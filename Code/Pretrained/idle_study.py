@@ -52,7 +52,6 @@ hidden = 16
 labels = ["similarity=blend,attention=modified", "similarity=rel_norm,influence=rollout,attention=standard"]
 idle_share = 0.204
 cut = 0.2
-more_cuts = [0.3]
 epochs = 2
 lr = 1e-3
 tune_epochs = 1
@@ -106,7 +105,6 @@ pd.DataFrame(rates)[["lr", "divergence", "macs_cut", "accuracy"]].style.format(p
 
 # %%
 tuned = [tune(bench, each, cut, best) for each in frozen]
-tuned += [within_budget(bench, tuned[-1], more) for more in more_cuts]
 table, found = measure(bench, models := [dense, *frozen, *tuned])
 table = [{**row, "speedup": speed} for row, speed in zip(table, speeds(bench, models), strict=True)]
 rows += [{"study": "tuning", **row} for row in table]
