@@ -105,23 +105,22 @@ def slimming_tolerances(df: pd.DataFrame, published: pd.DataFrame | None = None)
     ``model``: another network, other data and tolerances of another error.
     """
     df = require_columns(df, ("stage", "tolerance", "cut_paper", "gain", "gain_sem"), "slimming_tolerances")
-    fig = new_figure(3.6)
-    ax = fig.subplots()
     df = df.sort_values("tolerance")
-    saved = 100 * df["cut_paper"]
-    ours = "this run, nothing trained" if (df["stage"] == "searched").all() else "this run, blocks tuned"
-    ax.errorbar(saved, df["gain"], yerr=df["gain_sem"], color=_COLORS[0], marker="o", label=ours)
-    points = [(*point, _COLORS[0], -12) for point in zip(saved, df["gain"], df["tolerance"], strict=True)]
+    trained = "nothing trained" if (df["stage"] == "searched").all() else "blocks tuned"
+    panels = [(f"This run, {trained}", 100 * df["cut_paper"], df["gain"], df["gain_sem"], df["tolerance"])]
     if published is not None:
-        label = f"published: {published['model'].iloc[0]}, ImageNet-1k, fine-tuned on labels"
-        ax.plot(published["cut"], published["drop"], color=_COLORS[5], marker="s", linestyle="--", label=label)
-        for place, point in enumerate(published[["cut", "drop", "tolerance"]].to_numpy()):
-            points.append((*point, _COLORS[5], -12 if place % 2 else 5))  # neighbours are close
-    for cut, gain, tolerance, color, above in points:
-        ax.annotate(f"{tolerance:g}", (cut, gain), (4, above), textcoords="offset points", fontsize=7, color=color)
-    ax.axhline(0, color="#000000", linewidth=1)
-    ax.set(xlabel="Multiplications saved (%), as the authors count them", ylabel="Against unreduced (points)")
-    legend_below(fig, [ax])
+        name = f"Published: {published['model'].iloc[0]}, ImageNet-1k, trained again"
+        panels.append((name, published["cut"], published["drop"], None, published["tolerance"]))
+    fig = new_figure(3.2)
+    for ax, color, panel in zip(fig.subplots(1, len(panels), squeeze=False)[0], _COLORS, panels, strict=False):
+        title, cut, gain, error, tolerances = panel
+        ax.errorbar(cut, gain, yerr=error, color=color, marker="o")
+        for *point, tolerance in zip(cut, gain, tolerances, strict=True):
+            ax.annotate(f"{tolerance:g}", point, (5, 3), textcoords="offset points", fontsize=7.5, color=color)
+        ax.axhline(0, color="#000000", linewidth=1)
+        ax.set(title=title, xlabel="Multiplications saved (%), authors' count")
+        ax.margins(x=0.12, y=0.12)
+    fig.axes[0].set_ylabel("Against unreduced (points)")
     return fig
 
 
