@@ -26,7 +26,16 @@
 # | Defaults | embedded digits, the small ViT of `Scratch/train_test`, an epoch of distillation |
 # | Expected | all lose little here; the order of the bounds, and what influence is worth, take real images to show |
 # | Time | about a minute on 2 CPU cores, the first time with the training of the small ViT |
-# | Real images | `./run_all.sh imagenette` |
+# | Real images | `./run_all.sh imagenette`: ViT-Ti, an hour on one core |
+#
+# What came out on real images (ViT-Ti, Imagenette, top-1 among all 1000 classes, 20 % of the MAC saved, one seed). On
+# all 3,925 validation images 74.2 % without idling; by what would be lost 70.8 % with the backbone frozen and 73.8 %
+# after an epoch of distillation on 2,000 images; by change 19.9 % and 72.5 %. At equal numbers in every block, on 500
+# images, the oracle has 73.8 %, the perceptron 68.6 %, chance 48.9 %; by change 32.0, 17.0 and 34.1 %: how little a
+# block changes a patch says nothing about who may skip it. Context raises the AUROC from 0.928 to 0.935, not the
+# accuracy. The way back hurts a backbone that was not trained for it: at a keep rate of 70 % 56.2 % with it and 67.4 %
+# without, IdleViT 26.0 and 70.0 %. After an epoch on 500 images IdleViT has 49.2 % with its cut loss and 48.8 %
+# without.
 
 # %%
 from dataclasses import replace
