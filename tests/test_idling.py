@@ -9,14 +9,14 @@ from backbones import images, make
 from common.errors import UsageError
 from common.idling.macs import BY_KEYS, attention_of, block_macs, deciding_macs, model_macs, pruner_macs
 from common.macs import count_macs
-from common.models.block import reduced_block
+from common.models.block import GROUP, reduced_block
 from common.models.factory import create_model
 from common.models.reduced import reduce_tokens
 from common.reducers import reducer_class
 from common.reducers.base import Teaching, reducer_options
 from common.reducers.idle_mlp import LABELS, LOGITS, Pruner
 from common.reducers.idle_topk import CUT, cut_errors
-from common.reducers.idling import ATTENTION
+from common.reducers.idling import ATTENTION, ragged
 from common.reducers.influence import rollout
 from common.reducers.similarity import SIMILARITIES, rel_norm
 from common.sizing import Shape
@@ -496,3 +496,17 @@ def test_options_of_all_idling_methods():
 def test_bounds_are_no_methods_of_the_default_lists():
     assert all(reducer_class(name).idles for name in ("idle_oracle", "idle_random", "idle_topk", "idle_mlp"))
     assert not any(reducer_class(name).selects for name in ("idle_oracle", "idle_random", "idle_topk", "idle_mlp"))
+
+
+@torch.inference_mode()
+def test_groups_of_similar_length_compute_what_single_images_do():
+    """More images than one group holds, each with another number of patches; padding comes last in every one."""
+    model, vit = idling(score_threshold=0.5, attention="standard")
+    for pruner in model.reducer.pruners.values():
+        torch.nn.init.normal_(pruner.own.weight, std=1.0)
+    x = torch.randn(2 * GROUP + 3, *images(vit).shape[1:], generator=torch.Generator().manual_seed(0))
+    counts = active(model, x)[3].sum(1)
+    assert len(set(counts.tolist())) > 2, "the batch is not ragged"
+    torch.testing.assert_close(model(x), torch.cat([model(image[None]) for image in x]), rtol=0, atol=1e-5)
+    choice = ragged(torch.rand(4, 6), torch.rand(4, 6) > 0.5, "selected")
+    assert torch.equal(choice.valid, choice.valid.sort(dim=1, descending=True).values)

@@ -126,10 +126,14 @@ class Idling(Reducer):
 
 
 def ragged(score: Tensor, computed: Tensor, keys: Keys) -> Selection | None:
-    """The ``computed`` (B, P) patches, those of highest ``score`` (B, P), padded to the image that has most of them."""
+    """The ``computed`` (B, P) patches, those of highest ``score`` (B, P), padded to the image that has most of them.
+
+    Padding comes last.
+    """
     most = max(1, int(computed.sum(1).max()))  # at least a row of padding keeps all shapes in order
     index = top_in_order(score, most)
     valid = computed.gather(1, index)
     if not valid.all():
-        return Selection(index, valid, idle=True, keys=keys)
+        order = valid.int().argsort(dim=1, descending=True, stable=True)
+        return Selection(index.gather(1, order), valid.gather(1, order), idle=True, keys=keys)
     return None if most == score.shape[1] else Selection(index, idle=True, keys=keys)
