@@ -13,13 +13,14 @@ from common.errors import UsageError
 from common.explain import Mutex, benchmark, create_explainer
 from common.explain.base import Explanation
 from common.explain.benchmark import Benchmark
-from common.explain.comparison import Judgement, Quality, explain_all, judge, mean_and_error, predictions
+from common.explain.comparison import Judgement, Quality, explain_all, judge, predictions
 from common.explain.mutex import MASKS
 from common.explain.panels import class_name, heatmap_rows, pictures, table_rows
 from common.explain.studies import explainer_rows, mask_rows, parameter_rows, reduced_rows
 from common.explain.subject import Subject, imagenet_files, open_subject, output_names
 from common.models.factory import create_backbone
 from common.results import read_run, write_run
+from common.training.metrics import mean_and_error
 
 NUMBER = 6
 HOW = Judgement(steps=(0, 20, 60, 100), batch_size=4)

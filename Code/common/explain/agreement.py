@@ -20,9 +20,9 @@ from common.data import make_loader
 from common.errors import UsageError
 from common.explain.attention import as_reduced
 from common.explain.base import Explanation, explainer_columns, untouched
-from common.explain.comparison import mean_and_error
 from common.models.reduced import ReducedVisionTransformer
 from common.reducers import list_reducers, reducer_class
+from common.training.metrics import mean_and_error
 
 
 def rank_correlation(heat: Tensor, scores: Tensor) -> Tensor:

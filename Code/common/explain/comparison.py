@@ -17,6 +17,7 @@ from common.data.base import LabelledDataset
 from common.explain.base import Explainer, Explanation, untouched
 from common.explain.localisation import mass_inside, pointing_game
 from common.explain.metrics import STEPS, insertion_deletion, without_content
+from common.training.metrics import mean_and_error
 
 
 @dataclass(frozen=True)
@@ -74,12 +75,6 @@ class Quality:
             found[f"{name}_gain"] = sign * (mine - others).mean().item()
             found[f"{name}_p"] = float(ttest_rel(mine.numpy(), others.numpy()).pvalue)
         return found
-
-
-def mean_and_error(values: Tensor) -> tuple[float, float]:
-    """Mean of ``values`` (n,) and its standard error, NaN for a single one."""
-    error = values.std() / len(values) ** 0.5 if len(values) > 1 else torch.tensor(float("nan"))
-    return values.mean().item(), error.item()
 
 
 def predictions(model: VisionTransformer, dataset: LabelledDataset, *, batch_size: int = 32) -> tuple[Tensor, Tensor]:

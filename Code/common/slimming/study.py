@@ -23,7 +23,7 @@ from common.slimming.ranking import RANKINGS, network_scores
 from common.slimming.scores import HEAD_HANDLING, Scoring
 from common.training import accuracies, predict
 from common.training.distillation import DISTILLATION
-from common.training.metrics import hits
+from common.training.metrics import hits, mean_and_error
 
 Row = dict[str, object]
 LEARNED, UNIFORM = "learned", "uniform"  # how a budget is shared out among the blocks
@@ -97,21 +97,12 @@ def stage_rows(
     return rows
 
 
-def standard_error(right: Tensor) -> float:
-    """Of the mean of ``right`` (n,), in percent."""
-    return 100 * right.std().item() / len(right) ** 0.5
-
-
 def compared(right: Tensor, other: Tensor | None) -> Row:
     """Percent of ``right`` (n,), and the difference to ``other`` on the same images, with their standard errors."""
-    gain = None if other is None else right - other
-    return {
-        "accuracy": 100 * right.mean().item(),
-        "accuracy_sem": standard_error(right),
-        "gain": None if gain is None else 100 * gain.mean().item(),
-        "gain_sem": None if gain is None else standard_error(gain),
-        "n_val": len(right),
-    }
+    accuracy, error = mean_and_error(100 * right)
+    gain, gain_error = (None, None) if other is None else mean_and_error(100 * (right - other))
+    row = {"accuracy": accuracy, "accuracy_sem": error, "gain": gain, "gain_sem": gain_error}
+    return {**row, "n_val": len(right)}
 
 
 def cost(costs: Costs, lengths: Sequence[int], counter: str = "compact") -> Row:

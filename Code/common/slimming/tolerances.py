@@ -18,7 +18,6 @@ def tolerance_rows(
     bench: Bench,
     tolerances: Sequence[float],
     *,
-    num_images: int | None = None,
     limit_val: int | None = None,
     **how: object,
 ) -> Iterator[Row]:
@@ -28,18 +27,17 @@ def tolerance_rows(
     standard error.
 
     Args:
-        num_images: calibration images; None = all.
         limit_val: validation images; None = all.
         **how: of :class:`common.slimming.settings.SearchSettings`; without ``epochs`` nothing is tuned.
     """
     if not tolerances:
         return
-    settings, images = {"epochs": 0, "seed": bench.seed} | how, bench.calibration_images[:num_images]
+    settings = {"epochs": 0, "seed": bench.seed} | how
     model, costs = reduce_tokens(bench.vit, "none"), Costs.of(bench.vit)
     whole = _hits(bench, model, limit_val)
     for tolerance in sorted(tolerances):
         vit = copy.deepcopy(bench.vit)
-        plan = search(vit, images, tolerance=tolerance, **settings)
+        plan = search(vit, bench.calibration_images, tolerance=tolerance, **settings)
         right = _hits(bench, reduce_tokens(vit, "patch_slimming", plan=plan), limit_val)
         row = {"study": "tolerances", "schedule": "searched", "stage": "tuned" if settings["epochs"] else "searched"}
         row |= {"tolerance": tolerance, "method": "patch_slimming"}

@@ -1,4 +1,4 @@
-"""What is measured on logits."""
+"""What is measured on logits, and how sure it is."""
 
 from __future__ import annotations
 
@@ -71,3 +71,9 @@ def score(logits: Tensor, labels: Tensor) -> tuple[float, float]:
 
 def _restricted(logits: Tensor, classes: Sequence[int] | None) -> Tensor:
     return logits if classes is None else logits[:, torch.as_tensor(list(classes))]
+
+
+def mean_and_error(values: Tensor) -> tuple[float, float]:
+    """Mean of ``values`` (n,) and its standard error, NaN for a single one."""
+    error = values.std() / len(values) ** 0.5 if len(values) > 1 else torch.tensor(float("nan"))
+    return values.mean().item(), error.item()
