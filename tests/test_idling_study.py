@@ -128,6 +128,8 @@ def test_report_tells_losses_and_the_order_of_the_bounds(tmp_path):
         "equal numbers of patches in every block, by influence, 500 images: "
         "idling oracle 72.00, Idling MLP 70.00, random idling 51.00",
     )
+    (change,) = answers("idling", study.data.replace("influence=rollout", "influence=none"))
+    assert "every block, by change, 500 images" in change.points[1]
     printed = tables.markdown("Published", published_sections())
     assert "| ViT-B/16 | cifar100 | standard | 10 | 68 | 0.90 | 35 | 77 |" in printed
 

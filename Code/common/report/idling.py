@@ -107,7 +107,7 @@ def _losses(rows: pd.DataFrame, value: str) -> Iterator[str]:
 
 def _labels(row: pd.Series) -> str:
     """What the predictor of a model learnt."""
-    return "by influence" if "influence=" in str(row["options"]) else "by change"
+    return "by influence" if "influence=rollout" in str(row["options"]) else "by change"
 
 
 def _order(rows: pd.DataFrame, value: str) -> Iterator[str]:
