@@ -10,10 +10,10 @@ from backbones import images, make
 
 from common.errors import UsageError
 from common.models.reduced import reduce_tokens
-from common.models.tokens import Tokens
 from common.reducers.clustering import largest_first, nearest_center, squared_distances
 from common.reducers.dpcknn import log_density, log_peak, weighted_means
 from common.reducers.kmedoids import cheapest_members, cluster, cost_within, farthest_points
+from common.tokens import Tokens
 
 
 def line(*positions):

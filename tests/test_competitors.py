@@ -6,9 +6,9 @@ from backbones import images, make
 
 from common.errors import UsageError
 from common.models.reduced import reduce_tokens
-from common.models.tokens import Selection, Tokens
 from common.reducers import Method
 from common.reducers.ats import grid_points, nearest_in_cdf, select_mask, significance
+from common.tokens import Selection, Tokens
 
 
 def first_reduction(vit, x, layer=3):

@@ -13,9 +13,9 @@ from common.errors import UsageError
 from common.macs import count_macs
 from common.models.block import reduced_block
 from common.models.reduced import applicable_reducers, attach, reduce_tokens
-from common.models.tokens import Selection
 from common.reducers import Method, Reducer, Schedule, list_reducers, reducer_class, register_reducer
 from common.reducers.base import NOTHING
+from common.tokens import Selection
 
 PAIRS = [
     pytest.param(family, name, id=f"{family}-{name}")

@@ -6,12 +6,12 @@ import torch.nn.functional as F
 from backbones import images, make
 from timm.models import create_model
 
+from common.attention import Heads, mix_by_policy
 from common.errors import UsageError
-from common.models.attention import Heads, mix_by_policy
 from common.models.reduced import masked_mean, reduce_tokens
-from common.models.tokens import Tokens
 from common.reducers.base import Teaching
 from common.reducers.dynamicvit import DECISIONS, Predictor
+from common.tokens import Tokens
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,8 @@ from backbones import images, make
 from timm.models import create_model
 
 from common.models.reduced import reduce_tokens
-from common.models.tokens import Tokens
 from common.reducers.evit import fuse
+from common.tokens import Tokens
 
 
 def full_size(keep_rate, **options):

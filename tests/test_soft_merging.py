@@ -10,8 +10,8 @@ from backbones import images, make
 
 from common.errors import UsageError
 from common.models.reduced import reduce_tokens
-from common.models.tokens import Tokens
 from common.reducers.sinkhorn import transport
+from common.tokens import Tokens
 
 METHODS = ["sinkhorn", "sit"]
 # three stages, keep rates 0.9, 0.7, 0.5 and 0.25 of 196 patches

@@ -9,8 +9,8 @@ from common.benchmark import interleaved
 from common.macs import count_macs
 from common.models.factory import create_backbone
 from common.models.reduced import reduce_tokens
-from common.models.tokens import Tokens
 from common.reducers.tome import Matching, merge
+from common.tokens import Tokens
 
 RATES = (0.9, 0.7, 0.5, 0.25)
 

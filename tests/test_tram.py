@@ -126,7 +126,7 @@ def test_chunks_of_maps_change_nothing(monkeypatch):
     vit = make("vit")
     x, model = images(vit, 5), reduce_tokens(vit, "tram", keep_rate=0.5)
     whole = model(x)
-    monkeypatch.setattr("common.models.attention.MAP_CHUNK_ELEMENTS", 2 * 3 * 17 * 17)
+    monkeypatch.setattr("common.attention.MAP_CHUNK_ELEMENTS", 2 * 3 * 17 * 17)
     torch.testing.assert_close(model(x), whole, rtol=0, atol=1e-6)
 
 

@@ -38,6 +38,7 @@ from common.models.factory import create_backbone
 from common.reducers import Method
 from common.results import write_run
 from common.training import accuracies, cross_entropy, predict, torch_device
+from common.training.metrics import hits_by_image
 
 # %% tags=["parameters"]
 profile = "notebook"
@@ -100,13 +101,14 @@ rows = [
         "options": method.options_text,
         "keep_rate": rate,
         **accuracies(found.logits, labels, val_set),
+        **hits_by_image(found.logits, labels, val_set),
         "loss": cross_entropy(found.logits, labels, inside),
         "gmac": count_macs(models[method, rate], img_size).total / 1e9,
         "images_per_second": found.images_per_second,
     }
     for (method, rate), found in predictions.items()
 ]
-table = pd.DataFrame(rows)
+table = pd.DataFrame(rows).drop(columns=["accuracy_by_image", "accuracy_full_by_image"], errors="ignore")
 table.style.format(precision=2).format("{:.4f}", subset="gmac").hide(axis="index")
 
 # %% [markdown]
@@ -115,8 +117,9 @@ table.style.format(precision=2).format("{:.4f}", subset="gmac").hide(axis="index
 # %%
 constant = {"backbone": backbone, "dataset": dataset, "img_size": img_size, "seed": seed, "epochs": 0}
 constant |= {"dtype": "float32", "batch": batch_size, "n_val": len(val_set)}
+constant |= {"profile": profile, "device": str(torch_device(device))}
+write_run([{**row, **constant} for row in rows], csv, table="off_the_shelf", image_ids=val_set.image_ids)
 table = table.assign(**constant)
-write_run(table.to_dict("records"), csv, table="off_the_shelf", profile=profile, device=str(torch_device(device)))
 fig = plots.accuracy_vs_keep_rate(table, value="accuracy" if inside is None else ("accuracy", "accuracy_full"))
 plots.save(fig, figure)
 fig

@@ -22,9 +22,9 @@ from common.errors import UsageError, require_choice
 from common.macs import count_macs
 from common.models.factory import create_backbone
 from common.models.reduced import attach, reduce_tokens
-from common.models.tokens import Selection, Tokens
 from common.reducers import Method, Reducer, Schedule, Signals, list_reducers
 from common.reducers.base import Signal
+from common.tokens import Selection, Tokens
 from common.training import torch_device
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

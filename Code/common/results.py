@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
 import pandas as pd
 import torch
 
@@ -19,6 +21,7 @@ from common.schema import CONDITIONS, TABLES, TEXT, Schema
 
 RESULTS = Path("results")
 PUBLISHED = RESULTS / "published"
+BY_IMAGE = "_by_image"  # "accuracy_by_image" of a row: what the mean "accuracy" is the mean of
 
 
 def checkout() -> Path | None:
@@ -65,17 +68,22 @@ def conditions(**given: Any) -> dict[str, Any]:
     return {key: {**found, **given}.get(key) for key in CONDITIONS}
 
 
-def write_run(rows: Iterable[Mapping[str, Any]], path: str | Path, **given: Any) -> Path:
+def write_run(
+    rows: Iterable[Mapping[str, Any]], path: str | Path, *, image_ids: Sequence[str] = (), **given: Any
+) -> Path:
     """Write one run, all rows or nothing, and return where it went.
 
     ``rows`` hold the metric columns of the table; a condition that changes from row to row (backbone, method,
-    keep_rate ...) may stand in the row and wins over the one in ``given`` (see :func:`conditions`).
+    keep_rate ...) may stand in the row and wins over the one in ``given`` (see :func:`conditions`). What a metric is
+    the mean of may stand beside it, one value for each of the images ``image_ids``, under the metric's name and
+    ``_by_image``: it is kept beside the CSV, see :func:`by_image_file`.
     Raises UsageError when a column is missing, unknown, empty where it may not be, or of the wrong type.
     """
     common = conditions(**given)
     name = require_choice(str(common["table"]), TABLES, "table")
     schema = TABLES[name]
     empty = {**common, **dict.fromkeys(schema.optional)}
+    rows, by_image = _without_images(rows)
     merged = [{**empty, **row} for row in rows]
     if not merged:
         raise UsageError(f"no rows to write to {path}; a {name} run has at least one")
@@ -83,8 +91,24 @@ def write_run(rows: Iterable[Mapping[str, Any]], path: str | Path, **given: Any)
     frame = _typed(pd.DataFrame(merged, columns=list(schema.columns)), schema, str(path))
     _require_values(frame, schema, name)
     target = resolve(path)
+    if by_image:
+        digest = np.array(hashlib.sha256("\n".join(image_ids).encode()).hexdigest())
+        arrays = {"images": digest, **by_image}
+        write_atomically(by_image_file(target), lambda file: np.savez_compressed(file.buffer, **arrays))
     write_atomically(target, lambda file: frame.to_csv(file, index=False, lineterminator="\n"))
     return target
+
+
+def by_image_file(path: Path) -> Path:
+    """Where the values by image of a run lie, (rows, n) for each metric that has them, beside its CSV."""
+    return path.with_suffix(".images.npz")
+
+
+def _without_images(rows: Iterable[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
+    """``rows`` without their values by image, and these by metric, (rows, n)."""
+    rows = [dict(row) for row in rows]
+    names = sorted({key for row in rows for key in row if key.endswith(BY_IMAGE)})
+    return rows, {name.removesuffix(BY_IMAGE): np.stack([row.pop(name) for row in rows]) for name in names}
 
 
 def _require_columns(rows: list[dict[str, Any]], schema: Schema, name: str) -> None:

@@ -12,10 +12,10 @@ from torch.utils.data import DataLoader
 from common.data.base import LabelledDataset
 from common.data.loading import one_class_after_the_other
 from common.models.reduced import ReducedVisionTransformer
-from common.models.tokens import GONE
 from common.models.trace import Trace
 from common.plots import Example, ExampleRow, GalleryPanel, method_style
 from common.reducers import Method, Reducer
+from common.tokens import GONE
 
 
 @dataclass(frozen=True)

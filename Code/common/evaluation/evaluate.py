@@ -18,11 +18,11 @@ from common.data.base import LabelledDataset
 from common.errors import UsageError, require_choice
 from common.evaluation.record import Record, Setting, Stage
 from common.models.reduced import ReducedVisionTransformer
-from common.models.tokens import GONE
 from common.models.trace import Trace
 from common.reducers import Method, Reducer, reducer_class
 from common.results import conditions
 from common.rows import Rows
+from common.tokens import GONE
 from common.training import mean_average_precision, torch_device
 
 TOP = 5

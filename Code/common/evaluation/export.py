@@ -12,8 +12,8 @@ import numpy as np
 from common.errors import UsageError
 from common.evaluation.names import full_name, ratios
 from common.evaluation.record import Record
-from common.models.tokens import GONE
 from common.results import write_atomically
+from common.tokens import GONE
 
 
 def export_json(record: Record, path: str | Path) -> Path:

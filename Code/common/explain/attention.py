@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from common.errors import UsageError
 from common.models.reduced import ReducedVisionTransformer, attach, is_reduced, reduce_tokens
-from common.models.tokens import GONE, Selection, Tokens
 from common.reducers.base import NOTHING, Reducer, Signal, Signals
+from common.tokens import GONE, Selection, Tokens
 
 
 @dataclass(frozen=True)

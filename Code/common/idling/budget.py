@@ -11,9 +11,9 @@ from common.explain.base import untouched
 from common.idling.macs import block_macs, deciding_macs, model_macs, pruner_macs
 from common.models.block import reduced_block
 from common.models.reduced import ReducedVisionTransformer
-from common.models.tokens import Tokens
 from common.reducers.base import Reducer
 from common.sizing import Shape
+from common.tokens import Tokens
 from common.training.accelerator import progress
 
 ROUNDS, CLOSE_ENOUGH = 4, 5e-4  # of the search for thresholds; shares of the MAC

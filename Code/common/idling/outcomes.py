@@ -13,11 +13,11 @@ from torch.utils.data import DataLoader
 from common.explain.base import untouched
 from common.idling.macs import attention_of, deciding_macs, model_macs
 from common.models.reduced import ReducedVisionTransformer, attach
-from common.models.tokens import Gate, Selection, Tokens
 from common.models.trace import Trace
 from common.reducers.base import Reducer, Signal, Signals
 from common.rows import Rows
 from common.sizing import Shape
+from common.tokens import Gate, Selection, Tokens
 from common.training.accelerator import progress
 
 

@@ -13,7 +13,7 @@ import torch
 from timm.models.vision_transformer import Block
 from torch import Tensor
 
-from common.models.attention import (
+from common.attention import (
     MAPS,
     Heads,
     cheap_signals,
@@ -24,9 +24,9 @@ from common.models.attention import (
     mix_explicitly,
     project,
 )
-from common.models.tokens import Gate, Selection, Tokens, take_rows
 from common.precision import without_autocast
 from common.reducers.base import NOTHING, Reducer, Signal, Signals
+from common.tokens import Gate, Selection, Tokens, take_rows
 
 AHEAD: frozenset[Signal] = frozenset({"output"})  # no part of the block's own attention
 BY_KEYS: frozenset[Signal] = frozenset({"cls_logits"})

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from common.models.tokens import GONE, Tokens
+from common.tokens import GONE, Tokens
 
 
 @dataclass

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from common.errors import UsageError, require_choice
-from common.models.tokens import Selection, Tokens
 from common.reducers.base import Reducer, Signal, Signals, register_reducer
+from common.tokens import Selection, Tokens
 
 EPS = 1e-6
 SAMPLERS = ("grid", "random")

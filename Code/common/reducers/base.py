@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from torch import Tensor, nn
 
-from common.models.tokens import Gate, Selection, Tokens
 from common.reducers.schedule import Schedule
 from common.registry import Registry
+from common.tokens import Gate, Selection, Tokens
 
 if TYPE_CHECKING:
     from timm.models.vision_transformer import VisionTransformer

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from common.errors import UsageError
-from common.models.tokens import take_rows
 from common.reducers.schedule import Schedule
+from common.tokens import take_rows
 
 if TYPE_CHECKING:
     from timm.models.vision_transformer import VisionTransformer

@@ -10,7 +10,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from common.models.tokens import Tokens
 from common.precision import without_autocast
 from common.reducers.base import Reducer, init_linear, register_reducer
 from common.reducers.clustering import (
@@ -20,6 +19,7 @@ from common.reducers.clustering import (
     require_at_least,
     squared_distances,
 )
+from common.tokens import Tokens
 
 
 def log_density(squared: Tensor, k_neighbors: int) -> Tensor:

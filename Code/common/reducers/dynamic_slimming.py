@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from common.errors import UsageError, require_choice
-from common.models.tokens import Selection, Tokens
 from common.reducers.base import NOTHING, Reducer, Signal, Signals, init_linear, register_reducer
 from common.reducers.patch_slimming import check_plan
 from common.reducers.schedule import Schedule
 from common.reducers.slimming_plan import SlimmingPlan
 from common.reducers.tram import top_in_order
+from common.tokens import Selection, Tokens
 
 GATES, BUDGETS = ("token", "mean"), ("fixed", "threshold")
 PATCH = "patch"  # carried along: which patch of the image each token is

@@ -12,11 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.errors import require_choice
-from common.models.tokens import Selection, Tokens
 from common.precision import without_autocast
 from common.reducers.base import Reducer, Teaching, init_linear, register_reducer
 from common.reducers.losses import divergence, require_weight
 from common.reducers.tram import top_in_order
+from common.tokens import Selection, Tokens
 
 EPS = 1e-6
 DECISIONS = "decisions"
@@ -48,7 +48,7 @@ class Predictor(nn.Module):
 class DynamicViT(Reducer):
     """Predicts before each reduction block. Evaluation keeps the patches with the largest keep-probability.
 
-    Training keeps all patches and masks the dropped ones in attention (:mod:`common.models.attention`): decisions are
+    Training keeps all patches and masks the dropped ones in attention (:mod:`common.attention`): decisions are
     drawn from a Gumbel-softmax of temperature 1, hard with straight-through gradient; who is dropped stays dropped. The
     training loss asks for the scheduled ratios and, with a teacher, for its outputs::
 

@@ -10,9 +10,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from common.models.tokens import GONE, Selection, Tokens
 from common.reducers.base import Reducer, Signal, Signals, register_reducer
 from common.reducers.tram import top_in_order
+from common.tokens import GONE, Selection, Tokens
 
 
 @register_reducer("evit")

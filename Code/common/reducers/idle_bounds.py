@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from common.errors import UsageError
-from common.models.tokens import Tokens
 from common.reducers.base import Signals, register_reducer
 from common.reducers.idling import Idling
 from common.reducers.judging import Judging
+from common.tokens import Tokens
 
 
 def require_number(value: float | None, what: str) -> float | None:

@@ -7,11 +7,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.errors import UsageError, require_choice
-from common.models.tokens import Tokens
 from common.precision import without_autocast
 from common.reducers.base import NOTHING, Signal, Signals, Teaching, register_reducer
 from common.reducers.judging import Judging
 from common.reducers.losses import divergence, require_weight
+from common.tokens import Tokens
 
 CONTEXTS = ("none", "cls", "conv", "both")
 LEARNS = ("labels", "task")

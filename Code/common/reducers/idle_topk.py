@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from common.models.tokens import Gate, Selection, Tokens
 from common.reducers.base import Signal, Signals, Teaching, register_reducer
 from common.reducers.idling import Idling
 from common.reducers.losses import divergence, require_weight
+from common.tokens import Gate, Selection, Tokens
 
 CUT = "cut"
 

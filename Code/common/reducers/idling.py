@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from common.errors import UsageError, require_choice
-from common.models.tokens import Gate, Keys, Selection, Tokens
 from common.reducers.base import NOTHING, Reducer, Signal, Signals
 from common.reducers.tram import top_in_order
+from common.tokens import Gate, Keys, Selection, Tokens
 
 ATTENTION: dict[str, Keys] = {"standard": "selected", "modified": "all", "cls_sees_all": "prefix"}
 IDLED = "idled"
@@ -25,7 +25,7 @@ class Idling(Reducer):
     block and all up to the next stage, and each of these computes the floor(P r^s) patches of highest score. That is
     the schedule of IdleViT (Xu et al., "No Token Left Behind", AJCAI 2023) at the default stages 3, 6 and 9.
 
-    A training pass computes all patches and gates their updates (:class:`common.models.tokens.Gate`): the same numbers,
+    A training pass computes all patches and gates their updates (:class:`common.tokens.Gate`): the same numbers,
     and gradients for the idle ones.
 
     Args:

@@ -9,8 +9,8 @@ import torch
 from timm.models.vision_transformer import Block
 from torch import Tensor
 
-from common.models.attention import mean_map
-from common.models.tokens import Tokens
+from common.attention import mean_map
+from common.tokens import Tokens
 
 INFLUENCES = ("none", "rollout")
 

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from common.errors import require_choice
-from common.models.tokens import Tokens
 from common.reducers.idling import Idling
 from common.reducers.influence import INFLUENCES, rollout
 from common.reducers.similarity import SIMILARITIES
+from common.tokens import Tokens
 
 OWN, READ = "own_influence", "read_influence"
 

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from common.errors import UsageError
-from common.models.tokens import Selection, Tokens, take_rows
 from common.precision import without_autocast
 from common.reducers.base import Reducer, Signal, Signals, register_reducer
 from common.reducers.clustering import (
@@ -20,6 +19,7 @@ from common.reducers.clustering import (
     require_at_least,
     squared_distances,
 )
+from common.tokens import Selection, Tokens, take_rows
 
 RECEIVED = "received"
 

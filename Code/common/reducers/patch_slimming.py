@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from common.errors import UsageError, require_choice
-from common.models.tokens import Selection, Tokens
 from common.reducers.base import NOTHING, Reducer, Signal, Signals, Teaching, register_reducer
 from common.reducers.losses import divergence, require_weight
 from common.reducers.schedule import Schedule
 from common.reducers.slimming_plan import SlimmingPlan
+from common.tokens import Selection, Tokens
 
 KEYS = ("all", "selected")
 

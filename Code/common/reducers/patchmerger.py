@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from common.errors import UsageError
-from common.models.tokens import Tokens
 from common.precision import without_autocast
 from common.reducers.base import Reducer, register_reducer
+from common.tokens import Tokens
 
 
 class Merger(nn.Module):

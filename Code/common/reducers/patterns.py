@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from common.errors import UsageError
-from common.models.tokens import Selection, Tokens
 from common.reducers.base import Reducer, register_reducer
 from common.reducers.schedule import Schedule
+from common.tokens import Selection, Tokens
 
 
 def closest_ring(rings: list[int], target: int) -> int:

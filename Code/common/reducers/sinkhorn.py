@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.errors import UsageError
-from common.models.tokens import Tokens
 from common.reducers.base import Reducer, register_reducer
 from common.reducers.clustering import require_at_least
+from common.tokens import Tokens
 
 
 def transport(score: Tensor, iterations: int) -> Tensor:

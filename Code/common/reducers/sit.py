@@ -9,9 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from common.models.tokens import Tokens
 from common.precision import without_autocast
 from common.reducers.base import Reducer, init_linear, register_reducer
+from common.tokens import Tokens
 
 
 class Slimmer(nn.Module):

@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from common.models.tokens import Tokens, take_rows
 from common.precision import without_autocast
 from common.reducers.base import Reducer, Signal, Signals, register_reducer
+from common.tokens import Tokens, take_rows
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 
 from common.errors import require_choice
-from common.models.tokens import Selection, Tokens
 from common.reducers.base import Reducer, Signal, Signals, register_reducer
 from common.reducers.tram import top_in_order
+from common.tokens import Selection, Tokens
 
 HEAD_FUSION = {"max": lambda attention: attention.amax(1), "mean": lambda attention: attention.mean(1)}
 

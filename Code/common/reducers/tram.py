@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from common.models.tokens import Selection, Tokens
 from common.reducers.base import Reducer, Signal, Signals, register_reducer
+from common.tokens import Selection, Tokens
 
 CENTRALITY = "centrality"
 

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from common.explain.attention import AttentionLayer, watching
 from common.models.reduced import ReducedVisionTransformer
-from common.models.tokens import Tokens
 from common.slimming.scores import Scoring, image_significances
+from common.tokens import Tokens
 
 
 def attention_norm(model: ReducedVisionTransformer, tokens: Tokens, layer: int, how: Scoring, batch: int) -> Tensor:

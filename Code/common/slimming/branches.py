@@ -7,10 +7,10 @@ from collections.abc import Hashable, Iterator, Mapping, Sequence
 from torch import Tensor
 
 from common.models.reduced import ReducedVisionTransformer, attach
-from common.models.tokens import Tokens
 from common.reducers.patch_slimming import PatchSlimming
 from common.reducers.schedule import Schedule
 from common.reducers.slimming_plan import SlimmingPlan
+from common.tokens import Tokens
 
 
 def slimmed(model: ReducedVisionTransformer, plan: SlimmingPlan, keys: str = "all") -> ReducedVisionTransformer:

@@ -22,8 +22,8 @@ from torch import Tensor
 
 from common.models.block import Heads
 from common.models.reduced import ReducedVisionTransformer
-from common.models.tokens import Tokens
 from common.slimming.scores import Scoring, image_significances
+from common.tokens import Tokens
 
 PATHS = Scoring(feature="none", shortcut=True)
 

@@ -11,12 +11,12 @@ from common.errors import UsageError
 from common.explain.base import untouched
 from common.models.block import reduced_block
 from common.models.reduced import ReducedVisionTransformer, attach
-from common.models.tokens import Tokens
 from common.reducers.dynamic_slimming import DynamicSlimming, with_patches
 from common.reducers.none import NoReduction
 from common.reducers.schedule import Schedule
 from common.slimming.calibration import Batches, Calibration
 from common.slimming.scores import Scoring, image_significances
+from common.tokens import Tokens
 
 
 def fit_gates(

@@ -11,12 +11,12 @@ from torch import Tensor
 from common.bench import Bench
 from common.errors import require_choice
 from common.models.reduced import ReducedVisionTransformer, attach, reduce_tokens
-from common.models.tokens import Selection, Tokens
 from common.reducers.base import NOTHING, Reducer, Signal, Signals
 from common.reducers.schedule import Schedule
 from common.slimming.branches import best_first, dropped_at, slimmed
 from common.slimming.costs import Costs
 from common.slimming.study import Row, compared, cost, mean_scores, slim_hits
+from common.tokens import Selection, Tokens
 
 PRUNED = ("idle", "zero", "dropped")
 

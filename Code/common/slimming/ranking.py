@@ -9,11 +9,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from common.models.reduced import ReducedVisionTransformer
-from common.models.tokens import Tokens
 from common.slimming.baselines import SCORES
 from common.slimming.calibration import Batches, Calibration
 from common.slimming.coverage import carried, coverage
 from common.slimming.scores import Scoring, significances
+from common.tokens import Tokens
 
 COVERAGE = "coverage"
 RANKINGS = (*SCORES, COVERAGE)

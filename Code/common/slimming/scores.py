@@ -26,10 +26,10 @@ from common.explain.attention import AttentionLayer, as_reduced, watching
 from common.explain.base import untouched
 from common.models.block import Heads
 from common.models.reduced import ReducedVisionTransformer
-from common.models.tokens import Tokens
 from common.reducers.patch_slimming import PatchSlimming
 from common.reducers.slimming_plan import SlimmingPlan
 from common.slimming.calibration import Batches, Calibration, check_backbone
+from common.tokens import Tokens
 
 HEAD_HANDLING = ("path_energy", "rollout", "same_head", "sampled")
 FEATURES = ("raw", "ln", "value", "none")

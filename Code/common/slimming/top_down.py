@@ -20,7 +20,6 @@ from tqdm import tqdm
 from common.errors import UsageError
 from common.explain.base import untouched
 from common.models.reduced import is_reduced, reduce_tokens
-from common.models.tokens import Tokens
 from common.reducers.slimming_plan import LayerRecord, SlimmingPlan, record_of
 from common.slimming.allocation import allocate, error_curves, sensitivity
 from common.slimming.branches import best_first, slimmed
@@ -30,6 +29,7 @@ from common.slimming.ranking import block_scores, network_scores
 from common.slimming.settings import SearchSettings
 from common.slimming.trials import Trials
 from common.slimming.tuning import LayerFeatures
+from common.tokens import Tokens
 from common.training.checkpoint import RunFolder
 from common.training.config import check_names
 

@@ -16,8 +16,8 @@ from torch import Tensor
 from common.errors import require_choice
 from common.explain.base import untouched
 from common.models.reduced import ReducedVisionTransformer
-from common.models.tokens import Tokens
 from common.slimming.calibration import Calibration, take
+from common.tokens import Tokens
 
 ERRORS = {
     "rel": lambda difference, target: difference.sum((1, 2)) / target.square().sum((1, 2)),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -37,6 +38,13 @@ def hits(logits: Tensor, labels: Tensor, dataset: LabelledDataset) -> Tensor:
     """1 where the most probable of all classes of the head is right (n,), float64."""
     inside = head_classes(logits.shape[1], dataset)
     return (logits.argmax(1) == (labels if inside is None else torch.tensor(inside)[labels])).double()
+
+
+def hits_by_image(logits: Tensor, labels: Tensor, dataset: LabelledDataset) -> dict[str, np.ndarray]:
+    """Which images are right (n,), what the two :func:`accuracies` are the means of; only those that there are."""
+    inside = head_classes(logits.shape[1], dataset)
+    found = {"accuracy_by_image": (_restricted(logits, inside).argmax(1) == labels).numpy()}
+    return found if inside is None else found | {"accuracy_full_by_image": hits(logits, labels, dataset).bool().numpy()}
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, classes: Sequence[int] | None = None) -> float:

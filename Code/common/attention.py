@@ -11,9 +11,9 @@ from timm.layers.attention import Attention
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from common.models.tokens import take_rows
 from common.precision import without_autocast
 from common.rows import Rows
+from common.tokens import take_rows
 
 if TYPE_CHECKING:
     from common.reducers.base import Signal
