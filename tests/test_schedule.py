@@ -4,6 +4,7 @@ import pytest
 
 from common.errors import UsageError
 from common.reducers import Schedule, default_reduction_loc
+from common.reducers.schedule import keep_rate_text, read_keep_rate
 
 LOC = (3, 6, 9)
 
@@ -79,3 +80,32 @@ def test_refused_counts(rate):
 def test_refused_reduction_loc(loc):
     with pytest.raises(UsageError, match="increasing 0-based block indices"):
         Schedule(0.5, loc)
+
+
+@pytest.mark.parametrize(
+    ("rate", "text"),
+    [
+        (0.5, "0.5"),
+        (1.0, "1"),
+        (1, "1"),
+        ([0.5], "0.5"),
+        (2 / 3, "0.6666666666666666"),
+        ((0.9, 0.7, 0.5), "0.9 0.7 0.5"),
+        ((1.0, 1.0, 0.5), "1 1 0.5"),
+        ((147, 98, 49), "147 98 49"),
+        ((49,), "49"),
+    ],
+)
+def test_a_keep_rate_is_text_in_tables_and_comes_back_from_it(rate, text):
+    assert keep_rate_text(rate) == text
+    back = read_keep_rate(text)
+    stages = (3, 6, 9)[: len(back) if isinstance(back, tuple) else 3]
+    assert Schedule(back, stages) == Schedule(rate, stages)
+    assert keep_rate_text(back) == text
+
+
+@pytest.mark.parametrize("text", ["", "half", "0", "1.5", "0.5 98", "0.9,0.7,0.5", "nan", "inf"])
+def test_text_that_is_no_keep_rate_is_refused_in_one_line(text):
+    with pytest.raises(UsageError, match="is not allowed; give a ratio in") as caught:
+        read_keep_rate(text)
+    assert "\n" not in str(caught.value)

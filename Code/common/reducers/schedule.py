@@ -50,7 +50,10 @@ class Schedule:
         if not loc or not all(_is_int(block) and block >= 0 for block in loc) or not increasing:
             raise UsageError(f"reduction_loc={list(loc)} is not allowed; give increasing 0-based block indices")
         object.__setattr__(self, "reduction_loc", loc)
-        object.__setattr__(self, "keep_rate", _checked_keep_rate(self.keep_rate, len(loc)))
+        rates = _normalised(self.keep_rate)
+        if isinstance(rates, tuple) and len(rates) != len(loc):
+            raise _refused(rates, where=f" for {len(loc)} stages")
+        object.__setattr__(self, "keep_rate", rates)
 
     def counts(self, num_patches: int) -> tuple[int, ...]:
         """Patch tokens kept at each stage out of ``num_patches``; a ratio leaves at least one.
@@ -99,21 +102,45 @@ def check_depth(schedule: Schedule, depth: int) -> None:
         )
 
 
-def _checked_keep_rate(keep_rate, num_stages: int):
-    if isinstance(keep_rate, Sequence) and not isinstance(keep_rate, str):
-        rates = tuple(keep_rate)
-        if len(rates) == 1 and _is_ratio(rates[0]):
-            return float(rates[0])
-        counts = all(_is_int(rate) and rate > 1 for rate in rates)
-        ratios = all(_is_ratio(rate) for rate in rates)
-        if len(rates) == num_stages and counts:
-            return rates
-        if len(rates) == num_stages and ratios:
-            return tuple(float(rate) for rate in rates)
-        raise UsageError(f"keep_rate={_show(rates)} for {num_stages} stages is not allowed; give {ALLOWED}")
-    if not _is_ratio(keep_rate):
-        raise UsageError(f"keep_rate={_show(keep_rate)} is not allowed; give {ALLOWED}")
-    return float(keep_rate)
+def keep_rate_text(keep_rate: float | Sequence[float]) -> str:
+    """How a keep rate stands in a cell of a table: its numbers with a space between them.
+
+    >>> keep_rate_text(0.5), keep_rate_text(1.0), keep_rate_text((0.9, 0.7, 0.5)), keep_rate_text((147, 98, 49))
+    ('0.5', '1', '0.9 0.7 0.5', '147 98 49')
+    """
+    rates = _normalised(keep_rate)
+    return " ".join(repr(rate).removesuffix(".0") for rate in (rates if isinstance(rates, tuple) else (rates,)))
+
+
+def read_keep_rate(text: str) -> float | tuple[float, ...] | tuple[int, ...]:
+    """The keep rate that :func:`keep_rate_text` wrote.
+
+    >>> read_keep_rate("0.5"), read_keep_rate("0.9 0.7 0.5"), read_keep_rate("147 98 49")
+    (0.5, (0.9, 0.7, 0.5), (147, 98, 49))
+
+    Raises:
+        UsageError: text that is no keep rate.
+    """
+    try:
+        numbers = [float(part) for part in text.split()]
+    except ValueError as error:
+        raise _refused(text) from error
+    return _normalised([int(number) if number > 1 and number.is_integer() else number for number in numbers])
+
+
+def _normalised(keep_rate: float | Sequence[float]) -> float | tuple[float, ...] | tuple[int, ...]:
+    """One ratio as a number; ratios, or counts, of the stages as a tuple."""
+    several = isinstance(keep_rate, Sequence) and not isinstance(keep_rate, str)
+    rates = tuple(keep_rate) if several else (keep_rate,)
+    if several and rates and all(_is_int(rate) and rate > 1 for rate in rates):
+        return rates
+    if not rates or not all(_is_ratio(rate) for rate in rates):
+        raise _refused(rates if several else keep_rate)
+    return float(rates[0]) if len(rates) == 1 else tuple(float(rate) for rate in rates)
+
+
+def _refused(keep_rate: object, where: str = "") -> UsageError:
+    return UsageError(f"keep_rate={_show(keep_rate)}{where} is not allowed; give {ALLOWED}")
 
 
 def _share(num_patches: int, ratio: float) -> int:
