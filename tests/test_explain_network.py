@@ -8,7 +8,6 @@ import pytest
 import torch
 from scipy import stats
 
-from common.explain.attention import AttentionLayer
 from common.explain.mutex import MASKS
 from common.explain.network import (
     AGGREGATIONS,
@@ -19,6 +18,7 @@ from common.explain.network import (
     significant,
     weighted_degrees,
 )
+from common.models.observe import AttentionLayer
 
 HEADS, PATCHES = 3, 5
 

@@ -7,8 +7,8 @@ from explained import digits, family, reduced
 
 from common.errors import UsageError
 from common.explain import Explainer, create_explainer, list_explainers, register_explainer
-from common.explain.attention import as_reduced, attention_layers
 from common.explain.network import weighted_degrees
+from common.models.observe import as_reduced, attention_layers
 from common.models.reduced import applicable_reducers, is_reduced
 from common.reducers.base import reducer_class
 from common.reducers.patch_slimming import PatchSlimming

@@ -7,8 +7,8 @@ import pytest
 import torch
 from backbones import images, make
 
-from common.explain.attention import watching
 from common.models.factory import create_backbone
+from common.models.observe import watching
 from common.models.reduced import reduce_tokens
 from common.slimming import search
 from common.slimming.branches import best_first

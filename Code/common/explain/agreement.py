@@ -18,8 +18,8 @@ from tqdm import tqdm
 
 from common.data import make_loader
 from common.errors import UsageError
-from common.explain.attention import as_reduced
-from common.explain.base import Explanation, explainer_columns, untouched
+from common.explain.base import Explanation, explainer_columns
+from common.models.observe import as_reduced, untouched
 from common.models.reduced import ReducedVisionTransformer
 from common.reducers import list_reducers, reducer_class
 from common.training.metrics import mean_and_error

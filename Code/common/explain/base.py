@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
 from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor, nn
+from torch import Tensor
 
 from common.errors import UsageError
-from common.explain.attention import as_reduced
+from common.models.observe import as_reduced, untouched
 from common.registry import Registry, options_text
 
 
@@ -111,21 +109,6 @@ def predicted(logits: Tensor, labels: Tensor | None) -> Tensor:
 def _joined(parts: list[Tensor | None]) -> Tensor | None:
     """The parts as one ordinary tensor, whatever mode they were made in."""
     return None if parts[0] is None else torch.cat([part.detach() for part in parts])
-
-
-@contextmanager
-def untouched(model: nn.Module) -> Iterator[None]:
-    """``model`` frozen and in eval mode; afterwards its modules and parameters are as they were."""
-    modes = {module: module.training for module in model.modules()}
-    gradients = {parameter: (parameter.requires_grad, parameter.grad) for parameter in model.parameters()}
-    model.eval().requires_grad_(False)
-    try:
-        yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
-        for parameter, (learns, gradient) in gradients.items():
-            parameter.requires_grad_(learns).grad = gradient
 
 
 EXPLAINERS: Registry[type[Explainer]] = Registry("explainer")

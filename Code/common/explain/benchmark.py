@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from common.evaluation.archive import KIND, pack_json, read_arrays, write_arrays
-from common.explain.attention import as_reduced
 from common.explain.base import Explanation, create_explainer
 from common.explain.comparison import Judgement, Quality, explain_all, judge, predictions
 from common.explain.subject import Subject, open_subject
+from common.models.observe import as_reduced
 from common.models.reduced import reduce_tokens
 from common.reducers import Method
 from common.results import resolve

@@ -14,9 +14,10 @@ from tqdm import tqdm
 
 from common.data import make_loader
 from common.data.base import LabelledDataset
-from common.explain.base import Explainer, Explanation, untouched
+from common.explain.base import Explainer, Explanation
 from common.explain.localisation import mass_inside, pointing_game
 from common.explain.metrics import STEPS, insertion_deletion, without_content
+from common.models.observe import untouched
 from common.training.metrics import mean_and_error
 
 

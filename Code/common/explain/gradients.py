@@ -10,8 +10,8 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from common.errors import UsageError, require_package
-from common.explain.attention import AttentionLayer, watch
 from common.explain.base import Explainer, Explanation, predicted, register_explainer
+from common.models.observe import AttentionLayer, watch
 from common.models.reduced import ReducedVisionTransformer
 
 EXTRA = "explain"

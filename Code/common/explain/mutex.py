@@ -14,7 +14,6 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from common.errors import UsageError
-from common.explain.attention import watch
 from common.explain.base import Explainer, Explanation, predicted, register_explainer
 from common.explain.network import (
     AGGREGATIONS,
@@ -25,6 +24,7 @@ from common.explain.network import (
     significant,
     weighted_degrees,
 )
+from common.models.observe import watch
 from common.models.reduced import ReducedVisionTransformer, attach
 from common.reducers.base import NOTHING, Reducer, Signal, Signals
 from common.reducers.none import NoReduction

@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from common.explain.attention import AttentionLayer
+from common.models.observe import AttentionLayer
 
 AGGREGATIONS = {
     "min": lambda attention: attention.amin(1),

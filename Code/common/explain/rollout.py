@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from common.errors import require_choice
-from common.explain.attention import AttentionLayer, attention_layers
 from common.explain.base import Explainer, Explanation, predicted, register_explainer
+from common.models.observe import AttentionLayer, attention_layers
 from common.reducers.topk import HEAD_FUSION
 
 

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from common.errors import UsageError
-from common.explain.attention import AttentionLayer, watch
 from common.explain.base import Explainer, Explanation, predicted, register_explainer
+from common.models.observe import AttentionLayer, watch
 from common.reducers.tram import weighted_in_degree
 
 

@@ -7,9 +7,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from common.errors import UsageError
-from common.explain.base import untouched
 from common.idling.macs import block_macs, deciding_macs, model_macs, pruner_macs
 from common.models.block import reduced_block
+from common.models.observe import untouched
 from common.models.reduced import ReducedVisionTransformer
 from common.reducers.base import Reducer
 from common.sizing import Shape

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 
 import torch
 from sklearn.metrics import roc_auc_score
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader
 
-from common.explain.base import untouched
 from common.idling.macs import attention_of, deciding_macs, model_macs
-from common.models.reduced import ReducedVisionTransformer, attach
+from common.models.observe import observing, untouched
+from common.models.reduced import ReducedVisionTransformer
 from common.models.trace import Trace
-from common.reducers.base import Reducer, Signal, Signals
+from common.reducers.base import Signals
 from common.rows import Rows
 from common.sizing import Shape
-from common.tokens import Gate, Selection, Tokens
+from common.tokens import Selection, Tokens
 from common.training.accelerator import progress
 
 
@@ -129,13 +130,27 @@ class LayerQuality:
 
 def pruner_quality(model: ReducedVisionTransformer, loader: DataLoader) -> dict[int, LayerQuality]:
     """Judge the predictions of an ``idle_mlp`` on the states that its own decisions lead to; block -> quality."""
-    watch = _Watch(model.reducer)
-    watched = attach(model, watch)
+    judge, seen = model.reducer, defaultdict(list)
+
+    def see(layer: int, tokens: Tokens, signals: Signals, choice: Selection | None) -> None:
+        _, chance = judge.score(tokens, Signals(), layer)
+        alike = judge.alike(tokens, signals.output, layer)
+        seen[layer].append((chance.cpu(), _computed(choice, chance).cpu(), alike.cpu()))
+
+    observed = observing(model, see, frozenset({"output"}))
     device = next(model.parameters()).device
-    with untouched(watched), torch.inference_mode():
+    with untouched(observed), torch.inference_mode():
         for images, _ in progress(loader, "pruner quality", quiet=False):
-            watched(images.to(device))
-    return {layer: _quality(*map(torch.cat, zip(*found, strict=True)), model) for layer, found in watch.seen.items()}
+            observed.encode(judge.look_ahead(observed.embed(images.to(device))))
+    return {layer: _quality(*map(torch.cat, zip(*found, strict=True)), model) for layer, found in seen.items()}
+
+
+def _computed(choice: Selection | None, like: Tensor) -> Tensor:
+    """Which patches (B, P) ``choice`` lets a block compute; None = all."""
+    if choice is None:
+        return torch.ones_like(like, dtype=torch.bool)
+    valid = torch.ones_like(choice.index, dtype=torch.bool) if choice.valid is None else choice.valid
+    return torch.zeros_like(like, dtype=torch.bool).scatter(1, choice.index, valid)
 
 
 def _quality(chance: Tensor, decided: Tensor, similarity: Tensor, model: ReducedVisionTransformer) -> LayerQuality:
@@ -151,29 +166,3 @@ def _quality(chance: Tensor, decided: Tensor, similarity: Tensor, model: Reduced
         confusion=confusion,
         similarity=similarity.double().mean().item(),
     )
-
-
-class _Watch(Reducer):
-    """Does what an Idling MLP does, and notes for every block p, the decision and the true similarity (B, P)."""
-
-    def __init__(self, reducer: Reducer) -> None:
-        nn.Module.__init__(self)
-        self.reducer, self.schedule = reducer, reducer.schedule
-        self.seen: dict[int, list[tuple[Tensor, Tensor, Tensor]]] = {}
-
-    def before_block(self, tokens: Tokens, layer: int) -> Tokens:
-        return tokens if layer else self.reducer.look_ahead(tokens)
-
-    def needs(self, layer: int, tokens: Tokens) -> frozenset[Signal] | None:
-        return None if self.reducer.needs(layer, tokens) is None else frozenset({"output"})
-
-    def select_queries(self, tokens: Tokens, signals: Signals, layer: int) -> tuple[Tokens, Selection | Gate | None]:
-        _, chance = self.reducer.score(tokens, Signals(), layer)
-        similarity = self.reducer.alike(tokens, signals.output, layer)
-        tokens, choice = self.reducer.select_queries(tokens, Signals(), layer)
-        decided = torch.ones_like(chance, dtype=torch.bool)
-        if choice is not None:
-            valid = torch.ones_like(choice.index, dtype=torch.bool) if choice.valid is None else choice.valid
-            decided = torch.zeros_like(decided).scatter(1, choice.index, valid)
-        self.seen.setdefault(layer, []).append((chance.cpu(), decided.cpu(), similarity.cpu()))
-        return tokens, choice

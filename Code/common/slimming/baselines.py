@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from common.explain.attention import AttentionLayer, watching
+from common.models.observe import AttentionLayer, watching
 from common.models.reduced import ReducedVisionTransformer
 from common.slimming.scores import Scoring, image_significances
 from common.tokens import Tokens

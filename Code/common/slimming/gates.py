@@ -8,8 +8,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from common.errors import UsageError
-from common.explain.base import untouched
 from common.models.block import reduced_block
+from common.models.observe import untouched
 from common.models.reduced import ReducedVisionTransformer, attach
 from common.reducers.dynamic_slimming import DynamicSlimming, with_patches
 from common.reducers.none import NoReduction

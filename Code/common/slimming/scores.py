@@ -22,9 +22,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from common.errors import UsageError, require_choice
-from common.explain.attention import AttentionLayer, as_reduced, watching
-from common.explain.base import untouched
 from common.models.block import Heads
+from common.models.observe import AttentionLayer, as_reduced, untouched, watching
 from common.models.reduced import ReducedVisionTransformer
 from common.reducers.patch_slimming import PatchSlimming
 from common.reducers.slimming_plan import SlimmingPlan

@@ -18,7 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from common.errors import UsageError
-from common.explain.base import untouched
+from common.models.observe import untouched
 from common.models.reduced import is_reduced, reduce_tokens
 from common.reducers.slimming_plan import LayerRecord, SlimmingPlan, record_of
 from common.slimming.allocation import allocate, error_curves, sensitivity

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from common.errors import require_choice
-from common.explain.base import untouched
+from common.models.observe import untouched
 from common.models.reduced import ReducedVisionTransformer
 from common.slimming.calibration import Calibration, take
 from common.tokens import Tokens
