@@ -5,9 +5,29 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from common.results import read_published, write_run
+import pandas as pd
+
+from common.report.sections import Answer
+from common.report.tables import Findings, findings
+from common.results import read_published, read_runs, write_run
+from common.studies import find_study
 
 BASE = {"profile": "quick", "dtype": "float32", "device": "cpu", "commit": "abc1234", "date": "2025-11-20"}
+
+
+def found_in(root: Path, name: str) -> Findings:
+    """The study called ``name`` as its runs under ``root`` have it."""
+    return findings(root, find_study(name))
+
+
+def summarised(root: Path, name: str) -> pd.DataFrame:
+    """The numbers of the study called ``name``."""
+    return find_study(name).summarise(read_runs(root, find_study(name)))
+
+
+def answered(name: str, table: pd.DataFrame) -> list[Answer]:
+    """What the study called ``name`` says of its numbers."""
+    return list(find_study(name).answers(table))
 
 
 def training_run(
@@ -37,8 +57,8 @@ def training_run(
     given = {"backbone": "vit_small_patch16_224", "dataset": "digits", "img_size": 32, "batch": 64, **given}
     given["epochs"] = len(accuracies) - 1
     run_id = f"{given['dataset']}_{given['backbone']}_{method}_{keep_rate:g}_{seed}"
-    run = {**BASE, **given, "table": table, "method": method, "keep_rate": keep_rate, "seed": seed}
-    return write_run(rows, root / f"runs/{table}/{run_id}.csv", **run)
+    run = {**BASE, **given, "method": method, "keep_rate": keep_rate, "seed": seed}
+    return write_run(rows, find_study(table), root / f"runs/{table}/{run_id}.csv", **run)
 
 
 def throughput_run(root: Path, speedups: dict[tuple[str, float], float], *, name: str = "a", **given: Any) -> Path:
@@ -61,7 +81,7 @@ def throughput_run(root: Path, speedups: dict[tuple[str, float], float], *, name
         for (method, keep_rate), value in speedups.items()
     ]
     given = {"backbone": "vit_small_patch16_224", "img_size": 224, "batch": 16, "threads": 2, **given}
-    return write_run(rows, root / f"runs/throughput/{name}.csv", **{**BASE, "table": "throughput", **given})
+    return write_run(rows, find_study("throughput"), root / f"runs/throughput/{name}.csv", **{**BASE, **given})
 
 
 def off_the_shelf_run(root: Path, accuracies: dict[tuple[str, float], tuple[float, float | None]]) -> Path:
@@ -85,7 +105,7 @@ def off_the_shelf_run(root: Path, accuracies: dict[tuple[str, float], tuple[floa
         "img_size": 224,
         "seed": 0,
     }
-    return write_run(rows, root / "runs/off_the_shelf/a.csv", table="off_the_shelf", batch=16, **where, **BASE)
+    return write_run(rows, find_study("off_the_shelf"), root / "runs/off_the_shelf/a.csv", batch=16, **where, **BASE)
 
 
 def method_grid_run(
@@ -110,7 +130,7 @@ def method_grid_run(
     ]
     where = {"backbone": "vit_tiny_patch16_224", "dataset": "imagenette", "img_size": 224, "batch": 16, **given}
     path = root / f"runs/method_grid/{epochs}_{seed}.csv"
-    return write_run(rows, path, table="method_grid", seed=seed, epochs=epochs, **where, **BASE)
+    return write_run(rows, find_study("method_grid"), path, seed=seed, epochs=epochs, **where, **BASE)
 
 
 def sizing_run(root: Path) -> Path:
@@ -132,7 +152,7 @@ def sizing_run(root: Path) -> Path:
         }
         for _, row in published[published["method"].isin(factors)].iterrows()
     ]
-    return write_run(rows, root / "runs/sizing/a.csv", table="sizing", **BASE)
+    return write_run(rows, find_study("sizing"), root / "runs/sizing/a.csv", **BASE)
 
 
 def gallery_run(root: Path) -> Path:
@@ -143,7 +163,7 @@ def gallery_run(root: Path) -> Path:
         {"method": "sinkhorn", "num_tokens": 18, "predicted": "5", "probability": 0.3, "epochs": 1, **shown},
     ]
     where = {"backbone": "vit_digits", "dataset": "digits", "img_size": 32, "keep_rate": 0.5, "seed": 0}
-    return write_run(rows, root / "runs/gallery/a.csv", table="gallery", **{**BASE, **where})
+    return write_run(rows, find_study("gallery"), root / "runs/gallery/a.csv", **{**BASE, **where})
 
 
 def visualize_run(root: Path) -> Path:
@@ -164,7 +184,7 @@ def visualize_run(root: Path) -> Path:
     ]
     where = {"backbone": "vit_tiny_patch16_224", "dataset": "imagenette", "img_size": 224, "seed": 0, "batch": 1}
     where.update(method="tram", keep_rate=0.5)
-    return write_run(rows, root / "runs/visualize/a.csv", table="visualize", **where, **BASE)
+    return write_run(rows, find_study("visualize"), root / "runs/visualize/a.csv", **where, **BASE)
 
 
 EXPLAINED = {"backbone": "vit_digits", "dataset": "digits", "img_size": 32, "keep_rate": 1.0, "seed": 0, "batch": 32}
@@ -187,7 +207,7 @@ def explain_run(root: Path, explainers: tuple[str, ...] = ("mutex",)) -> Path:
         for digit in (3, 5)
         for place, explainer in enumerate(explainers)
     ]
-    return write_run(rows, root / "runs/explain/a.csv", table="explain", **EXPLAINED, **BASE)
+    return write_run(rows, find_study("explain"), root / "runs/explain/a.csv", **EXPLAINED, **BASE)
 
 
 def quality_row(method: str, insertion: float, deletion: float, **given: Any) -> dict[str, Any]:
@@ -199,8 +219,8 @@ def quality_row(method: str, insertion: float, deletion: float, **given: Any) ->
 
 def explain_benchmark_run(root: Path, *rows: dict[str, Any], name: str = "a", **given: Any) -> Path:
     """One run of these rows, see :func:`quality_row`."""
-    run = {"table": "explain_benchmark", "threads": 2, **EXPLAINED, **BASE, **given}
-    return write_run(rows, root / f"runs/explain_benchmark/{name}.csv", **run)
+    run = {"threads": 2, **EXPLAINED, **BASE, **given}
+    return write_run(rows, find_study("explain_benchmark"), root / f"runs/explain_benchmark/{name}.csv", **run)
 
 
 def whole_benchmark(root: Path) -> Path:
@@ -243,8 +263,8 @@ def explain_agreement_run(root: Path) -> Path:
         for explainer, correlation, overlap in (("random", 0.0, 0.25), ("mutex", 0.5, 0.375))
         for reducer, layer in (("l2", 3), ("topk:head_fusion=mean", 4))
     ]
-    run = {"table": "explain_agreement", **EXPLAINED, **BASE, "keep_rate": 0.5}
-    return write_run(rows, root / "runs/explain_agreement/a.csv", **run)
+    run = {**EXPLAINED, **BASE, "keep_rate": 0.5}
+    return write_run(rows, find_study("explain_agreement"), root / "runs/explain_agreement/a.csv", **run)
 
 
 def whole_study(root: Path) -> Path:

@@ -13,6 +13,7 @@ from common.explain.agreement import agreement, agreement_rows, decisions_of, io
 from common.explain.base import Explanation
 from common.reducers import reducer_class
 from common.results import read_run, write_run
+from common.studies.explain_agreement import ExplainAgreement
 
 PLANNED = {"patch_slimming"}  # the same patches in every image, by a plan and without a score
 SELECTING = sorted({name for name in list_reducers() if reducer_class(name).selects} - PLANNED)
@@ -231,8 +232,8 @@ def test_rows_are_rows_of_the_table(dataset, tmp_path):
     models = {"topk": reduced("topk"), "linf": reduced("linf")}
     rows = agreement_rows(explanations, models, TensorDataset(*(part[:1] for part in dataset.tensors)))
     given = {"profile": "test", "backbone": "vit_digits", "dataset": "noise", "img_size": 32, "keep_rate": 0.5}
-    path = write_run(rows, tmp_path / "run.csv", table="explain_agreement", **given)
-    frame = read_run(path, "explain_agreement")
+    path = write_run(rows, ExplainAgreement, tmp_path / "run.csv", **given)
+    frame = read_run(path, ExplainAgreement)
     assert frame["reducer"].tolist() == ["topk", "linf"] and frame["rank_correlation"].isna().tolist() == [False, True]
     assert frame["iou_sem"].isna().all() and frame["iou"].tolist() == pytest.approx([row["iou"] for row in rows])
 

@@ -20,6 +20,7 @@ from common.explain.studies import explainer_rows, mask_rows, parameter_rows, re
 from common.explain.subject import Subject, imagenet_files, open_subject, output_names
 from common.models.factory import create_backbone
 from common.results import read_run, write_run
+from common.studies.explain_benchmark import ExplainBenchmark
 from common.training.metrics import mean_and_error
 
 NUMBER = 6
@@ -209,8 +210,8 @@ def test_reduced_models_are_asked_about_their_own_predictions(bench, digits, tmp
     assert reduced.model.reducer.schedule.keep_rate == 0.25
     assert reduced.labels.tolist() == predictions(reduced.model, digits)[0].tolist()
     given = {"backbone": "vit_digits", "dataset": "digits", "img_size": 32, "profile": "test"}
-    path = write_run(rows, tmp_path / "a.csv", table="explain_benchmark", **given)
-    assert read_run(path, "explain_benchmark")["n_images"].tolist() == [NUMBER, NUMBER]
+    path = write_run(rows, ExplainBenchmark, tmp_path / "a.csv", **given)
+    assert read_run(path, ExplainBenchmark)["n_images"].tolist() == [NUMBER, NUMBER]
 
 
 def test_examples_show_what_was_measured(subject, bench, tmp_path):

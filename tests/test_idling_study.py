@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
-from fake_runs import BASE
+from fake_runs import BASE, answered, found_in
 from small_training import Pictures, config, lively
 
 from common import plots
@@ -21,10 +21,10 @@ from common.idling.study import bounds, measure, prediction, try_rates
 from common.models.factory import create_backbone
 from common.models.reduced import reduce_tokens
 from common.reducers.idle_mlp import LABELS
-from common.report import tables
 from common.report.published import published_sections
-from common.report.text import answers
+from common.report.tables import markdown
 from common.results import write_run
+from common.studies import find_study
 
 
 @pytest.fixture
@@ -113,8 +113,8 @@ def fake_rows():
 
 
 def test_report_tells_losses_and_the_order_of_the_bounds(tmp_path):
-    write_run(fake_rows(), tmp_path / "runs/idling/a.csv", table="idling", **BASE)
-    study = tables.study(tmp_path, "idling")
+    write_run(fake_rows(), find_study("idling"), tmp_path / "runs/idling/a.csv", **BASE)
+    study = found_in(tmp_path, "idling")
     assert [section.title.partition(": ")[2] for section in study.sections] == [
         "how alike patches are, 500 images",
         "thresholds on the frozen backbone, 500 images",
@@ -122,15 +122,15 @@ def test_report_tells_losses_and_the_order_of_the_bounds(tmp_path):
     ]
     assert study.sections[2].frame["Top-1, all classes"].tolist() == ["72.00", "70.00", "51.00 ± 1.41"]
     assert "Tau" not in study.sections[2].frame and study.sections[1].frame["Tau"].tolist() == ["-", "0.840"]
-    (answer,) = answers("idling", study.data)
+    (answer,) = answered("idling", study.table)
     assert answer.points == (
         "by change, modified attention, frozen, 20 % of the MAC saved: 70.00 %, -4.00 points",
         "equal numbers of patches in every block, by influence, 500 images: "
         "idling oracle 72.00, Idling MLP 70.00, random idling 51.00",
     )
-    (change,) = answers("idling", study.data.replace("influence=rollout", "influence=none"))
+    (change,) = answered("idling", study.table.replace("influence=rollout", "influence=none"))
     assert "every block, by change, 500 images" in change.points[1]
-    printed = tables.markdown("Published", published_sections())
+    printed = markdown("Published", published_sections())
     assert "| ViT-B/16 | cifar100 | standard | 10 | 68 | 0.90 | 35 | 77 |" in printed
 
 

@@ -8,10 +8,13 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from fake_runs import method_grid_run, throughput_run, training_run, visualize_run, whole_study
+from fake_runs import found_in, method_grid_run, throughput_run, training_run, visualize_run, whole_study
 
 from common.report import page as report
-from common.report.tables import TITLES
+from common.report.rows import add_speedup
+from common.results import read_runs
+from common.studies import all_studies, find_study
+from common.studies.__main__ import main
 
 PIXEL = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
@@ -25,9 +28,9 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> str:
         path = folder / "figures" / name
         path.parent.mkdir(parents=True)
         path.write_bytes(PIXEL)
-    assert report.main([str(folder), "--title", "A <study>", "--about", "Digits & more."]) == 0
+    assert main(["report", str(folder), "--title", "A <study>", "--about", "Digits & more."]) == 0
     text = (folder / "report.html").read_text()
-    assert report.main([str(folder), "--title", "A <study>", "--about", "Digits & more."]) == 0
+    assert main(["report", str(folder), "--title", "A <study>", "--about", "Digits & more."]) == 0
     assert (folder / "report.html").read_text() == text, "the same runs give the same page"
     return text
 
@@ -64,7 +67,7 @@ def test_page_is_well_formed_and_navigable(page: str) -> None:
     tags = Tags(page)
     assert tags.open == []
     assert len(tags.ids) == len(set(tags.ids))
-    assert set(tags.ids) == {"what", "setup", "reading", *TITLES, "published", "limits"}
+    assert set(tags.ids) == {"what", "setup", "reading", *all_studies(), "published", "limits"}
     assert [link.removeprefix("#") for link in tags.links] == tags.ids
 
 
@@ -119,12 +122,12 @@ def test_figures_over_the_limit_are_listed(tmp_path: Path, monkeypatch: pytest.M
     path.parent.mkdir(parents=True)
     path.write_bytes(PIXEL)
     monkeypatch.setattr(report, "MAX_FIGURE_BYTES", 10)
-    assert "<code>figures/visualize/a.png</code>" in report.render(tmp_path)
+    assert "<code>figures/visualize/a.png</code>" in report.render(tmp_path, all_studies())
 
 
 def test_studies_that_were_not_run_are_said_to_be(tmp_path: Path) -> None:
     throughput_run(tmp_path, {("none", 1.0): 1.0, ("tram", 0.5): 1.9})
-    page = report.render(tmp_path)
+    page = report.render(tmp_path, all_studies())
     assert "no CSV in runs/scratch" in page
     assert "embedded default" not in page
 
@@ -135,7 +138,7 @@ def test_speedup_joins_the_same_model_only(tmp_path: Path) -> None:
     training_run(tmp_path, [10.0, 90.0], method="tram", keep_rate=0.5, seed=0, **same)
     training_run(tmp_path, [10.0, 90.0], method="tram", keep_rate=0.25, seed=0, **same)
     training_run(tmp_path, [10.0, 90.0], method="tram", keep_rate=0.5, seed=0)
-    found = report.add_speedup(report.read_runs(tmp_path, "finetune"), report.read_runs(tmp_path, "throughput"))
+    found = add_speedup(read_runs(tmp_path, find_study("finetune")), read_runs(tmp_path, find_study("throughput")))
     assert found["run_id"].nunique() == 3, "runs without a measured speed stay"
     measured = found[found["speedup"].notna()]
     assert measured["run_id"].nunique() == 1
@@ -144,7 +147,7 @@ def test_speedup_joins_the_same_model_only(tmp_path: Path) -> None:
 
 def test_speedup_is_empty_where_no_speed_was_measured(tmp_path: Path) -> None:
     method_grid_run(tmp_path, {("tram", 0.5): 90.0})
-    found = report.add_speedup(report.read_runs(tmp_path, "method_grid"), report.read_runs(tmp_path, "throughput"))
+    found = add_speedup(read_runs(tmp_path, find_study("method_grid")), read_runs(tmp_path, find_study("throughput")))
     assert len(found) == 1
     assert found["speedup"].isna().all()
 
@@ -154,15 +157,17 @@ def test_grid_joins_the_speed_of_its_largest_float32_batch(tmp_path: Path) -> No
     tiny = {"backbone": "vit_tiny_patch16_224"}
     throughput_run(tmp_path, {("none", 1.0): 1.0, ("tram", 0.5): 1.7}, name="b", batch=64, **tiny)
     throughput_run(tmp_path, {("none", 1.0): 1.0, ("tram", 0.5): 1.5}, name="a", batch=8, **tiny)
-    found = dict(report.summary_figures({name: report.study(tmp_path, name) for name in TITLES}))
-    gmac, speed = found["method_grid_cost"].axes
+    found = {name: found_in(tmp_path, name).runs for name in ("method_grid", "throughput")}
+    ((name, figure),) = find_study("method_grid").figures(found["method_grid"], found)
+    assert name == "cost"
+    gmac, speed = figure.axes
     lines = {line.get_label(): line.get_xydata().tolist() for line in speed.lines}
     assert lines["TRAM"] == [[1.7, 90.0]]
     assert next(line for line in gmac.lines if line.get_label() == "TRAM").get_ydata().tolist() == [97.0, 90.0]
 
 
 def test_command_line_refuses_a_folder_without_runs(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    assert report.main([str(tmp_path)]) == 2
+    assert main(["report", str(tmp_path)]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: no runs under")
     assert error.count("\n") == 1

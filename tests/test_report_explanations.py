@@ -8,23 +8,24 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from fake_runs import (
+    answered,
     explain_agreement_run,
     explain_benchmark_run,
     explain_run,
+    found_in,
     quality_row,
     whole_benchmark,
 )
 
 from common.errors import UsageError
 from common.report import page, tables
+from common.report.page import facts
 from common.report.published import published_sections
-from common.report.text import answers, facts
-from common.results import read_runs
-from common.schema import TABLES
+from common.studies import all_studies, find_study
 
 
 def sections(root: Path, name: str) -> list:
-    return list(tables.study(root, name).sections)
+    return list(found_in(root, name).sections)
 
 
 def titled(root: Path, end: str):
@@ -43,7 +44,7 @@ COLUMNS = {
 
 @pytest.mark.parametrize("name", COLUMNS)
 def test_columns_of_the_tables(name: str) -> None:
-    assert " ".join(TABLES[name].metrics) == COLUMNS[name]
+    assert " ".join(find_study(name).columns) == COLUMNS[name]
 
 
 def test_what_may_be_empty(tmp_path: Path) -> None:
@@ -148,15 +149,15 @@ def test_repeats_and_unknown_studies_are_refused(tmp_path: Path) -> None:
     explain_benchmark_run(tmp_path, quality_row("mutex", 0.6, 0.3))
     explain_benchmark_run(tmp_path, quality_row("mutex", 0.7, 0.3), name="b")
     with pytest.raises(UsageError, match="more than once: a, b"):
-        tables.study(tmp_path, "explain_benchmark")
+        found_in(tmp_path, "explain_benchmark")
     explain_benchmark_run(tmp_path, quality_row("mutex", 0.7, 0.3, study="weather"), name="b")
     with pytest.raises(UsageError, match="unknown study of explanations 'weather'; allowed: explainers, masks, "):
-        tables.study(tmp_path, "explain_benchmark")
+        found_in(tmp_path, "explain_benchmark")
 
 
 def test_single_images(tmp_path: Path) -> None:
     explain_run(tmp_path, ("random", "mutex"))
-    found = tables.study(tmp_path, "explain")
+    found = found_in(tmp_path, "explain")
     (section,) = found.sections
     assert section.title == "digits, vit_digits, 32 px"
     assert section.frame.to_numpy().tolist()[:2] == [
@@ -164,7 +165,7 @@ def test_single_images(tmp_path: Path) -> None:
         ["3 (val-3)", "random", "3", "0.600", "0.800", "0.200", "12.5"],
     ]
     assert section.best == set() and not section.folded
-    first, second = answers("explain", found.data)
+    first, second = answered("explain", found.table)
     assert first.text == "val-3 (3): vit_digits says 3 (60.0 %)."
     assert second.text == "val-5 (5): vit_digits says 3 (40.0 %)."
     assert second.points[0] == "MUTEX: insertion AUC 0.700, deletion AUC 0.300"
@@ -172,7 +173,7 @@ def test_single_images(tmp_path: Path) -> None:
 
 def test_answers_of_the_benchmark(tmp_path: Path) -> None:
     whole_benchmark(tmp_path)
-    (answer,) = answers("explain_benchmark", tables.study(tmp_path, "explain_benchmark").data)
+    (answer,) = answered("explain_benchmark", found_in(tmp_path, "explain_benchmark").table)
     assert answer.text == "On 60 images of digits at 32 px with vit_digits, baseline black, 3 explainers:"
     assert answer.points == (
         "insertion AUC: MUTEX is highest, 0.600 ± 0.010",
@@ -184,7 +185,7 @@ def test_answers_of_the_benchmark(tmp_path: Path) -> None:
 
 def test_an_answer_says_what_is_not_certain(tmp_path: Path) -> None:
     explain_benchmark_run(tmp_path, quality_row("mutex", 0.6, 0.3), quality_row("chefer", 0.59, 0.29))
-    (answer,) = answers("explain_benchmark", tables.study(tmp_path, "explain_benchmark").data)
+    (answer,) = answered("explain_benchmark", found_in(tmp_path, "explain_benchmark").table)
     assert answer.points == (
         "insertion AUC: MUTEX is highest, 0.600 ± 0.010 (not certainly ahead of the next)",
         "deletion AUC: Chefer is lowest, 0.290 ± 0.020 (not certainly ahead of the next)",
@@ -193,7 +194,7 @@ def test_an_answer_says_what_is_not_certain(tmp_path: Path) -> None:
 
 def test_agreement_with_reducers(tmp_path: Path) -> None:
     explain_agreement_run(tmp_path)
-    found = tables.study(tmp_path, "explain_agreement")
+    found = found_in(tmp_path, "explain_agreement")
     ranks, overlap = found.sections
     assert ranks.title == "digits, vit_digits, 32 px, keep rate 50 %, 60 images: rank correlation"
     assert ranks.frame.to_dict("list") == {
@@ -205,7 +206,7 @@ def test_agreement_with_reducers(tmp_path: Path) -> None:
         "Top-K (head_fusion=mean), block 5": ["0.38 ± 0.01 (+0.12)", "0.25 ± 0.01 (+0.00)"],
         "l2 pattern, block 4": ["0.38 ± 0.01 (+0.12)", "0.25 ± 0.01 (+0.00)"],
     }
-    (answer,) = answers("explain_agreement", found.data)
+    (answer,) = answered("explain_agreement", found.table)
     assert answer.points[0] == "rank correlation is highest between MUTEX and Top-K (head_fusion=mean): +0.50"
     assert answer.points[1].startswith("IoU exceeds chance most between MUTEX and ")
 
@@ -225,7 +226,7 @@ def test_page_shows_explanations_with_their_figures(tmp_path: Path) -> None:
         path = tmp_path / "figures" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"\x89PNG")
-    text = page.render(tmp_path)
+    text = page.render(tmp_path, all_studies())
     chapter = text.partition('<section id="explain_benchmark">')[2].partition("</section>")[0]
     assert chapter.count("<img ") == 4, "three summary figures and the curves of the run"
     assert "Run a/curves." in chapter
@@ -239,14 +240,15 @@ def test_page_shows_explanations_with_their_figures(tmp_path: Path) -> None:
 
 def test_figures_are_drawn_of_the_studies_that_were_run(tmp_path: Path) -> None:
     explain_benchmark_run(tmp_path, quality_row("mutex", 0.6, 0.3, study="masks", part="all"))
-    found = {name: tables.study(tmp_path, name) for name in tables.TITLES}
-    assert [name for name, _ in page.summary_figures(found)] == ["explain_benchmark_masks"]
+    drawn = page.draw_summaries(tmp_path, [found_in(tmp_path, name) for name in all_studies()])
+    assert {name: list(figures) for name, figures in drawn.items() if figures} == {"explain_benchmark": ["masks"]}
 
 
 def test_explainers_are_no_methods_of_reduction(tmp_path: Path) -> None:
     whole_benchmark(tmp_path)
     explain_run(tmp_path)
-    found = facts(read_runs(tmp_path))
+    runs = [found_in(tmp_path, name).runs for name in ("explain", "explain_benchmark")]
+    found = facts(pd.concat(runs), ["explain", "explain_benchmark"])
     assert found["Explainers"] == "MUTEX, random, rollout"
     assert "Methods" not in found and "Keep rates" not in found
-    assert isinstance(tables.study(tmp_path, "explain").data, pd.DataFrame)
+    assert isinstance(found_in(tmp_path, "explain").table, pd.DataFrame)

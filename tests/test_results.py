@@ -15,11 +15,15 @@ from fake_runs import BASE, training_run
 from common import provenance, results
 from common.errors import UsageError
 from common.results import conditions, read_runs, write_run
-from common.schema import CONDITIONS, TABLES
+from common.schema import CONDITIONS
+from common.studies import find_study
+from common.studies.finetune import Finetune
+from common.studies.throughput import Throughput
+from common.studies.visualize import Visualize
 
 ROW = {"image": "001", "class_name": "church", "layer": 3, "num_kept": 98, "predicted": "church", "probability": 0.5}
 ROW |= {"predicted_full_model": "church", "probability_full_model": 0.75}
-RUN = {**BASE, "table": "visualize", "method": "tram", "backbone": "vit_tiny_patch16_224", "dataset": "digits"}
+RUN = {**BASE, "method": "tram", "backbone": "vit_tiny_patch16_224", "dataset": "digits"}
 RUN |= {"img_size": 32, "keep_rate": 0.5, "seed": 0}
 
 
@@ -51,9 +55,9 @@ def test_round_trip_is_exact(tmp_path: Path) -> None:
     values = [random.random() * 10 ** random.randint(-12, 12) for _ in range(300)]
     rows = [{**ROW, "image": f"{number:03d}", "probability": value} for number, value in enumerate(values)]
     path = write_run(
-        rows, tmp_path / "runs/visualize/one.csv", **RUN | {"keep_rate": 0.1 + 0.2, "options": {"k": "a|b"}}
+        rows, Visualize, tmp_path / "runs/visualize/one.csv", **RUN | {"keep_rate": 0.1 + 0.2, "options": {"k": "a|b"}}
     )
-    frame = read_runs(tmp_path, "visualize")
+    frame = read_runs(tmp_path, Visualize)
     assert frame["probability"].tolist() == values
     assert frame["keep_rate"].unique().tolist() == [0.1 + 0.2]
     assert frame["image"].iloc[7] == "007"
@@ -62,27 +66,26 @@ def test_round_trip_is_exact(tmp_path: Path) -> None:
     assert frame["batch"].isna().all()
     assert frame["run_id"].unique().tolist() == ["one"]
     before = path.read_bytes()
-    columns = [*TABLES["visualize"].metrics, *CONDITIONS]
+    columns = [*Visualize.columns, *CONDITIONS]
     again = [{name: row[name] for name in columns if name != "device"} for row in frame.to_dict("records")]
-    write_run(again, path, table="visualize", device="cpu")
+    write_run(again, Visualize, path, device="cpu")
     assert path.read_bytes() == before
 
 
 def test_columns_are_conditions_then_metrics(tmp_path: Path) -> None:
-    path = write_run([ROW], tmp_path / "a.csv", **RUN)
-    assert path.read_text().splitlines()[0].split(",") == [*CONDITIONS, *TABLES["visualize"].metrics]
+    path = write_run([ROW], Visualize, tmp_path / "a.csv", **RUN)
+    assert path.read_text().splitlines()[0].split(",") == [*CONDITIONS, *Visualize.columns]
 
 
 def test_a_row_may_carry_its_own_condition(tmp_path: Path) -> None:
-    write_run([{**ROW, "keep_rate": rate} for rate in (0.75, 0.5)], tmp_path / "runs/visualize/a.csv", **RUN)
-    assert read_runs(tmp_path, "visualize")["keep_rate"].tolist() == [0.75, 0.5]
+    write_run([{**ROW, "keep_rate": rate} for rate in (0.75, 0.5)], Visualize, tmp_path / "runs/visualize/a.csv", **RUN)
+    assert read_runs(tmp_path, Visualize)["keep_rate"].tolist() == [0.75, 0.5]
 
 
 @pytest.mark.parametrize(
     ("rows", "run", "message"),
     [
         ([], {}, r"^no rows to write to .*a\.csv; a visualize run has at least one$"),
-        ([ROW], {"table": "speed"}, r"^unknown table 'speed'; allowed: explain, .*, finetune, gallery, "),
         ([{**ROW, "extra": 1}], {}, r"unknown columns \['extra'\]; metrics allowed: image, "),
         ([{k: v for k, v in ROW.items() if k != "layer"}], {}, r"^row 0 .* missing columns \['layer'\]"),
         ([ROW, {**ROW, "probability": float("nan")}], {}, r"^row 1 .* no value \(or NaN\) in 'probability'"),
@@ -93,14 +96,14 @@ def test_a_row_may_carry_its_own_condition(tmp_path: Path) -> None:
 )
 def test_what_does_not_fit_the_schema_is_refused(tmp_path: Path, rows: list, run: dict, message: str) -> None:
     with pytest.raises(UsageError, match=message) as caught:
-        write_run(rows, tmp_path / "a.csv", **RUN | run)
+        write_run(rows, Visualize, tmp_path / "a.csv", **RUN | run)
     assert "\n" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_epoch_zero_has_no_training_loss(tmp_path: Path) -> None:
     training_run(tmp_path, [10.0, 90.0], method="none", keep_rate=1.0, seed=0)
-    frame = read_runs(tmp_path, "finetune")
+    frame = read_runs(tmp_path, Finetune)
     assert frame["train_loss"].isna().tolist() == [True, False]
     assert frame["epoch"].tolist() == [0, 1]
 
@@ -112,7 +115,7 @@ def test_a_writer_killed_before_the_rename_leaves_nothing(tmp_path: Path, monkey
 
     monkeypatch.setattr(os, "replace", killed)
     with pytest.raises(KeyboardInterrupt):
-        write_run([ROW], tmp_path / "runs/visualize/a.csv", **RUN)
+        write_run([ROW], Visualize, tmp_path / "runs/visualize/a.csv", **RUN)
     assert list((tmp_path / "runs/visualize").iterdir()) == []
 
 
@@ -130,40 +133,33 @@ def test_a_killed_writer_leaves_the_old_file_whole(tmp_path: Path) -> None:
 
 
 def test_temporary_files_are_no_runs(tmp_path: Path) -> None:
-    write_run([ROW], tmp_path / "runs/visualize/a.csv", **RUN)
+    write_run([ROW], Visualize, tmp_path / "runs/visualize/a.csv", **RUN)
     (tmp_path / "runs/visualize/.b.csv.x.tmp").write_text("half")
-    assert len(read_runs(tmp_path, "visualize")) == 1
+    assert len(read_runs(tmp_path, Visualize)) == 1
 
 
 def test_reading_refuses_files_of_another_shape(tmp_path: Path) -> None:
-    path = write_run([ROW], tmp_path / "runs/visualize/a.csv", **RUN)
+    path = write_run([ROW], Visualize, tmp_path / "runs/visualize/a.csv", **RUN)
     good = path.read_text()
     path.write_text(good.replace("num_kept", "kept"))
     with pytest.raises(UsageError, match=r"a\.csv does not have the columns of a visualize run; delete it"):
-        read_runs(tmp_path, "visualize")
+        read_runs(tmp_path, Visualize)
     path.write_text(good.replace("visualize,", "scratch,"))
     with pytest.raises(UsageError, match=r"holds rows of table \['scratch'\]; allowed: visualize"):
-        read_runs(tmp_path, "visualize")
+        read_runs(tmp_path, Visualize)
     path.write_text("")
     with pytest.raises(UsageError, match=r"a\.csv is empty; delete it and run again"):
-        read_runs(tmp_path, "visualize")
+        read_runs(tmp_path, Visualize)
 
 
 def test_reading_an_empty_folder_and_none(tmp_path: Path) -> None:
-    frame = read_runs(tmp_path, "throughput")
-    assert list(frame.columns) == [*TABLES["throughput"].columns, "run_id"]
+    frame = read_runs(tmp_path, Throughput)
+    assert list(frame.columns) == [*CONDITIONS, *Throughput.columns, "run_id"]
     assert len(frame) == 0
-    assert read_runs(tmp_path).empty
     with pytest.raises(UsageError, match="no results folder"):
-        read_runs(tmp_path / "absent")
-    with pytest.raises(UsageError, match="unknown table 'speed'"):
-        read_runs(tmp_path, "speed")
-
-
-def test_reading_all_tables_at_once(tmp_path: Path) -> None:
-    write_run([ROW], tmp_path / "runs/visualize/a.csv", **RUN)
-    training_run(tmp_path, [10.0, 90.0], method="none", keep_rate=1.0, seed=0)
-    assert read_runs(tmp_path)["table"].tolist() == ["finetune", "finetune", "visualize"]
+        read_runs(tmp_path / "absent", Throughput)
+    with pytest.raises(UsageError, match=r"^unknown study 'speed'; allowed: explain, .*, finetune, gallery, "):
+        find_study("speed")
 
 
 def test_relative_paths_start_at_the_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

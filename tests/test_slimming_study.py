@@ -16,13 +16,13 @@ from common.models.factory import create_backbone
 from common.models.reduced import reduce_tokens
 from common.reducers.losses import divergence
 from common.report.published import published_slimming
-from common.report.slimming import slimming_answers, slimming_sections
 from common.slimming.costs import Costs
 from common.slimming.one_block import PRUNED, one_block, one_block_cost, one_block_rows
 from common.slimming.study import SIGNIFICANCES, correlation_rows, distilled, stage_rows
 from common.slimming.tolerances import tolerance_rows
 from common.slimming.top_down import search
 from common.slimming.variants import budget_rows, dynamic_rows
+from common.studies.slimming import Slimming
 
 CONSTANT = {"dataset": "noise", "backbone": "vit_digits", "img_size": 32, "seed": 0}
 
@@ -110,7 +110,7 @@ def test_gain_is_the_difference_to_random_masks_and_tables_show_it(bench):
     frame = pd.DataFrame(rows).assign(**CONSTANT)
     correlations = frame["rank_correlation"].dropna()
     assert len(correlations) == 18 and correlations.between(-1, 1).all()
-    single, heads = slimming_sections(frame)
+    single, heads = Slimming().sections(frame)
     assert single.frame["Block"].tolist() == ["2", "2", "5", "5"]
     assert set(heads.frame["Score"]) == {*SIGNIFICANCES, "coverage", "attention", "single_block"} - {"significance"}
     assert plots.one_block_gain(frame[frame["study"] == "single_block"]).axes[0].get_title().startswith("75 % are")
@@ -124,7 +124,7 @@ def test_where_no_patch_matters_the_accuracy_is_that_of_the_whole_network(bench)
     assert [row["accuracy"] for row in rows if row["layer"] == 5] == pytest.approx([100 * right] * 2)
     assert all(row["gain"] is None and row["pruned"] == "idle" for row in rows)
     frame = pd.DataFrame(rows).assign(**CONSTANT)
-    (section,) = slimming_sections(frame)
+    (section,) = Slimming().sections(frame)
     assert section.frame.columns.tolist() == ["Pruned", *"123456"] and section.frame["Pruned"].tolist() == [
         "50 %",
         "80 %",
@@ -145,7 +145,7 @@ def test_plans_of_a_budget_cost_the_same_and_are_compared_with_uniform_ones(benc
         assert row["gain"] == pytest.approx(row["accuracy"] - uniform["accuracy"])
     assert rows[2]["tokens"] == rows[1]["tokens"]
     assert len(set(rows[5]["tokens"].split())) == 2 and int(rows[5]["tokens"][:2]) > int(rows[1]["tokens"][:2])
-    (section,) = slimming_sections(pd.DataFrame(rows).assign(**CONSTANT))
+    (section,) = Slimming().sections(pd.DataFrame(rows).assign(**CONSTANT))
     assert section.frame["Budget"].tolist() == ["60 %"] * 6 + ["40 %"] * 6
 
 
@@ -156,7 +156,7 @@ def test_gates_compute_as_many_patches_as_the_plan(bench):
     assert rows[0]["gain"] == 0 and rows[0]["tokens"] == rows[1]["tokens"] == " ".join(map(str, plan.lengths))
     means = [float(text.split("±")[0]) for text in rows[2]["tokens"].split()]
     assert means == pytest.approx(plan.lengths, abs=1)
-    (section,) = slimming_sections(pd.DataFrame(rows).assign(**CONSTANT))
+    (section,) = Slimming().sections(pd.DataFrame(rows).assign(**CONSTANT))
     assert section.frame["Patches chosen by"].tolist() == ["plan", "gates, fixed", "gates, threshold"]
 
 
@@ -164,14 +164,15 @@ def test_answers_and_tables_say_what_is_lost_at_every_stage_of_every_budget():
     stages = [("", "unreduced", 74.0, 0.0), ("learned", "searched", 60.0, 0.45), ("learned", "tuned", 72.5, 0.45)]
     stages += [("learned", "distilled", 73.0, 0.45), ("", "unreduced", 74.0, 0.0), ("learned", "tuned", 73.5, 0.33)]
     frame = pd.DataFrame(stages, columns=["schedule", "stage", "accuracy_full", "cut"])
-    ((text, points),) = slimming_answers(frame.assign(study="stages", accuracy=90.0, **CONSTANT))
+    (answer,) = Slimming().answers(frame.assign(study="stages", accuracy=90.0, **CONSTANT))
+    text, points = answer.text, answer.points
     assert text.endswith("74.00 % without reduction, among all classes of the head.")
     assert points[0].startswith(
         "learned tokens, 45 % of the multiplications saved: points lost 14.00 before tuning, 1.50"
     )
     assert "1.00 after distillation" in points[0] and "33 %" in points[1] and "0.50 after block tuning" in points[1]
     measures = dict.fromkeys(("accuracy_sem", "gain", "gain_sem", "gmac", "gmac_paper", "cut_paper"), 0.5)
-    (section,) = slimming_sections(
+    (section,) = Slimming().sections(
         frame.assign(study="stages", accuracy=90.0, tokens="9 1", n_val=4, **measures, **CONSTANT)
     )
     assert section.frame["Stage"].tolist().count("unreduced") == 1 and len(section.frame) == 5
@@ -196,7 +197,7 @@ def test_searches_by_tolerance_are_compared_with_the_whole_network(bench):
     assert found[1]["accuracy"] == pytest.approx(100 * right[0].mean().item())
     assert found[1]["gain"] == pytest.approx(100 * (right[0] - right[1]).mean().item())
     frame = pd.DataFrame(found).assign(**CONSTANT)
-    (section,) = slimming_sections(frame)
+    (section,) = Slimming().sections(frame)
     assert section.frame["Tolerance"].tolist() == ["0", "0.5"]
     published = pd.DataFrame({"model": ["DeiT-S"], "cut": [43.0], "drop": [-0.4], "tolerance": [0.02]})
     panels = plots.slimming_tolerances(frame, published).axes

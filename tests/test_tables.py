@@ -7,10 +7,13 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from fake_runs import (
+    answered,
+    found_in,
     gallery_run,
     method_grid_run,
     off_the_shelf_run,
     sizing_run,
+    summarised,
     throughput_run,
     training_run,
     visualize_run,
@@ -18,12 +21,12 @@ from fake_runs import (
 )
 
 from common.errors import UsageError
-from common.report import summary, tables
+from common.report import tables
 from common.report.grids import mean_ranks, ranks
 from common.report.published import published_sections
 from common.report.sections import Section, leader, spread
-from common.report.text import answers
-from common.results import read_runs
+from common.studies import all_studies
+from common.studies.__main__ import main
 
 
 def row(frame: pd.DataFrame, **where: object) -> pd.Series:
@@ -37,7 +40,7 @@ def test_mean_and_sample_sd_over_seeds(tmp_path: Path) -> None:
     for seed, (last, best) in enumerate([(90.0, 92.0), (92.0, 92.0), (97.0, 98.0)]):
         training_run(tmp_path, [10.0 + seed, best, last], method="tram", keep_rate=0.5, seed=seed)
     training_run(tmp_path, [10.0, 95.0], method="none", keep_rate=1.0, seed=0, epochs=1)
-    found = row(summary.finetune(read_runs(tmp_path, "finetune")), method="tram")
+    found = row(summarised(tmp_path, "finetune"), method="tram")
     assert found["n"] == 3
     assert found["last"] == pytest.approx(93.0)
     assert found["last_sd"] == pytest.approx(13**0.5)  # (9 + 1 + 16) / (3 - 1)
@@ -46,14 +49,14 @@ def test_mean_and_sample_sd_over_seeds(tmp_path: Path) -> None:
     assert (found["before"], found["before_sd"]) == pytest.approx((11.0, 1.0))
     assert found["epoch_seconds"] == pytest.approx(3.0)
     assert pd.isna(found["published_accuracy"])
-    one = row(summary.finetune(read_runs(tmp_path, "finetune")), method="none")
+    one = row(summarised(tmp_path, "finetune"), method="none")
     assert (one["n"], one["last"]) == (1, 95.0)
     assert pd.isna(one["last_sd"])
 
 
 def test_zero_epochs_count_as_they_are(tmp_path: Path) -> None:
     training_run(tmp_path, [88.0], method="tram", keep_rate=0.5, seed=0)
-    found = row(summary.finetune(read_runs(tmp_path, "finetune")))
+    found = row(summarised(tmp_path, "finetune"))
     assert (found["last"], found["best"], found["epochs"]) == (88.0, 88.0, 0)
 
 
@@ -65,7 +68,7 @@ def test_published_accuracy_joins_the_same_experiment_only(tmp_path: Path) -> No
     training_run(tmp_path, six, method="tram", keep_rate=0.25, seed=0, **paper)
     training_run(tmp_path, six[:2], method="tram", keep_rate=0.5, seed=1, **paper)
     training_run(tmp_path, six, method="tram", keep_rate=0.5, seed=0, **paper | {"img_size": 160, "dataset": "cifar10"})
-    found = summary.finetune(read_runs(tmp_path, "finetune"))
+    found = summarised(tmp_path, "finetune")
     five = found[(found["epochs"] == 5) & (found["img_size"] == 224)]
     assert row(five, keep_rate=0.5)["published_accuracy"] == 95.57
     assert row(five, method="none")["published_accuracy"] == 98.27
@@ -77,7 +80,7 @@ def test_the_same_seed_twice_is_refused(tmp_path: Path) -> None:
     first = training_run(tmp_path, [10.0, 90.0], method="tram", keep_rate=0.5, seed=0)
     first.with_name("copy.csv").write_bytes(first.read_bytes())
     with pytest.raises(UsageError, match=r"was run more than once: copy, digits_vit_small_patch16_224_tram_0\.5_0"):
-        summary.finetune(read_runs(tmp_path, "finetune"))
+        summarised(tmp_path, "finetune")
 
 
 def test_finetune_markdown_exactly(tmp_path: Path) -> None:
@@ -85,8 +88,8 @@ def test_finetune_markdown_exactly(tmp_path: Path) -> None:
         training_run(tmp_path, [10.0, last], method="none", keep_rate=1.0, seed=seed)
         training_run(tmp_path, [10.0, last - 2], method="tram", keep_rate=0.5, seed=seed)
         training_run(tmp_path, [10.0, last - 12], method="topk", keep_rate=0.5, seed=seed)
-    found = tables.study(tmp_path, "finetune")
-    assert tables.markdown(found.title, found.sections, found.missing) == (
+    found = found_in(tmp_path, "finetune")
+    assert tables.markdown(found.study.title, found.sections, found.missing) == (
         "# Accuracy after fine-tuning\n\n"
         "## digits, ViT-S/16, 32 px, 1 epoch, keep rate 50 %\n\n"
         "| Model | Seeds | Before training | Last epoch | Best epoch | Seconds per epoch |\n"
@@ -100,7 +103,7 @@ def test_finetune_markdown_exactly(tmp_path: Path) -> None:
 
 def test_throughput_stands_beside_the_published_numbers(tmp_path: Path) -> None:
     throughput_run(tmp_path, {("none", 1.0): 1.0, ("tram", 0.5): 1.9, ("tram", 0.25): 2.4})
-    found = summary.throughput(read_runs(tmp_path, "throughput"))
+    found = summarised(tmp_path, "throughput")
     tram = row(found[found["status"] == "measured"], method="tram", keep_rate=0.5)
     assert (tram["published_gflops"], tram["published_fps"]) == ("2.1359", "1521")
     assert (tram["fps"], tram["speedup_q1"]) == pytest.approx((38.0, 1.843))
@@ -117,7 +120,7 @@ def test_throughput_stands_beside_the_published_numbers(tmp_path: Path) -> None:
 
 def test_throughput_markdown_keeps_the_two_kinds_of_count_apart(tmp_path: Path) -> None:
     throughput_run(tmp_path, {("none", 1.0): 1.0, ("tram", 0.5): 2.0})
-    section = tables.study(tmp_path, "throughput").sections[0]
+    section = found_in(tmp_path, "throughput").sections[0]
     assert section.title == "ViT-S/16, 224 px, float32, batch 16"
     assert section.frame.iloc[1].to_dict() == {
         "Model": "TRAM",
@@ -135,19 +138,19 @@ def test_throughput_markdown_keeps_the_two_kinds_of_count_apart(tmp_path: Path) 
 
 def test_sizing_errors(tmp_path: Path) -> None:
     sizing_run(tmp_path)
-    found = summary.sizing(read_runs(tmp_path, "sizing"))
+    found = summarised(tmp_path, "sizing")
     assert row(found, method="none", backbone="vit_base_patch16_224")["relative_error"] == pytest.approx(0.0)
     tram = row(found, method="tram", backbone="vit_base_patch16_224", keep_rate=0.5)
     assert tram["relative_error"] == pytest.approx(1e-4)
     assert tram["closed_form_error"] == 0
-    section = tables.study(tmp_path, "sizing").sections[0]
+    section = found_in(tmp_path, "sizing").sections[0]
     assert section.title == "Published table README, 224 px"
     assert section.notes[1].startswith("Largest difference of a deterministic row: 0.010 %.")
 
 
 def test_off_the_shelf_pivot_and_its_leaders(tmp_path: Path) -> None:
     off_the_shelf_run(tmp_path, {("none", 1.0): (99.0, 74.2), ("tram", 0.5): (90.0, 60.0), ("topk", 0.5): (95.0, 61.0)})
-    restricted, full, gmac = tables.study(tmp_path, "off_the_shelf").sections
+    restricted, full, gmac = found_in(tmp_path, "off_the_shelf").sections
     assert restricted.frame.values.tolist() == [
         ["no reduction", "99.00", "-", "-"],
         ["TRAM", "-", "90.00 (2)", "2.00"],
@@ -160,7 +163,7 @@ def test_off_the_shelf_pivot_and_its_leaders(tmp_path: Path) -> None:
 
 def test_off_the_shelf_without_a_full_head(tmp_path: Path) -> None:
     off_the_shelf_run(tmp_path, {("none", 1.0): (99.0, None), ("tram", 0.5): (90.0, None)})
-    titles = [section.title for section in tables.study(tmp_path, "off_the_shelf").sections]
+    titles = [section.title for section in found_in(tmp_path, "off_the_shelf").sections]
     assert len(titles) == 2
     assert not any("all classes" in title for title in titles)
 
@@ -195,7 +198,7 @@ def test_ranks_by_hand() -> None:
 
 def test_method_grid_off_the_shelf(tmp_path: Path) -> None:
     method_grid_run(tmp_path, GRID)
-    found = tables.study(tmp_path, "method_grid")
+    found = found_in(tmp_path, "method_grid")
     accuracy, cost = found.sections
     assert accuracy.title == "imagenette, ViT-Ti/16, 224 px, off the shelf"
     assert tables.markdown_table(accuracy) == (
@@ -219,7 +222,7 @@ def test_method_grid_after_training_over_seeds(tmp_path: Path) -> None:
     for seed, shift in enumerate((0.0, 2.0)):
         run = {key: value + shift for key, value in grid.items() if (key[0], seed) != ("topk", 1)}
         method_grid_run(tmp_path, run, seed=seed, epochs=5)
-    found = tables.study(tmp_path, "method_grid")
+    found = found_in(tmp_path, "method_grid")
     _, _, accuracy, cost, ema, best = found.sections
     assert accuracy.title == "imagenette, ViT-Ti/16, 224 px, after 5 epochs on 2,000 images"
     assert accuracy.frame.values.tolist() == [
@@ -235,33 +238,33 @@ def test_method_grid_after_training_over_seeds(tmp_path: Path) -> None:
     assert (ema.folded, best.folded) == (True, True)
     assert (ema.frame.loc[2, "50 %"], best.frame.loc[2, "50 %"]) == ("94.00 (1)", "95.50 (1)")
     assert [line.partition(" (")[0] for line in found.missing] == ["topk at keep rate 0.5, seed 1"]
-    numbers = row(found.data, method="tram", epochs=5)
+    numbers = row(found.table, method="tram", epochs=5)
     assert (numbers["n"], numbers["accuracy"], numbers["params"]) == (2, 91.0, 5_717_416)
 
 
 def test_method_grid_leader_over_seeds(tmp_path: Path) -> None:
     for seed in (0, 1):
         method_grid_run(tmp_path, {("tram", 0.5): 90.0 + seed, ("topk", 0.5): 95.0 + seed}, seed=seed, epochs=5)
-    accuracy = tables.study(tmp_path, "method_grid").sections[0]
+    accuracy = found_in(tmp_path, "method_grid").sections[0]
     assert accuracy.best == {(1, "50 %")}
 
 
 def test_gallery_counts_who_is_right(tmp_path: Path) -> None:
     gallery_run(tmp_path)
-    found = tables.study(tmp_path, "gallery")
+    found = found_in(tmp_path, "gallery")
     (section,) = found.sections
     assert section.title == "digits, vit_digits, 32 px: 1 (val-7)"
     assert section.frame[["Model", "Tokens", "Predicted", "Epochs trained"]].to_numpy().tolist() == [
         ["ToMe", "16", "1", "0"],
         ["Sinkhorn", "18", "5", "1"],
     ]
-    (answer,) = answers("gallery", found.data)
+    (answer,) = answered("gallery", found.table)
     assert answer.text == "val-7 (1): 1 of 2 methods see what it is, from 16 to 18 tokens."
 
 
 def test_visualize_looks_at_the_last_layer(tmp_path: Path) -> None:
     visualize_run(tmp_path)
-    found = row(summary.visualize(read_runs(tmp_path, "visualize")))
+    found = row(summarised(tmp_path, "visualize"))
     assert (found["images"], found["kept"], found["agreement"]) == (4, 24.0, 75.0)
     assert (found["probability_full_model"], found["probability"]) == pytest.approx((0.9, 0.8))
 
@@ -269,14 +272,14 @@ def test_visualize_looks_at_the_last_layer(tmp_path: Path) -> None:
 def test_missing_conditions_are_named(tmp_path: Path) -> None:
     for method, keep_rate, seed in (("tram", 0.5, 0), ("tram", 0.5, 1), ("topk", 0.5, 0), ("tram", 0.25, 0)):
         training_run(tmp_path, [10.0, 90.0], method=method, keep_rate=keep_rate, seed=seed)
-    missing = tables.study(tmp_path, "finetune").missing
+    missing = found_in(tmp_path, "finetune").missing
     assert [line.partition(" (")[0] for line in missing] == [
         "topk at keep rate 0.5, seed 1",
         "topk at keep rate 0.25, seed 0",
         "topk at keep rate 0.25, seed 1",
         "tram at keep rate 0.25, seed 1",
     ]
-    empty = tables.study(tmp_path, "scratch")
+    empty = found_in(tmp_path, "scratch")
     assert empty.missing == ("no run of this study: no CSV in runs/scratch",)
     assert empty.sections == ()
 
@@ -307,20 +310,20 @@ def test_published_tables_print_as_they_were_printed() -> None:
 
 def test_command_line_writes_every_table_and_again_the_same(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     whole_study(tmp_path)
-    assert tables.main([str(tmp_path)]) == 0
+    assert main(["tables", str(tmp_path)]) == 0
     written = {path.name: path.read_bytes() for path in (tmp_path / "tables").iterdir()}
-    names = {f"{name}.{kind}" for name in tables.TITLES for kind in ("csv", "md")}
+    names = {f"{name}.{kind}" for name in all_studies() for kind in ("csv", "md")}
     assert set(written) == names | {"published.md"}
-    assert tables.main([str(tmp_path)]) == 0
+    assert main(["tables", str(tmp_path)]) == 0
     assert {path.name: path.read_bytes() for path in (tmp_path / "tables").iterdir()} == written
     assert "27 files in" in capsys.readouterr().out
     assert len(pd.read_csv(tmp_path / "tables/finetune.csv")) == 5
 
 
 def test_command_line_without_runs_says_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    assert tables.main([str(tmp_path)]) == 0
+    assert main(["tables", str(tmp_path)]) == 0
     assert "no CSV in runs/finetune" in (tmp_path / "tables/finetune.md").read_text()
-    assert tables.main([str(tmp_path / "absent")]) == 2
+    assert main(["tables", str(tmp_path / "absent")]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: no results folder")
     assert error.count("\n") == 1

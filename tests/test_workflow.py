@@ -21,7 +21,7 @@ from checks import check_plan
 from common import list_reducers
 from common.data import list_datasets
 from common.errors import UsageError
-from common.schema import TABLES
+from common.studies import all_studies
 from notebooks import declared_parameters
 from plan import ROOT, RUN_KEYS, ProfileError, list_profiles, load_plan, state_folder
 
@@ -179,7 +179,7 @@ REFUSALS = {
         [{"name": name, "parameters": {"checkpoint": "w.safetensors"}} for name in "ab"],
         "profile toy: checkpoint 'w.safetensors' is made by 2 runs",
     ),
-    "table": ([{"table": "speed"}], f"profile toy: unknown table 'speed'; allowed: {', '.join(sorted(TABLES))}"),
+    "table": ([{"table": "speed"}], f"profile toy: unknown study 'speed'; allowed: {', '.join(sorted(all_studies()))}"),
     "parameter": (
         [{"parameters": {"epoch": 1}}],
         f"profile toy: unknown parameter 'epoch' for toy.py; allowed: {ALL_PARAMETERS}",

@@ -36,6 +36,7 @@ from common import count_macs, plots
 from common.reducers import Schedule, default_reduction_loc
 from common.results import read_published, write_run
 from common.sizing import Shape, block_lengths, executed, executed_total, published, published_model, reproduce
+from common.studies.sizing import Sizing
 
 # %% tags=["parameters"]
 profile = "notebook"
@@ -121,7 +122,7 @@ table[shown].style.format(precision=4).hide(axis="index")
 # ## Save
 
 # %%
-write_run(table.to_dict("records"), csv, table="sizing", profile=profile)
+write_run(table.to_dict("records"), Sizing, csv, profile=profile)
 fig = plots.published_vs_counted(table)
 plots.save(fig, figure)
 fig

@@ -38,6 +38,7 @@ from tqdm import tqdm
 from common import plots
 from common.benchmark import compare
 from common.results import write_run
+from common.studies.throughput import Throughput
 
 # %% tags=["parameters"]
 profile = "notebook"
@@ -103,7 +104,7 @@ table[shown].style.format(precision=3).hide(axis="index")
 # The dotted line is the MAC ratio: what a machine would reach if only multiplications cost time.
 
 # %%
-write_run(rows, csv, table="throughput", profile=profile, seed=seed, device=device)
+write_run(rows, Throughput, csv, profile=profile, seed=seed, device=device)
 fig = plots.speedup_vs_keep_rate(table)
 plots.save(fig, figure)
 fig

@@ -37,6 +37,7 @@ from common import plots
 from common.explain.benchmark import open_benchmark
 from common.explain.panels import heatmap_rows, pictures, table_rows
 from common.results import resolve, write_run
+from common.studies.explain import Explain
 from common.training import torch_device
 
 # %% tags=["parameters"]
@@ -92,5 +93,5 @@ fig
 rows = [row for bench in benches for row in table_rows(bench, explainer)]
 constant = {"dataset": dataset, "img_size": img_size, "keep_rate": 1.0, "seed": seed, "dtype": "float32"}
 constant |= {"batch": batch_size, "device": str(torch_device(device))}
-write_run(rows, csv, table="explain", profile=profile, **constant)
+write_run(rows, Explain, csv, profile=profile, **constant)
 pd.DataFrame(rows)

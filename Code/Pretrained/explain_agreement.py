@@ -36,6 +36,7 @@ from common.explain.agreement import agreement_rows
 from common.explain.benchmark import open_benchmark
 from common.reducers import Method
 from common.results import write_run
+from common.studies.explain_agreement import ExplainAgreement
 from common.training import torch_device
 
 # %% tags=["parameters"]
@@ -85,7 +86,7 @@ pd.DataFrame(rows).style.format(precision=3, na_rep="").hide(axis="index")
 # %%
 constant = {"profile": profile, "backbone": backbone, "dataset": dataset, "img_size": img_size, "seed": seed}
 constant |= {"keep_rate": keep_rate, "dtype": "float32", "batch": batch_size}
-write_run(rows, csv, table="explain_agreement", device=str(torch_device(device)), **constant)
+write_run(rows, ExplainAgreement, csv, device=str(torch_device(device)), **constant)
 fig = plots.agreement_matrix(pd.DataFrame(rows).assign(**constant))
 plots.save(fig, figure)
 fig

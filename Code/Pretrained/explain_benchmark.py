@@ -36,6 +36,7 @@ from common import plots
 from common.explain.benchmark import open_benchmark
 from common.explain.studies import explainer_rows, reduced_rows
 from common.results import resolve, write_run
+from common.studies.explain_benchmark import ExplainBenchmark
 from common.training import torch_device
 
 # %% tags=["parameters"]
@@ -116,5 +117,5 @@ reduced[shown].style.format("{:.3g}", subset=shown[3:], na_rep="").hide(axis="in
 # ## Save
 
 # %%
-written = write_run(rows, csv, table="explain_benchmark", device=str(torch_device(device)), **constant)
+written = write_run(rows, ExplainBenchmark, csv, device=str(torch_device(device)), **constant)
 print(f"{len(rows)} rows in {written.name}")

@@ -43,6 +43,7 @@ import pandas as pd
 
 from common import plots
 from common.results import write_run
+from common.studies.finetune import Finetune
 from common.training import TrainConfig, torch_device, train
 from common.training.experiment import Experiment
 
@@ -90,7 +91,7 @@ history
 # %%
 sizes = {"n_train": len(train_set), "n_val": len(val_set)}
 rows = history.assign(**experiment.conditions(), **sizes).to_dict("records")
-write_run(rows, csv, table="finetune", profile=profile, device=str(torch_device(device)))
+write_run(rows, Finetune, csv, profile=profile, device=str(torch_device(device)))
 fig = plots.learning_curves(pd.DataFrame(rows))
 plots.save(fig, figure)
 fig

@@ -45,6 +45,7 @@ from common.idling.states import alikeness
 from common.idling.study import computed_patches, measure
 from common.idling.training import LABEL_STAGE
 from common.results import read_published, resolve, write_run
+from common.studies.idling import Idling
 
 # %% tags=["parameters"]
 profile = "notebook"
@@ -182,5 +183,5 @@ profile_figure
 # ## Save
 
 # %%
-write_run(rows, csv, table="idling", profile=profile, **bench.conditions)
+write_run(rows, Idling, csv, profile=profile, **bench.conditions)
 print(f"{len(rows)} rows")

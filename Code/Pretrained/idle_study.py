@@ -49,6 +49,7 @@ from common.idling.candidates import Candidate, at_rate, build, fit, tau_for, tu
 from common.idling.study import bounds, measure, prediction, speeds, try_rates
 from common.idling.training import LABEL_STAGE
 from common.results import resolve, write_run
+from common.studies.idling import Idling
 from common.training.distillation import DISTILLATION
 
 # %% tags=["parameters"]
@@ -177,7 +178,7 @@ pd.DataFrame(table)[shown].style.format(precision=3, na_rep="").hide(axis="index
 # ## Save
 
 # %%
-write_run(rows, csv, table="idling", profile=profile, **bench.conditions)
+write_run(rows, Idling, csv, profile=profile, **bench.conditions)
 trade = plots.idle_tradeoff(pd.DataFrame(rows).query("study in ('tuning', 'bounds')"))
 plots.save(trade, figure)
 trade

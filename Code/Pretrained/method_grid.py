@@ -44,6 +44,7 @@ from tqdm import tqdm
 from common import plots
 from common.method_grid import run_cell, with_teacher
 from common.results import write_run
+from common.studies.method_grid import MethodGrid
 from common.training import protocol, torch_device
 from common.training.experiment import Experiment
 
@@ -122,7 +123,7 @@ pd.concat({"accuracy (%)": accuracy, "rank": rank}, axis=1).style.format("{:.4g}
 # ## Save
 
 # %%
-write_run(rows, csv, table="method_grid", profile=profile, device=str(torch_device(device)))
+write_run(rows, MethodGrid, csv, profile=profile, device=str(torch_device(device)))
 fig = plots.accuracy_mac_pareto(table)
 plots.save(fig, figure)
 fig

@@ -40,6 +40,7 @@ from common import plots
 from common.method_grid import learns, trained_if_it_learns
 from common.reducers import Method
 from common.results import write_run
+from common.studies.gallery import Gallery
 from common.training import protocol, torch_device
 from common.training.experiment import Experiment
 from common.visualize import gallery
@@ -110,5 +111,5 @@ fig
 # %%
 learned = {Method.parse(reducer).name for reducer, model in models.items() if learns(model)}
 rows = [{**row, "epochs": epochs if row["method"] in learned else 0} for row in rows]
-write_run(rows, csv, table="gallery", profile=profile, **{**start.conditions(), "device": str(torch_device(device))})
+write_run(rows, Gallery, csv, profile=profile, **{**start.conditions(), "device": str(torch_device(device))})
 pd.DataFrame(rows)

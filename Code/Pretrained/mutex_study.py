@@ -35,6 +35,7 @@ from common import plots
 from common.explain.benchmark import open_benchmark
 from common.explain.studies import mask_rows, parameter_rows
 from common.results import resolve, write_run
+from common.studies.explain_benchmark import ExplainBenchmark
 from common.training import torch_device
 
 # %% tags=["parameters"]
@@ -89,5 +90,5 @@ masks
 # ## Save
 
 # %%
-written = write_run(rows, csv, table="explain_benchmark", device=str(torch_device(device)), **constant)
+written = write_run(rows, ExplainBenchmark, csv, device=str(torch_device(device)), **constant)
 print(f"{len(rows)} rows in {written.name}")

@@ -37,6 +37,7 @@ from common.digits_backbone import resolve_weights
 from common.models.factory import create_backbone
 from common.reducers import Method
 from common.results import write_run
+from common.studies.off_the_shelf import OffTheShelf
 from common.training import accuracies, cross_entropy, predict, torch_device
 from common.training.metrics import hits_by_image
 
@@ -118,7 +119,7 @@ table.style.format(precision=2).format("{:.4f}", subset="gmac").hide(axis="index
 constant = {"backbone": backbone, "dataset": dataset, "img_size": img_size, "seed": seed, "epochs": 0}
 constant |= {"dtype": "float32", "batch": batch_size, "n_val": len(val_set)}
 constant |= {"profile": profile, "device": str(torch_device(device))}
-write_run([{**row, **constant} for row in rows], csv, table="off_the_shelf", image_ids=val_set.image_ids)
+write_run([{**row, **constant} for row in rows], OffTheShelf, csv, image_ids=val_set.image_ids)
 table = table.assign(**constant)
 fig = plots.accuracy_vs_keep_rate(table, value="accuracy" if inside is None else ("accuracy", "accuracy_full"))
 plots.save(fig, figure)

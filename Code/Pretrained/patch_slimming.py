@@ -55,6 +55,7 @@ from common.slimming import search
 from common.slimming.costs import Costs
 from common.slimming.study import distilled, stage_rows
 from common.slimming.variants import budget_rows, dynamic_rows
+from common.studies.slimming import Slimming
 from common.weights import save_state
 
 # %% tags=["parameters"]
@@ -193,5 +194,5 @@ if checkpoints:
     save_state(trained[last], resolve(checkpoints) / f"{mac_budget}-learned-{last}.safetensors")
 constant = {"keep_rate": 1.0, "seed": seed, "epochs": epochs, **bench.conditions}
 rows = [{**row, "n_calibration": len(bench.calibration)} for row in rows]
-written = write_run(rows, csv, table="slimming", profile=profile, **constant)
+written = write_run(rows, Slimming, csv, profile=profile, **constant)
 print(f"{len(rows)} rows in {written.name}")

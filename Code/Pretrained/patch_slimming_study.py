@@ -46,6 +46,7 @@ from common.results import read_published, resolve, write_run
 from common.slimming.one_block import one_block_rows
 from common.slimming.study import correlation_rows
 from common.slimming.tolerances import tolerance_rows
+from common.studies.slimming import Slimming
 
 # %% tags=["parameters"]
 profile = "notebook"
@@ -156,5 +157,5 @@ fig
 # %%
 constant = {"keep_rate": 1.0, "seed": seed, "epochs": 0, **bench.conditions}
 rows = [{**row, "n_calibration": len(bench.calibration)} for row in rows]
-written = write_run(rows, csv, table="slimming", profile=profile, **constant)
+written = write_run(rows, Slimming, csv, profile=profile, **constant)
 print(f"{len(rows)} rows in {written.name}")

@@ -38,6 +38,7 @@ from common.digits_backbone import resolve_weights
 from common.models.factory import create_backbone
 from common.reducers import Method
 from common.results import resolve, write_run
+from common.studies.visualize import Visualize
 from common.visualize import examples, trace_all
 
 # %% tags=["parameters"]
@@ -105,6 +106,6 @@ survival
 constant = {"method": method.name, "options": method.options_text, "backbone": backbone, "dataset": dataset}
 constant |= {"img_size": img_size, "seed": seed, "dtype": "float32", "batch": batch_size}
 rows = [row for trace in traced.values() for row in trace.rows(layers)]
-write_run(rows, csv, table="visualize", profile=profile, **constant)
+write_run(rows, Visualize, csv, profile=profile, **constant)
 table = pd.DataFrame(rows)
 table.groupby(["keep_rate", "layer"])[["num_kept", "probability", "probability_full_model"]].mean()

@@ -35,6 +35,7 @@ import pandas as pd
 
 from common import plots
 from common.results import resolve, write_run
+from common.studies.scratch import Scratch
 from common.training import TrainConfig, torch_device, train
 from common.training.experiment import Experiment
 from common.weights import save_state
@@ -98,7 +99,7 @@ if checkpoint:
     save_state(model, resolve(checkpoint))
 sizes = {"n_train": len(train_set), "n_val": len(val_set)}
 rows = history.assign(**experiment.conditions(), **sizes).to_dict("records")
-write_run(rows, csv, table="scratch", profile=profile, device=str(torch_device(device)))
+write_run(rows, Scratch, csv, profile=profile, device=str(torch_device(device)))
 fig = plots.learning_curves(pd.DataFrame(rows))
 plots.save(fig, figure)
 fig

@@ -17,7 +17,7 @@ import torch
 
 from common.errors import UsageError, require_choice
 from common.provenance import describe_device, git_commit
-from common.schema import CONDITIONS, TABLES, TEXT, Schema
+from common.schema import CONDITIONS, TEXT, Column, Table
 
 RESULTS = Path("results")
 PUBLISHED = RESULTS / "published"
@@ -69,27 +69,27 @@ def conditions(**given: Any) -> dict[str, Any]:
 
 
 def write_run(
-    rows: Iterable[Mapping[str, Any]], path: str | Path, *, image_ids: Sequence[str] = (), **given: Any
+    rows: Iterable[Mapping[str, Any]], study: Table, path: str | Path, *, image_ids: Sequence[str] = (), **given: Any
 ) -> Path:
     """Write one run, all rows or nothing, and return where it went.
 
-    ``rows`` hold the metric columns of the table; a condition that changes from row to row (backbone, method,
-    keep_rate ...) may stand in the row and wins over the one in ``given`` (see :func:`conditions`). What a metric is
-    the mean of may stand beside it, one value for each of the images ``image_ids``, under the metric's name and
-    ``_by_image``: it is kept beside the CSV, see :func:`by_image_file`.
-    Raises UsageError when a column is missing, unknown, empty where it may not be, or of the wrong type.
+    ``rows`` hold the columns of ``study``; a condition that changes from row to row (backbone, method, keep_rate ...)
+    may stand in the row and wins over the one in ``given`` (see :func:`conditions`). What a metric is the mean of may
+    stand beside it, one value for each of the images ``image_ids``, under the metric's name and ``_by_image``: it is
+    kept beside the CSV, see :func:`by_image_file`.
+
+    Raises:
+        UsageError: a column is missing, unknown, empty where it may not be, or of the wrong type.
     """
-    common = conditions(**given)
-    name = require_choice(str(common["table"]), TABLES, "table")
-    schema = TABLES[name]
-    empty = {**common, **dict.fromkeys(schema.optional)}
+    optional = [name for name, column in study.columns.items() if column.optional]
+    empty = {**conditions(table=study.name, **given), **dict.fromkeys(optional)}
     rows, by_image = _without_images(rows)
     merged = [{**empty, **row} for row in rows]
     if not merged:
-        raise UsageError(f"no rows to write to {path}; a {name} run has at least one")
-    _require_columns(merged, schema, name)
-    frame = _typed(pd.DataFrame(merged, columns=list(schema.columns)), schema, str(path))
-    _require_values(frame, schema, name)
+        raise UsageError(f"no rows to write to {path}; a {study.name} run has at least one")
+    _require_columns(merged, study)
+    frame = _typed(pd.DataFrame(merged, columns=list(_all_columns(study))), study, str(path))
+    _require_values(frame, study)
     target = resolve(path)
     if by_image:
         digest = np.array(hashlib.sha256("\n".join(image_ids).encode()).hexdigest())
@@ -111,34 +111,43 @@ def _without_images(rows: Iterable[Mapping[str, Any]]) -> tuple[list[dict[str, A
     return rows, {name.removesuffix(BY_IMAGE): np.stack([row.pop(name) for row in rows]) for name in names}
 
 
-def _require_columns(rows: list[dict[str, Any]], schema: Schema, name: str) -> None:
+def _all_columns(study: Table) -> dict[str, Column]:
+    return {**CONDITIONS, **study.columns}
+
+
+def _require_columns(rows: list[dict[str, Any]], study: Table) -> None:
+    columns = set(_all_columns(study))
     for number, row in enumerate(rows):
-        missing, unknown = set(schema.columns) - set(row), set(row) - set(schema.columns)
+        missing, unknown = columns - set(row), set(row) - columns
         if missing or unknown:
             raise UsageError(
-                f"row {number} of a {name} run has missing columns {sorted(missing)} and unknown columns "
-                f"{sorted(unknown)}; metrics allowed: {', '.join(schema.metrics)}"
+                f"row {number} of a {study.name} run has missing columns {sorted(missing)} and unknown columns "
+                f"{sorted(unknown)}; metrics allowed: {', '.join(study.columns)}"
             )
 
 
-def _typed(frame: pd.DataFrame, schema: Schema, path: str) -> pd.DataFrame:
-    columns = {}
-    for column, kind in schema.columns.items():
+def _typed(frame: pd.DataFrame, study: Table, path: str) -> pd.DataFrame:
+    found = {}
+    for name, column in _all_columns(study).items():
         try:
-            values = frame[column].fillna("").astype(str) if kind == TEXT else pd.to_numeric(frame[column])
-            columns[column] = values.astype(kind)
+            values = frame[name].fillna("").astype(str) if column.kind == TEXT else pd.to_numeric(frame[name])
+            found[name] = values.astype(column.kind)
         except (TypeError, ValueError) as error:
-            raise UsageError(f"column {column!r} of {path} does not hold {kind.lower()} values: {error}") from error
-    return pd.DataFrame(columns)
+            raise UsageError(
+                f"column {name!r} of {path} does not hold {column.kind.lower()} values: {error}"
+            ) from error
+    return pd.DataFrame(found)
 
 
-def _require_values(frame: pd.DataFrame, schema: Schema, name: str) -> None:
-    needed = [*schema.required, *(metric for metric in schema.metrics if metric not in schema.optional)]
+def _require_values(frame: pd.DataFrame, study: Table) -> None:
+    needed = [*study.required, *(name for name, column in study.columns.items() if not column.optional)]
     empty = frame[needed].isna() | (frame[needed] == "")
     for column in needed:
         if empty[column].any():
             row = int(empty[column].to_numpy().argmax())
-            raise UsageError(f"row {row} of a {name} run has no value (or NaN) in {column!r}, which must have one")
+            raise UsageError(
+                f"row {row} of a {study.name} run has no value (or NaN) in {column!r}, which must have one"
+            )
 
 
 def write_atomically(path: Path, write: Callable[[IO[str]], Any]) -> None:
@@ -156,38 +165,32 @@ def write_atomically(path: Path, write: Callable[[IO[str]], Any]) -> None:
         Path(temporary).unlink(missing_ok=True)
 
 
-def read_run(path: str | Path, table: str) -> pd.DataFrame:
+def read_run(path: str | Path, study: Table) -> pd.DataFrame:
     """One run as it was written, with the column ``run_id`` (file name without .csv) added at the end."""
-    path, schema = Path(path), TABLES[table]
+    path = Path(path)
     try:
         frame = pd.read_csv(path, dtype=str, keep_default_na=False)
     except pd.errors.EmptyDataError as error:
         raise UsageError(f"{path} is empty; delete it and run again") from error
-    if list(frame.columns) != list(schema.columns):
-        raise UsageError(f"{path} does not have the columns of a {table} run; delete it and run again")
-    if set(frame["table"]) != {table}:
-        raise UsageError(f"{path} holds rows of table {sorted(set(frame['table']))}; allowed: {table}")
-    numeric = [column for column, kind in schema.columns.items() if kind != TEXT]
+    if list(frame.columns) != list(_all_columns(study)):
+        raise UsageError(f"{path} does not have the columns of a {study.name} run; delete it and run again")
+    if set(frame["table"]) != {study.name}:
+        raise UsageError(f"{path} holds rows of table {sorted(set(frame['table']))}; allowed: {study.name}")
+    numeric = [name for name, column in _all_columns(study).items() if column.kind != TEXT]
     frame[numeric] = frame[numeric].replace("", None)
-    return _typed(frame, schema, str(path)).assign(run_id=path.stem)
+    return _typed(frame, study, str(path)).assign(run_id=path.stem)
 
 
-def read_runs(results_dir: str | Path, table: str | None = None) -> pd.DataFrame:
-    """All runs under ``results_dir``/runs of one table, or of every table (columns not in a table stay empty).
-
-    Ordered by table and run_id; without runs, a frame of the right columns and no rows.
-    """
+def read_runs(results_dir: str | Path, study: Table) -> pd.DataFrame:
+    """All runs of ``study`` under ``results_dir``/runs, by run_id; without any, a frame of its columns and no rows."""
     root = resolve(results_dir)
     if not root.is_dir():
         raise UsageError(f"no results folder {str(results_dir)!r}; it is made by running a profile")
-    names = list(TABLES) if table is None else [require_choice(table, TABLES, "table")]
-    runs = [read_run(path, name) for name in names for path in sorted((root / "runs" / name).glob("*.csv"))]
+    runs = [read_run(path, study) for path in sorted((root / "runs" / study.name).glob("*.csv"))]
     if runs:
         return pd.concat(runs, ignore_index=True)
-    columns = CONDITIONS if table is None else TABLES[table].columns
-    return pd.DataFrame(
-        {**{name: pd.Series(dtype=kind) for name, kind in columns.items()}, "run_id": pd.Series(dtype=str)}
-    )
+    kinds = {name: column.kind for name, column in _all_columns(study).items()}
+    return pd.DataFrame({name: pd.Series(dtype=kind) for name, kind in {**kinds, "run_id": TEXT}.items()})
 
 
 def read_published(name: str, *, as_printed: bool = False) -> pd.DataFrame:

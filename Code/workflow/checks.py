@@ -36,10 +36,9 @@ def _refuse(plan: Plan, problems: Iterable[str]) -> None:
 
 
 def _table(run: Run) -> Iterator[str]:
-    from common.errors import require_choice
-    from common.schema import TABLES
+    from common.studies import find_study
 
-    yield from _refusal(require_choice, run.table, TABLES, "table")
+    yield from _refusal(find_study, run.table)
 
 
 @cache

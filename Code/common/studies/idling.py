@@ -1,4 +1,4 @@
-"""Tables and sentences about idle patches, beside what the authors of the idling perceptron printed."""
+"""Patches that idle and come back."""
 
 from __future__ import annotations
 
@@ -7,8 +7,13 @@ from collections.abc import Iterator
 import pandas as pd
 
 from common.plots.frames import backbone_name
-from common.report.sections import NONE, Section, counted, method_label, number, percent, setting_title, spread
-from common.report.summary.rows import SETTING
+from common.report.rows import VARIANT, over_seeds
+from common.report.sections import NONE, Answer, Section, counted, method_label, number, percent, setting_title, spread
+from common.schema import FLOAT, INT, TEXT, columns
+from common.studies.base import REQUIRED, Study, register_study
+
+SETTING = ["dataset", "backbone", "img_size"]
+
 
 _STUDIES = {
     "similarity": "how alike patches are",
@@ -20,26 +25,108 @@ _STUDIES = {
     "re_entry": "with and without the way back",
     "idlevit": "IdleViT, distilled with and without its token cut loss",
 }
+
+
 _NOTE = (
     "Idle: patches that skip a block, mean over blocks and images. Back: share of them that the next block computes. "
     "MAC saved: against the unreduced model, predictors paid for, image by image; aim: that of the thresholds. "
     "Top-1 in percent, with the head restricted to the dataset's classes and in full. Tuned: distilled from the "
     "unreduced model, no labels."
 )
+
+
 _SIMILARITY_NOTE = (
     "Across: cosine of the same patch before and after the block. Within: mean cosine of different patches of one "
     "image after it. Means over images."
 )
 
 
-def idling_sections(data: pd.DataFrame) -> Iterator[Section]:
-    """One table for each study of each setting."""
-    for _, rows in data.groupby(SETTING["idling"], sort=False, dropna=False):
-        for study, what in _STUDIES.items():
-            found = rows[rows["study"] == study].reset_index(drop=True)
-            if len(found):
-                title = f"{setting_title(found)}: {what}, {found['n_val'].iloc[0]} images"
-                yield _similarity(title, found) if study == "similarity" else _models(title, found)
+@register_study
+class Idling(Study):
+    """Which patches may skip a block, and what it costs to let them."""
+
+    name, title = "idling", "Patches that idle and come back"
+    question = "Which patches may skip a block, and what does it cost to let them?"
+    place = 130
+    columns = {
+        **columns(TEXT, "study", "attention", "stage"),
+        **columns(FLOAT, "tau", "lr", "divergence", optional=True),
+        **columns(INT, "layer", optional=True),
+        **columns(
+            FLOAT,
+            "patches_idle",
+            "came_back",
+            "similarity",
+            "within_similarity",
+            "pruner_accuracy",
+            "balanced_accuracy",
+            "auroc",
+            "accuracy",
+            "accuracy_full",
+            "gmac",
+            "target_cut",
+            "macs_cut",
+            "speedup",
+            optional=True,
+        ),
+        **columns(INT, "n_train", "n_val"),
+    }
+    required = (*REQUIRED, "dataset", "seed", "epochs")
+    setting = SETTING
+    captions = {
+        "": "Patches that each block computes, idle ones black; or accuracy against the arithmetic saved, hollow: "
+        "idle patches are not seen.",
+    }
+
+    def summarise(self, runs: pd.DataFrame) -> pd.DataFrame:
+        """Every row in the order of the runs, mean over seeds where patches are drawn."""
+        key = [
+            *SETTING,
+            "study",
+            *VARIANT,
+            "attention",
+            "stage",
+            "tau",
+            "target_cut",
+            "lr",
+            "layer",
+            "n_train",
+            "n_val",
+            "epochs",
+        ]
+        metrics = [
+            "patches_idle",
+            "came_back",
+            "similarity",
+            "within_similarity",
+            "pruner_accuracy",
+            "balanced_accuracy",
+        ]
+        metrics += ["divergence", "auroc", "accuracy", "accuracy_full", "gmac", "macs_cut", "speedup"]
+        return over_seeds(runs, key, metrics)
+
+    def sections(self, data: pd.DataFrame) -> Iterator[Section]:
+        """One table for each study of each setting."""
+        for _, rows in data.groupby(SETTING, sort=False, dropna=False):
+            for study, what in _STUDIES.items():
+                found = rows[rows["study"] == study].reset_index(drop=True)
+                if len(found):
+                    title = f"{setting_title(found)}: {what}, {found['n_val'].iloc[0]} images"
+                    yield _similarity(title, found) if study == "similarity" else _models(title, found)
+
+    def answers(self, data: pd.DataFrame) -> Iterator[Answer]:
+        """What the models of each setting lose, in the studies of thresholds, tuning and bounds."""
+        for _, rows in data.groupby(SETTING, sort=False, dropna=False):
+            value = "accuracy_full" if rows["accuracy_full"].notna().any() else "accuracy"
+            points = [
+                point for study in ("thresholds", "tuning") for point in _losses(rows[rows["study"] == study], value)
+            ]
+            points += _order(rows[rows["study"] == "bounds"], value)
+            row = rows.iloc[0]
+            where = f"On {row['dataset']} at {row['img_size']} px with {backbone_name(row['backbone'])}"
+            yield Answer(
+                f"{where} ({'all classes of the head' if value == 'accuracy_full' else 'its own head'}):", tuple(points)
+            )
 
 
 def _similarity(title: str, rows: pd.DataFrame) -> Section:
@@ -82,17 +169,6 @@ def _numbers(rows: pd.DataFrame, name: str, digits: int) -> list[str]:
 
 def _spreads(rows: pd.DataFrame, name: str) -> list[str]:
     return [spread(value, sd) for value, sd in zip(rows[name], rows[f"{name}_sd"], strict=True)]
-
-
-def answers(data: pd.DataFrame) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """What the models of each setting lose, in the studies of thresholds, tuning and bounds."""
-    for _, rows in data.groupby(SETTING["idling"], sort=False, dropna=False):
-        value = "accuracy_full" if rows["accuracy_full"].notna().any() else "accuracy"
-        points = [point for study in ("thresholds", "tuning") for point in _losses(rows[rows["study"] == study], value)]
-        points += _order(rows[rows["study"] == "bounds"], value)
-        row = rows.iloc[0]
-        where = f"On {row['dataset']} at {row['img_size']} px with {backbone_name(row['backbone'])}"
-        yield f"{where} ({'all classes of the head' if value == 'accuracy_full' else 'its own head'}):", tuple(points)
 
 
 def _losses(rows: pd.DataFrame, value: str) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Tables and sentences of patch slimming: plans before and after tuning, and single blocks."""
+"""Patch slimming: plans before and after tuning, and what they could be chosen by."""
 
 from __future__ import annotations
 
@@ -6,56 +6,135 @@ from collections.abc import Iterator
 
 import pandas as pd
 
-from common.report.sections import NONE, Section, number, percent, setting_title, spread
-from common.report.summary.rows import SETTING
+from common.report.rows import refuse_repeats
+from common.report.sections import NONE, Answer, Section, number, percent, setting_title, spread
+from common.schema import FLOAT, INT, TEXT, columns
+from common.studies.base import REQUIRED, Study, register_study
 
-_STAGES = {"unreduced": "unreduced", "searched": "before tuning", "tuned": "after block tuning"}
-_STAGES |= {"distilled": "after distillation"}
+SETTING = ["dataset", "backbone", "img_size", "seed"]
+
+
+_STAGES = {
+    "unreduced": "unreduced",
+    "searched": "before tuning",
+    "tuned": "after block tuning",
+    "distilled": "after distillation",
+}
+
+
 _PRUNED = {"idle": "idle", "zero": "zero", "dropped": "dropped for good"}
+
+
 _COUNTERS = (
     "GMAC is what the slim model executes; GMAC, paper counts as the authors do: keys and values for all tokens. "
     "Cut: share saved."
 )
+
+
 _ACCURACY = (
     "Accuracy: among the classes of the dataset; all classes: among all of the head, ± one standard error over images. "
     "Gain: difference to uniform lengths at the same stage, with patches by the same score, among all classes and on "
     "the same images, ± its standard error. Coverage: patches that carry what others carry do not count. Tuned on "
     "images only."
 )
+
+
 _GAIN = (
     "One block computes a part of its patches, nothing is tuned. The others idle: they pass it unchanged, and the next "
     "computes them again; or they are dropped for good. Gain: difference to random masks on the same images, ± its "
     "standard error. Accuracy among all classes of the head. Blocks are counted from 1."
 )
+
+
 _SENSITIVITY = (
     "Accuracy (%) among all classes of the head when the most significant patches of one block are computed and the "
     "others pass it unchanged, by block, counted from 1. No head reads the patches of the last one."
 )
+
+
 _BUDGETS = (
     "Nothing is tuned. Budget: share of the multiplications that may be spent. Gain: difference to uniform lengths "
     "with patches by significance, on the same images, ± its standard error. Accuracy among all classes of the head. "
     "Square: patches that a block does not compute are not seen in it either."
 )
+
+
 _TOLERANCES = (
     "Each block keeps the fewest patches with which the output of the next one errs by no more than the tolerance, a "
     "share of its squared norm (mean over tokens). Gain: difference to the unreduced network on the same images, ± its "
     "standard error. Accuracy among all classes of the head."
 )
+
+
 _DYNAMIC = (
     "Nothing but the gates is trained. Fixed: as many patches in every image; threshold: as many on average, ± the "
     "standard deviation over images. Gain: difference to the plan, the same in all images, ± its standard error."
 )
+
+
 _HEADS = "Spearman's correlation with the exact significance, by block, counted from 1."
 
 
-def slimming_sections(data: pd.DataFrame) -> Iterator[Section]:
-    for _, rows in data.groupby(SETTING["slimming"], sort=False, dropna=False):
-        title, studies = setting_title(rows), dict(list(rows.groupby("study", sort=False)))
-        if "stages" in studies:
-            yield Section(f"{title}: plans", _plans(studies["stages"]), (_ACCURACY, _COUNTERS))
-        for study, (what, frame_of, note) in _STUDIES.items():
-            if study in studies:
-                yield Section(f"{title}: {what}", frame_of(studies[study]), (note,), folded=study == "heads")
+@register_study
+class Slimming(Study):
+    """How many tokens each block can do without, the same in every image."""
+
+    name, title = "slimming", "Patch slimming"
+    question = "How many tokens can each block do without, the same in every image, after tuning on images alone?"
+    place = 90
+    columns = {
+        **columns(TEXT, "study"),
+        **columns(TEXT, "schedule", optional=True),
+        **columns(TEXT, "stage"),
+        **columns(INT, "layer", optional=True),
+        **columns(
+            FLOAT, "tolerance", "share", "accuracy", "accuracy_full", "accuracy_sem", "gain", "gain_sem", optional=True
+        ),
+        **columns(TEXT, "pruned", optional=True),
+        **columns(FLOAT, "rank_correlation", "gmac", "gmac_paper", "cut", "cut_paper", optional=True),
+        **columns(TEXT, "tokens", optional=True),
+        **columns(INT, "n_val", optional=True),
+        **columns(INT, "n_calibration"),
+    }
+    required = (*REQUIRED, "dataset", "seed")
+    setting = SETTING
+    captions = {
+        "": "Tokens that each block computes, the same in every image; accuracy against multiplications; and what is "
+        "left, or gained over chance, when one block alone computes fewer patches.",
+    }
+    run_figures = "**/*.png"
+
+    def summarise(self, runs: pd.DataFrame) -> pd.DataFrame:
+        """All rows, in the order in which they were measured."""
+        key = [*SETTING, "study", "schedule", "stage", "layer", "tolerance", "share"]
+        refuse_repeats(runs, [*key, "cut"])
+        metrics = list(runs.columns[runs.columns.get_loc("share") + 1 : runs.columns.get_loc("run_id")])
+        return runs[[*key, *metrics]].reset_index(drop=True)
+
+    def sections(self, data: pd.DataFrame) -> Iterator[Section]:
+        for _, rows in data.groupby(SETTING, sort=False, dropna=False):
+            title, studies = setting_title(rows), dict(list(rows.groupby("study", sort=False)))
+            if "stages" in studies:
+                yield Section(f"{title}: plans", _plans(studies["stages"]), (_ACCURACY, _COUNTERS))
+            for study, (what, frame_of, note) in _STUDIES.items():
+                if study in studies:
+                    yield Section(f"{title}: {what}", frame_of(studies[study]), (note,), folded=study == "heads")
+
+    def answers(self, data: pd.DataFrame) -> Iterator[Answer]:
+        """Per setting: what every schedule costs and loses, before and after tuning."""
+        for _, rows in data[data["study"] == "stages"].groupby(SETTING, sort=False, dropna=False):
+            value = "accuracy_full" if rows["accuracy_full"].notna().all() else "accuracy"
+            baseline = rows.loc[rows["stage"] == "unreduced", value].iloc[0]
+            points = []
+            for (schedule, cut), cells in rows[rows["schedule"] != ""].groupby(["schedule", "cut"], sort=False):
+                stages = cells.set_index("stage")[value]
+                lost = [f"{number(baseline - stages[stage])} {_STAGES[stage]}" for stage in _STAGES if stage in stages]
+                points.append(
+                    f"{schedule} tokens, {percent(round(cut, 3))} of the multiplications saved: points lost "
+                    f"{', '.join(lost)}; on images only"
+                )
+            head = "all classes of the head" if value == "accuracy_full" else "the classes of the dataset"
+            yield Answer(f"{setting_title(rows)}: {number(baseline)} % without reduction, among {head}.", tuple(points))
 
 
 def _plans(rows: pd.DataFrame) -> pd.DataFrame:
@@ -155,20 +234,3 @@ _STUDIES = {
 
 def _with_error(value: float, error: float) -> str:
     return f"{number(value)} ± {number(error)}"
-
-
-def slimming_answers(data: pd.DataFrame) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Per setting: what every schedule costs and loses, before and after tuning."""
-    for _, rows in data[data["study"] == "stages"].groupby(SETTING["slimming"], sort=False, dropna=False):
-        value = "accuracy_full" if rows["accuracy_full"].notna().all() else "accuracy"
-        baseline = rows.loc[rows["stage"] == "unreduced", value].iloc[0]
-        points = []
-        for (schedule, cut), cells in rows[rows["schedule"] != ""].groupby(["schedule", "cut"], sort=False):
-            stages = cells.set_index("stage")[value]
-            lost = [f"{number(baseline - stages[stage])} {_STAGES[stage]}" for stage in _STAGES if stage in stages]
-            points.append(
-                f"{schedule} tokens, {percent(round(cut, 3))} of the multiplications saved: points lost "
-                f"{', '.join(lost)}; on images only"
-            )
-        head = "all classes of the head" if value == "accuracy_full" else "the classes of the dataset"
-        yield f"{setting_title(rows)}: {number(baseline)} % without reduction, among {head}.", tuple(points)

@@ -1,0 +1,76 @@
+"""What the summaries of all studies share: the columns of a condition, means over seeds, the order of rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import product
+
+import pandas as pd
+
+from common.errors import UsageError
+from common.plots import METHODS
+
+VARIANT = ["method", "options", "keep_rate"]
+
+
+def architecture(backbone: str) -> str:
+    """timm name without the tag of its weights: ``vit_small_patch16_224.augreg_in1k`` -> ``vit_small_patch16_224``."""
+    return backbone.partition(".")[0]
+
+
+def in_order(frame: pd.DataFrame, first: list[str], methods: Iterable[str] = METHODS) -> pd.DataFrame:
+    """Rows by ``first`` (float32 before the shorter formats), ``methods`` as in the figures, keep rates falling."""
+    place = {method: number for number, method in enumerate(methods)}
+    ranked = frame.assign(_rank=frame["method"].map(place).fillna(len(place)))
+    by = [*first, "_rank", *VARIANT]
+    ranked = ranked.sort_values(by, ascending=[name not in ("keep_rate", "dtype") for name in by], kind="stable")
+    return ranked.drop(columns="_rank").reset_index(drop=True)
+
+
+def refuse_repeats(runs: pd.DataFrame, key: list[str]) -> None:
+    """Raise UsageError when two rows are the same condition: a mean would count one of them twice."""
+    twice = runs[runs.duplicated(key, keep=False)]
+    if len(twice):
+        condition = ", ".join(f"{name}={twice.iloc[0][name]}" for name in key)
+        files = ", ".join(sorted(set(twice["run_id"])))
+        raise UsageError(f"the same condition ({condition}) was run more than once: {files}; keep one of the CSVs")
+
+
+def over_seeds(runs: pd.DataFrame, key: list[str], metrics: list[str]) -> pd.DataFrame:
+    """``key``, n, and per metric its mean (``metric``) and sample standard deviation (``metric_sd``; NaN for n = 1)."""
+    refuse_repeats(runs, [*key, "seed"])
+    groups = runs.groupby(key, dropna=False, sort=False)
+    table = {"n": groups.size()}
+    for metric in metrics:
+        table[metric], table[f"{metric}_sd"] = groups[metric].mean(), groups[metric].std(ddof=1)
+    return pd.DataFrame(table).reset_index()
+
+
+def add_speedup(runs: pd.DataFrame, throughput: pd.DataFrame) -> pd.DataFrame:
+    """``runs`` with the float32 ``speedup`` at the largest batch measured for the same model, else NaN."""
+    speed = throughput[throughput["dtype"] == "float32"].sort_values("batch", kind="stable")
+    speed = speed.assign(architecture=speed["backbone"].map(architecture))
+    key = ["architecture", "img_size", *VARIANT]
+    speed = speed.drop_duplicates(key, keep="last")[[*key, "speedup"]]
+    return runs.assign(architecture=runs["backbone"].map(architecture)).merge(speed, on=key, how="left")
+
+
+def holes(runs: pd.DataFrame, setting: Sequence[str], *, trained: bool = False) -> list[str]:
+    """Conditions missing from the full grid of methods x keep rates x seeds that the runs of one setting span.
+
+    Args:
+        trained: every method is repeated for every seed; elsewhere a deterministic method needs one.
+    """
+    found = []
+    for values, group in runs.groupby(list(setting), dropna=False):
+        reduced = group[group["method"] != "none"]
+        variants = sorted(set(zip(reduced["method"], reduced["options"], strict=True)))
+        rates = sorted({rate for rate in reduced["keep_rate"] if rate < 1}, reverse=True)
+        seed_of = group["seed"] if trained else pd.Series("", index=group.index)
+        present = set(zip(*(group[name] for name in VARIANT), seed_of, strict=True))
+        for (method, options), rate, seed in product(variants, rates, sorted(seed_of.unique())):
+            if (method, options, rate, seed) not in present:
+                where = ", ".join(f"{name} {value}" for name, value in zip(setting, values, strict=True))
+                what = f"{method} {options}".strip() + f" at keep rate {rate:g}"
+                found.append(f"{what}{f', seed {seed}' if seed != '' else ''} ({where})")
+    return found

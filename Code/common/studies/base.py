@@ -1,0 +1,70 @@
+"""What a study is: what it measures, its columns, its table, its figures and sentences, all in one object."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from common.errors import UsageError
+from common.report.sections import Answer, Section
+from common.schema import Column
+
+REQUIRED = ("table", "profile", "method", "backbone", "img_size", "keep_rate")
+STUDIES: dict[str, Study] = {}
+
+
+class Study:
+    """One study. A subclass in a file of its own, registered by :func:`register_study`, is all that a new one needs.
+
+    Attributes:
+        name: of its table and of the folder of its runs.
+        title, question: its chapter on the page.
+        place: of the chapter, the smallest first.
+        columns: what its rows hold besides the conditions (:data:`common.schema.CONDITIONS`).
+        required: conditions that every row must give.
+        setting: columns that rows must share to stand in one table.
+        captions: of its figures, by the name that :meth:`figures` gives; "" = of the figures of single runs.
+        run_figures: pattern of those figures of single runs that the page shows, "" = none.
+        explains: ``method`` and ``options`` are those of an explainer.
+    """
+
+    name: str
+    title: str
+    question: str
+    place: int = 100
+    columns: Mapping[str, Column]
+    required: Sequence[str] = REQUIRED
+    setting: Sequence[str] = ()
+    captions: Mapping[str, str] = {}
+    run_figures: str = ""
+    explains: bool = False
+
+    def summarise(self, runs: pd.DataFrame) -> pd.DataFrame:
+        """The numbers of the table: one row per condition, from all rows of all runs."""
+        raise NotImplementedError
+
+    def sections(self, table: pd.DataFrame) -> Iterator[Section]:
+        """What :meth:`summarise` gave, as tables for people."""
+        raise NotImplementedError
+
+    def figures(self, runs: pd.DataFrame, others: Mapping[str, pd.DataFrame]) -> Iterator[tuple[str, Figure]]:
+        """Summary figures of all runs, each with the name of its caption; ``others`` are the runs of every study."""
+        return iter(())
+
+    def answers(self, table: pd.DataFrame) -> Iterator[Answer]:
+        """Sentences made from the numbers; none where the numbers do not carry one."""
+        return iter(())
+
+    def missing(self, runs: pd.DataFrame) -> list[str]:
+        """What the runs should hold to be complete and do not, in words."""
+        return []
+
+
+def register_study(cls: type[Study]) -> type[Study]:
+    """Class decorator that adds a study to :data:`STUDIES`; a name can be taken once."""
+    if cls.name in STUDIES:
+        raise UsageError(f"study {cls.name!r} is registered already, by {type(STUDIES[cls.name]).__qualname__}")
+    STUDIES[cls.name] = cls()
+    return cls

@@ -1,0 +1,144 @@
+"""Accuracy after training: TRAM's fine-tuning, and the same from random weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from common import plots
+from common.report.grids import seed_errors
+from common.report.rows import VARIANT, add_speedup, architecture, holes, in_order, over_seeds
+from common.report.sections import (
+    Answer,
+    Section,
+    best_answer,
+    counted,
+    labels,
+    leader,
+    number,
+    percent,
+    setting_title,
+    spread,
+    where_text,
+)
+from common.results import read_published
+from common.schema import FLOAT, INT, columns
+from common.studies.base import REQUIRED, Study, register_study
+
+SETTING = ["dataset", "backbone", "img_size", "epochs", "dtype", "batch"]
+
+
+# The published fine-tuning tables are this experiment, on these sets, and no other.
+PUBLISHED_FINETUNE = {"img_size": 224, "epochs": 5}
+
+
+@register_study
+class Finetune(Study):
+    """How much accuracy comes back after a few epochs of fine-tuning."""
+
+    name, title = "finetune", "Accuracy after fine-tuning"
+    question = "How much of it comes back after a few epochs of fine-tuning?"
+    place = 40
+    columns = {
+        **columns(INT, "epoch"),
+        **columns(FLOAT, "train_loss", "train_loss_last_batch", optional=True),
+        **columns(FLOAT, "val_loss", "val_accuracy"),
+        **columns(FLOAT, "ema_val_loss", "ema_val_accuracy", "lr", "epoch_seconds", optional=True),
+        **columns(INT, "n_train", "n_val"),
+    }
+    required = (*REQUIRED, "dataset", "seed", "epochs")
+    setting = SETTING
+    captions = {
+        "": "Accuracy after fine-tuning. Points: mean over seeds; bars: one standard deviation.",
+        "speed": "Accuracy after fine-tuning against measured speed-up. Labels: keep rate in percent.",
+    }
+
+    def summarise(self, runs: pd.DataFrame) -> pd.DataFrame:
+        """:func:`training` with ``published_accuracy`` (percent) where the published experiment is the same one."""
+        found = training(runs)
+        published = read_published("tram_accuracy").rename(columns={"accuracy": "published_accuracy"})
+        same = ["architecture", "dataset", "img_size", "method", "keep_rate"]
+        published = published.rename(columns={"backbone": "architecture"}).drop_duplicates(same)
+        published = published.assign(epochs=PUBLISHED_FINETUNE["epochs"])
+        joined = found.assign(architecture=found["backbone"].map(architecture)).merge(
+            published[[*same, "epochs", "published_accuracy"]], how="left", on=[*same, "epochs"]
+        )
+        return joined.drop(columns="architecture")
+
+    def sections(self, data: pd.DataFrame) -> Iterator[Section]:
+        setting = SETTING
+        for _, rows in data.groupby(setting, sort=False, dropna=False):
+            baseline = rows[rows["method"] == "none"]
+            reduced = rows[rows["method"] != "none"]
+            for keep_rate in sorted(reduced["keep_rate"].unique(), reverse=True) or [1.0]:
+                cells = pd.concat([baseline, reduced[reduced["keep_rate"] == keep_rate]]).reset_index(drop=True)
+                yield _training_section(cells, keep_rate)
+
+    def figures(self, runs: pd.DataFrame, others: Mapping[str, pd.DataFrame]) -> Iterator[tuple[str, Figure]]:
+        yield "", plots.accuracy_vs_keep_rate(runs)
+        with_speed = add_speedup(runs, others["throughput"])
+        if (with_speed["speedup"].notna() & (with_speed["method"] != "none")).any():
+            yield "speed", plots.accuracy_mac_pareto(with_speed, value="val_accuracy")
+
+    def answers(self, data: pd.DataFrame) -> Iterator[Answer]:
+        for _, rows in data.groupby(SETTING, sort=False, dropna=False):
+            epochs = rows["epochs"].iloc[0]
+            errors = seed_errors(rows, "last")
+            context = f"On {where_text(rows)}, after {counted(epochs, 'epoch')}"
+            yield best_answer(rows.assign(value=rows["last"], sd=rows["last_sd"], error=errors), context)
+
+    def missing(self, runs: pd.DataFrame) -> list[str]:
+        return holes(runs, SETTING, trained=True)
+
+
+def training(runs: pd.DataFrame) -> pd.DataFrame:
+    """Accuracy (percent) before training, after the last and at the best trained epoch; loss, seconds per epoch."""
+    key = [*SETTING, *VARIANT]
+    runs = runs.sort_values(["run_id", "epoch"], kind="stable")
+    trained = runs[(runs["epoch"] > 0) | (runs["epochs"] == 0)].groupby("run_id")
+    per_run = runs.drop_duplicates("run_id").set_index("run_id")[[*key, "seed"]]
+    per_run = per_run.assign(
+        before=runs[runs["epoch"] == 0].groupby("run_id")["val_accuracy"].first(),
+        last=trained["val_accuracy"].last(),
+        best=trained["val_accuracy"].max(),
+        val_loss=trained["val_loss"].last(),
+        epoch_seconds=trained["epoch_seconds"].mean(),
+    )
+    metrics = ["before", "last", "best", "val_loss", "epoch_seconds"]
+    return in_order(over_seeds(per_run.reset_index(), key, metrics), SETTING)
+
+
+def _training_section(cells: pd.DataFrame, keep_rate: float) -> Section:
+    columns = {
+        "Model": labels(cells),
+        "Seeds": cells["n"].astype(str),
+        "Before training": _accuracy(cells, "before"),
+        "Last epoch": _accuracy(cells, "last"),
+        "Best epoch": _accuracy(cells, "best"),
+        "Seconds per epoch": cells["epoch_seconds"].map(lambda value: number(value, 1)),
+    }
+    published = cells.get("published_accuracy")
+    comparable = published is not None and published.notna().any()
+    if comparable:
+        columns["Published"] = published.map(number)
+    reduced = cells[cells["method"] != "none"]
+    best = set()
+    for column, name in (("Last epoch", "last"), ("Best epoch", "best")):
+        place = leader(reduced[name], reduced[f"{name}_sd"] / reduced["n"] ** 0.5)
+        best |= set() if place is None else {(int(reduced.index[place]), column)}
+    title = f"{setting_title(cells)}, {counted(cells['epochs'].iloc[0], 'epoch')}, keep rate {percent(keep_rate)}"
+    return Section(title, pd.DataFrame(columns), (_comparability(cells, comparable),), frozenset(best))
+
+
+def _accuracy(cells: pd.DataFrame, name: str) -> list[str]:
+    return [spread(mean, sd) for mean, sd in zip(cells[name], cells[f"{name}_sd"], strict=True)]
+
+
+def _comparability(cells: pd.DataFrame, comparable: bool) -> str:
+    if comparable:
+        return "Published: README of the reference repository, same data, backbone, image size, epochs; one seed."
+    if cells["dataset"].iloc[0] == "digits":
+        return "Embedded default: digits, not comparable with the paper."
+    return "The paper prints no value for this experiment: not comparable with its tables."

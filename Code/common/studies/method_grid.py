@@ -1,0 +1,118 @@
+"""Ten methods under one training protocol."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from common import plots
+from common.report.grids import image_errors, mean_ranks, pivot, ranked, seed_errors, seeds_text
+from common.report.rows import VARIANT, add_speedup, holes, in_order, over_seeds
+from common.report.sections import (
+    Answer,
+    Section,
+    best_answer,
+    counted,
+    method_label,
+    number,
+    setting_title,
+    where_text,
+)
+from common.schema import FLOAT, INT, TEXT, columns
+from common.studies.base import REQUIRED, Study, register_study
+
+SETTING = ["dataset", "backbone", "img_size", "epochs", "n_train", "n_val", "dtype", "batch"]
+
+
+_COST_NOTE = (
+    "Patch tokens left after each reduction, mean over images, and 10⁹ multiply-accumulates of one image, attention "
+    "included. The same keep rate is not the same cost: methods reduce before a block, in it or after its attention."
+)
+
+
+@register_study
+class MethodGrid(Study):
+    """Which method loses least at the same keep rate, before and after the same training."""
+
+    name, title = "method_grid", "Ten methods, one protocol"
+    question = "Which method loses least at the same keep rate, before and after the same training?"
+    place = 50
+    columns = {
+        **columns(FLOAT, "accuracy", "accuracy_best"),
+        **columns(FLOAT, "ema_accuracy", optional=True),
+        **columns(FLOAT, "loss"),
+        **columns(TEXT, "tokens"),
+        **columns(FLOAT, "gmac"),
+        **columns(INT, "params", "n_train", "n_val"),
+    }
+    required = (*REQUIRED, "dataset", "seed", "epochs")
+    setting = SETTING
+    captions = {
+        "cost": "Accuracy against the cost of one image and, where it was measured, the speed-up. Each line runs "
+        "through the keep rates of a method. Rings: no other model is as accurate at the same or lower cost.",
+    }
+
+    def summarise(self, runs: pd.DataFrame) -> pd.DataFrame:
+        """Accuracies (percent), loss, GMAC per image and tokens left of every method, as given and after training."""
+        key = [*SETTING, *VARIANT]
+        found = over_seeds(runs, key, ["accuracy", "accuracy_best", "ema_accuracy", "loss", "gmac"])
+        groups = runs.groupby(key, dropna=False, sort=False)
+        models = groups.agg(params=("params", "first"), tokens=("tokens", _mean_tokens)).reset_index()
+        return in_order(found.merge(models, on=key), SETTING)
+
+    def sections(self, data: pd.DataFrame) -> Iterator[Section]:
+        others = {"ema_accuracy": "running average of the weights, last epoch", "accuracy_best": "best epoch"}
+        for _, rows in data.groupby(SETTING, sort=False, dropna=False):
+            title, note = f"{setting_title(rows)}, {training_text(rows)}", _grid_note(rows)
+            yield ranked(title, rows, "accuracy", grid_errors(rows), note)
+            cost = [f"{tokens} · {number(gmac, 3)}" for tokens, gmac in zip(rows["tokens"], rows["gmac"], strict=True)]
+            yield Section(f"{title}: tokens left and GMAC per image", pivot(rows, cost), (_COST_NOTE,))
+            for name, what in others.items() if rows["epochs"].iloc[0] else ():
+                if rows[name].notna().any():
+                    yield replace(ranked(f"{title}: {what}", rows, name, seed_errors(rows, name), note), folded=True)
+
+    def figures(self, runs: pd.DataFrame, others: Mapping[str, pd.DataFrame]) -> Iterator[tuple[str, Figure]]:
+        yield "cost", plots.accuracy_mac_pareto(add_speedup(runs, others["throughput"]))
+
+    def answers(self, data: pd.DataFrame) -> Iterator[Answer]:
+        for _, rows in data.groupby(SETTING, sort=False, dropna=False):
+            context = f"On {where_text(rows)}, {training_text(rows)}"
+            answer = best_answer(
+                rows.assign(value=rows["accuracy"], sd=rows["accuracy_sd"], error=grid_errors(rows)), context
+            )
+            order = mean_ranks(rows, "accuracy").dropna().sort_values(kind="stable")
+            first = "; ".join(f"{method_label(*model)} {number(rank)}" for model, rank in order.head(3).items())
+            yield Answer(
+                answer.text, (*answer.points, f"lowest mean ranks: {first}") if len(order) > 1 else answer.points
+            )
+
+    def missing(self, runs: pd.DataFrame) -> list[str]:
+        return holes(runs, SETTING, trained=(runs["epochs"] > 0).any())
+
+
+def _mean_tokens(counts: pd.Series) -> str:
+    """Mean of texts like "137 96 67", number by number, to one decimal."""
+    means = counts.str.split(expand=True).astype(float).mean()
+    return " ".join(f"{round(mean, 1):g}" for mean in means)
+
+
+def training_text(rows: pd.DataFrame) -> str:
+    """Whether the models of one setting of the grid were trained, and how much."""
+    epochs, images = rows["epochs"].iloc[0], rows["n_train"].iloc[0]
+    return f"after {counted(epochs, 'epoch')} on {images:,} images" if epochs else "off the shelf"
+
+
+def grid_errors(rows: pd.DataFrame) -> pd.Series:
+    """Standard errors of ``accuracy`` in one setting of the grid: over seeds where it was trained, else over images."""
+    return seed_errors(rows, "accuracy") if rows["epochs"].iloc[0] else image_errors(rows, "accuracy")
+
+
+def _grid_note(rows: pd.DataFrame) -> str:
+    row, seeds = rows.iloc[0], seeds_text(rows)
+    trained = f"{counted(row['epochs'], 'epoch')} of training on {row['n_train']:,} images, batch {row['batch']}"
+    start = trained if row["epochs"] else "no training"
+    spread_note = f"mean ± standard deviation over {seeds} seeds" if rows["n"].max() > 1 else "1 seed"
+    return f"Top-1 accuracy in percent on {row['n_val']:,} images, classes of the dataset only; {start}; {spread_note}."
