@@ -48,6 +48,7 @@ IDLING = [
     "idle_mlp:re_entry=false",
     "idle_topk:re_entry=false",
 ]
+ADAPTIVE = ["ats:sampler=random", "idle_mlp:score_threshold=0.5", "idle_oracle:tau=0.5"]  # images differ in number
 
 
 def reduced(vit, text, keep_rate, **kwargs):
@@ -261,6 +262,13 @@ def test_a_batch_is_its_images(name):
     model = reduced(vit, name, 0.5)
     with torch.inference_mode():
         torch.testing.assert_close(model(x), torch.cat([model(row[None]) for row in x]), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", [*list_reducers(), *VARIANTS, *IDLING, *ADAPTIVE])
+def test_a_batch_without_images_has_no_logits(name):
+    model = reduced(make("vit"), name, 1.0 if name in ADAPTIVE[1:] else 0.5)
+    nothing = torch.empty(0, 3, 64, 64)
+    assert model(nothing).shape == model.trace(nothing)[0].shape == model.train()(nothing).shape == (0, 1000)
 
 
 @pytest.mark.parametrize("name", [*list_reducers(), *VARIANTS, *IDLING, "ats:sampler=random"])

@@ -7,12 +7,14 @@ import pytest
 import torch
 from backbones import images
 from explained import digits, family, reduced
+from scipy import stats
 
 from common.errors import UsageError
 from common.explain import Mutex, create_explainer
 from common.explain.mutex import MASKS, coverage_mean
-from common.explain.network import DEGREES
+from common.explain.network import DEGREES, masks_above, weighted_degrees
 from common.models.factory import create_backbone
+from common.models.observe import as_reduced, watch
 
 TOLERANCE = {"rtol": 0, "atol": 1e-5}
 # what the head reads: CLS token, both tokens, CLS among registers, patches, patches despite a CLS token, a pooled map
@@ -238,6 +240,30 @@ def test_patches_of_constant_degree_are_hidden_by_skewness_and_kurtosis_under_pa
         for (*_, statistic), mask in zip(MASKS, masks, strict=True):
             hidden = [3, 8] if parity and statistic in ("skewness", "kurtosis") else []
             assert (~mask).nonzero()[:, 0].tolist() == hidden
+
+
+def float32_statistics(degrees):
+    """(9, P) of degrees (L, P) as torch and scipy compute them from float32."""
+    total, std = degrees.sum(0), degrees.std(0)
+    shares = degrees / total
+    entropy = -torch.where(shares > 0, shares * shares.log(), 0).sum(0)
+    extremes = [degrees.amax(0), degrees.amin(0)]
+    moments = [torch.from_numpy(measure(degrees.numpy())).float() for measure in (stats.skew, stats.kurtosis)]
+    return torch.stack([entropy, *extremes, total, std, total / (std + 1e-8), degrees.median(0).values, *moments])
+
+
+def test_parity_ranks_by_the_last_bits_of_float32():
+    """No degree is rounded: masks are those of the literal statistics; by default 3 of these 324 are others."""
+    vit, degrees = digits("simple_vit_digits"), []
+    x = images(vit, 6)
+    with torch.inference_mode():
+        watch(as_reduced(vit), x, lambda layer: degrees.append(weighted_degrees(layer, 0.01)))
+    literal = torch.stack([float32_statistics(each) for each in torch.stack(degrees, dim=3).flatten(0, 2)])
+    literal = masks_above(literal.unflatten(0, (6, 6)).flatten(1, 2), 0.5)
+    unlike = {p: (Mutex(vit, parity=p)(x).masks.flatten(2) != literal).sum(2) for p in (True, False)}
+    compared = [place for place, mask in enumerate(MASKS) if mask[2] in ("max", "min", "median")]
+    assert unlike[True][:, compared].eq(0).all()  # no arithmetic, so exactly; the others up to the order of a sum
+    assert unlike[True].sum() <= 1 and unlike[False][:, compared].sum() >= 2
 
 
 def test_the_last_layer_alone_is_a_network_too():

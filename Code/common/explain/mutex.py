@@ -55,8 +55,9 @@ class Mutex(Explainer):
         min_cut: arcs below this share of the strongest arc of their layer are cut; in [0, 1].
         token_ratio: about the share of patches that each mask hides, see :func:`common.explain.network.masks_above`.
         starting_layer: first block that counts.
-        parity: the published rule for patches whose degree is the same in all layers: without skewness and kurtosis,
-            they are hidden although they rank highest.
+        parity: the published rankings. The last bits of float32 rank degrees that are equal in theory (default: they
+            tie); patches whose degree is the same in all layers have no skewness and no kurtosis, and are hidden
+            although they rank highest.
     """
 
     def __init__(
@@ -85,8 +86,9 @@ class Mutex(Explainer):
         degrees = []
         logits = watch(self.model, images, lambda layer: degrees.append(weighted_degrees(layer, self.min_cut)))
         labels = predicted(logits, labels)
-        multiplex = significant(torch.stack(degrees[self.starting_layer :], dim=3))
-        rankings = across_layers(multiplex, parity=self.parity)
+        multiplex = torch.stack(degrees[self.starting_layer :], dim=3)  # (B, 3, 2, L, P)
+        multiplex = multiplex if self.parity else significant(multiplex)
+        rankings = across_layers(multiplex, parity=self.parity)  # (B, 3, 2, 9, P)
         masks = masks_above(rankings.flatten(1, 3), self.token_ratio)
         confidences = self.confidences(images, labels, masks)
         heatmaps = coverage_mean(masks, confidences)

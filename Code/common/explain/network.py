@@ -44,9 +44,10 @@ def across_layers(degrees: Tensor, *, parity: bool = False) -> Tensor:
     an even number is the lower one; skewness and excess kurtosis are biased, and 0 where the layers do not differ.
 
     Args:
-        parity: skewness and kurtosis are NaN there, as published.
+        parity: as published, in float32, and skewness and kurtosis are NaN where the layers do not differ.
     """
-    exact = degrees.double()  # rankings must not hang on rounding: what is tied in theory is tied in float32 at the end
+    # rankings must not hang on rounding: what is tied in theory is tied in float32 at the end
+    exact = degrees if parity else degrees.double()
     total, median = exact.sum(-2), exact.median(-2).values
     shares = exact / torch.where(total > 0, total, 1.0)[..., None, :]
     deviation = exact - exact.mean(-2, keepdim=True)

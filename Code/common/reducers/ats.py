@@ -51,7 +51,7 @@ def nearest_in_cdf(share: Tensor, alive: Tensor, points: Tensor) -> Tensor:
 def select_mask(mask: Tensor) -> Selection:
     """The True positions of ``mask`` (B, n) in order, padded to the longest row of the batch."""
     count = mask.sum(1)
-    longest = int(count.max())
+    longest = max(count.tolist(), default=0)
     index = (~mask).byte().argsort(dim=1, stable=True)[:, :longest]
     return Selection(index, torch.arange(longest, device=mask.device) < count[:, None])
 

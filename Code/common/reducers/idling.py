@@ -130,7 +130,7 @@ def ragged(score: Tensor, computed: Tensor, keys: Keys) -> Selection | None:
 
     Padding comes last.
     """
-    most = max(1, int(computed.sum(1).max()))  # at least a row of padding keeps all shapes in order
+    most = max([1, *computed.sum(1).tolist()])  # at least a row of padding keeps all shapes in order
     index = top_in_order(score, most)
     valid = computed.gather(1, index)
     if not valid.all():
