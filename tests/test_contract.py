@@ -15,7 +15,7 @@ from common.models.block import reduced_block
 from common.models.reduced import applicable_reducers, attach, reduce_tokens
 from common.reducers import Method, Reducer, Schedule, list_reducers, reducer_class, register_reducer
 from common.reducers.base import NOTHING
-from common.tokens import Selection
+from common.tokens import Selection, look_up
 
 PAIRS = [
     pytest.param(family, name, id=f"{family}-{name}")
@@ -209,7 +209,10 @@ def test_trace(family, name):
         assert all((count == patches).all() for count in trace.num_tokens)
         return
     before = torch.ones(len(x), patches, dtype=torch.bool)
+    composed = torch.arange(patches).expand(len(x), -1)
     for layer, assignment in enumerate(trace.assignment):
+        composed = look_up(trace.destination[layer], composed, -1)
+        assert torch.equal(composed, assignment)
         assert assignment.shape == (len(x), patches) and assignment.dtype == torch.long
         kept = trace.kept(layer)
         assert not (kept & ~before).any()  # nested: nobody comes back

@@ -13,13 +13,13 @@ from backbones import make
 from common.data.base import LabelledDataset
 from common.data.transforms import Normalisation
 from common.errors import UsageError
-from common.evaluation import Record, Setting, Stage, evaluate_model, run_key
+from common.evaluation import Record, Setting, Stage, evaluate_model, export_json, run_key
 from common.evaluation.evaluate import image_losses, stage_blocks
-from common.evaluation.export import relative_assignment
 from common.evaluation.names import full_name, model_name
-from common.evaluation.record import cls_path, peek
+from common.evaluation.record import PER_IMAGE, cls_path, peek
 from common.models.reduced import reduce_tokens
 from common.reducers import Method, list_reducers, reducer_class
+from common.tokens import Tokens
 
 BATCH = 3
 REDUCERS = sorted(name for name in list_reducers() if not (name == "none" or reducer_class(name).reads_prefix_only))
@@ -156,12 +156,12 @@ def test_stages_hold_what_the_trace_says(text):
         selected = torch.cat([trace.selected(block) for trace in traces])
         assert stage.num_tokens.tolist() == torch.cat([trace.num_tokens[block] for trace in traces]).tolist()
         assert (stage.kept is not None) == model.reducer.selects
-        assert (stage.assignment is not None) == model.reducer.clusters
+        assert (stage.destination is not None) == model.reducer.clusters
         if stage.kept is not None:
             for row, mask in zip(stage.kept, selected, strict=True):
                 assert sorted(row[row >= 0].tolist()) == mask.nonzero()[:, 0].tolist()
-        if stage.assignment is not None:
-            np.testing.assert_array_equal(stage.assignment, torch.cat([trace.assignment[block] for trace in traces]))
+        if stage.destination is not None:
+            np.testing.assert_array_equal(stage.destination, torch.cat([trace.destination[block] for trace in traces]))
 
 
 @pytest.mark.parametrize(
@@ -179,7 +179,7 @@ def test_stages_of_idling_hold_who_was_computed_in_each_block(tmp_path, text, ke
     assert_same(loaded, record)
     for block, stage in loaded.stages.items():
         np.testing.assert_array_equal(stage.computed, trace.active[block], strict=True)
-        assert (stage.num_tokens == 16).all() and stage.kept is None and stage.assignment is None
+        assert (stage.num_tokens == 16).all() and stage.kept is None and stage.destination is None
         if keep_rate < 1:
             assert (stage.computed.sum(1) == int(16 * 0.6**block + 1e-9)).all()
     if keep_rate == 1:
@@ -187,29 +187,55 @@ def test_stages_of_idling_hold_who_was_computed_in_each_block(tmp_path, text, ke
 
 
 @pytest.mark.parametrize("text", [*CLUSTERING, "tome:parity=true"])
-def test_relative_assignment_recomposes_to_the_absolute_one(text):
+def test_every_token_goes_to_one_of_the_next_stage(tmp_path, text):
+    """The JSON's maps: as long as the stage before has tokens, and composed they say who holds each patch."""
+    data, model = noise(), reduced(text)
+    record = evaluated(text, data)
+    _, trace = model.trace(data.images)
+    exported = json.loads(export_json(record, tmp_path / "x.json").read_text(encoding="utf-8"))
+    for image, name in enumerate(record.image_ids):
+        composed, length = list(range(16)), 16
+        for block, stage in record.stages.items():
+            moved = exported[name][f"Stage-{block}"]["Assignment_Maps"]
+            assert len(moved) == length and 0 <= min(moved) <= max(moved) < stage.num_tokens[image]
+            composed, length = [moved[token] for token in composed], stage.num_tokens[image]
+            assert composed == trace.assignment[block][image].tolist() == record.assignment(block)[image].tolist()
+
+
+@pytest.mark.parametrize("text", ["patchmerger", "sinkhorn", "sit"])
+def test_soft_merging_sends_tokens_that_hold_no_patch_on_too(monkeypatch, text):
+    """A token goes where its weight is largest, also one that no patch goes to in the stage before."""
+    decided, empty, merged = [], 0, Tokens.merged
+
+    def noted(tokens, patches, assignment, **how):
+        decided.append(assignment)
+        return merged(tokens, patches, assignment, **how)
+
+    monkeypatch.setattr(Tokens, "merged", noted)
     record = evaluated(text)
-    composed = np.tile(np.arange(16), (7, 1))
-    before, count = None, 16
-    for stage in record.stages.values():
-        relative = relative_assignment(before, stage.assignment, count)
-        assert relative.shape == (7, count) and relative.max() < stage.num_tokens.max()
-        composed = np.take_along_axis(relative, composed, axis=1)
-        np.testing.assert_array_equal(composed, stage.assignment)
-        before, count = stage.assignment, int(stage.num_tokens.max())
+    for place, (block, stage) in enumerate(record.stages.items()):
+        np.testing.assert_array_equal(stage.destination, torch.cat(decided[place::3]))
+        used = [len(set(patches)) for patches in record.assignment(block).tolist()]
+        empty += (stage.num_tokens - used).sum()
+    assert empty > 0
 
 
-def test_relative_assignment_by_hand():
-    """Tokens 0, 1 of three hold patches; token 2 holds none; the patch of token 1 is dropped."""
-    before, after = np.array([[0, 1, 0, -1]]), np.array([[1, -1, 1, -1]])
-    assert relative_assignment(before, after, 3).tolist() == [[1, -1, -1]]
+def test_a_dropped_patch_stays_dropped():
+    stages = {
+        1: Stage(np.array([2]), destination=np.array([[0, 1, -1, 0]])),
+        2: Stage(np.array([1]), destination=np.array([[-1, 0]])),
+    }
+    first = {name: getattr(some_record(), name)[:1] for name in ("image_ids", *PER_IMAGE)}
+    record = some_record(stages=stages, **first)
+    assert record.assignment(1).tolist() == [[0, 1, -1, 0]] and record.assignment(2).tolist() == [[-1, 0, -1, -1]]
 
 
 @pytest.mark.parametrize("name", ["kmedoids", "dpcknn"])
 def test_a_cluster_holds_its_centre(name):
-    for stage in evaluated(name).stages.values():
+    record = evaluated(name)
+    for block, stage in record.stages.items():
         tokens = np.arange(stage.kept.shape[1])
-        assert (np.take_along_axis(stage.assignment, stage.kept.astype(int), axis=1) == tokens).all()
+        assert (np.take_along_axis(record.assignment(block), stage.kept.astype(int), axis=1) == tokens).all()
 
 
 def test_tokens_without_a_patch_have_no_index():

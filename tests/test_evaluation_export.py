@@ -85,7 +85,7 @@ TWO_IMAGES = """{
 def record(method="kmedoids", keep_rate=0.5, **changes):
     stages = {
         1: Stage(np.array([2, 2]), np.array([[3, 0], [1, 2]]), np.array([[1, 1, 0, 0], [1, 0, 1, 1]])),
-        2: Stage(np.array([1, 1]), np.array([[3], [2]]), np.zeros((2, 4), dtype=int)),
+        2: Stage(np.array([1, 1]), np.array([[3], [2]]), np.zeros((2, 2), dtype=int)),
     }
     values = {
         "setting": Setting("run", method, "deit_tiny_patch16_224", "noise", "", keep_rate, (1, 2), (32, 32), (2, 2)),
@@ -139,17 +139,6 @@ def test_idle_patches_are_those_that_are_not_among_the_computed(tmp_path):
     found = exported(tmp_path, "idle_topk", stages=stages)
     assert found["a.png"]["Stage-4"] == {"Computed_Token": [0, 2, 3]}
     assert found["b.png"]["Stage-4"] == {"Computed_Token": []}
-
-
-def test_a_soft_token_that_holds_no_patch_went_nowhere_known(tmp_path):
-    three, two = np.array([3, 3]), np.array([2, 2])
-    stages = {
-        1: Stage(three, assignment=np.array([[0, 0, 2, 2], [0, 1, 2, 2]])),
-        2: Stage(two, assignment=np.array([[1, 1, 0, 0], [1, 0, 1, 1]])),
-    }
-    found = exported(tmp_path, "sit", stages=stages)
-    assert found["a.png"]["Stage-2"] == {"Assignment_Maps": [1, -1, 0]}
-    assert found["b.png"]["Stage-2"] == {"Assignment_Maps": [1, 0, 1]}
 
 
 def test_patterns_and_unreduced_models_have_the_names_of_the_reference(tmp_path):

@@ -79,6 +79,7 @@ class Tokens:
         size: (B, N) number of patches that each token stands for, or None when that is one.
         carry: per-token values (B, n, ...) of a reducer; they follow their tokens.
         assignment: (B, P) position of the patch token that now holds each patch, -1 = dropped; only when traced.
+        destination: (B, n') where each patch token that entered the block is now, -1 = dropped; only when traced.
         scores: (B, P) score that each patch's token got last, NaN = dropped; only when traced.
         origin: (B, n) the patch that each patch token is, -1 = a mixture of patches or padding; only when traced.
         active: (B, P) the patches whose token the last block computed; only when traced.
@@ -92,6 +93,7 @@ class Tokens:
     size: Tensor | None = None
     carry: dict[str, Tensor] = field(default_factory=dict)
     assignment: Tensor | None = None
+    destination: Tensor | None = None
     scores: Tensor | None = None
     origin: Tensor | None = None
     active: Tensor | None = None
@@ -130,6 +132,11 @@ class Tokens:
     def with_carry(self, **values: Tensor) -> Tokens:
         """The same tokens with per-token ``values`` (B, n, ...) that later selections carry along."""
         return replace(self, carry={**self.carry, **values})
+
+    def entering(self) -> Tokens:
+        """The same tokens before a block, of which nothing is noted yet."""
+        places = torch.arange(self.num_patch_tokens, device=self.x.device).expand(len(self.x), -1)
+        return replace(self, scores=None, active=None, destination=places)
 
     def with_scores(self, scores: Tensor) -> Tokens:
         """Note the reducer's ``scores`` (B, n) for the trace; free when nothing is traced."""
@@ -183,7 +190,7 @@ class Tokens:
             x = torch.cat([x[:, : self.num_prefix_tokens], patches], dim=1)
         rows = self.rows(selection)
         whole = self.x.scatter(1, rows[..., None].expand(-1, -1, x.shape[-1]), x.to(self.x.dtype))
-        active = None if self.assignment is None else self._assign(selection) != GONE
+        active = None if self.assignment is None else look_up(self._places(selection), self.assignment, GONE) != GONE
         return replace(self, x=whole, active=active)
 
     def rows(self, selection: Selection) -> Tensor:
@@ -205,17 +212,23 @@ class Tokens:
             valid=valid,
             size=None if self.size is None else self.size.gather(1, rows),
             carry={name: take_rows(value, selection.index) for name, value in self.carry.items()},
-            assignment=None if self.assignment is None else self._assign(selection),
             origin=None if self.origin is None else self._origin(selection),
+            **({} if self.assignment is None else self._followed(self._places(selection))),
         )
 
-    def _assign(self, selection: Selection) -> Tensor:
+    def _places(self, selection: Selection) -> Tensor:
+        """Place (B, n) of every patch token among the selected ones, -1 = not one of them."""
         batch, kept = selection.index.shape
         length = self.num_patch_tokens
         target = selection.index if selection.valid is None else selection.index.masked_fill(~selection.valid, length)
-        position = torch.full((batch, length + 1), GONE, device=self.x.device)
-        position.scatter_(1, target, torch.arange(kept, device=self.x.device).expand(batch, -1))
-        return look_up(position, self.assignment, GONE)
+        places = torch.full((batch, length + 1), GONE, device=self.x.device)
+        places.scatter_(1, target, torch.arange(kept, device=self.x.device).expand(batch, -1))
+        return places[:, :length]
+
+    def _followed(self, places: Tensor) -> dict[str, Tensor]:
+        """The trace once every patch token went to its one of ``places`` (B, n); what is not traced is left out."""
+        traced = {"assignment": self.assignment, "destination": self.destination}
+        return {name: look_up(places, at, GONE) for name, at in traced.items() if at is not None}
 
     def _origin(self, selection: Selection) -> Tensor:
         origin = self.origin.gather(1, selection.index)
@@ -230,11 +243,11 @@ class Tokens:
             patches: (B, K, D) their features.
             assignment: (B, n) the new token that each old patch token went to.
             size: (B, K) patches that each new token stands for, where attention shall weigh that.
-            centers: (B, K) the old patch token that each new one represents, where there is such a token.
+            centers: (B, K) the old patch token that each new one is or represents, -1 = none; None = none at all.
         """
         traced = self.assignment is not None
         if traced and centers is not None:
-            origin = self.origin.gather(1, centers)
+            origin = look_up(self.origin, centers, GONE)
         else:
             origin = torch.full(patches.shape[:2], GONE, device=patches.device) if traced else None
         return replace(
@@ -243,8 +256,8 @@ class Tokens:
             valid=None,
             size=None if size is None else torch.cat([size.new_ones(self.prefix.shape[:2]), size], dim=1),
             carry={},
-            assignment=look_up(assignment, self.assignment, GONE) if traced else None,
             origin=origin,
+            **self._followed(assignment),
         )
 
     def without_prefix(self) -> Tokens:

@@ -137,7 +137,7 @@ class _Collected:
             if self.reducer.selects:
                 self._note(("kept", block), trace.origin[block].int(), GONE)  # adaptive methods keep more or fewer
             if self.reducer.clusters:
-                self._note(("assignment", block), trace.assignment[block].int())
+                self._note(("destination", block), trace.destination[block].int())
             if self.reducer.idles:
                 self._note(("computed", block), trace.active[block])
         for block, tokens in trace.cls.items():

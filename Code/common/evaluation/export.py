@@ -30,9 +30,8 @@ def export_json(record: Record, path: str | Path) -> Path:
 
     Different from the reference implementation: the loss is the image's own and not the mean of its batch; kept tokens
     are in the order of the model's tokens, which for methods that only select is that of the image and not that of
-    their scores, and hold no -1 (EViT's fused token, ATS's padding); assignment maps of ToMe are integers; with soft
-    merging a token whose patches all went elsewhere is -1 in the next map, because which token it went to
-    does not follow from the patches. Unreduced models have neither ratio nor location.
+    their scores, and hold no -1 (EViT's fused token, ATS's padding); assignment maps of ToMe are integers. Unreduced
+    models have neither ratio nor location.
     """
     path = Path(path)
     write_atomically(path, lambda file: file.writelines(_lines(record)))
@@ -60,32 +59,12 @@ def cls_name(name: str, block: int | str) -> str:
     return f"{name}_cls_features_{block}.npy"
 
 
-def relative_assignment(before: np.ndarray | None, after: np.ndarray, num_before: int) -> np.ndarray:
-    """Which token each token that entered a stage went to, (n, num_before), from where patches were and are.
-
-    Args:
-        before: (n, P) the entering token that held each patch, -1 = none. None: the patches are the tokens.
-        after: (n, P) the token of the stage that holds it.
-        num_before: how many tokens entered.
-
-    Returns:
-        -1 for a token that held no patch, or whose patches were dropped.
-    """
-    if before is None:
-        return after
-    relative = np.full((len(after), num_before), GONE, dtype=after.dtype)
-    image, patch = np.nonzero(before != GONE)
-    relative[image, before[image, patch]] = after[image, patch]
-    return relative
-
-
 def _lines(record: Record) -> Iterator[str]:
     """The file in parts, as ``json.dumps(everything, indent=4)`` would give it, image by image to save memory."""
     head = json.dumps(_head(record), indent=4)
     yield head.removesuffix("\n}")
-    maps = _relative_maps(record)
     for row in range(len(record)):
-        entry = json.dumps({record.image_ids[row]: _entry(record, maps, row)}, indent=4)
+        entry = json.dumps({record.image_ids[row]: _entry(record, row)}, indent=4)
         yield "," + entry.removeprefix("{").removesuffix("\n}")
     yield "\n}\n"
 
@@ -103,16 +82,7 @@ def _head(record: Record) -> dict[str, Any]:
     }
 
 
-def _relative_maps(record: Record) -> dict[int, np.ndarray]:
-    maps, before, num_before = {}, None, record.setting.num_patches
-    for block, stage in record.stages.items():
-        if stage.assignment is not None:
-            maps[block] = relative_assignment(before, stage.assignment, num_before)
-            before, num_before = stage.assignment, int(stage.num_tokens.max())
-    return maps
-
-
-def _entry(record: Record, maps: dict[int, np.ndarray], row: int) -> dict[str, Any]:
+def _entry(record: Record, row: int) -> dict[str, Any]:
     entry = {
         "Predictions": record.predictions[row].tolist(),
         "Target": record.targets[row].tolist(),
@@ -123,8 +93,8 @@ def _entry(record: Record, maps: dict[int, np.ndarray], row: int) -> dict[str, A
         if stage.kept is not None:
             kept = stage.kept[row]
             decisions["Kept_Token"] = kept[kept != GONE].tolist()
-        if block in maps:
-            decisions["Assignment_Maps"] = maps[block][row].tolist()
+        if stage.destination is not None:
+            decisions["Assignment_Maps"] = stage.destination[row].tolist()
         if stage.computed is not None:
             decisions["Computed_Token"] = stage.computed[row].nonzero()[0].tolist()
         entry[f"Stage-{block}"] = decisions

@@ -11,8 +11,9 @@ import numpy as np
 
 from common.errors import UsageError
 from common.evaluation.archive import pack_index, pack_json, read_arrays, unpack_index, unpack_json, write_arrays
+from common.tokens import GONE
 
-RECORD, CLS = "record of decisions 1", "record of CLS tokens 1"  # the number is that of the layout
+RECORD, CLS = "record of decisions 2", "record of CLS tokens 1"  # the number is that of the layout
 PER_IMAGE = ("targets", "predictions", "loss")
 
 
@@ -66,13 +67,14 @@ class Stage:
         kept: (n, K) the patch that each token is, as its place in the grid, row by row, in the order of the tokens; of
             a cluster its centre. -1 = a mixture without one (EViT's fused token), or padding (ATS). None for methods
             whose tokens are no patches.
-        assignment: (n, P) the token that holds each patch, -1 = dropped. None for methods that group no patches.
+        destination: (n, N) the token that each of the N patch tokens before went to, of which the first stage has P;
+            -1 = dropped. None for methods that group no patches.
         computed: (n, P) whether the block computed each patch. None for methods that let none idle.
     """
 
     num_tokens: np.ndarray
     kept: np.ndarray | None = None
-    assignment: np.ndarray | None = None
+    destination: np.ndarray | None = None
     computed: np.ndarray | None = None
 
     def parts(self) -> dict[str, np.ndarray]:
@@ -121,6 +123,14 @@ class Record:
     def multi_label(self) -> bool:
         """Whether an image has any number of the classes in place of exactly one."""
         return self.targets.ndim == 2
+
+    def assignment(self, block: int) -> np.ndarray:
+        """Token (n, P) that holds each patch after the stage ``block``; -1 = dropped. Of methods that group patches."""
+        places = np.tile(np.arange(self.setting.num_patches), (len(self), 1))
+        for stage in (stage for at, stage in self.stages.items() if at <= block):
+            followed = np.take_along_axis(stage.destination, places.clip(min=0), axis=1)
+            places = np.where(places == GONE, GONE, followed)
+        return places
 
     def save(self, path: str | Path) -> Path:
         """Write the record to ``path`` (.npz), and CLS tokens, where it has some, beside it (.cls.npz).

@@ -58,10 +58,9 @@ class _Reduced:
         if self.grad_checkpointing and torch.is_grad_enabled():
             step = partial(checkpoint, reduced_block)
         for layer in layers:
-            tokens = step(self.blocks[layer], tokens, layer, self.reducer)
+            tokens = step(self.blocks[layer], tokens if trace is None else tokens.entering(), layer, self.reducer)
             if trace is not None:
                 trace.record(layer, tokens)
-                tokens = replace(tokens, scores=None, active=None)
         return tokens
 
     def classify(self, tokens: Tokens) -> Tensor:

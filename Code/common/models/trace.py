@@ -17,6 +17,8 @@ class Trace:
 
     Attributes:
         assignment: per block (B, P), position of the patch token that holds each patch; -1 = dropped.
+        destination: per block (B, n), position of the patch token that each patch token which entered the block became,
+            or was merged into; -1 = dropped. Soft merging: the one that it gives most, or weighs most in.
         num_tokens: per block (B,), patch tokens alive (prefix tokens and padding not counted).
         origin: per block (B, n), the patch that each patch token is: a token that was selected, or the centre of a
             cluster; -1 = a mixture of patches without a centre, or padding.
@@ -28,6 +30,7 @@ class Trace:
     """
 
     assignment: list[Tensor] = field(default_factory=list)
+    destination: list[Tensor] = field(default_factory=list)
     num_tokens: list[Tensor] = field(default_factory=list)
     origin: list[Tensor] = field(default_factory=list)
     active: list[Tensor] = field(default_factory=list)
@@ -48,6 +51,7 @@ class Trace:
     def record(self, layer: int, tokens: Tokens) -> None:
         """Note the state after block ``layer``."""
         self.assignment.append(tokens.assignment)
+        self.destination.append(tokens.destination)
         self.num_tokens.append(tokens.count())
         self.origin.append(tokens.origin)
         self.active.append(self.kept(layer) if tokens.active is None else tokens.active)

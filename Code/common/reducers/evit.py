@@ -5,14 +5,13 @@ Liang et al., "Not All Patches are What You Need: Expediting Vision Transformers
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from common.reducers.base import Reducer, Signal, Signals, register_reducer
 from common.reducers.tram import top_in_order
-from common.tokens import GONE, Selection, Tokens
+from common.tokens import GONE, Tokens, take_rows
 
 
 @register_reducer("evit")
@@ -41,16 +40,8 @@ class EViT(Reducer):
 
 def fuse(tokens: Tokens, weight: Tensor, kept: Tensor) -> Tokens:
     """Tokens at ``kept`` (B, K), and behind them the sum of the others, each times its ``weight`` (B, n)."""
-    others = weight.scatter(1, kept, 0.0).to(tokens.x.dtype)
-    fused = others[:, None] @ tokens.patches
-    result = tokens.keep(Selection(kept))
-    result = result.with_x(torch.cat([result.x, fused], dim=1))
-    if tokens.assignment is None:
-        return result
-    lost = (result.assignment == GONE) & (tokens.assignment != GONE)
-    mixture = torch.full_like(result.origin[:, :1], GONE)
-    return replace(
-        result,
-        assignment=result.assignment.masked_fill(lost, kept.shape[1]),
-        origin=torch.cat([result.origin, mixture], dim=1),
-    )
+    length, rank = tokens.num_patch_tokens, torch.arange(kept.shape[1], device=kept.device)
+    others = weight.scatter(1, kept, 0.0).to(tokens.x.dtype)  # (B, n)
+    patches = torch.cat([take_rows(tokens.patches, kept), others[:, None] @ tokens.patches], dim=1)  # (B, K + 1, D)
+    places = kept.new_full((len(kept), length), len(rank)).scatter(1, kept, rank.expand_as(kept))  # (B, n)
+    return tokens.merged(patches, places, centers=F.pad(kept, (0, 1), value=GONE))
