@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import os
 from pathlib import Path
 from urllib.error import URLError
@@ -10,8 +11,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.datasets import ImageFolder
+from torchvision.transforms import InterpolationMode
 
-from common.data import check_dataset, dataset_classes, list_datasets, load_dataset, make_loader, subset
+from common.data import catalog, check_dataset, dataset_classes, list_datasets, load_dataset, make_loader, subset
+from common.data.check import check_files
+from common.data.pictures import ImageFiles
 from common.data.transforms import make_transform, normalisation
 from common.errors import UsageError
 
@@ -120,6 +125,10 @@ def test_folder_classes_and_root_from_environment(folder, monkeypatch):
     assert len(load_dataset("imagenet", "train", img_size=16)) == 9
 
 
+def test_examples_in_docstrings_run():
+    assert doctest.testmod(catalog) == (0, 4)
+
+
 def test_list_datasets():
     assert list_datasets() == [
         "cifar10",
@@ -133,6 +142,162 @@ def test_list_datasets():
         "nabirds",
         "nuswide",
     ]
+
+
+# what lies beside the images
+
+
+def litter(folder: Path) -> None:
+    """What systems and editors leave behind, in ``folder`` and in every folder below it, down to three levels."""
+    for place in [folder, *(path for path in folder.rglob("*") if path.is_dir())]:
+        for name in (".ipynb_checkpoints", "__MACOSX", "@eaDir", ".hidden/deeper"):
+            (place / name).mkdir(parents=True)
+            noise((40, 30)).save(place / name / "0.png")
+        for name in (".DS_Store", "Thumbs.db", "desktop.ini", "._0.jpg", "._t10k-images-idx3-ubyte", "._images.txt"):
+            (place / name).write_bytes(b"\0\5\x16\7")
+
+
+@pytest.mark.parametrize("name", ["folder", "imagenet", "imagenette"])
+def test_hidden_files_and_folders_are_no_images(name, folder, tmp_path_factory):
+    root = tmp_path_factory.mktemp("root")
+    place = root / {"imagenette": "imagenette2-160"}.get(name, name)
+    folder.rename(place)
+    name = f"folder:{place}" if name == "folder" else name
+    clean = load_dataset(name, "val", root=root, img_size=16)
+    litter(root)
+    dirty = load_dataset(name, "val", root=root, img_size=16)
+    assert (dirty.classes, dirty.files, dirty.image_ids) == (clean.classes, clean.files, clean.image_ids)
+    assert dirty.labels.tolist() == clean.labels.tolist() == [0] * 4 + [1] * 3 + [2] * 2
+    assert dataset_classes(name, root=root) == ["ant", "bee", "cow"]
+
+
+def test_a_hidden_archive_file_is_not_checked(tmp_path):
+    raw = tmp_path / "FashionMNIST" / "raw"
+    raw.mkdir(parents=True)
+    for stem, shape in (("images-idx3", (3, 28, 28)), ("labels-idx1", (3,))):
+        header = bytes([0, 0, 8, len(shape)]) + b"".join(n.to_bytes(4, "big") for n in shape)
+        for part in ("train", "t10k"):
+            (raw / f"{part}-{stem}-ubyte").write_bytes(header + bytes(int(np.prod(shape))))
+    litter(tmp_path)
+    assert len(load_dataset("fashion-mnist", "val", img_size=28, root=tmp_path)) == 3
+
+
+def test_folders_inside_a_class_belong_to_it(folder):
+    """The files, their order and their labels are those of torchvision's ImageFolder."""
+    for place in ("val/ant/zoo/red", "val/ant/10", "val/bee/wild"):
+        (folder / place).mkdir(parents=True)
+        noise((40, 30)).save(folder / place / "9.TIFF")
+    data, reference = load_folder(folder), ImageFolder(folder / "val")
+    assert list(zip(map(str, data.files), data.labels.tolist(), strict=True)) == reference.samples
+    assert (len(data), data.classes) == (12, reference.classes)
+    assert data.image_ids[0] == "ant/0.jpg" and "ant/zoo/red/9.TIFF" in data.image_ids
+
+
+# modes of pictures
+
+RAMP = np.arange(256, dtype=np.uint8)[None].repeat(2, axis=0)
+
+
+def opened(path: Path, picture: Image.Image, **options) -> np.ndarray:
+    """The first row (W, 3) of what is read from a file of ``picture``."""
+    picture.save(path, **options)
+    assert check_files([path]) is None
+    (image,) = ImageFiles([path])[0]
+    assert image.mode == "RGB"
+    return np.asarray(image)[0].astype(int)
+
+
+def repeated(grey: np.ndarray) -> list[list[int]]:
+    return np.repeat(np.asarray(grey)[:, None], 3, axis=1).tolist()
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif", "pgm"])
+@pytest.mark.parametrize("low", [0, 127, 255, None])
+def test_a_16_bit_ramp_is_the_8_bit_ramp(tmp_path, suffix, low):
+    """Whatever the lower byte is: 0, or the higher one again (white is 65535)."""
+    wide = RAMP.astype(np.uint16) * 256 + (RAMP if low is None else low)
+    assert opened(tmp_path / f"a.{suffix}", Image.fromarray(wide)).tolist() == repeated(RAMP[0])
+
+
+def test_a_pgm_counts_from_its_own_white(tmp_path):
+    values = np.array([0, 512, 1023], dtype=">u2")
+    path = tmp_path / "a.pgm"
+    path.write_bytes(b"P5 3 1 1023\n" + values.tobytes())
+    assert np.asarray(ImageFiles([path])[0][0])[0, :, 0].tolist() == [0, 128, 255]
+
+
+@pytest.mark.parametrize(("mode", "suffix"), [("L", "png"), ("P", "png"), ("P", "tif"), ("CMYK", "tif")])
+def test_grey_palette_and_cmyk_ramps_stay_as_they_are(tmp_path, mode, suffix):
+    picture = Image.fromarray(RAMP)
+    picture = (
+        picture
+        if mode == "L"
+        else picture.convert("RGB").quantize(256)
+        if mode == "P"
+        else picture.convert("RGB").convert(mode)
+    )
+    assert opened(tmp_path / f"a.{suffix}", picture).tolist() == repeated(RAMP[0])
+
+
+def test_pictures_of_one_bit_are_black_and_white(tmp_path):
+    assert opened(tmp_path / "a.png", Image.fromarray(RAMP >= 100)).tolist() == repeated(255 * (RAMP[0] >= 100))
+
+
+def test_cmyk_inks(tmp_path):
+    """Without a profile an ink takes away its own light, and black all of it."""
+    inks = np.array([[[0, 0, 0, 0], [255, 0, 0, 0], [0, 255, 0, 0], [0, 0, 255, 0], [0, 0, 0, 255]]], dtype=np.uint8)
+    found = opened(tmp_path / "a.tif", Image.fromarray(inks, mode="CMYK"))
+    assert found.tolist() == [[255, 255, 255], [0, 255, 255], [255, 0, 255], [255, 255, 0], [0, 0, 0]]
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_transparency_lies_on_white(tmp_path, mode):
+    """Black with alpha from 0 to 255: white where it is transparent, the ramp from white to black between."""
+    black = Image.new("L", (256, 2))
+    alpha = Image.fromarray(RAMP)
+    if mode == "P":
+        picture, options = Image.fromarray(RAMP).convert("P"), {"transparency": bytes(range(256))}
+        picture.putpalette(bytes(768))
+    else:
+        picture, options = Image.merge("LA", (black, alpha)).convert(mode), {}
+    assert opened(tmp_path / "a.png", picture, **options).tolist() == repeated(255 - RAMP[0])
+
+
+def test_one_transparent_colour_is_white_and_opaque_colours_stay(tmp_path):
+    ramp = RAMP[0].astype(int)
+    grey = opened(tmp_path / "a.png", Image.fromarray(RAMP), transparency=64)
+    assert grey.tolist() == repeated(np.where(ramp == 64, 255, ramp))
+    picture = noise((40, 30))
+    opaque = opened(tmp_path / "b.png", picture.convert("RGBA"))
+    assert opaque.tolist() == np.asarray(picture)[0].tolist()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "what"), [("float32", "32-bit float numbers (mode F)"), ("int32", "32-bit integer numbers (mode I)")]
+)
+def test_numbers_without_a_white_are_refused(folder, dtype, what):
+    path = folder / "val/bee/scan.tif"
+    Image.fromarray(RAMP.astype(dtype)).save(path)
+    wanted = (
+        f"broken image {path}: nothing says which of its {what} is white; allowed: 8 or 16 bits; restore or remove it"
+    )
+    assert refusal(load_folder, folder) == wanted
+    assert refusal(ImageFiles([path]).__getitem__, 0) == wanted
+
+
+def test_a_file_that_is_no_image_is_refused_whatever_its_suffix(folder):
+    path = folder / "val/bee/a.webp"
+    path.write_text("<html>not found</html>")
+    assert refusal(load_folder, folder).startswith(f"broken image {path}: cannot identify image file")
+
+
+def test_a_picture_damaged_in_its_middle_is_named_when_it_is_read(folder):
+    path = folder / "val/bee/1.png"
+    content = bytearray(path.read_bytes())
+    content[60:200] = bytes(140)
+    path.write_bytes(content)
+    data = load_folder(folder)
+    assert refusal(data.__getitem__, data.files.index(path)).startswith(f"broken image {path}: ")
 
 
 # transforms
@@ -181,6 +346,40 @@ def test_center_crop_is_bicubic_248_then_224():
     big = make_transform("center_crop", 224, False, norm)(noise((600, 496)))
     resized = noise((600, 496)).resize((300, 248), Image.Resampling.BICUBIC).crop((38, 12, 262, 236))
     assert big * 127.5 + 127.5 == pytest.approx(torch.tensor(np.array(resized)).permute(2, 0, 1).float(), abs=1e-3)
+
+
+BILINEAR, BICUBIC, NEAREST = (InterpolationMode[name] for name in ("BILINEAR", "BICUBIC", "NEAREST"))
+# Recipe and split -> every step that resamples. TRAM resizes with torchvision's default, timm evaluates the augreg
+# weights bicubic, Haurum et al. resample bicubic everywhere.
+RESAMPLING = {
+    ("pretrained", False): {"Resize": BILINEAR},
+    ("pretrained", True): {"Resize": BILINEAR},
+    ("scratch", False): {"Resize": BILINEAR},
+    ("scratch", True): {"Resize": BILINEAR, "RandomRotation": NEAREST, "RandomResizedCrop": BILINEAR},
+    ("center_crop", False): {"Resize": BICUBIC},
+    ("center_crop", True): {"RandomResizedCrop": BICUBIC},
+    ("which_tokens", False): {"Resize": BICUBIC},
+    ("which_tokens", True): {"RandomResizedCrop": BICUBIC, "RandAugment": BICUBIC},
+}
+
+
+@pytest.mark.parametrize("dataset", [name for name in list_datasets() if name != "digits"])
+@pytest.mark.parametrize(("recipe", "train"), RESAMPLING)
+def test_interpolation_of_every_recipe_and_dataset(recipe, train, dataset):
+    expected = dict(RESAMPLING[recipe, train])
+    if recipe == "which_tokens" and train:
+        if dataset == "nabirds":
+            del expected["RandAugment"]
+        if dataset in ("coco", "nuswide"):
+            expected = {"Resize": BICUBIC, "RandAugment": BICUBIC}
+    steps = make_transform(recipe, 32, train, normalisation(recipe, None, None), dataset).transforms
+    resampling = [step for step in steps if hasattr(step, "interpolation")]
+    found = {type(step).__name__: InterpolationMode(step.interpolation) for step in resampling}
+    for step in steps:
+        if hasattr(step, "ops"):  # timm's RandAugment, with Pillow's name for the same
+            found["RandAugment"] = InterpolationMode[Image.Resampling(step.ops[0].kwargs["resample"]).name]
+            assert len({op.kwargs["resample"] for op in step.ops}) == 1
+    assert found == expected
 
 
 def test_scratch_augments_in_the_protocol_order():
@@ -356,7 +555,20 @@ def test_empty_and_unmatched_classes_are_named(folder):
     (folder / "val" / "dog").mkdir()
     assert refusal(load_folder, folder).endswith("train and val have different classes: dog")
     (folder / "train" / "dog").mkdir()
-    assert "no valid file for the classes dog" in refusal(load_folder, folder)
+    (folder / "val/dog/._dog.jpg").write_bytes(b"hidden")
+    (folder / "val/dog/notes.txt").write_text("no image")
+    assert refusal(load_folder, folder) == (
+        f"folder:{folder}: no image of class 'dog' in {folder}/val; fill the folder, or remove it from train and val; "
+        "allowed: .jpg, .jpeg, .png, .ppm, .bmp, .pgm, .tif, .tiff, .webp"
+    )
+    noise((40, 30)).save(folder / "val/dog/1.png")
+    assert load_folder(folder).labels.tolist() == [0, 0, 0, 0, 1, 1, 1, 2, 2, 3]
+
+
+def test_a_split_without_class_folders_is_named(tmp_path):
+    (tmp_path / "val" / ".ipynb_checkpoints").mkdir(parents=True)
+    noise((40, 30)).save(tmp_path / "val" / "loose.png")
+    assert f"no class folder in {tmp_path}/val (wanted: one folder per class in it)" in refusal(load_folder, tmp_path)
 
 
 @pytest.mark.parametrize("name", ["ant/2.jpg", "bee/1.png"])

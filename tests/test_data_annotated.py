@@ -161,6 +161,19 @@ def test_ids_stay_unique_where_short_names_repeat(nuswide, tmp_path):
     assert load(f"folder:{tmp_path}/photos", tmp_path).image_ids == ["photo_of_a.jpg", "photo_of_b.jpg"]
 
 
+@pytest.mark.parametrize("name", ["nabirds", "coco", "nuswide"])
+def test_what_lies_beside_the_images_changes_nothing(name, request):
+    root = request.getfixturevalue(name)
+    clean = load(name, root)
+    for place in [path for path in root.rglob("*") if path.is_dir()]:
+        (place / ".ipynb_checkpoints").mkdir()
+        for stray in ("._images.txt", "._1.jpg", ".DS_Store", "Thumbs.db", "._nus_wid_data.csv"):
+            (place / stray).write_bytes(b"\0\5\x16\7")
+    data = load(name, root)
+    assert (data.image_ids, data.files, data.classes) == (clean.image_ids, clean.files, clean.classes)
+    assert torch.equal(data.labels, clean.labels)
+
+
 # several labels per image
 
 

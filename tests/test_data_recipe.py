@@ -88,10 +88,12 @@ def test_evaluation_is_bicubic_to_the_shorter_side_then_the_centre(size, resized
     assert_close(pixels(recipe("imagenet", False, size)(picture)), tensor(expected), atol=1e-3, rtol=0)
 
 
-def test_multi_label_pictures_are_squashed():
+@pytest.mark.parametrize("dataset", ["coco", "nuswide"])
+def test_multi_label_pictures_are_squashed_bicubic_in_both_splits(dataset):
     picture = noise((600, 500))
-    expected = tensor(picture.resize((224, 224), Image.Resampling.BILINEAR))
-    assert_close(pixels(recipe("coco", False)(picture)), expected, atol=1e-3, rtol=0)
+    expected = picture.resize((224, 224), Image.Resampling.BICUBIC)
+    assert_close(pixels(recipe(dataset, False)(picture)), tensor(expected), atol=1e-3, rtol=0)
+    assert_close(tensor(recipe(dataset, True).transforms[0](picture)), tensor(expected), atol=0, rtol=0)
 
 
 def test_the_dataset_decides_within_load_dataset(tmp_path):

@@ -11,11 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
-from torch.utils.data import Dataset
-from torchvision.datasets.folder import default_loader
 
 from common.data.base import Source
+from common.data.pictures import ImageFiles
 from common.errors import UsageError
 
 NUSWIDE_FILE = "nus_wid_data.csv"
@@ -25,19 +23,6 @@ NUSWIDE_COLUMNS = {
     "label list": ("label", "labels", "labellist"),
     "split": ("split", "splitname"),
 }
-
-
-class ImageFiles(Dataset):
-    """Image files as one-element tuples (RGB picture,)."""
-
-    def __init__(self, files: Sequence[Path]) -> None:
-        self.files = files
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def __getitem__(self, index: int) -> tuple[Image.Image]:
-        return (default_loader(str(self.files[index])),)
 
 
 def unique_ids(files: Sequence[Path], folder: Path, short: Callable[[Path], str]) -> list[str]:

@@ -42,11 +42,12 @@ def load_dataset(
     The label is an int, for ``coco`` and ``nuswide`` a float tensor (num_classes,) of zeros and ones.
 
     Args:
-        name: one of ``list_datasets()``. ``folder:PATH`` reads PATH/train and PATH/val, one folder per class;
-            ``imagenet`` the same under ``root``/imagenet. ``nabirds``, ``coco`` (2014) and ``nuswide`` (its CSV
-            form) are read from ``root``/nabirds, /coco and /nuswide as they are published. None of these is ever
-            downloaded; the others are, by torchvision, when they are not under ``root``. ``digits`` comes with
-            scikit-learn.
+        name: one of ``list_datasets()``. ``folder:PATH`` reads PATH/train and PATH/val, one folder per class with all
+            that is below it, hidden files and folders left out; ``imagenet`` the same under ``root``/imagenet.
+            ``nabirds``, ``coco`` (2014) and ``nuswide`` (its CSV form) are read from ``root``/nabirds, /coco and
+            /nuswide as they are published. None of these is ever downloaded; the others are, by torchvision, when they
+            are not under ``root``. ``digits`` comes with scikit-learn. What becomes of grey, transparent or 16-bit
+            pictures: :func:`common.data.pictures.as_rgb`.
         split: ``train`` or ``val``; a test set counts as ``val``.
         root: where the data are; default: environment variable DATA_ROOT, else ~/.cache/token-reduction.
             Imagenette may lie there as imagenette2, imagenette2-320 or imagenette2-160 (the first one found counts).
@@ -56,7 +57,7 @@ def load_dataset(
             augreg ViT weights) or ``which_tokens`` (DeiT's protocol: RandAugment, erasing, ImageNet mean and std;
             ``common.data.transforms.make_transform`` says what it does to which dataset). Digits are drawn at
             ``img_size`` and normalised by 0.5/0.5 under every recipe.
-        mean, std: three values each, in place of the recipe's.
+        mean, std: three values each, in place of the recipe's: those that a model's weights expect.
         limit: number of images, classes as even as possible (at random with several labels per image); None is all.
         skip: leave out the images that ``limit=skip`` keeps: two sets that share none.
         seed: decides which images ``limit`` keeps, and the places of evaluation digits.
@@ -67,8 +68,17 @@ def load_dataset(
 
     Raises:
         UsageError: for an argument that is not allowed (before the disk is touched), data that are not there and
-            cannot be downloaded, label files that cannot be read, and an image file that is missing, empty or cut off
-            (of several processes on a machine, only the first looks at the files).
+            cannot be downloaded, a class without an image, label files that cannot be read, and an image file that is
+            missing, empty, cut off, or of 32-bit numbers (of several processes on a machine, only the first looks at
+            the files).
+
+    Examples:
+        >>> digits = load_dataset("digits", "val", img_size=32, limit=100)
+        >>> len(digits), digits.num_classes, digits.labels.bincount().tolist()
+        (100, 10, [10, 10, 10, 10, 10, 10, 10, 10, 10, 10])
+        >>> image, label = digits[0]
+        >>> image.shape, image.min().item(), digits.mean
+        (torch.Size([3, 32, 32]), -1.0, (0.5, 0.5, 0.5))
     """
     _require_name(name)
     require_choice(split, SPLITS, "split")

@@ -8,12 +8,13 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from common.data.base import LabelledDataset
+from common.data.pictures import header_fault
 from common.errors import UsageError
 
 # Cameras and editors append metadata or padding after the end marker; this much of the tail is searched for it.
 TAIL_BYTES = 4096
 JPEG, PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
-# First bytes of a format -> the marker that ends it. Other formats have none and are only checked for being non-empty.
+# First bytes of a format -> the marker that ends it. Other formats have none; of these Pillow reads the header.
 END_MARKERS = {JPEG: b"\xff\xd9", PNG: b"IEND\xaeB`\x82"}
 CHECKED_SUFFIXES = {".jpg", ".jpeg", ".png"}
 
@@ -53,7 +54,7 @@ def _fault(path: Path) -> str | None:
     for magic, end in END_MARKERS.items():
         if head.startswith(magic):
             return None if end in tail else "the file is cut off, its end marker is missing"
-    return "its content is neither JPEG nor PNG" if path.suffix.lower() in CHECKED_SUFFIXES else None
+    return "its content is neither JPEG nor PNG" if path.suffix.lower() in CHECKED_SUFFIXES else header_fault(path)
 
 
 def check_idx(path: Path) -> None:

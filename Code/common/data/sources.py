@@ -10,10 +10,12 @@ import torch
 from timm.data import ImageNetInfo
 from torch.utils.data import Dataset
 from torchvision import datasets as tv
+from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from common.data.annotated import open_coco, open_nabirds, open_nuswide, unique_ids
 from common.data.base import Source
 from common.data.check import check_idx
+from common.data.pictures import ImageFiles, class_folders, image_files
 from common.errors import UsageError
 
 DEFAULT_ROOT = "~/.cache/token-reduction"
@@ -53,7 +55,7 @@ def _find_imagenette(root: Path, split: str) -> Path:
 
 def _fashion_mnist(root: Path, split: str) -> Source:
     train = split == "train"
-    for path in sorted((root / "FashionMNIST" / "raw").glob("*-ubyte")):
+    for path in sorted((root / "FashionMNIST" / "raw").glob("[!.]*-ubyte")):
         check_idx(path)
     images = _open_or_download("fashion-mnist", root, lambda download: tv.FashionMNIST(root, train, download=download))
     return Source(images, images.classes, images.targets, _numbered(split, images))
@@ -89,30 +91,32 @@ def _download(name: str, root: Path, fetch: Callable[[], Dataset]) -> Dataset:
 
 
 def _folder(name: str, folder: Path, split: str) -> Source:
-    """One folder per class under ``folder``/train and ``folder``/val."""
-    _require_folder(name, folder, split)
-    try:
-        images = tv.ImageFolder(folder / split)
-    except FileNotFoundError as error:  # a class without images, or no class at all
-        raise UsageError(f"{name}: {folder / split} is not complete: {' '.join(str(error).split())}") from error
-    names, indices = _describe(images.classes)
-    paths, labels = zip(*images.samples, strict=True)
-    files = [Path(path) for path in paths]
+    """One folder per class under ``folder``/train and ``folder``/val; folders inside of these belong to the class."""
+    classes = _classes(name, folder, split)
+    by_class = [image_files(folder / split / each) for each in classes]
+    empty = [each for each, found in zip(classes, by_class, strict=True) if not found]
+    if empty:
+        raise UsageError(
+            f"{name}: no image of class {', '.join(map(repr, empty[:5]))} in {folder / split}; "
+            f"fill the folder, or remove it from train and val; allowed: {', '.join(IMG_EXTENSIONS)}"
+        )
+    names, indices = _describe(classes)
+    files = [file for found in by_class for file in found]
+    labels = torch.arange(len(classes)).repeat_interleave(torch.tensor([len(found) for found in by_class]))
     ids = unique_ids(files, folder / split, lambda file: file.name)
-    return Source(images, names, torch.tensor(labels), ids, files, indices)
+    return Source(ImageFiles(files), names, labels, ids, files, indices)
 
 
-def _require_folder(name: str, folder: Path, split: str) -> None:
-    if not (folder / split).is_dir():
+def _classes(name: str, folder: Path, split: str) -> list[str]:
+    """Folder names of the classes, which must be the same in both splits where both are there."""
+    there = {each: set(class_folders(folder / each)) for each in ("train", "val") if (folder / each).is_dir()}
+    if not there.get(split):
         hint = "" if name.startswith(FOLDER_PREFIX) else "; name the folder that holds it with DATA_ROOT"
-        raise UsageError(f"{name}: no folder {folder / split} (wanted: one folder per class in it){hint}")
-    other = folder / ("val" if split == "train" else "train")
-    if other.is_dir() and (unmatched := _class_folders(folder / split) ^ _class_folders(other)):
+        what = "class folder in" if split in there else "folder"
+        raise UsageError(f"{name}: no {what} {folder / split} (wanted: one folder per class in it){hint}")
+    if unmatched := set.symmetric_difference(*there.values()) if len(there) == 2 else ():
         raise UsageError(f"{name}: {folder}/train and val have different classes: {', '.join(sorted(unmatched)[:5])}")
-
-
-def _class_folders(folder: Path) -> set[str]:
-    return {entry.name for entry in os.scandir(folder) if entry.is_dir()}
+    return sorted(there[split])
 
 
 def _describe(folders: Sequence[str]) -> tuple[list[str], list[int] | None]:

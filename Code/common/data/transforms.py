@@ -58,12 +58,12 @@ def make_transform(
 ) -> v2.Compose:
     """The transform from PIL image (grey or RGB) to float tensor (3, img_size, img_size).
 
-    - ``pretrained``: squashed to the square; training flips horizontally.
-    - ``scratch``: squashed; training adds rotation, colour jitter, both flips and a random resized crop.
+    - ``pretrained``: squashed to the square, bilinear; training flips horizontally.
+    - ``scratch``: squashed, bilinear; training adds rotation, colour jitter, both flips and a random resized crop.
     - ``center_crop``: shorter side to floor(img_size / 0.9), bicubic, then the centre, as timm evaluates the augreg
       ViT weights; training takes a random resized crop and flips.
     - ``which_tokens`` depends on ``dataset``, as Haurum et al. 2023 fine-tune:
-      ``coco`` and ``nuswide`` are squashed, bilinear; training adds Cutout and RandAugment.
+      ``coco`` and ``nuswide`` are squashed, bicubic; training adds Cutout and RandAugment.
       All others: shorter side to floor(img_size / 0.875), bicubic, then the centre; training takes a bicubic random
       resized crop, flips, applies RandAugment (``nabirds``: colour jitter in its place) and erases a rectangle in a
       quarter of the images.
@@ -102,7 +102,7 @@ def _center_crop(size: int, train: bool, fraction: float = CROP_FRACTION) -> lis
 def _which_tokens(size: int, train: bool, norm: Normalisation, dataset: str) -> list:
     if dataset in ("coco", "nuswide"):
         augmentation = [v2.RGB(), Cutout(), rand_augment(size, norm.mean)] * train
-        return [v2.Resize((size, size)), *augmentation, *_to_tensor(norm)]
+        return [v2.Resize((size, size), interpolation=BICUBIC), *augmentation, *_to_tensor(norm)]
     jitter = v2.ColorJitter(0.3, 0.3, 0.3) if dataset == "nabirds" else rand_augment(size, norm.mean)
     augmentation = [v2.RGB(), jitter] * train
     geometry = _center_crop(size, train, DEIT_CROP_FRACTION)
