@@ -5,6 +5,8 @@ import torch
 from common.bench import open_bench
 from common.data import load_dataset
 from common.data.transforms import IMAGENET_MEAN, IMAGENET_STD
+from common.models.factory import create_backbone
+from common.weights import save_state
 
 
 def test_images_are_normalised_as_the_weights_expect():
@@ -18,6 +20,17 @@ def test_images_are_normalised_as_the_weights_expect():
     assert torch.equal(bench.val_set.stack([4]), load_dataset("digits", "val", limit=20, **opened, **norm).stack([4]))
     assert (len(bench.some(None)), len(bench.some(5)), len(bench.training(12)[0])) == (20, 5, 12)
     assert bench.conditions["device"] == "cpu" and bench.conditions["batch"] == 8 and bench.place("a") is None
+
+
+def test_images_are_normalised_as_a_checkpoint_says(tmp_path):
+    vit, unusual = create_backbone("vit_digits"), {"mean": (0.2, 0.3, 0.4), "std": (0.25, 0.5, 0.125)}
+    vit.pretrained_cfg |= unusual
+    save_state(vit, tmp_path / "w.safetensors")
+    given = {"img_size": 32, "recipe": "pretrained", "limit_val": 10, "batch_size": 8, "seed": 0, "device": "cpu"}
+    bench = open_bench("vit_digits", str(tmp_path / "w.safetensors"), "digits", **given)
+    expected = load_dataset("digits", "val", img_size=32, limit=10, **unusual)
+    assert (bench.val_set.mean, bench.train_set.std) == (unusual["mean"], unusual["std"])
+    assert torch.equal(bench.val_set.stack(), expected.stack())
 
 
 def test_what_weights_leave_open_is_drawn_by_the_seed(tmp_path):

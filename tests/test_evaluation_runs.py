@@ -19,6 +19,7 @@ from common.evaluation.runs import Run, find_runs
 from common.models.factory import create_model
 from common.training import TrainConfig
 from common.training.experiment import Experiment
+from common.weights import save_state
 
 VAL = 12
 JSON = "a_viz_results.json"
@@ -69,6 +70,19 @@ def test_a_record_is_of_the_best_weights_on_the_validation_images(runs):
     _, trace = model.eval().trace(data[5][0][None])
     assert record.image_ids == tuple(data.image_ids)
     assert record.stages[4].kept[5].tolist() == trace.origin[4][0].tolist()
+
+
+def test_a_run_is_evaluated_on_images_as_it_was_trained_on(tmp_path):
+    """Also when the weights that it started from, which said so, are gone."""
+    unusual, start = {"mean": (0.2, 0.3, 0.4), "std": (0.25, 0.5, 0.125)}, tmp_path / "start.safetensors"
+    model = create_model("vit_digits")
+    model.pretrained_cfg |= unusual
+    save_state(model, start)
+    train(tmp_path / "run", weights=str(start), reducer="none", keep_rate=1.0)
+    start.unlink()
+    data = Run.read(tmp_path / "run").dataset()
+    assert {"mean": data.mean, "std": data.std} == unusual
+    assert main([str(tmp_path / "run"), "--device", "cpu"]) == 0
 
 
 def test_what_exists_is_skipped(runs, capsys):

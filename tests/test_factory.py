@@ -13,13 +13,14 @@ from timm.layers import resample_abs_pos_embed
 from timm.models.vision_transformer import ParallelScalingBlock, VisionTransformer
 
 from common import create_model, list_reducers, load_dataset, reduce_tokens
+from common.data.transforms import IMAGENET_MEAN
 from common.errors import UsageError
-from common.models.factory import create_backbone
+from common.models.factory import create_backbone, expected_norm
 from common.models.reduced import applicable_reducers, check_supported
 from common.models.simple_vit import sincos_position
 from common.sizing import thop_params
 from common.training import accuracy
-from common.weights import read_state, save_state
+from common.weights import read_norm, read_state, save_state
 
 
 def refusal(call, *args, **kwargs) -> str:
@@ -297,6 +298,52 @@ def test_a_saved_model_comes_back(name, reducer, tmp_path):
 def test_saving_leaves_only_the_file(vit, tmp_path):
     save_state(vit, tmp_path / "new" / "w.safetensors")
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["w.safetensors"]
+
+
+UNUSUAL = {"mean": (0.2, 0.3, 0.4), "std": (0.25, 0.5, 0.125)}
+
+
+def test_a_checkpoint_says_what_its_images_were_normalised_with(vit, tmp_path):
+    vit.pretrained_cfg |= UNUSUAL
+    path = tmp_path / "w.safetensors"
+    save_state(vit, path)
+    assert read_norm(path) == expected_norm("vit_digits", path) == UNUSUAL
+    again = create_model("vit_digits", reducer="topk", keep_rate=0.5, num_classes=3, weights=path)
+    for model in (create_backbone("vit_digits", weights=path), again):
+        config = timm.data.resolve_model_data_config(model)
+        assert {key: config[key] for key in UNUSUAL} == UNUSUAL
+    save_state(again, tmp_path / "again.safetensors")
+    assert read_norm(tmp_path / "again.safetensors") == UNUSUAL
+    assert create_backbone("vit_digits").pretrained_cfg["mean"] == (0.5, 0.5, 0.5)  # the registered one stays
+
+
+@pytest.mark.parametrize(
+    ("name", "mean"), [("deit_tiny_patch16_224", IMAGENET_MEAN), ("vit_tiny_patch16_224", (0.5, 0.5, 0.5))]
+)
+def test_a_file_of_others_keeps_what_timm_says_of_the_backbone(name, mean, tmp_path):
+    path = tmp_path / "w.safetensors"
+    state = timm.create_model(name, depth=1).state_dict()
+    for header in (None, {"format": "pt"}):
+        safetensors.torch.save_file(state, path, header)
+        assert read_norm(path) == {}
+        assert expected_norm(name, path)["mean"] == expected_norm(name, "timm")["mean"] == mean
+    assert expected_norm(name, None) == {}
+    assert create_backbone(name).pretrained_cfg["mean"] == mean
+    assert "unknown backbone 'vit_digit'; similar: vit_digits" in refusal(expected_norm, "vit_digit", "timm")
+
+
+def test_a_plain_checkpoint_of_timm_loads(vit, tmp_path):
+    path = tmp_path / "w.safetensors"
+    safetensors.torch.save_file(vit.state_dict(), path, {"format": "pt"})
+    model = create_model("vit_digits", weights=path).eval()
+    assert torch.equal(model(pictures()), vit(pictures())) and model.pretrained_cfg["mean"] == (0.5, 0.5, 0.5)
+
+
+@pytest.mark.parametrize("header", ["{mean", "[1", '{"mean": 0.5}', '{"mean": ["a", 1, 2]}', "3"])
+def test_a_header_that_cannot_be_read_is_refused(vit, header, tmp_path):
+    path = tmp_path / "w.safetensors"
+    safetensors.torch.save_file(vit.state_dict(), path, {"pretrained_cfg": header})
+    assert refusal(create_model, "vit_digits", weights=path).startswith(f"weights file {str(path)!r} is damaged or truncated: ")
 
 
 def test_half_precision_is_raised(vit, tmp_path):

@@ -4,16 +4,18 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
 
-from common import create_model
+from common import create_model, digits_backbone, load_dataset
+from common.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from common.errors import UsageError
-from common.models.factory import create_backbone
-from common.training import protocol
+from common.models.factory import create_backbone, expected_norm
+from common.training import TrainConfig, protocol
 from common.training.__main__ import main
 from common.training.experiment import Experiment, restrict_head
 from common.weights import save_state
@@ -148,6 +150,43 @@ def test_weights_teacher_and_drop_path_arrive(file, tmp_path):
     assert model.blocks[-1].drop_path1.drop_prob == pytest.approx(0.2)
     epochs = list(experiment.run())
     assert [epoch.epoch for epoch in epochs] == [0, 1, 2]
+
+
+UNUSUAL = {"mean": (0.2, 0.3, 0.4), "std": (0.25, 0.5, 0.125)}
+
+
+def norm_of_data(*experiments):
+    return [{"mean": data.mean, "std": data.std} for each in experiments for data in each.datasets()]
+
+
+def test_images_are_normalised_as_the_weights_expect(file, tmp_path):
+    """What was trained on unusual images is opened with the same, unless the experiment says otherwise."""
+    first = Experiment.from_yaml(file, [f"{key}={list(value)}" for key, value in UNUSUAL.items()] + ["ema_decay=0.9"])
+    list(first.run())
+    for name in ("best", "last"):
+        weights = f"weights={tmp_path}/run/{name}.safetensors"
+        second = Experiment.from_yaml(file, [weights, "output_dir=''"])
+        other = Experiment.from_yaml(file, [weights, "output_dir=''", "mean=[0, 0, 0]"])
+        assert norm_of_data(first, second) == [UNUSUAL] * 4
+        assert norm_of_data(other) == [{"mean": (0, 0, 0), "std": UNUSUAL["std"]}] * 2
+        assert torch.equal(first.val_set()[3][0], second.val_set()[3][0])
+        assert second.model().pretrained_cfg["mean"] == UNUSUAL["mean"]
+
+
+def test_deit_from_the_hub_sees_imagenet_s_mean_and_a_random_network_the_recipe_s(file):
+    deit = ["backbone=deit_tiny_patch16_224", "weights=timm"]
+    imagenet = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
+    taught = ["teacher=deit_tiny_patch16_224", "teacher_weights=timm"]
+    assert norm_of_data(*(Experiment.from_yaml(file, given) for given in (deit, taught))) == [imagenet] * 4
+    assert norm_of_data(Experiment.from_yaml(file)) == [{"mean": (0.5,) * 3, "std": (0.5,) * 3}] * 2
+
+
+def test_the_digits_backbone_says_what_it_was_trained_on(tmp_path, monkeypatch):
+    """Whatever timm's registry says of it."""
+    monkeypatch.setattr(digits_backbone, "FOLDER", tmp_path)
+    monkeypatch.setattr(digits_backbone, "CONFIG", TrainConfig(epochs=0, device="cpu"))
+    monkeypatch.setattr(digits_backbone, "load_dataset", partial(load_dataset, limit=20, **UNUSUAL))
+    assert expected_norm("vit_digits", digits_backbone.resolve_weights("digits")) == UNUSUAL
 
 
 # the command line

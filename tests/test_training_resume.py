@@ -14,6 +14,7 @@ from common.errors import UsageError
 from common.models.reduced import reduce_tokens
 from common.training import evaluate, train
 from common.training.checkpoint import pack, unpack
+from common.weights import read_norm
 
 EVERYTHING = {"mixup": 0.8, "cutmix": 1.0, "smoothing": 0.1, "ema_decay": 0.9, "optimizer": "adamw", "epochs": 4}
 EVERYTHING |= {"weight_decay": 0.05, "schedule": "cosine", "warmup_epochs": 1, "grad_accum_steps": 2, "clip_grad": 1.0}
@@ -139,6 +140,17 @@ def test_best_is_the_better_of_weights_and_average(tmp_path, monkeypatch):
     weights, last = load_file(tmp_path / "best.safetensors"), load_file(tmp_path / "last.safetensors")
     assert not torch.equal(weights["head.weight"], last["head.weight"])
     assert torch.equal(last["head.weight"], state["/model/head.weight"])
+
+
+def test_weights_say_what_their_images_were_normalised_with(tmp_path):
+    """Best, last and averaged ones, of a model of which timm knows nothing."""
+    data = Pictures(12)
+    data.mean, data.std = (0.2, 0.3, 0.4), (0.25, 0.5, 0.125)
+    for decay in (None, 0.5):
+        folder = tmp_path / str(decay)
+        list(train(small_vit(), data, data, config(epochs=2, ema_decay=decay), output_dir=folder))
+        for name in ("best", "last"):
+            assert read_norm(folder / f"{name}.safetensors") == {"mean": data.mean, "std": data.std}
 
 
 def test_best_weights_have_the_accuracy_that_is_recorded(tmp_path):

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from common.errors import UsageError
 
 HUB = "timm"
+CFG = "pretrained_cfg"  # in the header of a file and on timm's models: what the weights expect
+NORM = ("mean", "std")
 ALLOWED = "allowed: None, 'timm', or the path of a .safetensors file"
 
 
@@ -42,10 +45,29 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
     return {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
 
 
+def read_norm(path: str | Path) -> dict[str, tuple[float, ...]]:
+    """Mean and standard deviation that the images of these weights were normalised with; {} where it does not say.
+
+    Raises:
+        UsageError: the file is missing, damaged, or says something else there.
+    """
+    check_weights(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            known = json.loads((file.metadata() or {}).get(CFG, "{}"))
+        return {key: tuple(map(float, known[key])) for key in NORM if key in known}
+    except (SafetensorError, ValueError, TypeError) as error:
+        raise UsageError(f"weights file {str(path)!r} is damaged or truncated: {error}") from error
+
+
 def save_state(model: nn.Module, path: str | Path, dtype: torch.dtype = torch.float32) -> None:
-    """Write the state dict of ``model`` as safetensors: whole or not at all."""
+    """Write the state dict of ``model`` as safetensors: whole or not at all.
+
+    The header keeps the mean and standard deviation of its images, which timm's models have in ``pretrained_cfg``.
+    """
     state = {name: value.detach().to("cpu", dtype).contiguous() for name, value in model.state_dict().items()}
-    write_tensors(state, path)
+    known = {key: value for key, value in getattr(model, CFG, {}).items() if key in NORM}
+    write_tensors(state, path, {CFG: json.dumps(known)})
 
 
 def write_tensors(tensors: Mapping[str, Tensor], path: str | Path, metadata: Mapping[str, str] | None = None) -> None:

@@ -84,13 +84,17 @@ class Run:
             return ()
         return self.experiment.reduction_loc or default_reduction_loc(_depth(self.experiment.backbone))
 
+    @property
+    def _trained(self) -> Experiment:
+        return replace(self.experiment, weights=str((self.folder / BEST).resolve()))
+
     def dataset(self) -> LabelledDataset:
-        """The validation images that its accuracy is about."""
-        return self.experiment.val_set()
+        """The validation images that its accuracy is about, normalised as those that it was trained on."""
+        return self._trained.val_set()
 
     def model(self, dataset: LabelledDataset) -> ReducedVisionTransformer:
         """The model with its best weights."""
-        return replace(self.experiment, weights=str((self.folder / BEST).resolve())).model(dataset)
+        return self._trained.model(dataset)
 
 
 def find_runs(roots: Sequence[str | Path]) -> list[Path]:

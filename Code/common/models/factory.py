@@ -6,13 +6,14 @@ import difflib
 from pathlib import Path
 
 import timm
+import torch
 from timm.models.vision_transformer import VisionTransformer
 
 from common.errors import UsageError
 from common.models import registered
 from common.models.reduced import SUPPORTED, ReducedVisionTransformer, check_supported, reduce_tokens
 from common.reducers.base import check_options
-from common.weights import HUB, check_weights, read_state
+from common.weights import HUB, NORM, check_weights, read_norm, read_state
 
 OWN = "reducer."  # prefix of a method's own parameters in a state dict
 SUPPORTED_MODULES = ("timm.models.vision_transformer", "timm.models.deit", registered.__name__)
@@ -38,7 +39,8 @@ def create_model(
         keep_rate: one ratio in (0, 1], which compounds over the stages; or a ratio or a count per stage.
         reduction_loc: 0-based blocks of the stages; default 1/4, 1/2, 3/4 of the depth.
         weights: None for random, "timm" for the hub's, or a .safetensors file with timm's names. Positions are
-            resampled to ``img_size``; a head with another number of classes is replaced by a fresh one.
+            resampled to ``img_size``; a head with another number of classes is replaced by a fresh one. What images
+            the weights expect stands in ``pretrained_cfg``: "mean" and "std".
         num_classes: size of the head; default that of the backbone.
         img_size: side of the square input in pixels; default that of the backbone.
         drop_path: stochastic depth: chance to skip a branch of the last block in training, less in those before.
@@ -87,6 +89,15 @@ def create_backbone(
     return vit
 
 
+def expected_norm(name: str, weights: str | Path | None) -> dict[str, tuple[float, ...]]:
+    """Mean and standard deviation of the images that ``weights`` expect, without loading them; {} for random ones."""
+    if weights is None:
+        return {}
+    with torch.device("meta"):
+        cfg = create_backbone(name).pretrained_cfg
+    return {**{key: cfg[key] for key in NORM}, **({} if weights == HUB else read_norm(weights))}
+
+
 def _build(name: str, weights: str | Path | None, sizes: dict[str, float]) -> VisionTransformer:
     if weights is None:
         return _created(name, f"backbone {name!r} cannot be made", **sizes)
@@ -97,6 +108,7 @@ def _build(name: str, weights: str | Path | None, sizes: dict[str, float]) -> Vi
     if "head.weight" not in state:
         raise UsageError(f"{problem}: it has no 'head.weight'")
     overlay = {"state_dict": state, "num_classes": len(state["head.weight"]), "custom_load": False}
+    overlay |= read_norm(weights)
     vit = _created(name, problem, pretrained=True, pretrained_cfg_overlay=overlay, **sizes)
     # timm loads loosely once the number of classes differs, and would leave a missing block at random
     expected = set(vit.state_dict())

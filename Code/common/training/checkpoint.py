@@ -4,7 +4,8 @@ Everything is safetensors, JSON or CSV, written to a temporary file that is then
 whole epoch in one file (its header the JSON part), so that whatever moment a run is killed at, it goes on from the last
 whole epoch; the other files follow from it and are for reading:
 
-    last.safetensors, best.safetensors     weights for ``create_model(weights=...)``
+    last.safetensors, best.safetensors     weights for ``create_model(weights=...)``, with the mean and standard
+                                           deviation of their images in the header
     best.json                              {"epoch", "accuracy", "ema"}: the best, and whether it is the average
     log.csv                                one row per epoch
 """

@@ -113,6 +113,9 @@ class Trainer:
             unused_parameters=_leaves_class_token_out(model),
         )
         self.config, self.model = config, model
+        # what is saved says what the weights were trained on
+        norm = {"mean": train_set.mean, "std": train_set.std}
+        model.pretrained_cfg = {**getattr(model, "pretrained_cfg", {}), **norm}
         self._load_data(train_set, val_set)
         self.updates_per_epoch = math.ceil(len(self.train_loader) / config.grad_accum_steps)
         self.updater = Updater(

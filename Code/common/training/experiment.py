@@ -17,7 +17,7 @@ from common.data import head_classes, load_dataset
 from common.data.base import LabelledDataset
 from common.digits_backbone import NO_PATH, resolve_weights
 from common.errors import UsageError, require_choice
-from common.models.factory import create_model
+from common.models.factory import create_model, expected_norm
 from common.models.reduced import ReducedVisionTransformer
 from common.processes import is_main_process
 from common.reducers import Method
@@ -46,7 +46,7 @@ class Experiment:
         keep_rate, reduction_loc: see :class:`common.reducers.Schedule`.
         img_size: side of the images in pixels.
         recipe: augmentation, see :func:`common.load_dataset`.
-        mean, std: of the images, in place of the recipe's.
+        mean, std: of the images; by default what the weights expect, without any the teacher's, or else the recipe's.
         limit_train, limit_val: number of images; None = all.
         drop_path: stochastic depth of the backbone.
         head: "fresh" = as many outputs as the dataset has classes, trained from scratch where the weights have another
@@ -131,29 +131,33 @@ class Experiment:
         return self._dataset("val", self.limit_val)
 
     def _dataset(self, split: str, limit: int | None) -> LabelledDataset:
+        own = {key: value for key, value in (("mean", self.mean), ("std", self.std)) if value is not None}
         return load_dataset(
             self.dataset,
             split,
             img_size=self.img_size,
             train=split == "train",
             recipe=self.recipe,
-            mean=self.mean,
-            std=self.std,
             limit=limit,
             seed=self.config.seed if split == "train" else 0,  # all seeds are measured on the same images
+            **{**self._expected_norm(), **own},
         )
+
+    def _expected_norm(self) -> dict[str, tuple[float, ...]]:
+        backbone, weights = (self.backbone, self.weights) if self.weights else (self.teacher, self.teacher_weights)
+        return expected_norm(backbone, resolve_weights(weights, backbone))
 
     def model(self, dataset: LabelledDataset | None = None) -> ReducedVisionTransformer:
         """The model before training, the same for the same seed; ``dataset`` saves opening the validation set again."""
         dataset = dataset or self.val_set()
-        method = Method.parse(self.reducer)
+        method, weights = Method.parse(self.reducer), resolve_weights(self.weights, self.backbone)
         torch.manual_seed(self.config.seed)
         model = create_model(
             self.backbone,
             reducer=method.name,
             keep_rate=self.keep_rate,
             reduction_loc=self.reduction_loc,
-            weights=resolve_weights(self.weights, self.backbone),
+            weights=weights,
             num_classes=dataset.num_classes if self.head == "fresh" else None,
             img_size=self.img_size,
             drop_path=self.drop_path,
