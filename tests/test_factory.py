@@ -343,7 +343,9 @@ def test_a_plain_checkpoint_of_timm_loads(vit, tmp_path):
 def test_a_header_that_cannot_be_read_is_refused(vit, header, tmp_path):
     path = tmp_path / "w.safetensors"
     safetensors.torch.save_file(vit.state_dict(), path, {"pretrained_cfg": header})
-    assert refusal(create_model, "vit_digits", weights=path).startswith(f"weights file {str(path)!r} is damaged or truncated: ")
+    assert refusal(create_model, "vit_digits", weights=path).startswith(
+        f"weights file {str(path)!r} is damaged or truncated: "
+    )
 
 
 def test_half_precision_is_raised(vit, tmp_path):

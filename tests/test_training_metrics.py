@@ -1,6 +1,8 @@
 """Evaluation: metrics by hand, and that every image is read once and weighs the same."""
 
+import doctest
 import math
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -10,7 +12,16 @@ from torch import nn
 
 from common.data import make_loader
 from common.models.reduced import reduce_tokens
-from common.training import accuracies, accuracy, cross_entropy, evaluate, mean_average_precision, predict
+from common.training import (
+    accuracies,
+    accuracy,
+    cross_entropy,
+    evaluate,
+    inference_pass,
+    mean_average_precision,
+    predict,
+    prediction,
+)
 
 LOGITS = torch.tensor([[9.0, 1, 2, 3], [9, 5, 1, 1], [0, 1, 2, 3], [1, 0, 7, 6]])
 
@@ -88,6 +99,32 @@ def test_predict_reads_each_image_once_for_all_models():
     for rate, model in models.items():
         torch.testing.assert_close(predictions[rate].logits, model.eval()(data.images).detach(), rtol=0, atol=1e-5)
     assert not torch.equal(predictions[1.0].logits, predictions[0.5].logits)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_an_inference_pass_leaves_all_as_it_was(fails):
+    """Two models that share their blocks, one of which is trained in part; also when the pass ends in an error."""
+    vit, data = small_vit().bfloat16(), Pictures(10)
+    models = [vit.train(), reduce_tokens(vit, "topk", keep_rate=0.5).train()]
+    models[0].blocks[1].eval()
+    models[0].blocks[2].requires_grad_(False)
+    before = [[m.training for model in models for m in model.modules()], [p.requires_grad for p in vit.parameters()]]
+    sizes = []
+    loader = make_loader(data, 4, shuffle=False, seed=0)
+    with pytest.raises(KeyError) if fails else nullcontext(), inference_pass(models, loader, "pass") as batches:
+        for images, labels in batches:
+            assert not any(m.training for model in models for m in model.modules())
+            assert torch.is_inference_mode_enabled() and images.dtype == torch.bfloat16
+            sizes.append((len(images), len(labels)))
+            if fails and len(sizes) == 2:
+                raise KeyError
+    assert sizes == ([(4, 4)] * 2 if fails else [(4, 4), (4, 4), (2, 2)])
+    after = [[m.training for model in models for m in model.modules()], [p.requires_grad for p in vit.parameters()]]
+    assert after == before and not torch.is_inference_mode_enabled() and torch.is_grad_enabled()
+
+
+def test_examples_in_docstrings_run():
+    assert doctest.testmod(prediction) == (0, 5)
 
 
 def test_speed_leaves_out_the_first_batch(monkeypatch):

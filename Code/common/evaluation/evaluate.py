@@ -11,7 +11,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm import tqdm
 
 from common.data import head_classes, make_loader
 from common.data.base import LabelledDataset
@@ -23,7 +22,7 @@ from common.reducers import Method, Reducer, reducer_class
 from common.results import conditions
 from common.rows import Rows
 from common.tokens import GONE
-from common.training import mean_average_precision, torch_device
+from common.training import inference_pass, mean_average_precision, torch_device
 
 TOP = 5
 PRECISIONS = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -51,7 +50,7 @@ def evaluate_model(
     A method that draws at random in evaluation follows torch's random state.
 
     Args:
-        model: of ``create_model`` or ``reduce_tokens``; it moves to ``device`` and to eval mode.
+        model: of ``create_model`` or ``reduce_tokens``; it moves to ``device``.
         method: its reducer with options, as text.
         backbone, name, weights, details: kept in the record, see :class:`Setting`.
         classes: outputs of the head that are the dataset's classes, in its order. By default those that
@@ -72,12 +71,12 @@ def evaluate_model(
     loader = make_loader(dataset, batch_size, shuffle=False, seed=0, workers=workers)
     precision = _precision(mixed_precision, where)
     collected = _Collected(dataset, model.reducer)
-    model.to(where).eval()
-    for images, targets in tqdm(loader, desc="evaluation", leave=False):
-        with precision:
-            logits, trace = model.trace(images.to(where), cls_at=cls_at)
-        logits = logits.float().cpu()
-        collected.add(logits if classes is None else logits[:, list(classes)], targets, trace)
+    with inference_pass([model.to(where)], loader, "evaluation") as batches:
+        for images, targets in batches:
+            with precision:
+                logits, trace = model.trace(images, cls_at=cls_at)
+            logits = logits.float().cpu()
+            collected.add(logits if classes is None else logits[:, list(classes)], targets, trace)
     around = conditions(device=str(where))
     setting = Setting(
         name=name,

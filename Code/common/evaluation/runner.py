@@ -41,7 +41,7 @@ class Wanted:
 
     overwrite: bool = False
     json: bool = False
-    cls_at: tuple[int, ...] = ()
+    cls_at: Sequence[int] = ()
     batch_size: int = 64
     workers: int = 0
     device: str | None = None
@@ -102,24 +102,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--overwrite", action="store_true", help="evaluate again what was evaluated already")
     parser.add_argument("--json", action="store_true", help="also the JSON (and .npy) of the reference implementation")
     parser.add_argument(
-        "--cls", nargs="+", type=int, default=[], metavar="BLOCK", help="keep CLS tokens, e.g. 3 6 9 11"
+        "--cls", nargs="+", type=int, default=(), metavar="BLOCK", dest="cls_at", help="keep CLS tokens, e.g. 3 6 9 11"
     )
     parser.add_argument("--batch-size", type=int, default=Wanted.batch_size)
     parser.add_argument("--workers", type=int, default=Wanted.workers, help="processes that load images")
     parser.add_argument("--device", help="cpu, cuda ...; default: cuda if there is one")
     parser.add_argument("--mixed-precision", default=Wanted.mixed_precision, help=f"of: {', '.join(PRECISIONS)}")
-    given = parser.parse_args(arguments)
+    given = vars(parser.parse_args(arguments))
+    roots = given.pop("folders")
     try:
-        wanted = Wanted(
-            given.overwrite,
-            given.json,
-            tuple(given.cls),
-            given.batch_size,
-            given.workers,
-            given.device,
-            given.mixed_precision,
-        )
-        folders = find_runs(given.folders)
+        wanted, folders = Wanted(**given), find_runs(roots)
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

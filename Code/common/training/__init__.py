@@ -10,7 +10,7 @@ from common.training.engine import Epoch, train
 from common.training.losses import asymmetric_loss, distillation_loss
 from common.training.metrics import accuracies, accuracy, cross_entropy, mean_average_precision
 from common.training.optim import parameter_groups
-from common.training.prediction import Prediction, evaluate, predict
+from common.training.prediction import Prediction, evaluate, inference_pass, predict
 from common.training.schedule import learning_rate
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "cross_entropy",
     "distillation_loss",
     "evaluate",
+    "inference_pass",
     "learning_rate",
     "mean_average_precision",
     "parameter_groups",

@@ -172,7 +172,7 @@ class Trainer:
     def _evaluate(self, model: nn.Module, epoch: int) -> tuple[float, float]:
         set_epoch(self.val_loader, 0)
         seed_everything(self.config.seed, epoch, EVALUATION)
-        return evaluate(model, self.val_loader, self.accelerator)
+        return evaluate(model.eval(), self.val_loader, self.accelerator)  # after an epoch the model is ready for use
 
     def _train_epoch(self, epoch: int) -> tuple[float, float]:
         """Mean loss over the images of the epoch, and that of its last pass."""
