@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import random
 import subprocess
+from importlib import metadata
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import timm
@@ -14,7 +16,7 @@ from fake_runs import BASE, training_run
 
 from common import provenance, results
 from common.errors import UsageError
-from common.results import conditions, read_runs, write_run
+from common.results import conditions, read_published, read_runs, write_run
 from common.schema import CONDITIONS
 from common.studies import find_study
 from common.studies.finetune import Finetune
@@ -165,11 +167,12 @@ def test_reading_an_empty_folder_and_none(tmp_path: Path) -> None:
 def test_relative_paths_start_at_the_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = Path(__file__).parents[1]
     monkeypatch.chdir(tmp_path)
-    assert results.repository_root() == root
     assert results.resolve("results/quick") == root / "results/quick"
     assert results.resolve(tmp_path / "x") == tmp_path / "x"
     monkeypatch.setattr(results, "checkout", lambda: None)
     assert results.resolve("x") == tmp_path / "x"
+    with pytest.raises(UsageError, match=r"no folder .* work in one"):
+        read_published("tram_accuracy")
 
 
 def git(folder: Path, *arguments: str) -> None:
@@ -197,7 +200,24 @@ def test_commit_says_when_sources_differ(tmp_path: Path) -> None:
     assert provenance.git_commit(tmp_path) == f"{clean}+dirty"
 
 
+@pytest.mark.parametrize(
+    ("record", "commit"),
+    [
+        ('{"url": "file:///x", "vcs_info": {"vcs": "git", "commit_id": "0123456789abcdef"}}', "0123456"),
+        ('{"url": "file:///x", "dir_info": {"editable": true}}', ""),
+        (None, ""),  # from a package index
+    ],
+)
+def test_commit_of_an_installed_package_is_the_one_that_pip_recorded(
+    record: str | None, commit: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installed = SimpleNamespace(read_text={"direct_url.json": record}.get)
+    monkeypatch.setattr(provenance, "distribution", {"token-reduction": installed}.get)
+    assert provenance.git_commit(None) == commit
+
+
 def test_commit_without_git_or_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(provenance, "distribution", lambda _: metadata.distribution("no such package"))
     assert provenance.git_commit(None) == ""
     monkeypatch.setenv("PATH", str(tmp_path))
     assert provenance.git_commit(tmp_path) == ""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import subprocess
 import warnings
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 import torch
@@ -18,15 +20,24 @@ SOURCES = ("Code", "requirements.txt", "pyproject.toml")
 def git_commit(folder: Path | None) -> str:
     """Short hash of the commit checked out in ``folder``, "+dirty" appended when sources differ from it.
 
-    "" without a folder, git, repository or first commit. Sources are what a number can depend on: the code and the
+    "" without git, repository or first commit. Sources are what a number can depend on: the code and the
     pinned packages, not the README, the tests, or the results and notebooks that a study writes while it runs.
+    Without a folder, the commit that pip installed this package from (PEP 610), "" where that was no repository.
     """
     if folder is None:
-        return ""
+        return _installed_commit()
     head = _git(folder, "rev-parse", "--short", "--verify", "HEAD")
     if not head:
         return ""
     return f"{head}+dirty" if _git(folder, "status", "--porcelain", "--", *SOURCES) else head
+
+
+def _installed_commit() -> str:
+    try:
+        record = distribution("token-reduction").read_text("direct_url.json")
+    except PackageNotFoundError:
+        return ""
+    return json.loads(record or "{}").get("vcs_info", {}).get("commit_id", "")[:7]
 
 
 def _git(folder: Path, *arguments: str) -> str:

@@ -19,8 +19,7 @@ from common.errors import UsageError, require_choice
 from common.provenance import describe_device, git_commit
 from common.schema import CONDITIONS, TEXT, Column, Table
 
-RESULTS = Path("results")
-PUBLISHED = RESULTS / "published"
+PUBLISHED = Path("results/published")
 BY_IMAGE = "_by_image"  # "accuracy_by_image" of a row: what the mean "accuracy" is the mean of
 
 
@@ -30,14 +29,9 @@ def checkout() -> Path | None:
     return root if (root / "pyproject.toml").is_file() and (root / "Code" / "common").is_dir() else None
 
 
-def repository_root() -> Path:
-    """Folder that relative paths start from: the repository of an editable install, else the working directory."""
-    return checkout() or Path.cwd()
-
-
 def resolve(path: str | Path) -> Path:
-    """Absolute form of ``path``; a relative one is relative to :func:`repository_root`."""
-    return repository_root() / Path(path).expanduser()
+    """Absolute form of ``path``; a relative one starts at an editable install's repository, else where one works."""
+    return (checkout() or Path.cwd()) / Path(path).expanduser()
 
 
 def format_options(options: Mapping[str, Any] | str) -> str:
@@ -199,6 +193,8 @@ def read_published(name: str, *, as_printed: bool = False) -> pd.DataFrame:
     ``as_printed`` gives every cell as its text, trailing zeros included.
     """
     folder = resolve(PUBLISHED)
+    if not folder.is_dir():
+        raise UsageError(f"no folder {folder}; published numbers are in a clone of the repository: work in one")
     require_choice(name, [path.stem for path in folder.glob("*.csv")], "published table")
     text = {"dtype": str, "keep_default_na": False} if as_printed else {}
     return pd.read_csv(folder / f"{name}.csv", **text)
