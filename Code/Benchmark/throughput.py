@@ -31,6 +31,17 @@
 # "patchmerger:parity=true" (no CLS token). GMAC counts attention, `gmac_thop_compat` does not: it is the "GFlops" of
 # TRAM's tables.
 
+# %% tags=["colab"]
+import runpy
+import subprocess
+import sys
+
+if "google.colab" in sys.modules:  # fetches and installs the repository in Google Colab; does nothing elsewhere
+    repository, folder = "", "/content/token-reduction"
+    assert repository, "set repository to the public address of this repository, here or in pyproject.toml"
+    subprocess.run(f"test -d {folder} || git clone --quiet {repository} {folder}", shell=True, check=True)
+    runpy.run_path(f"{folder}/Code/workflow/colab.py")["set_up"]()
+
 # %%
 import pandas as pd
 from tqdm import tqdm

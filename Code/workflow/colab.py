@@ -30,7 +30,6 @@ LAST_LINES = 15  # of pip's output, where it says what it could not do
 
 # A whole clone, no --depth: pip clones it again, and does not come to an end with a shallow one.
 CELL = """\
-import os
 import runpy
 import subprocess
 import sys
@@ -38,8 +37,7 @@ import sys
 if "google.colab" in sys.modules:  # fetches and installs the repository in Google Colab; does nothing elsewhere
     repository, folder = "{address}", "{folder}"
     assert repository, "set repository to the public address of this repository, here or in pyproject.toml"
-    if not os.path.isdir(folder):
-        subprocess.run(["git", "clone", "--quiet", repository, folder], check=True)
+    subprocess.run(f"test -d {{folder}} || git clone --quiet {{repository}} {{folder}}", shell=True, check=True)
     runpy.run_path(f"{{folder}}/Code/workflow/colab.py")["set_up"]()"""
 
 BADGE = "[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]"
