@@ -23,8 +23,8 @@ options:
   -n, --dry-run   only say what would run
   -h, --help      show this
 
-Any other option goes to Snakemake, such as --cores 4, --forcerun ID, --executor slurm --jobs 50
-(a SLURM cluster needs: pip install -e '.[slurm]'), or, after "test", to pytest.
+Any other option goes to Snakemake, such as --cores 4, --forcerun RUN or --executor slurm (README.md, Profiles, has the
+whole command), or, after "test", to pytest.
 DATA_ROOT names the folder that holds the data sets (default: ~/.cache/token-reduction).
 END
 }

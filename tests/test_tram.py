@@ -6,7 +6,8 @@ from backbones import images, make
 
 from common.models import block as block_module
 from common.models.reduced import reduce_tokens
-from common.reducers.tram import top_in_order, weighted_in_degree
+from common.reducers.tram import weighted_in_degree
+from common.tokens import top_in_order
 
 
 def literal_tram(vit, x, counts, *, always_select):

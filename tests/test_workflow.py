@@ -260,7 +260,7 @@ def test_runner_refuses_a_misspelt_parameter(toy):
     done = run_notebook(toy, keep_rat=0.5)
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1] == (
-        f"error: {toy.parent.name}/done: unknown parameter 'keep_rat' for toy.py; allowed: {ALL_PARAMETERS}"
+        f"error: {toy.parent.name}--done: unknown parameter 'keep_rat' for toy.py; allowed: {ALL_PARAMETERS}"
     )
     assert not list(toy.parent.glob("*.ipynb"))
 
@@ -276,7 +276,7 @@ def test_runner_says_in_one_line_what_failed(toy, statement, message):
     done = run_notebook(toy, fail=statement)
     assert done.returncode == 1
     partial = toy.with_name("done.partial.ipynb")
-    assert done.stderr.splitlines()[-1] == f"error: {toy.parent.name}/done: {message} (see {partial})"
+    assert done.stderr.splitlines()[-1] == f"error: {toy.parent.name}--done: {message} (see {partial})"
     assert "Traceback" not in "".join(line for line in done.stderr.splitlines()[-1:])
     assert partial.exists()
     assert not toy.with_name("done.ipynb").exists()
@@ -312,8 +312,7 @@ def test_unknown_profile_is_refused_before_anything_is_installed(tmp_path):
 def test_dry_run_says_what_would_run(results):
     done = run_all("smoke", "--no-venv", "--no-install", "--dry-run", "--results", results)
     assert done.returncode == 0, done.stderr
-    runs = [f"{run.table}/{run.run_id}" for run in load_plan("smoke").runs]
-    assert [run for run in runs if run not in done.stdout + done.stderr] == []
+    assert [run.name for run in load_plan("smoke").runs if run.name not in done.stdout + done.stderr] == []
     assert not results.exists()
 
 

@@ -24,6 +24,11 @@ def take_rows(x: Tensor, index: Tensor) -> Tensor:
     return rows.unflatten(0, index.shape)
 
 
+def top_in_order(score: Tensor, k: int) -> Tensor:
+    """Positions (B, k) of the k largest entries of ``score`` (B, n), in ascending position."""
+    return score.topk(k, dim=1, sorted=False).indices.sort(dim=1).values
+
+
 def look_up(table: Tensor, index: Tensor, missing: float) -> Tensor:
     """``table`` (B, n) at ``index`` (B, P), with ``missing`` wherever the index is :data:`GONE`."""
     return torch.where(index == GONE, missing, table.gather(1, index.clamp(min=0)))

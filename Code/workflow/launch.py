@@ -7,7 +7,11 @@ from __future__ import annotations
 
 import argparse
 import fcntl
+import hashlib
 import os
+import re
+import shutil
+import subprocess
 import sys
 import time
 from importlib.metadata import version
@@ -26,11 +30,15 @@ def main() -> int:
     parser.add_argument("--results", help="results folder instead of results/PROFILE")
     parser.add_argument("--threads", type=int, help="cores for each run (default: all; on a cluster 8)")
     arguments, options = parser.parse_known_args()
+    on_slurm, dry_run = _executor(options) == "slurm", bool(DRY_RUN & set(options))
+    if on_slurm and not dry_run and not shutil.which("sbatch"):
+        print("error: there is no SLURM here (the command sbatch); log in where jobs are submitted", file=sys.stderr)
+        return 2
     os.chdir(ROOT)
     try:
         plan = load_plan(arguments.profile, arguments.results)
         check_plan(plan)
-        if not DRY_RUN & set(options):
+        if not dry_run:
             check_data(plan)
     except ProfileError as error:
         for problem in error.problems:
@@ -41,22 +49,52 @@ def main() -> int:
     if not _lock(plan):
         print(f"error: another run is working in {plan.results}; wait for it or end it", file=sys.stderr)
         return 1
+    if on_slurm and not dry_run:
+        cancel_left_jobs(job_name(plan))
     os.execv(sys.executable, [sys.executable, "-m", "snakemake", *_command(arguments, plan, options)])
 
 
 def _command(arguments: argparse.Namespace, plan: Plan, options: list[str]) -> list[str]:
     config = [f"profile={arguments.profile}", f"results={plan.results}"]
-    on_cluster = any(option.split("=")[0] in ("--executor", "-e") for option in options)
+    executor = _executor(options)
+    on_cluster = executor not in ("", "local")
     threads = arguments.threads or (CLUSTER_THREADS if on_cluster else None)
     config += [f"threads={threads}"] if threads else []
     cores = [] if on_cluster or _has_cores(options) else ["--cores", "all"]
+    prefix = ["--slurm-jobname-prefix", job_name(plan)] if executor == "slurm" else []
     fixed = ["--snakefile", "Code/workflow/Snakefile", "--scheduler", "greedy", "--rerun-incomplete", "--keep-going"]
-    return [*fixed, "--nolock", "--quiet", *_quiet(), *cores, *options, "--config", *config]
+    return [*fixed, "--nolock", "--quiet", *_quiet(on_cluster), *cores, *prefix, *options, "--config", *config]
 
 
-def _quiet() -> list[str]:
-    """What Snakemake need not print: run_notebook.py has a line for each run already."""
-    return ["rules"] if version("snakemake").startswith("7.") else ["host", "rules"]
+def _executor(options: list[str]) -> str:
+    """What --executor names; empty without it."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--executor", "-e", default="")
+    return parser.parse_known_args(options)[0].executor
+
+
+def job_name(plan: Plan) -> str:
+    """How the names of this results folder's jobs start in SLURM's queue; of the letters and length that it takes."""
+    folder = (ROOT / plan.results).resolve()
+    digest = hashlib.sha256(str(folder).encode()).hexdigest()[:8]
+    return f"{re.sub(r'[^A-Za-z0-9_-]', '_', folder.name)[:40]}-{digest}"
+
+
+def cancel_left_jobs(prefix: str) -> None:
+    """Cancel what a killed start left in SLURM's queue: it would make the same files again, beside the new jobs."""
+    listing = ["squeue", "--me", "--noheader", "--format", "%i %j"]
+    queue = subprocess.run(listing, capture_output=True, text=True, check=True).stdout
+    named = (line.split(maxsplit=1) for line in queue.splitlines())
+    jobs = [job for job, name in named if name.startswith(f"{prefix}_")]  # the plugin adds "_" and a number to it
+    if jobs:
+        subprocess.run(["scancel", *jobs], check=True)
+        print(f"cancelled {len(jobs)} jobs that an earlier start left in the queue", flush=True)
+
+
+def _quiet(on_cluster: bool) -> list[str]:
+    """What Snakemake need not print: run_notebook.py has a line for each run already, which a cluster does not show."""
+    host = [] if version("snakemake").startswith("7.") else ["host"]
+    return host if on_cluster else [*host, "rules"]
 
 
 def _has_cores(options: list[str]) -> bool:

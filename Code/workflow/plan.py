@@ -61,6 +61,11 @@ class Run:
     threads: int | None = None  # None: all cores
 
     @property
+    def name(self) -> str:
+        """What Snakemake and a cluster's queue call the run; a scheduler refuses a job with a slash in its name."""
+        return f"{self.table}--{self.run_id}"
+
+    @property
     def csv(self) -> str:
         return f"{self.results}/runs/{self.table}/{self.run_id}.csv"
 

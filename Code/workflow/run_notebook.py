@@ -124,14 +124,15 @@ def main() -> int:
     terminal = os.fdopen(os.dup(2), "w", buffering=1)
     if arguments.log:
         _redirect(arguments.log)
-    name = f"{arguments.executed.parent.name}/{arguments.executed.stem}"
+    name = f"{arguments.executed.parent.name}--{arguments.executed.stem}"  # as plan.Run.name
     print(f"running  {name}", file=terminal)
     start = time.monotonic()
     try:
         parameters = yaml.safe_load(arguments.parameters.read_text()) if arguments.parameters else {}
         run_notebook(arguments.notebook, arguments.executed, parameters)
     except (RunError, ValueError, OSError) as error:
-        print(f"error: {name}: {error}", file=terminal)
+        for stream in (terminal, sys.stderr) if arguments.log else (terminal,):
+            print(f"error: {name}: {error}", file=stream)
         return 1
     print(f"finished {name} in {time.monotonic() - start:.0f} s", file=terminal)
     return 0

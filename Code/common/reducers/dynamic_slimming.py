@@ -17,8 +17,7 @@ from common.reducers.base import NOTHING, Reducer, Signal, Signals, init_linear,
 from common.reducers.patch_slimming import check_plan
 from common.reducers.schedule import Schedule
 from common.reducers.slimming_plan import SlimmingPlan
-from common.reducers.tram import top_in_order
-from common.tokens import Selection, Tokens
+from common.tokens import Selection, Tokens, top_in_order
 
 GATES, BUDGETS = ("token", "mean"), ("fixed", "threshold")
 PATCH = "patch"  # carried along: which patch of the image each token is

@@ -15,8 +15,7 @@ from common.errors import require_choice
 from common.precision import without_autocast
 from common.reducers.base import Reducer, Teaching, init_linear, register_reducer
 from common.reducers.losses import divergence, require_weight
-from common.reducers.tram import top_in_order
-from common.tokens import Selection, Tokens
+from common.tokens import Selection, Tokens, top_in_order
 
 EPS = 1e-6
 DECISIONS = "decisions"

@@ -10,8 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from common.reducers.base import Reducer, Signal, Signals, register_reducer
-from common.reducers.tram import top_in_order
-from common.tokens import GONE, Tokens, take_rows
+from common.tokens import GONE, Tokens, take_rows, top_in_order
 
 
 @register_reducer("evit")

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from common.errors import UsageError, require_choice
 from common.reducers.base import NOTHING, Reducer, Signal, Signals
-from common.reducers.tram import top_in_order
-from common.tokens import Gate, Keys, Selection, Tokens
+from common.tokens import Gate, Keys, Selection, Tokens, top_in_order
 
 ATTENTION: dict[str, Keys] = {"standard": "selected", "modified": "all", "cls_sees_all": "prefix"}
 IDLED = "idled"

@@ -6,8 +6,7 @@ import torch
 
 from common.errors import require_choice
 from common.reducers.base import Reducer, Signal, Signals, register_reducer
-from common.reducers.tram import top_in_order
-from common.tokens import Selection, Tokens
+from common.tokens import Selection, Tokens, top_in_order
 
 HEAD_FUSION = {"max": lambda attention: attention.amax(1), "mean": lambda attention: attention.mean(1)}
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from common.reducers.base import Reducer, Signal, Signals, register_reducer
-from common.tokens import Selection, Tokens
+from common.tokens import Selection, Tokens, top_in_order
 
 CENTRALITY = "centrality"
 
@@ -27,11 +27,6 @@ def weighted_in_degree(adjacency: Tensor) -> Tensor:
     ones = adjacency.new_ones(len(adjacency), 1, adjacency.shape[1])
     in_degree = torch.bmm(ones, adjacency)
     return torch.bmm(in_degree, adjacency)[:, 0]
-
-
-def top_in_order(score: Tensor, k: int) -> Tensor:
-    """Positions (B, k) of the k largest entries of ``score`` (B, n), in ascending position."""
-    return score.topk(k, dim=1, sorted=False).indices.sort(dim=1).values
 
 
 @register_reducer("tram")
