@@ -10,9 +10,11 @@ from forked import run_module
 from torch import nn
 
 from common import benchmark
-from common.benchmark import Throughput, _quartiles, _summary, compare, interleaved, main
+from common.benchmark import compare, main
+from common.cost import throughput
+from common.cost.counter import count_macs
+from common.cost.throughput import Throughput, _quartiles, _summary, interleaved
 from common.errors import UsageError
-from common.macs import count_macs
 from common.models import reduced
 from common.models.factory import create_backbone, create_model
 
@@ -66,7 +68,7 @@ class FakeModel(nn.Module):
 @pytest.fixture
 def clock(monkeypatch):
     clock = Clock()
-    monkeypatch.setattr(benchmark, "time", SimpleNamespace(perf_counter=clock.perf_counter))
+    monkeypatch.setattr(throughput, "time", SimpleNamespace(perf_counter=clock.perf_counter))
     return clock
 
 

@@ -9,8 +9,8 @@ import torch
 from backbones import FAMILIES, images, make, reducing
 
 from common.benchmark import SelectAll
+from common.cost.counter import count_macs
 from common.errors import UsageError
-from common.macs import count_macs
 from common.models.block import reduced_block
 from common.models.reduced import applicable_reducers, attach, reduce_tokens
 from common.reducers import Method, Reducer, Schedule, list_reducers, reducer_class, register_reducer

@@ -6,9 +6,10 @@ import torch
 import torch.nn.functional as F
 from backbones import images, make
 
+from common.cost.closed_form import Shape
+from common.cost.counter import count_macs
+from common.cost.methods import BY_KEYS, attention_of, deciding_macs, idle_block_macs, idle_macs, pruner_macs
 from common.errors import UsageError
-from common.idling.macs import BY_KEYS, attention_of, block_macs, deciding_macs, model_macs, pruner_macs
-from common.macs import count_macs
 from common.models.block import GROUP, reduced_block
 from common.models.factory import create_model
 from common.models.reduced import reduce_tokens
@@ -19,7 +20,6 @@ from common.reducers.idle_topk import CUT, cut_errors
 from common.reducers.idling import ATTENTION, ragged
 from common.reducers.influence import rollout
 from common.reducers.similarity import SIMILARITIES, rel_norm
-from common.sizing import Shape
 from common.weights import save_state
 
 CLOSE = {"rtol": 0, "atol": 1e-5}
@@ -266,8 +266,8 @@ def base():
 def test_the_published_savings(base, attention, idle, cut):
     """ViT-B, the same number of idle patches in all blocks, pruners counted."""
     shape, pruner = base
-    dense = model_macs(shape, {}, "standard")
-    saved = 1 - model_macs(shape, [196 - idle] * 12, attention, extra=12 * pruner) / dense
+    dense = shape.unreduced
+    saved = 1 - idle_macs(shape, [196 - idle] * 12, attention, extra=12 * pruner) / dense
     assert 100 * saved == pytest.approx(cut, abs=0.05)
     assert dense / 1e9 == pytest.approx(17.56, abs=0.01)
 
@@ -275,16 +275,14 @@ def test_the_published_savings(base, attention, idle, cut):
 def test_the_published_pruner(base):
     shape, macs = base
     assert sum(p.numel() for p in Pruner(768, 64, "none", (14, 14)).parameters()) == 49_281
-    assert macs == 196 * (64 * 768 + 64) and 100 * 12 * macs / model_macs(shape, {}, "standard") == pytest.approx(
-        0.66, abs=0.005
-    )
+    assert macs == 196 * (64 * 768 + 64) and 100 * 12 * macs / shape.unreduced == pytest.approx(0.66, abs=0.005)
 
 
 @pytest.mark.parametrize("context", ["cls", "conv", "both"])
 def test_context_costs_less_than_two_percent(base, context):
     shape, _ = base
     pruner = Pruner(768, 64, context, (14, 14))
-    assert 12 * pruner_macs(pruner, 196) < 0.02 * model_macs(shape, {}, "standard")
+    assert 12 * pruner_macs(pruner, 196) < 0.02 * shape.unreduced
 
 
 def test_idlevit_at_70_percent():
@@ -292,7 +290,7 @@ def test_idlevit_at_70_percent():
     with torch.device("meta"):
         shape = Shape.of(timm.create_model("deit_small_patch16_224"))
     computed = dict.fromkeys(range(3, 6), 137) | dict.fromkeys(range(6, 9), 96) | dict.fromkeys(range(9, 12), 67)
-    macs, dense = model_macs(shape, computed, BY_KEYS), model_macs(shape, {}, "standard")
+    macs, dense = idle_macs(shape, computed, BY_KEYS), shape.unreduced
     assert macs / 1e9 == pytest.approx(3.01, abs=0.01) and 100 * (1 - macs / dense) == pytest.approx(34.6, abs=0.2)
 
 
@@ -301,22 +299,22 @@ def test_idlevit_at_70_percent():
 def test_counted_macs_are_the_closed_form(attention, context):
     model, vit = idling(counts=[16, 5] * 6, attention=attention, context=context)
     computed = dict.fromkeys(range(1, 12, 2), 5)
-    expected = model_macs(Shape.of(vit), computed, attention_of(model.reducer), deciding_macs(model, list(computed)))
+    expected = idle_macs(Shape.of(vit), computed, attention_of(model.reducer), deciding_macs(model, list(computed)))
     assert count_macs(model, 64).total == expected
 
 
 def test_counted_macs_of_idlevit_are_the_closed_form():
     model, vit = idling(reducer="idle_topk", keep_rate=0.6)
     computed = {layer: (9, 5, 3)[layer // 3 - 1] for layer in range(3, 12)}
-    assert count_macs(model, 64).total == model_macs(Shape.of(vit), computed, attention_of(model.reducer))
+    assert count_macs(model, 64).total == idle_macs(Shape.of(vit), computed, attention_of(model.reducer))
 
 
 def test_modified_attention_pays_for_all_keys(base):
     shape, _ = base
     n, d = 157, 768
-    assert block_macs(shape, 156, "standard") == 12 * n * d**2 + 2 * n**2 * d
-    assert block_macs(shape, 156, "modified") == 10 * n * d**2 + 2 * 197 * d**2 + 2 * n * 197 * d
-    assert len({block_macs(shape, 196, attention) for attention in ATTENTION}) == 1
+    assert idle_block_macs(shape, 156, "standard") == 12 * n * d**2 + 2 * n**2 * d
+    assert idle_block_macs(shape, 156, "modified") == 10 * n * d**2 + 2 * 197 * d**2 + 2 * n * 197 * d
+    assert len({idle_block_macs(shape, 196, attention) for attention in ATTENTION}) == 1
 
 
 # --- IdleViT --------------------------------------------------------------------------------------------------------

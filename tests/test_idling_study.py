@@ -10,7 +10,7 @@ from small_training import Pictures, config, lively
 
 from common import plots
 from common.bench import Bench
-from common.benchmark import interleaved
+from common.cost.throughput import interleaved
 from common.data import make_loader
 from common.errors import UsageError
 from common.idling.budget import solve_thresholds

@@ -4,15 +4,15 @@ import pytest
 import torch
 from small_training import Pictures, config, lively, small_vit
 
+from common.cost.closed_form import Shape
+from common.cost.counter import count_macs
+from common.cost.methods import deciding_macs, idle_macs
 from common.data import make_loader
 from common.errors import UsageError
 from common.idling.budget import solve_thresholds
-from common.idling.macs import deciding_macs, model_macs
 from common.idling.outcomes import acting_blocks, outcomes, pruner_quality
 from common.idling.training import fit_pruners
-from common.macs import count_macs
 from common.models.reduced import reduce_tokens
-from common.sizing import Shape
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def test_thresholds_meet_the_budget(model, attention, cut):
     model.reducer.attention = attention
     solve_thresholds(model, loader(), cut)
     found = outcomes({"m": model}, loader())[0]["m"]
-    dense = model_macs(Shape.of(model), {}, attention)
+    dense = Shape.of(model).unreduced
     assert 1 - found.macs.mean().item() / dense == pytest.approx(cut, abs=0.003)
     asked = [threshold > 0 for threshold in model.reducer.thresholds.tolist()]
     assert asked == [count > 0 for count in found.idle_per_layer.tolist()] and any(asked)
@@ -59,7 +59,7 @@ def test_outcomes_are_the_models_own(model):
     assert found["m"].came_back == pytest.approx(back.item()) and 0 < back < 1
     assert acting_blocks(model) == [1, 2, 3] and found["dense"].patches_idled == 0
     counts = {layer: int(active[0, layer].sum()) for layer in (1, 2, 3)}
-    by_hand = model_macs(Shape.of(model), counts, "modified", deciding_macs(model, [1, 2, 3]))
+    by_hand = idle_macs(Shape.of(model), counts, "modified", deciding_macs(model, [1, 2, 3]))
     assert found["m"].macs[0] == by_hand
     assert found["dense"].macs[0] == count_macs(lively(), 8).total
 

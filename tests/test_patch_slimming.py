@@ -7,21 +7,25 @@ import pytest
 import torch
 from backbones import FAMILIES, images, make, plan_for
 
+from common.cost.closed_form import Shape
+from common.cost.counter import count_macs
+from common.cost.methods import slim_cut, slim_macs
 from common.errors import UsageError
-from common.macs import count_macs
 from common.models.factory import create_model
 from common.models.reduced import applicable_reducers, reduce_tokens
 from common.reducers import Method
 from common.reducers.base import Teaching
 from common.slimming import SlimmingPlan
+from common.slimming.allocation import uniform_lengths
 from common.slimming.branches import branches, dropped_at, nested, slimmed
-from common.slimming.costs import Costs
 from common.weights import save_state
 
 SLIM = [family for family in FAMILIES if "patch_slimming" in applicable_reducers(make(family))]
 # tokens of DeiT-S's blocks as the paper's figure 5 shows them, read by eye
 FIGURE_5 = (197, 197, 160, 153, 121, 101, 83, 63, 50, 25, 20, 1)
-DEIT_S = Costs(depth=12, num_tokens=197, num_prefix_tokens=1, dim=384, hidden=1536, fixed=196 * 768 * 384 + 384_000)
+DEIT_S = Shape(
+    num_patches=196, num_prefix_tokens=1, dim=384, heads=6, depth=12, mlp_dim=1536, patch_dim=768, num_outputs=1000
+)
 
 
 def masked_with_keys(vit, plan, x):
@@ -69,45 +73,45 @@ def test_a_last_block_of_prefix_tokens_alone_changes_nothing_and_costs_less(fami
     with torch.inference_mode():
         torch.testing.assert_close(model(x), vit(x), rtol=0, atol=1e-5)
     assert model.reducer.blocks == (len(vit.blocks) - 1,)
-    assert Costs.of(vit).macs(plan.lengths) < Costs.of(vit).unreduced
+    assert slim_macs(Shape.of(vit), plan.lengths) < Shape.of(vit).unreduced
 
 
 @pytest.mark.parametrize("family", SLIM)
 def test_closed_form_is_what_is_counted(family):
     vit = make(family)
-    costs, plan = Costs.of(vit), plan_for(vit, 0.3)
+    shape, plan = Shape.of(vit), plan_for(vit, 0.3)
     model = reduce_tokens(vit, "patch_slimming", plan=plan)
     side = vit.patch_embed.img_size
     # the head reads one row of N; what norms and additions cost is in neither
-    assert costs.unreduced == count_macs(vit, side).total
-    assert costs.macs(plan.lengths) == count_macs(model, side).total
-    assert costs.macs(plan.lengths, "paper") > costs.macs(plan.lengths)
+    assert shape.unreduced == count_macs(vit, side).total
+    assert slim_macs(shape, plan.lengths) == count_macs(model, side).total
+    assert slim_macs(shape, plan.lengths, "paper") > slim_macs(shape, plan.lengths)
 
 
 def test_both_counters_on_the_published_schedule():
     """2.66 G (42.2 % less) and 2.33 G (49.4 %); even schedule 2.55 and 2.16; DeiT-S itself 4.6."""
     assert DEIT_S.unreduced / 1e9 == pytest.approx(4.599, abs=1e-3)
-    found = [DEIT_S.macs(FIGURE_5, counter) / 1e9 for counter in ("paper", "compact")]
+    found = [slim_macs(DEIT_S, FIGURE_5, counter) / 1e9 for counter in ("paper", "compact")]
     assert found == pytest.approx([2.66, 2.33], abs=5e-3)
-    assert [DEIT_S.cut(FIGURE_5, counter) for counter in ("paper", "compact")] == pytest.approx(
+    assert [slim_cut(DEIT_S, FIGURE_5, counter) for counter in ("paper", "compact")] == pytest.approx(
         [0.422, 0.494], abs=1e-3
     )
-    even = [DEIT_S.macs([100] * 11 + [1], counter) / 1e9 for counter in ("paper", "compact")]
+    even = [slim_macs(DEIT_S, [100] * 11 + [1], counter) / 1e9 for counter in ("paper", "compact")]
     assert even == pytest.approx([2.55, 2.16], abs=6e-3)
 
 
 def test_uniform_spends_the_budget_and_no_more():
     for counter in ("compact", "paper"):
-        lengths = DEIT_S.uniform(0.6, counter)
+        lengths = uniform_lengths(DEIT_S, 0.6, counter)
         more = (*(length + 1 for length in lengths[:-1]), 1)
         assert set(lengths[:-1]) == {lengths[0]} and lengths[-1] == 1
-        assert DEIT_S.macs(lengths, counter) <= 0.6 * DEIT_S.unreduced < DEIT_S.macs(more, counter)
+        assert slim_macs(DEIT_S, lengths, counter) <= 0.6 * DEIT_S.unreduced < slim_macs(DEIT_S, more, counter)
 
 
 @pytest.mark.parametrize("budget", [0.0, 0.01, 1.1, True, "half"])
 def test_budgets_that_cannot_be(budget):
     with pytest.raises(UsageError, match=r"mac_budget=.* is not allowed; give the share .* from 0\.\d\d to 1"):
-        DEIT_S.uniform(budget)
+        uniform_lengths(DEIT_S, budget)
 
 
 def test_every_image_has_the_same_tokens_and_the_trace_names_them():
@@ -128,7 +132,7 @@ def test_square_attention_sees_less():
     all_keys = reduce_tokens(vit, "patch_slimming", plan=plan)
     square = reduce_tokens(vit, "patch_slimming", plan=plan, keys="selected")
     assert count_macs(square, 64).total < count_macs(all_keys, 64).total
-    assert count_macs(square, 64).total == Costs.of(vit).macs(plan.lengths, "square")
+    assert count_macs(square, 64).total == slim_macs(Shape.of(vit), plan.lengths, "square")
     with torch.inference_mode():
         assert (square(x) - all_keys(x)).abs().max() > 1e-3
         first = square.embed(x)

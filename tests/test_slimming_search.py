@@ -8,15 +8,16 @@ import pytest
 import torch
 from backbones import images, make
 
-from common.benchmark import interleaved
+from common.cost.closed_form import Shape
+from common.cost.methods import slim_macs
+from common.cost.throughput import interleaved
 from common.errors import UsageError
 from common.models.factory import create_backbone
 from common.models.reduced import reduce_tokens
 from common.slimming import SlimmingPlan, calibrate_thresholds, fit_gates, search, trials, tuning
-from common.slimming.allocation import SHARES, added_error, allocate, error_curves, sensitivity
+from common.slimming.allocation import SHARES, added_error, allocate, error_curves, sensitivity, uniform_lengths
 from common.slimming.branches import dropped_at, slimmed
 from common.slimming.calibration import split
-from common.slimming.costs import Costs
 from common.slimming.gates import standardised
 from common.slimming.scores import significances
 from common.slimming.tuning import LayerFeatures, Tuning, errors, measure, tune_block, two_blocks
@@ -183,7 +184,7 @@ def test_a_killed_search_goes_on_where_it_was(vit, x, tmp_path, monkeypatch):
 
 
 def test_budgets_are_spent_by_either_counter(vit, x):
-    costs = Costs.of(vit)
+    shape = Shape.of(vit)
     model = reduce_tokens(vit, "none")
     scores = significances(model, x[:8], range(DEPTH - 1))
     found = sensitivity(model, x[:8], scores)
@@ -191,24 +192,24 @@ def test_budgets_are_spent_by_either_counter(vit, x):
     curves = error_curves(found, PATCHES)
     for counter in ("compact", "paper", "square"):
         for budget in (0.75, 0.6, 0.45):
-            lengths = allocate(curves, costs, budget, counter)
+            lengths = allocate(curves, shape, budget, counter)
             assert lengths[-1] == 1 and all(a >= b for a, b in zip(lengths, lengths[1:], strict=False))
-            assert budget - 0.03 < costs.macs(lengths, counter) / costs.unreduced <= budget
-            assert added_error(curves, lengths) <= added_error(curves, costs.uniform(budget, counter))
+            assert budget - 0.03 < slim_macs(shape, lengths, counter) / shape.unreduced <= budget
+            assert added_error(curves, lengths) <= added_error(curves, uniform_lengths(shape, budget, counter))
 
 
 @pytest.mark.parametrize("counter", ["compact", "paper", "square"])
 def test_no_lengths_that_cost_as_little_make_less_error(counter):
     """Against all lengths of three blocks and six patches."""
     assert added_error(np.array([[3.0, 1.0, 0.0], [2.0, 0.5, 0.0]]), (2, 1, 1)) == (1 - 0) + (2 - 0.5)
-    costs = Costs(depth=3, num_tokens=7, num_prefix_tokens=1, dim=8, hidden=32, fixed=100)
+    shape = Shape(num_patches=6, num_prefix_tokens=1, dim=8, heads=2, depth=3, mlp_dim=32, patch_dim=2, num_outputs=1)
     curves = np.array([[9.0, 5, 3, 2, 1, 0.4, 0], [4.0, 3, 2.2, 1.5, 0.9, 0.4, 0]])
     every = [(a + 1, b + 1, 1) for a in range(7) for b in range(a + 1)]
     for budget in (0.4, 0.6, 0.9):
-        found = allocate(curves, costs, budget, counter)
-        spent = costs.macs(found, counter)
-        assert spent <= budget * costs.unreduced
-        least = min(added_error(curves, each) for each in every if costs.macs(each, counter) <= spent)
+        found = allocate(curves, shape, budget, counter)
+        spent = slim_macs(shape, found, counter)
+        assert spent <= budget * shape.unreduced
+        least = min(added_error(curves, each) for each in every if slim_macs(shape, each, counter) <= spent)
         assert added_error(curves, found) == pytest.approx(least)
 
 
@@ -347,5 +348,5 @@ def test_speed_is_nine_tenths_of_what_the_multiplications_imply():
     kept = [range(length - 1) for length in lengths]
     slim = reduce_tokens(vit, "patch_slimming", plan=SlimmingPlan.of_patches(kept, 196))
     found = interleaved({"none": vit, "slim": slim}, images(vit, 16), baseline="none", rounds=5)
-    costs = Costs.of(vit)
-    assert found["slim"].speedup >= 0.9 * costs.unreduced / costs.macs(lengths)
+    shape = Shape.of(vit)
+    assert found["slim"].speedup >= 0.9 * shape.unreduced / slim_macs(shape, lengths)

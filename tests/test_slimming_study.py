@@ -10,13 +10,13 @@ from test_evaluation import Noise
 
 from common import plots
 from common.bench import Bench
+from common.cost.closed_form import Shape
+from common.cost.counter import count_macs
 from common.errors import UsageError
-from common.macs import count_macs
 from common.models.factory import create_backbone
 from common.models.reduced import reduce_tokens
 from common.reducers.losses import divergence
 from common.report.published import published_slimming
-from common.slimming.costs import Costs
 from common.slimming.one_block import PRUNED, one_block, one_block_cost, one_block_rows
 from common.slimming.study import SIGNIFICANCES, correlation_rows, distilled, stage_rows
 from common.slimming.tolerances import tolerance_rows
@@ -49,7 +49,7 @@ def test_stages_are_measured_on_the_models_they_name(bench):
         ("learned", "tuned", "patch_slimming"),
     ]
     assert {row["share"] for row in rows} == {0.6} and rows[0]["cut"] == 0
-    assert rows[0]["gmac"] == Costs.of(vit).unreduced / 1e9
+    assert rows[0]["gmac"] == Shape.of(vit).unreduced / 1e9
     assert rows[1]["tokens"] == "40 30 20 10 5 1" and rows[1]["cut"] > rows[1]["cut_paper"] > 0
     slim = reduce_tokens(vit, "patch_slimming", plan=plan)
     with torch.inference_mode():

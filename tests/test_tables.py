@@ -145,6 +145,8 @@ def test_sizing_errors(tmp_path: Path) -> None:
     assert tram["closed_form_error"] == 0
     section = found_in(tmp_path, "sizing").sections[0]
     assert section.title == "Published table README, 224 px"
+    shown = section.frame.query("Model == 'TRAM' and Keep == '50 %' and Backbone == 'ViT-B/16'").iloc[0]
+    assert (shown["GMAC, thop"], shown["thop itself"], shown["Published GFlops"]) == ("8.4143", "8.4135", "8.4135")
     assert section.notes[1].startswith("Largest difference of a deterministic row: 0.010 %.")
 
 

@@ -5,8 +5,8 @@ import torch
 from backbones import images, make
 from timm.models import create_model
 
-from common.benchmark import interleaved
-from common.macs import count_macs
+from common.cost.counter import count_macs
+from common.cost.throughput import interleaved
 from common.models.factory import create_backbone
 from common.models.reduced import reduce_tokens
 from common.reducers.tome import Matching, merge

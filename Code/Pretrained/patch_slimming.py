@@ -50,9 +50,10 @@ import pandas as pd
 
 from common import plots
 from common.bench import open_bench
+from common.cost.closed_form import Shape
 from common.results import read_published, resolve, write_run
 from common.slimming import search
-from common.slimming.costs import Costs
+from common.slimming.allocation import uniform_lengths
 from common.slimming.study import distilled, stage_rows
 from common.slimming.variants import budget_rows, dynamic_rows
 from common.studies.slimming import Slimming
@@ -92,7 +93,7 @@ figure = "results/notebook/patch_slimming.png"
 sizes = {"img_size": img_size, "recipe": recipe, "batch_size": batch_size, "seed": seed, "device": device}
 limits = {"limit_calibration": num_calibration, "limit_train": limit_train, "limit_val": limit_val}
 bench = open_bench(backbone, weights, dataset, **limits, **sizes)
-vit, costs, folder = bench.vit, Costs.of(bench.vit), resolve(figure).with_suffix("")
+vit, shape, folder = bench.vit, Shape.of(bench.vit), resolve(figure).with_suffix("")
 print(f"{len(bench.calibration)} images of {dataset} to tune on, {len(bench.val_set)} to validate; {backbone}")
 
 # %% [markdown]
@@ -101,7 +102,7 @@ print(f"{len(bench.calibration)} images of {dataset} to tune on, {len(bench.val_
 # published significance. With a folder for `checkpoints` a killed search goes on from its last finished block.
 
 # %%
-goals = {"learned": {"mac_budget": mac_budget}, "uniform": {"lengths": costs.uniform(mac_budget)}}
+goals = {"learned": {"mac_budget": mac_budget}, "uniform": {"lengths": uniform_lengths(shape, mac_budget)}}
 how = {"epochs": epochs, "lr": lr, "error_norm": error_norm, "error_images": error_images, "seed": seed}
 found = {}
 for schedule in schedules:
@@ -112,7 +113,7 @@ for schedule in schedules:
     found[schedule] = (plan, {"tuned": tuned})
 
 # %%
-lengths = plots.slimming_schedule({name: plan.lengths for name, (plan, _) in found.items()}, costs.num_tokens)
+lengths = plots.slimming_schedule({name: plan.lengths for name, (plan, _) in found.items()}, shape.num_tokens)
 plots.save(lengths, figure)
 lengths
 

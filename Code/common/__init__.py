@@ -9,14 +9,28 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from common import data, evaluation, explain, idling, models, plots, reducers, report, slimming, studies, training
+    from common import (
+        cost,
+        data,
+        evaluation,
+        explain,
+        idling,
+        models,
+        plots,
+        reducers,
+        report,
+        slimming,
+        studies,
+        training,
+    )
+    from common.cost.counter import count_macs
     from common.data import load_dataset
-    from common.macs import count_macs
     from common.models.factory import create_model
     from common.models.reduced import reduce_tokens
     from common.reducers import list_reducers
 
 __all__ = [
+    "cost",
     "count_macs",
     "create_model",
     "data",
@@ -36,7 +50,8 @@ __all__ = [
 ]
 # where each name is found; a plain literal, so that tools can follow it without importing anything
 MODULES = {
-    "count_macs": "common.macs",
+    "cost": "common.cost",
+    "count_macs": "common.cost.counter",
     "create_model": "common.models.factory",
     "data": "common.data",
     "evaluation": "common.evaluation",

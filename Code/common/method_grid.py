@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from common.cost.counter import count_macs
 from common.data import subset
 from common.data.base import LabelledDataset
-from common.macs import count_macs
 from common.models.reduced import ReducedVisionTransformer
 from common.reducers import Method, reducer_class
 from common.training import Epoch

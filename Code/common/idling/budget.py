@@ -6,13 +6,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from common.cost.closed_form import Shape
+from common.cost.methods import deciding_macs, idle_block_macs, idle_macs, pruner_macs
 from common.errors import UsageError
-from common.idling.macs import block_macs, deciding_macs, model_macs, pruner_macs
 from common.models.block import reduced_block
 from common.models.observe import untouched
 from common.models.reduced import ReducedVisionTransformer
 from common.reducers.base import Reducer
-from common.sizing import Shape
 from common.tokens import Tokens
 from common.training.accelerator import progress
 
@@ -67,8 +67,8 @@ def _saved(model: ReducedVisionTransformer, states: list[Tokens], counts: list[f
             computed[layer] = reducer.passes(scores, layer).sum(1).double()
         states = [reduced_block(block, tokens, layer, reducer) for tokens in states]
     shape = Shape.of(model)
-    spent = model_macs(shape, computed, reducer.attention, deciding_macs(model, list(computed)))
-    return 1 - torch.as_tensor(spent / model_macs(shape, {}, "standard")).mean().item()
+    spent = idle_macs(shape, computed, reducer.attention, deciding_macs(model, list(computed)))
+    return 1 - torch.as_tensor(spent / shape.unreduced).mean().item()
 
 
 def _chance(reducer: Reducer, layer: int, tokens: Tokens) -> Tensor:
@@ -91,17 +91,17 @@ def shares_of_budget(model: ReducedVisionTransformer, chances: Tensor, cut: floa
         chances: p (blocks, n, P).
     """
     shape, attention = Shape.of(model), model.reducer.attention
-    whole = block_macs(shape, shape.num_patches, "standard")
+    whole = idle_block_macs(shape, shape.num_patches, "standard")
     price = pruner_macs(model.reducer.pruners["0"], shape.num_patches)
-    target = (1 - cut) * model_macs(shape, {}, attention)
+    target = (1 - cut) * shape.unreduced
 
     def at(level: float) -> list[float | None]:
         counts = (chances >= level).sum(2).double().mean(1).tolist()
-        return [count if whole - block_macs(shape, count, attention) > price else None for count in counts]
+        return [count if whole - idle_block_macs(shape, count, attention) > price else None for count in counts]
 
     def cost(counts: list[float | None]) -> float:
         asked = {layer: count for layer, count in enumerate(counts) if count is not None}
-        return model_macs(shape, asked, attention, extra=price * len(asked))
+        return idle_macs(shape, asked, attention, extra=price * len(asked))
 
     low, high = 0.0, 1.0 + 1e-6
     if cost(at(high)) > target:

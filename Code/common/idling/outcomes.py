@@ -11,13 +11,13 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from common.idling.macs import attention_of, deciding_macs, model_macs
+from common.cost.closed_form import Shape
+from common.cost.methods import attention_of, deciding_macs, idle_macs
 from common.models.observe import observing, untouched
 from common.models.reduced import ReducedVisionTransformer
 from common.models.trace import Trace
 from common.reducers.base import Signals
 from common.rows import Rows
-from common.sizing import Shape
 from common.tokens import Selection, Tokens
 from common.training.accelerator import progress
 
@@ -97,7 +97,7 @@ def _outcome(model: ReducedVisionTransformer, logits: Tensor, computed: Tensor, 
     if model.reducer.idles:
         attention, asked = attention_of(model.reducer), acting_blocks(model)
     per_block = {layer: computed[:, layer].double() for layer in asked}
-    macs = model_macs(shape, per_block, attention, deciding_macs(model, asked))
+    macs = idle_macs(shape, per_block, attention, deciding_macs(model, asked))
     return Outcome(
         logits, computed, returned, shape.num_patches, torch.as_tensor(macs, dtype=torch.float64).expand(len(logits))
     )

@@ -10,15 +10,14 @@ import torch
 from torch import Tensor
 
 from common.bench import Bench
-from common.benchmark import interleaved
+from common.cost.closed_form import Shape
+from common.cost.throughput import interleaved
 from common.data.base import LabelledDataset
 from common.idling.candidates import Candidate, build, tune
-from common.idling.macs import model_macs
 from common.idling.outcomes import Outcome, outcomes, pruner_quality
 from common.models.reduced import ReducedVisionTransformer
 from common.reducers import Method
 from common.reducers.losses import divergence
-from common.sizing import Shape
 from common.training import TrainConfig, accuracies, torch_device
 from common.visualize import denormalise
 
@@ -39,7 +38,7 @@ def measure(
 
 def _row(candidate: Candidate, found: Outcome, labels: Tensor, images: LabelledDataset) -> dict[str, object]:
     method, reducer = Method.parse(candidate.text), candidate.model.reducer
-    dense = model_macs(Shape.of(candidate.model), {}, "standard")
+    dense = Shape.of(candidate.model).unreduced
     back = found.came_back
     return {
         "method": method.name,

@@ -20,10 +20,12 @@ from scipy.interpolate import PchipInterpolator
 from torch import Tensor
 from tqdm import tqdm
 
+from common.cost.closed_form import Shape
+from common.cost.methods import slim_block_macs, slim_macs
+from common.errors import UsageError
 from common.models.reduced import ReducedVisionTransformer
 from common.slimming.branches import branches, dropped_at, slimmed
 from common.slimming.calibration import Batches, Calibration
-from common.slimming.costs import Costs
 from common.slimming.tuning import errors
 
 SHARES = (0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
@@ -66,7 +68,7 @@ def error_curves(found: Tensor, num_patches: int, shares: Sequence[float] = SHAR
     return PchipInterpolator(counts, falling, axis=1)(np.arange(num_patches + 1))
 
 
-def allocate(curves: np.ndarray, costs: Costs, budget: float, counter: str = "compact") -> tuple[int, ...]:
+def allocate(curves: np.ndarray, shape: Shape, budget: float, counter: str = "compact") -> tuple[int, ...]:
     """Tokens of every block that spend at most ``budget``, a share of the multiplications, for the least error.
 
     A price on multiplications is bisected. Of all that fits between the two sets of lengths whose prices enclose the
@@ -75,17 +77,35 @@ def allocate(curves: np.ndarray, costs: Costs, budget: float, counter: str = "co
     Args:
         curves: (L - 1, P + 1), see :func:`error_curves`.
     """
-    costs.check_budget(budget, [costs.num_prefix_tokens] * costs.depth, counter)
-    prices = _prices(costs, counter)
+    check_budget(shape, budget, counter)
+    prices = _prices(shape, counter)
     low, high = 1e-9, 1e9
     for _ in range(80):
         middle = (low * high) ** 0.5
-        dear = costs.macs(_lengths(curves, prices, middle, costs), counter) > budget * costs.unreduced
+        dear = slim_macs(shape, _lengths(curves, prices, middle, shape), counter) > budget * shape.unreduced
         low, high = (middle, high) if dear else (low, middle)
-    short, long = (np.array(_lengths(curves, prices, price, costs)) for price in (high, low))
+    short, long = (np.array(_lengths(curves, prices, price, shape)) for price in (high, low))
     mixed = [np.round(short + part * (long - short)).astype(int).tolist() for part in np.linspace(0, 1, 101)]
-    fitting = [each for each in mixed if costs.macs(each, counter) <= budget * costs.unreduced]
-    return tuple(min([*fitting, costs.uniform(budget, counter)], key=lambda each: added_error(curves, each)))
+    fitting = [each for each in mixed if slim_macs(shape, each, counter) <= budget * shape.unreduced]
+    return tuple(min([*fitting, uniform_lengths(shape, budget, counter)], key=lambda each: added_error(curves, each)))
+
+
+def uniform_lengths(shape: Shape, budget: float, counter: str = "compact") -> tuple[int, ...]:
+    """Lengths that are the same in every block but the last: the most that ``budget``, a share, allows."""
+    check_budget(shape, budget, counter)
+    prefix = shape.num_prefix_tokens
+    every = [(*[length] * (shape.depth - 1), prefix) for length in range(prefix, shape.num_tokens + 1)]
+    return max(lengths for lengths in every if slim_macs(shape, lengths, counter) <= budget * shape.unreduced)
+
+
+def check_budget(shape: Shape, budget: float, counter: str) -> None:
+    """Refuse a budget that is no share, or that not even blocks which compute the prefix tokens alone fit into."""
+    least = slim_macs(shape, [shape.num_prefix_tokens] * shape.depth, counter) / shape.unreduced
+    if isinstance(budget, bool) or not isinstance(budget, (int, float)) or not least <= budget <= 1:
+        raise UsageError(
+            f"mac_budget={budget!r} is not allowed; give the share of the multiplications to spend by the counter "
+            f"{counter!r}, from {least:.2f} to 1"
+        )
 
 
 def added_error(curves: np.ndarray, lengths: Sequence[int]) -> float:
@@ -96,15 +116,14 @@ def added_error(curves: np.ndarray, lengths: Sequence[int]) -> float:
     return float((curves[blocks, left[1:]] - curves[blocks, left[:-1]]).sum())
 
 
-def _prices(costs: Costs, counter: str) -> np.ndarray:
+def _prices(shape: Shape, counter: str) -> np.ndarray:
     """Share of all multiplications (P + 1, P + 1) of a block that leaves n (row) of the patches k (column) entering."""
-    tokens = costs.num_prefix_tokens + np.arange(costs.num_tokens - costs.num_prefix_tokens + 1)
-    keys = {"compact": tokens[None, :], "paper": np.array([[costs.num_tokens]]), "square": tokens[:, None]}[counter]
-    square = np.zeros((len(tokens), len(tokens)))
-    return (square + costs.block(tokens[:, None], keys)) / costs.unreduced
+    tokens = np.arange(shape.num_prefix_tokens, shape.num_tokens + 1)
+    macs = slim_block_macs(shape, tokens[:, None], tokens[None, :], counter)
+    return np.broadcast_to(macs, (len(tokens), len(tokens))) / shape.unreduced
 
 
-def _lengths(curves: np.ndarray, prices: np.ndarray, price: float, costs: Costs) -> list[int]:
+def _lengths(curves: np.ndarray, prices: np.ndarray, price: float, shape: Shape) -> list[int]:
     """The shortest path through all blocks: of each, the error that it adds and its multiplications times ``price``."""
     counts = np.arange(curves.shape[1])
     rises = counts[:, None] > counts[None, :]
@@ -117,4 +136,4 @@ def _lengths(curves: np.ndarray, prices: np.ndarray, price: float, costs: Costs)
     left = [counts[-1]]
     for choice in reversed(choices):
         left.append(choice[left[-1]])
-    return [*(int(count) + costs.num_prefix_tokens for count in left[1:]), costs.num_prefix_tokens]
+    return [*(int(count) + shape.num_prefix_tokens for count in left[1:]), shape.num_prefix_tokens]

@@ -9,12 +9,12 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from common.bench import Bench
+from common.cost.closed_form import Shape
 from common.errors import require_choice
 from common.models.reduced import ReducedVisionTransformer, attach, reduce_tokens
 from common.reducers.base import NOTHING, Reducer, Signal, Signals
 from common.reducers.schedule import Schedule
 from common.slimming.branches import best_first, dropped_at, slimmed
-from common.slimming.costs import Costs
 from common.slimming.study import Row, compared, cost, mean_scores, slim_hits
 from common.tokens import Selection, Tokens
 
@@ -76,11 +76,11 @@ def one_block(
 
 def one_block_cost(vit: VisionTransformer, layer: int, count: int, pruned: str) -> Row:
     """Multiplications when block ``layer`` computes ``count`` patches; only what is dropped costs no keys later."""
-    costs = Costs.of(vit)
-    few, last = costs.num_prefix_tokens + count, costs.num_prefix_tokens
-    after = few if pruned == "dropped" else costs.num_tokens
-    lengths = [costs.num_tokens] * layer + [few] + [after] * (costs.depth - layer - 1)
-    return cost(costs, [*lengths[:-1], last], "compact" if pruned == "dropped" else "paper")
+    shape = Shape.of(vit)
+    few, last = shape.num_prefix_tokens + count, shape.num_prefix_tokens
+    after = few if pruned == "dropped" else shape.num_tokens
+    lengths = [shape.num_tokens] * layer + [few] + [after] * (shape.depth - layer - 1)
+    return cost(shape, [*lengths[:-1], last], "compact" if pruned == "dropped" else "paper")
 
 
 def one_block_rows(

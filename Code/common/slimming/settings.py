@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from common.cost.methods import COUNTERS
 from common.errors import UsageError, require_choice
-from common.slimming.costs import COUNTERS
 from common.slimming.ranking import RANKINGS
 from common.slimming.scores import Scoring
 from common.slimming.tuning import ERRORS, Tuning
@@ -24,7 +24,7 @@ class SearchSettings:
         lengths: tokens of every block, prefix tokens included; the last block computes these alone.
         step: patches to add at a time (the paper's r0).
         error_norm: "rel", "token", "mse" or "raw", see :func:`common.slimming.tuning.errors`.
-        counter: "compact", what the slim model executes, or "paper", see :mod:`common.slimming.costs`.
+        counter: "compact", what the slim model executes, or "paper", see :func:`common.cost.methods.slim_block_macs`.
         epochs, lr, batch_size: of the tuning of each candidate, see :class:`Tuning`; 0 epochs tune nothing.
         reset: every candidate starts from the original weights, not from those tuned for the one before.
         score: "significance", as published; "coverage", which leaves out what others stand for, see

@@ -13,12 +13,13 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from common.bench import Bench
+from common.cost.closed_form import Shape
+from common.cost.methods import slim_cut, slim_macs
 from common.errors import require_choice
 from common.models.reduced import ReducedVisionTransformer, reduce_tokens
 from common.reducers.slimming_plan import SlimmingPlan
 from common.rows import Rows
 from common.slimming.branches import branches
-from common.slimming.costs import Costs
 from common.slimming.ranking import RANKINGS, network_scores
 from common.slimming.scores import HEAD_HANDLING, Scoring
 from common.training import accuracies, predict
@@ -86,10 +87,10 @@ def stage_rows(
             models[schedule, stage] = reduce_tokens(vit, "patch_slimming", plan=plan)
     predictions, labels = predict(models, bench.loader(bench.val_set))
     right = {key: hits(prediction.logits, labels, bench.val_set) for key, prediction in predictions.items()}
-    costs, rows = Costs.of(bench.vit), []
+    shape, rows = Shape.of(bench.vit), []
     for (schedule, stage), prediction in predictions.items():
-        lengths = found[schedule][0].lengths if schedule else [costs.num_tokens] * costs.depth
-        row = {"study": "stages", "schedule": schedule, "stage": stage, "share": budget, **cost(costs, lengths)}
+        lengths = found[schedule][0].lengths if schedule else [shape.num_tokens] * shape.depth
+        row = {"study": "stages", "schedule": schedule, "stage": stage, "share": budget, **cost(shape, lengths)}
         row |= {"method": "patch_slimming" if schedule else "none"}
         other = right.get((schedule.replace(LEARNED, UNIFORM), stage)) if schedule else None
         row |= compared(right[schedule, stage], other)
@@ -105,12 +106,12 @@ def compared(right: Tensor, other: Tensor | None) -> Row:
     return {**row, "n_val": len(right)}
 
 
-def cost(costs: Costs, lengths: Sequence[int], counter: str = "compact") -> Row:
+def cost(shape: Shape, lengths: Sequence[int], counter: str = "compact") -> Row:
     """What is executed (by ``counter``) and what the authors count, what is saved of each, the tokens by block."""
     row: Row = {"tokens": " ".join(map(str, lengths))}
     for name, end in ((counter, ""), ("paper", "_paper")):
-        row[f"gmac{end}"] = costs.macs(lengths, name) / 1e9
-        row[f"cut{end}"] = costs.cut(lengths, name)
+        row[f"gmac{end}"] = slim_macs(shape, lengths, name) / 1e9
+        row[f"cut{end}"] = slim_cut(shape, lengths, name)
     return row
 
 

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 from torch import Tensor
 
 from common.bench import Bench
+from common.cost.closed_form import Shape
 from common.models.reduced import ReducedVisionTransformer, reduce_tokens
-from common.slimming.costs import Costs
 from common.slimming.study import Row, compared, cost, slim_hits
 from common.slimming.top_down import search
 
@@ -33,7 +33,7 @@ def tolerance_rows(
     if not tolerances:
         return
     settings = {"epochs": 0, "seed": bench.seed} | how
-    model, costs = reduce_tokens(bench.vit, "none"), Costs.of(bench.vit)
+    model, shape = reduce_tokens(bench.vit, "none"), Shape.of(bench.vit)
     whole = _hits(bench, model, limit_val)
     for tolerance in sorted(tolerances):
         vit = copy.deepcopy(bench.vit)
@@ -41,7 +41,7 @@ def tolerance_rows(
         right = _hits(bench, reduce_tokens(vit, "patch_slimming", plan=plan), limit_val)
         row = {"study": "tolerances", "schedule": "searched", "stage": "tuned" if settings["epochs"] else "searched"}
         row |= {"tolerance": tolerance, "method": "patch_slimming"}
-        yield {**row, **cost(costs, plan.lengths), **compared(right, whole)}
+        yield {**row, **cost(shape, plan.lengths), **compared(right, whole)}
 
 
 def _hits(bench: Bench, model: ReducedVisionTransformer, limit_val: int | None) -> Tensor:

@@ -17,6 +17,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 from tqdm import tqdm
 
+from common.cost.closed_form import Shape
 from common.errors import UsageError
 from common.models.observe import untouched
 from common.models.reduced import is_reduced, reduce_tokens
@@ -24,7 +25,6 @@ from common.reducers.slimming_plan import LayerRecord, SlimmingPlan, record_of
 from common.slimming.allocation import allocate, error_curves, sensitivity
 from common.slimming.branches import best_first, slimmed
 from common.slimming.calibration import Calibration, check_backbone, digest, split, take
-from common.slimming.costs import Costs
 from common.slimming.ranking import block_scores, network_scores
 from common.slimming.settings import SearchSettings
 from common.slimming.trials import Trials
@@ -77,7 +77,7 @@ class _Search:
     def __init__(
         self, vit: VisionTransformer, images: Calibration, how: SearchSettings, output_dir: str | Path | None
     ) -> None:
-        self.images, self.how, self.costs = images, how, Costs.of(vit)
+        self.images, self.how, self.shape = images, how, Shape.of(vit)
         self.tuned_on, self.measured_on = split(images, how.held_out, how.seed)
         self.teacher, self.student = reduce_tokens(copy.deepcopy(vit), "none"), reduce_tokens(vit, "none")
         settings = {**asdict(how), "images": len(images), "digest": digest(vit, images)}
@@ -116,7 +116,7 @@ class _Search:
         scored, measured = self.tuned_on[: how.score_images], self.measured_on[: how.error_images]
         scores = network_scores(how.score, self.teacher, take(self.images, scored), how.scoring)
         curves = error_curves(sensitivity(self.teacher, take(self.images, measured), scores), self.num_patches)
-        return allocate(curves, self.costs, how.mac_budget, how.counter)
+        return allocate(curves, self.shape, how.mac_budget, how.counter)
 
     def _checked(self, lengths: Sequence[int]) -> tuple[int, ...]:
         wanted = [self.prefix + self.num_patches, *lengths]

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from common.bench import Bench
+from common.cost.closed_form import Shape
 from common.models.reduced import ReducedVisionTransformer, reduce_tokens
 from common.reducers.slimming_plan import SlimmingPlan
-from common.slimming.allocation import allocate, error_curves, sensitivity
+from common.slimming.allocation import allocate, error_curves, sensitivity, uniform_lengths
 from common.slimming.branches import nested, slimmed
-from common.slimming.costs import Costs
 from common.slimming.gates import calibrate_thresholds, fit_gates
 from common.slimming.study import LEARNED, UNIFORM, Row, compared, cost, mean_scores, slim_hits
 
@@ -38,22 +38,22 @@ def budget_variants(bench: Bench, budgets: Sequence[float], error_images: int) -
     """
     names = ("significance", "coverage", "single_block", "random")
     scores = {name: mean_scores(bench.vit, bench.calibration_images, name) for name in names}
-    model, costs = reduce_tokens(bench.vit, "none"), Costs.of(bench.vit)
+    model, shape = reduce_tokens(bench.vit, "none"), Shape.of(bench.vit)
     found = sensitivity(model, bench.calibration_images[-error_images:], scores["significance"])
     curves, variants = error_curves(found, bench.vit.patch_embed.num_patches), {}
     for budget in budgets:
-        plan = _of(costs, scores["significance"], allocate(curves, costs, budget))
+        plan = _of(shape, scores["significance"], allocate(curves, shape, budget))
         variants[LEARNED, budget] = Variant(plan)
         for name, ranked in scores.items():
             label = UNIFORM if name == "significance" else f"{UNIFORM}, {name}"
-            variants[label, budget] = Variant(_of(costs, ranked, costs.uniform(budget)))
-        square = _of(costs, scores["single_block"], costs.uniform(budget, "square"))
+            variants[label, budget] = Variant(_of(shape, ranked, uniform_lengths(shape, budget)))
+        square = _of(shape, scores["single_block"], uniform_lengths(shape, budget, "square"))
         variants[f"{UNIFORM}, single_block, square", budget] = Variant(square, "selected", "square")
     return variants
 
 
-def _of(costs: Costs, scores: Tensor, lengths: Sequence[int]) -> SlimmingPlan:
-    return nested(scores, lengths, costs.num_prefix_tokens)
+def _of(shape: Shape, scores: Tensor, lengths: Sequence[int]) -> SlimmingPlan:
+    return nested(scores, lengths, shape.num_prefix_tokens)
 
 
 def budget_rows(
@@ -70,10 +70,10 @@ def budget_rows(
         return
     variants, model = budget_variants(bench, budgets, error_images), reduce_tokens(bench.vit, "none")
     slim = {key: slimmed(model, each.plan, each.keys) for key, each in variants.items()}
-    hits, costs = slim_hits(bench, slim, limit_val), Costs.of(bench.vit)
+    hits, shape = slim_hits(bench, slim, limit_val), Shape.of(bench.vit)
     for (name, budget), each in variants.items():
         row = {"study": "budgets", "schedule": name, "stage": "searched", "share": budget, "method": "patch_slimming"}
-        costing = cost(costs, each.plan.lengths, each.counter)
+        costing = cost(shape, each.plan.lengths, each.counter)
         yield {**row, **costing, **compared(hits[name, budget], hits[UNIFORM, budget])}
 
 
@@ -85,7 +85,7 @@ def dynamic_rows(
     ``gain`` is the difference to the plan on the same images. ``tokens`` of the thresholds are mean and standard
     deviation over ``num_images`` calibration images, which the gates are fitted on.
     """
-    images, costs = bench.calibration_images[:num_images], Costs.of(bench.vit)
+    images, shape = bench.calibration_images[:num_images], Shape.of(bench.vit)
     torch.manual_seed(bench.seed)
     fixed = reduce_tokens(bench.vit, "dynamic_slimming", plan=plan).eval()
     fit_gates(fixed, images, epochs=epochs)
@@ -97,7 +97,7 @@ def dynamic_rows(
     hits = slim_hits(bench, slim, limit_val)
     for name, each in slim.items():
         method = "patch_slimming" if name == "static" else "dynamic_slimming"
-        row = {"study": "dynamic", "schedule": name, "stage": "searched", "method": method, **cost(costs, plan.lengths)}
+        row = {"study": "dynamic", "schedule": name, "stage": "searched", "method": method, **cost(shape, plan.lengths)}
         if name == "gates, threshold":
             row["tokens"] = _spread(each, images, bench.batch_size)
         yield {**row, **compared(hits[name], hits["static"])}

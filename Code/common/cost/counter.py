@@ -20,6 +20,9 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from common.cost.closed_form import image_size
+from common.models.observe import untouched
+
 
 @dataclass(frozen=True)
 class MacCount:
@@ -41,23 +44,27 @@ class MacCount:
 def count_macs(model: nn.Module, img_size: int | tuple[int, int], *, seed: int = 0) -> MacCount:
     """Count one forward pass of ``model`` over one random image.
 
+    >>> from common import create_model
+    >>> count_macs(create_model("vit_digits"), 32)
+    MacCount(linear=12976768, attention=3244800, total=16221568, thop_compat=13344408)
+
     Args:
-        model: a timm or a reduced model; it is left in the mode it was in.
+        model: a timm VisionTransformer or a reduced one; it is left in the mode it was in.
         img_size: side, or (height, width), in pixels.
         seed: of the random image (and of methods that sample, whose counts depend on it).
+
+    Raises:
+        UsageError: a size that the model's patch embedding does not take.
     """
-    side = img_size if isinstance(img_size, tuple) else (img_size, img_size)
-    parameter = next(model.parameters())
+    size, parameter = image_size(model, img_size), next(model.parameters())
     generator = torch.Generator().manual_seed(seed)
-    image = torch.randn(1, getattr(model, "in_chans", 3), *side, generator=generator).to(parameter)
-    was_training = model.training
-    model.eval()
-    # not every torch has every fused kernel in its counter's registry; plain products are counted by all of them
+    image = torch.randn(1, model.in_chans, *size, generator=generator).to(parameter)
+    # Not every torch has every fused kernel in its counter's registry; plain products are counted by all of them.
+    # Frozen, because the counter's hooks fail on a module that gets a view of a parameter which learns (SigLIP's pool).
     plain, counter = sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False)
-    with plain, torch.random.fork_rng(), torch.no_grad(), _thop_convention(model) as thop, counter:
+    with untouched(model), plain, torch.random.fork_rng(), torch.no_grad(), _thop_convention(model) as thop, counter:
         torch.manual_seed(seed)
         model(image)
-    model.train(was_training)
     macs = {name: flops // 2 for name, flops in counter.get_flop_counts()["Global"].items()}
     linear = sum(count for op, count in macs.items() if op in LINEAR_OPERATORS)
     total = sum(macs.values())

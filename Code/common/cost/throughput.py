@@ -1,0 +1,81 @@
+"""Images per second of several models, measured in turn on the same batch."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+
+@dataclass(frozen=True)
+class Throughput:
+    """Images per second of one model, and its speed-up over the baseline, pair by pair in one run.
+
+    Attributes:
+        fps, fps_q1, fps_q3: median and quartiles of images per second over the rounds.
+        speedup, speedup_q1, speedup_q3: median and quartiles of baseline seconds / own seconds of the same round.
+        rounds: how often each model ran.
+    """
+
+    fps: float
+    fps_q1: float
+    fps_q3: float
+    speedup: float
+    speedup_q1: float
+    speedup_q3: float
+    rounds: int
+
+
+def interleaved(
+    models: Mapping[Hashable, nn.Module], images: Tensor, *, baseline: Hashable, rounds: int = 10
+) -> dict[Hashable, Throughput]:
+    """Time all ``models`` in turn, A B C A B C ..., on the same batch.
+
+    Taking turns makes a drift of the machine hit all of them alike; the speed-up is computed inside each round. Every
+    timed pass follows an untimed one of the same model, which finds memory and caches as it leaves them itself.
+
+    Args:
+        models: by any key, on the device and in the dtype of ``images``, in eval mode.
+        images: (B, 3, H, W).
+        baseline: key of the model that is the 1.0 of the speed-up.
+        rounds: measured passes of each model.
+    """
+    seconds = {name: [] for name in models}
+    with torch.inference_mode():
+        for _ in tqdm(range(rounds), desc="rounds", leave=False):
+            for name, model in models.items():
+                model(images)
+                seconds[name].append(_seconds(model, images))
+    return {name: _summary(own, seconds[baseline], len(images)) for name, own in seconds.items()}
+
+
+def _seconds(model: nn.Module, images: Tensor) -> float:
+    _synchronize(images)
+    start = time.perf_counter()
+    model(images)
+    _synchronize(images)
+    return time.perf_counter() - start
+
+
+def _synchronize(images: Tensor) -> None:
+    if images.is_cuda:
+        torch.cuda.synchronize(images.device)
+
+
+def _summary(own: Sequence[float], baseline: Sequence[float], batch: int) -> Throughput:
+    fps = [batch / seconds for seconds in own]
+    speedup = [base / seconds for base, seconds in zip(baseline, own, strict=True)]
+    return Throughput(*_quartiles(fps), *_quartiles(speedup), rounds=len(own))
+
+
+def _quartiles(values: Sequence[float]) -> tuple[float, float, float]:
+    """Median, first and third quartile."""
+    if len(values) == 1:
+        return values[0], values[0], values[0]
+    q1, median, q3 = statistics.quantiles(values, n=4, method="inclusive")
+    return median, q1, q3
