@@ -233,7 +233,7 @@ class TestKMedoids:
         vit = make("vit")
         with pytest.raises(UsageError, match=r"reduction_loc=\[0, 3\] is not allowed, allowed: blocks from 1 on"):
             reduce_tokens(vit, "kmedoids", keep_rate=0.5, reduction_loc=(0, 3))
-        with pytest.raises(UsageError, match="cluster_iters=0 is not allowed; allowed: an integer >= 1"):
+        with pytest.raises(UsageError, match="cluster_iters=0 is not allowed; give a whole number >= 1"):
             reduce_tokens(vit, "kmedoids", keep_rate=0.5, cluster_iters=0)
         reduce_tokens(vit, "kmedoids", keep_rate=1.0, reduction_loc=(0, 3))  # nothing to drop there
         model = reduce_tokens(vit, "kmedoids", keep_rate=0.5, reduction_loc=(0, 3), equal_weight=True).eval()
@@ -350,7 +350,7 @@ class TestDpcKnn:
             torch.testing.assert_close(linear.bias.grad, torch.zeros(1), rtol=0, atol=1e-4)
 
     def test_refusals(self):
-        with pytest.raises(UsageError, match="k_neighbors=1 is not allowed; allowed: an integer >= 2"):
+        with pytest.raises(UsageError, match="k_neighbors=1 is not allowed; give a whole number >= 2"):
             reduce_tokens(make("vit"), "dpcknn", keep_rate=0.5, k_neighbors=1)
 
 

@@ -166,11 +166,11 @@ def test_no_patch_left_leaves_the_token_loss_out():
 
 
 def test_unknown_token_loss_is_refused():
-    with pytest.raises(ValueError, match="unknown DynamicViT token_loss 'l1'; allowed: kl, mse"):
+    with pytest.raises(ValueError, match="reducer 'dynamicvit': unknown token_loss 'l1'; allowed: kl, mse"):
         _Reducer(token_loss="l1")
 
 
 @pytest.mark.parametrize("value", ["much", -1.0, True, float("nan")])
 def test_weights_that_weigh_nothing_are_refused(value):
-    with pytest.raises(UsageError, match=r"token_weight=.* is not allowed; allowed: a number >= 0"):
+    with pytest.raises(UsageError, match=r"token_weight=.* is not allowed; give a number >= 0"):
         reduce_tokens(make("vit"), "dynamicvit", keep_rate=0.5, token_weight=value)

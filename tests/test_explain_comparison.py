@@ -250,7 +250,11 @@ def test_a_published_list_names_files_counted_from_one(tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("[1, 2]", "no image ILSVRC2012_val_00000001 .1 of 2"), ("a: 1", "no list of images"), ("[1", "cannot be read")],
+    [
+        ("[1, 2]", "no image ILSVRC2012_val_00000001 .1 of 2"),
+        ("a: 1", "no list of images"),
+        ("[1", "not readable as YAML"),
+    ],
 )
 def test_a_list_that_does_not_fit_is_refused(text, message, tmp_path):
     path = tmp_path / "list.yaml"

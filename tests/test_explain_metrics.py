@@ -1,5 +1,7 @@
 """Insertion and deletion: closed forms, the published points and areas, baselines, and what is refused."""
 
+from typing import get_args
+
 import pytest
 import torch
 from backbones import images as random_images
@@ -8,7 +10,7 @@ from torchvision.transforms.functional import gaussian_blur
 
 from common import create_model
 from common.errors import UsageError
-from common.explain.metrics import BASELINES, STEPS, insertion_deletion, without_content
+from common.explain.metrics import STEPS, Baseline, insertion_deletion, without_content
 
 PUBLISHED = STEPS[1:]
 PIXELS = [501, 2508, 5017, 10035, 15052, 20070, 25088, 30105, 35123, 40140, 45158, 50176]
@@ -220,7 +222,7 @@ def test_noise_follows_its_seed_alone():
     assert abs(noise[0].mean()) < 0.05 and abs(noise[0].std() - 1) < 0.05
 
 
-@pytest.mark.parametrize("baseline", BASELINES)
+@pytest.mark.parametrize("baseline", get_args(Baseline))
 def test_every_baseline_is_as_large_as_the_images(baseline):
     images = torch.randn(2, 3, 48, 64, dtype=torch.float64)
     empty = without_content(images, baseline, mean=MEAN, std=STD)

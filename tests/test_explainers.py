@@ -449,11 +449,14 @@ def test_images_that_do_not_fit_are_refused_in_one_line(shape):
     [
         ("lime", "unknown explainer 'lime'; allowed: chefer, grad_cam"),
         ("rollout:head_fusion=max", "explainer 'rollout' has no option 'head_fusion'; allowed: batch_size"),
-        ("raw_attention:head_fusion=min", "unknown head_fusion 'min'; allowed: max, mean"),
-        ("random:seed=x", "seed='x' is not allowed"),
-        ("integrated_gradients:n_steps=0", "n_steps=0 is not allowed"),
-        ("integrated_gradients:baseline=black", "baseline='black' is not allowed"),
-        ("rollout:batch_size=0", "batch_size=0 is not allowed"),
+        ("raw_attention:head_fusion=min", "explainer 'raw_attention': unknown head_fusion 'min'; allowed: max, mean"),
+        ("random:seed=x", "explainer 'random': seed='x' is not allowed; give a whole number"),
+        (
+            "integrated_gradients:n_steps=0",
+            "explainer 'integrated_gradients': n_steps=0 is not allowed; give a whole number >= 1",
+        ),
+        ("integrated_gradients:baseline=black", "explainer 'integrated_gradients': baseline='black' is not allowed"),
+        ("rollout:batch_size=0", "explainer 'rollout': batch_size=0 is not allowed; give a whole number >= 1"),
     ],
 )
 def test_bad_options_are_refused_in_one_line(text, message):

@@ -147,10 +147,11 @@ def test_refusals():
     vit = make("vit")
     with pytest.raises(UsageError, match=r"contiguous=True sets its own counts; keep_rate=0\.5 must stay 1\.0"):
         reduce_tokens(vit, "l1", keep_rate=0.5, contiguous=True)
-    with pytest.raises(UsageError, match=r"min_radius=2 is about contiguous=True; without it only 1\.0 is allowed"):
+    with pytest.raises(UsageError, match=r"min_radius=2\.0 is about contiguous=True; without it only 1\.0 is allowed"):
         reduce_tokens(vit, "l1", keep_rate=0.5, min_radius=2)
-    for min_radius in (2.1, float("nan"), "all"):
-        with pytest.raises(UsageError, match=r"min_radius=.* is not allowed; allowed: a number up to 2$"):
+    allowed = {2.1: "allowed: a number up to 2", float("nan"): "give a number", "all": "give a number"}
+    for min_radius, words in allowed.items():
+        with pytest.raises(UsageError, match=rf"min_radius=.* is not allowed; {words}$"):
             reduce_tokens(vit, "linf", contiguous=True, min_radius=min_radius)
     dynamic = timm.create_model("vit_tiny_patch16_224", img_size=64, dynamic_img_size=True)
     with pytest.raises(UsageError, match="dynamic_img_size=True is not allowed, set img_size"):

@@ -2,6 +2,7 @@
 
 import time
 from itertools import product
+from typing import get_args
 
 import pytest
 import timm
@@ -13,7 +14,7 @@ from common.models.reduced import reduce_tokens
 from common.slimming import SlimmingPlan, significance
 from common.slimming.baselines import SCORES
 from common.slimming.branches import slimmed
-from common.slimming.scores import FEATURES, HEAD_HANDLING, Scoring, influences, significances
+from common.slimming.scores import Feature, HeadHandling, Scoring, influences, significances
 
 
 def random_maps(lengths=(7, 6, 4, 1), heads=3, batch=2, seed=0):
@@ -104,8 +105,8 @@ def test_score_is_equation_6_literally(pruned):
     )
 
 
-@pytest.mark.parametrize("head_handling", HEAD_HANDLING)
-@pytest.mark.parametrize("feature", FEATURES)
+@pytest.mark.parametrize("head_handling", get_args(HeadHandling))
+@pytest.mark.parametrize("feature", get_args(Feature))
 def test_scores_are_positive_finite_and_the_same_again(head_handling, feature):
     vit = make("vit")
     how = {"head_handling": head_handling, "feature": feature, "paths": 4}

@@ -245,7 +245,7 @@ def test_a_dataset_is_as_good_as_a_tensor(vit, x):
     [
         ({}, r"a search needs one of tolerance, mac_budget and lengths; given: none"),
         ({"tolerance": 0.1, "mac_budget": 0.5}, r"given: \['tolerance', 'mac_budget'\]"),
-        ({"tolerance": -0.1}, r"tolerance=-0.1 is not allowed; give an error >= 0"),
+        ({"tolerance": -0.1}, r"tolerance=-0.1 is not allowed; give a number >= 0"),
         ({"tolerance": 0.1, "step": 0}, r"step=0 is not allowed; give a whole number >= 1"),
         ({"tolerance": 0.1, "error_norm": "l1"}, r"unknown error_norm 'l1'; allowed: mse, raw, rel, token"),
         ({"tolerance": 0.1, "score": "luck"}, r"unknown score 'luck'; allowed: attention, coverage, random"),

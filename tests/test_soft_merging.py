@@ -162,7 +162,7 @@ def test_start_of_the_learned_parts():
 def test_sinkhorn_refusals():
     vit = make("vit")
     for eps in (0, -1.0, math.inf, math.nan, "small", True):
-        with pytest.raises(UsageError, match=r"eps=.* is not allowed; allowed: a number > 0"):
+        with pytest.raises(UsageError, match=r"eps=.* is not allowed; give a number > 0"):
             reduce_tokens(vit, "sinkhorn", keep_rate=0.5, eps=eps)
-    with pytest.raises(UsageError, match=r"cluster_iters=2\.5 is not allowed; allowed: an integer >= 1"):
+    with pytest.raises(UsageError, match=r"cluster_iters=2\.5 is not allowed; give a whole number >= 1"):
         reduce_tokens(vit, "sinkhorn", keep_rate=0.5, cluster_iters=2.5)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Generic, TypeVar
+from functools import wraps
+from typing import Any, Generic, TypeVar
 
 from common.errors import UsageError, require_choice
+from common.options import check, keywords
 
 Class = TypeVar("Class", bound=type)
 Options = tuple[tuple[str, object], ...]
@@ -15,7 +17,8 @@ Options = tuple[tuple[str, object], ...]
 class Registry(Generic[Class]):
     """Classes that can be chosen by name. The options of one are the keyword-only parameters of its constructor.
 
-    A constructor that takes ``**`` others hands them to the class it inherits from, whose options then count too.
+    Their annotations say what is allowed, see :mod:`common.options`; a registered class refuses anything else before
+    its constructor runs. One that takes ``**`` others hands them to the class that it inherits from.
 
     Args:
         what: what the classes are, as messages call it: "reducer".
@@ -33,6 +36,7 @@ class Registry(Generic[Class]):
                 taken_by = self._classes[name].__qualname__
                 raise UsageError(f"{self._what} {name!r} is registered already, by {taken_by}")
             self._classes[name] = cls
+            cls.__init__ = self._checking(name, cls.__init__)
             return cls
 
         return register
@@ -47,26 +51,31 @@ class Registry(Generic[Class]):
 
     def options(self, name: str) -> list[str]:
         """Names of the options that ``name`` takes."""
-        return list(self._parameters(name))
+        return list(_options(self.get(name)))
 
     def check_options(self, name: str, options: Mapping[str, object]) -> None:
-        """Refuse what :meth:`check_given` does, and that ``name`` lacks an option it cannot do without."""
-        self.check_given(name, options)
-        for option, parameter in self._parameters(name).items():
+        """Refuse what :meth:`checked` does, and that ``name`` lacks an option it cannot do without."""
+        self.checked(name, options)
+        for option, parameter in _options(self.get(name)).items():
             if parameter.default is parameter.empty and option not in options:
                 raise UsageError(f"{self._what} {name!r} needs the option {option!r}: {name}:{option}=VALUE")
 
-    def check_given(self, name: str, options: Mapping[str, object]) -> None:
-        """Refuse an option that ``name`` does not have, or a switch that is neither true nor false."""
-        parameters = self._parameters(name)
+    def checked(self, name: str, options: Mapping[str, object]) -> dict[str, Any]:
+        """``options`` as the constructor of ``name`` takes them.
+
+        Raises:
+            UsageError: it does not have one of them, or not with this value.
+        """
+        known, found = _options(self.get(name)), {}
         for option, value in options.items():
-            if option not in parameters:
-                allowed = ", ".join(parameters) or "none"
+            if option not in known:
+                allowed = ", ".join(known) or "none"
                 raise UsageError(f"{self._what} {name!r} has no option {option!r}; allowed: {allowed}")
-            if isinstance(parameters[option].default, bool) and not isinstance(value, bool):
-                raise UsageError(
-                    f"option {option}={value!r} of {self._what} {name!r} is not allowed; allowed: true, false"
-                )
+            try:
+                found[option] = check(option, value, known[option].annotation)
+            except UsageError as error:
+                raise UsageError(f"{self._what} {name!r}: {error}") from error
+        return found
 
     def read(self, text: str) -> tuple[str, Options]:
         """Name and options of the written form.
@@ -83,19 +92,21 @@ class Registry(Generic[Class]):
             if key in dict(options):
                 raise UsageError(f"option {key!r} stands twice in {text!r}")
             options.append((key, _literal(value)))
-        self.check_given(name, dict(options))
+        self.checked(name, dict(options))
         return name, tuple(options)
 
-    def _parameters(self, name: str) -> dict[str, inspect.Parameter]:
-        return _keywords(self.get(name))
+    def _checking(self, name: str, build: Callable[..., None]) -> Callable[..., None]:
+        @wraps(build)
+        def checking(instance: object, *args: object, **options: object) -> None:
+            build(instance, *args, **self.checked(name, options))
+
+        return checking
 
 
-def _keywords(cls: type) -> dict[str, inspect.Parameter]:
-    """The keyword-only parameters of a constructor, those it inherits first."""
-    parameters = inspect.signature(cls).parameters.values()
-    hands_on = any(p.kind is p.VAR_KEYWORD for p in parameters)
-    inherited = _keywords(cls.__base__) if hands_on else {}
-    return {**inherited, **{p.name: p for p in parameters if p.kind is p.KEYWORD_ONLY}}
+def _options(cls: type) -> dict[str, inspect.Parameter]:
+    """The options of a class, those first that it hands to the class it inherits from."""
+    hands_on = any(p.kind is p.VAR_KEYWORD for p in inspect.signature(cls).parameters.values())
+    return {**(_options(cls.__base__) if hands_on else {}), **keywords(cls.__init__)}
 
 
 def options_text(options: Options) -> str:

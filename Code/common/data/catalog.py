@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from typing import Annotated
 
 from common.data.base import ImageData, LabelledDataset
 from common.data.check import check_dataset
@@ -12,6 +13,7 @@ from common.data.loading import subset
 from common.data.sources import ANNOTATED, FOLDER_PREFIX, open_source
 from common.data.transforms import RECIPES, make_transform, normalisation
 from common.errors import UsageError, require_choice
+from common.options import accepted_by
 from common.processes import is_first_on_machine
 
 NAMES = ("digits", "imagenette", "fashion-mnist", "cifar10", "cifar100", "imagenet", *ANNOTATED)
@@ -109,6 +111,9 @@ def dataset_classes(name: str, *, root: str | os.PathLike | None = None) -> list
 def _require_name(name: str) -> None:
     if not name.startswith(FOLDER_PREFIX) or name == FOLDER_PREFIX:
         require_choice(name, list_datasets(), "dataset")
+
+
+Dataset = Annotated[str, accepted_by(_require_name)]
 
 
 def _require_positive(what: str, value: int) -> None:

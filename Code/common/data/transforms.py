@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from torchvision.transforms import v2
 from torchvision.transforms.functional import InterpolationMode
@@ -25,6 +26,7 @@ RECIPES = {
     "center_crop": (HALF, HALF),
     "which_tokens": (IMAGENET_MEAN, IMAGENET_STD),
 }
+Recipe = Literal[tuple(RECIPES)]
 
 
 @dataclass(frozen=True)

@@ -17,13 +17,16 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
-from common.errors import UsageError, require_choice
+from common.errors import UsageError
 from common.evaluation.evaluate import PRECISIONS, evaluate_model
 from common.evaluation.export import cls_name, export_cls, export_json, json_name
 from common.evaluation.record import Record, peek
 from common.evaluation.runs import Run, find_runs
+from common.options import Count, Many, Whole, check_fields
 from common.training import torch_device
+from common.training.accelerator import Device
 
 DECISIONS = "decisions.npz"
 
@@ -41,15 +44,15 @@ class Wanted:
 
     overwrite: bool = False
     json: bool = False
-    cls_at: Sequence[int] = ()
-    batch_size: int = 64
-    workers: int = 0
-    device: str | None = None
-    mixed_precision: str = "no"
+    cls_at: Many[Whole] = ()
+    batch_size: Count = 64
+    workers: Whole = 0
+    device: Device | None = None
+    mixed_precision: Literal[tuple(PRECISIONS)] = "no"
 
     def __post_init__(self) -> None:
+        check_fields(self)
         torch_device(self.device)
-        require_choice(self.mixed_precision, PRECISIONS, "mixed_precision")
 
 
 def evaluate_run(folder: str | Path, wanted: Wanted) -> str:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from common.errors import UsageError
 from common.models.observe import as_reduced, untouched
+from common.options import Count
 from common.registry import Registry, options_text
 
 
@@ -44,9 +45,7 @@ class Explainer:
 
     differentiates = False
 
-    def __init__(self, model: VisionTransformer, *, batch_size: int = 32) -> None:
-        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-            raise UsageError(f"batch_size={batch_size!r} is not allowed; give a whole number >= 1")
+    def __init__(self, model: VisionTransformer, *, batch_size: Count = 32) -> None:
         self.model, self.batch_size = as_reduced(model), batch_size
 
     @property
@@ -119,7 +118,6 @@ list_explainers = EXPLAINERS.names
 def create_explainer(text: str, model: VisionTransformer, **options: object) -> Explainer:
     """The explainer written as ``name`` or ``name:key=value,key=value`` for ``model``; ``options`` may add to it."""
     name, written = EXPLAINERS.read(text)
-    EXPLAINERS.check_options(name, options)
     return EXPLAINERS.get(name)(model, **{**options, **dict(written)})
 
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from common.errors import UsageError, require_package
+from common.errors import require_package
 from common.explain.base import Explainer, Explanation, predicted, register_explainer
 from common.models.observe import AttentionLayer, watch
 from common.models.reduced import ReducedVisionTransformer
+from common.options import Count
 
 EXTRA = "explain"
 
@@ -27,7 +26,7 @@ class GradCam(Explainer):
 
     differentiates = True
 
-    def __init__(self, model: VisionTransformer, *, batch_size: int = 32) -> None:
+    def __init__(self, model: VisionTransformer, *, batch_size: Count = 32) -> None:
         super().__init__(model, batch_size=batch_size)
         self._library = require_package("pytorch_grad_cam", EXTRA, "explainer 'grad_cam'")
 
@@ -97,13 +96,9 @@ class IntegratedGradients(Explainer):
     differentiates = True
 
     def __init__(
-        self, model: VisionTransformer, *, n_steps: int = 32, baseline: float = 0.0, batch_size: int = 32
+        self, model: VisionTransformer, *, n_steps: Count = 32, baseline: float = 0.0, batch_size: Count = 32
     ) -> None:
         super().__init__(model, batch_size=batch_size)
-        if type(n_steps) is not int or n_steps < 1:
-            raise UsageError(f"n_steps={n_steps!r} is not allowed; give a whole number >= 1")
-        if isinstance(baseline, bool) or not isinstance(baseline, (int, float)) or not math.isfinite(baseline):
-            raise UsageError(f"baseline={baseline!r} is not allowed; give a number")
         self._library = require_package("captum.attr", EXTRA, "explainer 'integrated_gradients'")
         self.n_steps, self.baseline = n_steps, baseline
 

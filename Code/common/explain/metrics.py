@@ -9,17 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torchvision.transforms.functional import gaussian_blur
 
-from common.errors import UsageError, require_choice
+from common.errors import UsageError
+from common.options import Count, Many, check, checked
 
 STEPS = (0, 1, 5, 10, 20, 30, 40, 50, 60, 70, 80, 90, 100)  # percent: the published points, and 0
-BASELINES = ("black", "zero", "mean", "blur", "noise")
-RANKINGS = ("patch", "pixel")
+Baseline = Literal["black", "zero", "mean", "blur", "noise"]
 BLUR_KERNEL, BLUR_SIGMA = 15 / 224, 7 / 224  # the published blur, relative to the side of the image
 
 
@@ -41,7 +42,7 @@ class Curves:
 
 
 def without_content(
-    images: Tensor, baseline: str, *, mean: Sequence[float], std: Sequence[float], seed: int = 0
+    images: Tensor, baseline: Baseline, *, mean: Sequence[float], std: Sequence[float], seed: int = 0
 ) -> Tensor:
     """Images (B, 3, H, W) that say nothing, to take the place of ``images``.
 
@@ -52,7 +53,7 @@ def without_content(
             "noise": standard normal after normalisation, the same for all images, so that no batch has a say in it.
         seed: of the noise.
     """
-    require_choice(baseline, BASELINES, "baseline")
+    check("baseline", baseline, Baseline)
     if baseline == "black":
         black = -torch.as_tensor(mean, dtype=torch.float32) / torch.as_tensor(std, dtype=torch.float32)
         return black.to(images)[:, None, None].expand_as(images)
@@ -67,6 +68,7 @@ def without_content(
     return noise.to(images).expand_as(images)
 
 
+@checked
 @torch.inference_mode()
 def insertion_deletion(
     model: Callable[[Tensor], Tensor],
@@ -75,9 +77,9 @@ def insertion_deletion(
     labels: Tensor,
     baseline: Tensor,
     *,
-    steps: Sequence[float] = STEPS,
-    ranking: str = "patch",
-    batch_size: int = 32,
+    steps: Many[float] = STEPS,
+    ranking: Literal["patch", "pixel"] = "patch",
+    batch_size: Count = 32,
     parity: bool = False,
 ) -> Curves:
     """Insertion and deletion curves of a batch.
@@ -99,9 +101,6 @@ def insertion_deletion(
     """
     steps = _checked_steps(steps)
     _check_shapes(images, heatmaps, labels, baseline)
-    require_choice(ranking, RANKINGS, "ranking")
-    if type(batch_size) is not int or batch_size < 1:
-        raise UsageError(f"batch_size={batch_size!r} is not allowed; give a whole number >= 1")
     order, counts = _ranks(heatmaps.to(images.device), images.shape[2:], ranking, steps)
     inner = counts[1:-1, None, None]
     shown = order[:, None] < inner  # (B, K - 2, h, w)

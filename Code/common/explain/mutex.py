@@ -26,6 +26,7 @@ from common.explain.network import (
 )
 from common.models.observe import watch
 from common.models.reduced import ReducedVisionTransformer, attach
+from common.options import Count, Share, Whole
 from common.reducers.base import NOTHING, Reducer, Signal, Signals
 from common.reducers.none import NoReduction
 from common.reducers.patch_slimming import PatchSlimming
@@ -64,18 +65,15 @@ class Mutex(Explainer):
         self,
         model: VisionTransformer,
         *,
-        min_cut: float = 0.01,
-        token_ratio: float = 0.5,
-        starting_layer: int = 0,
+        min_cut: Share = 0.01,
+        token_ratio: Share = 0.5,
+        starting_layer: Whole = 0,
         parity: bool = False,
-        batch_size: int = 32,
+        batch_size: Count = 32,
     ) -> None:
         super().__init__(model, batch_size=batch_size)
-        for name, value in {"min_cut": min_cut, "token_ratio": token_ratio}.items():
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
-                raise UsageError(f"{name}={value!r} is not allowed; give a number in [0, 1]")
         last = len(self.model.blocks) - 1
-        if type(starting_layer) is not int or not 0 <= starting_layer <= last:
+        if starting_layer > last:
             raise UsageError(f"starting_layer={starting_layer!r} is not allowed; allowed: 0 to {last}")
         if isinstance(self.model.reducer, FixedPattern | PatchSlimming):
             raise UsageError("mutex hides patches, and a fixed pattern needs all of them; explain another model")

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from common.errors import UsageError
 from common.explain.base import Explainer
+from common.options import Count, Positive, Whole, checked
 
 
 def sparseness(heatmaps: Tensor) -> Tensor:
@@ -33,14 +34,15 @@ def sparseness(heatmaps: Tensor) -> Tensor:
     return ((weights * heat).sum(1) / (count * torch.where(total > 0, total, 1.0))).float()
 
 
+@checked
 def max_sensitivity(
     explainer: Explainer,
     images: Tensor,
     labels: Tensor | int | None = None,
     *,
-    samples: int = 5,
-    radius: float = 0.2,
-    seed: int = 0,
+    samples: Count = 5,
+    radius: Positive = 0.2,
+    seed: Whole = 0,
 ) -> Tensor:
     """How far the heat of each image moves (B,) when the image is changed a little: the largest move of ``samples``.
 
@@ -61,10 +63,6 @@ def max_sensitivity(
     Raises:
         UsageError: samples or radius that are no positive numbers, heat that is not finite.
     """
-    if type(samples) is not int or samples < 1:
-        raise UsageError(f"samples={samples!r} is not allowed; give a whole number >= 1")
-    if not radius > 0:
-        raise UsageError(f"radius={radius!r} is not allowed; give a number > 0")
     explanation = explainer(images, labels)
     heat = _flat(explanation.heatmaps)
     generator, moves = torch.Generator().manual_seed(seed), []

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from common.errors import require_choice
 from common.explain.base import Explainer, Explanation, predicted, register_explainer
 from common.models.observe import AttentionLayer, attention_layers
-from common.reducers.topk import HEAD_FUSION
+from common.options import Count
+from common.reducers.topk import HEAD_FUSION, HeadFusion
 
 
 class _Attention(Explainer):
@@ -63,9 +63,9 @@ class RawAttention(_Attention):
         head_fusion: "mean" or "max" over heads.
     """
 
-    def __init__(self, model, *, head_fusion: str = "mean", batch_size: int = 32) -> None:
+    def __init__(self, model, *, head_fusion: HeadFusion = "mean", batch_size: Count = 32) -> None:
         super().__init__(model, batch_size=batch_size)
-        self.head_fusion = require_choice(head_fusion, HEAD_FUSION, "head_fusion")
+        self.head_fusion = head_fusion
 
     def relevance(self, layers: list[AttentionLayer], gradients: list[Tensor | None]) -> Tensor:
         last = layers[-1]

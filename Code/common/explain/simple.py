@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from common.errors import UsageError
 from common.explain.base import Explainer, Explanation, predicted, register_explainer
 from common.models.observe import AttentionLayer, watch
+from common.options import Count
 from common.reducers.tram import weighted_in_degree
 
 
@@ -15,10 +15,8 @@ from common.reducers.tram import weighted_in_degree
 class Random(Explainer):
     """Uniform noise: what an explanation must beat. Every call draws other noise, each new explainer the same."""
 
-    def __init__(self, model, *, seed: int = 0, batch_size: int = 32) -> None:
+    def __init__(self, model, *, seed: int = 0, batch_size: Count = 32) -> None:
         super().__init__(model, batch_size=batch_size)
-        if type(seed) is not int:
-            raise UsageError(f"seed={seed!r} is not allowed; give a whole number")
         self._generator = torch.Generator().manual_seed(seed)
 
     def explain(self, images: Tensor, labels: Tensor | None) -> Explanation:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import yaml
 from timm.data import ImageNetInfo
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
@@ -18,6 +17,7 @@ from common.data.base import LabelledDataset
 from common.errors import UsageError
 from common.explain.comparison import predictions
 from common.training import torch_device
+from common.yaml_files import read_yaml
 
 
 @dataclass(frozen=True)
@@ -91,15 +91,12 @@ def imagenet_files(path: str | Path, dataset: LabelledDataset) -> list[int]:
     """Positions in ``dataset`` of the ImageNet validation images that a list names.
 
     Args:
-        path: YAML list of 1-based file numbers, as published with MUTEX: 42426 is ILSVRC2012_val_00042426.
+        path: a YAML list of 1-based file numbers, as published with MUTEX: 42426 is ILSVRC2012_val_00042426.
 
     Raises:
         UsageError: the file is missing or no such list, or names an image that ``dataset`` does not have.
     """
-    try:
-        numbers = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UsageError(f"list of images {str(path)!r} cannot be read: {' '.join(str(error).split())}") from error
+    numbers = read_yaml(path)
     if not isinstance(numbers, list) or not numbers or any(type(number) is not int for number in numbers):
         raise UsageError(f"{str(path)!r} is no list of images; allowed: a YAML list of file numbers, 1 to 50000")
     places = {Path(image).stem: place for place, image in enumerate(dataset.image_ids)}

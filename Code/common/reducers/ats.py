@@ -5,15 +5,16 @@ Fayyaz et al., "Adaptive Token Sampling for Efficient Vision Transformers", ECCV
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
-from common.errors import UsageError, require_choice
+from common.errors import UsageError
 from common.reducers.base import Reducer, Signal, Signals, register_reducer
 from common.tokens import Selection, Tokens
 
 EPS = 1e-6
-SAMPLERS = ("grid", "random")
 
 
 def significance(cls_attention: Tensor, value_norm: Tensor, alive: Tensor) -> Tensor:
@@ -73,12 +74,11 @@ class Ats(Reducer):
     masks = True
     selects = True
 
-    def __init__(self, vit, schedule, *, sampler: str = "grid", parity: bool = False) -> None:
+    def __init__(self, vit, schedule, *, sampler: Literal["grid", "random"] = "grid", parity: bool = False) -> None:
         super().__init__(vit, schedule)
-        self.sampler = require_choice(sampler, SAMPLERS, "ATS sampler")
         if parity and sampler != "grid":
             raise UsageError("ATS parity=True is about the grid; sampler='random' is the published one as it is")
-        self.parity = parity
+        self.sampler, self.parity = sampler, parity
 
     def needs(self, layer: int, tokens: Tokens) -> frozenset[Signal] | None:
         return None if self.drops_at(layer, tokens) is None else frozenset({"cls_attention", "value_norm"})

@@ -1,4 +1,4 @@
-"""What the reducers that group tokens share: distances, assignment to centres, checks of options."""
+"""What the reducers that group tokens share: distances, assignment to centres."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from common.errors import UsageError
 from common.reducers.schedule import Schedule
 from common.tokens import take_rows
 
@@ -49,13 +48,6 @@ def nearest_center(distance: Tensor, centers: Tensor) -> Tensor:
 def largest_first(score: Tensor, count: int) -> Tensor:
     """Positions (B, count) of the largest entries of ``score`` (B, n), descending, ties to the lower position."""
     return score.argsort(dim=1, descending=True, stable=True)[:, :count]
-
-
-def require_at_least(value: int, least: int, what: str) -> int:
-    """Return ``value`` if it is an integer of at least ``least``."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise UsageError(f"{what}={value!r} is not allowed; allowed: an integer >= {least}")
-    return value
 
 
 def blocks_that_may_drop(vit: VisionTransformer, schedule: Schedule) -> Collection[int]:

@@ -7,7 +7,10 @@ Haurum et al., "Which Tokens to Use?", ICCVW 2023.
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
+from annotated_types import Ge
 from torch import Tensor, nn
 
 from common.precision import without_autocast
@@ -16,10 +19,11 @@ from common.reducers.clustering import (
     blocks_that_may_drop,
     largest_first,
     nearest_center,
-    require_at_least,
     squared_distances,
 )
 from common.tokens import Tokens
+
+Neighbors = Annotated[int, Ge(2), "a whole number >= 2"]  # every token is its own first
 
 
 def log_density(squared: Tensor, k_neighbors: int) -> Tensor:
@@ -76,10 +80,9 @@ class DpcKnn(Reducer):
     selects = True
     clusters = True
 
-    def __init__(self, vit, schedule, *, k_neighbors: int = 5, equal_weight: bool = False) -> None:
+    def __init__(self, vit, schedule, *, k_neighbors: Neighbors = 5, equal_weight: bool = False) -> None:
         super().__init__(vit, schedule)
-        self.k_neighbors = require_at_least(k_neighbors, 2, "k_neighbors")
-        self.equal_weight = equal_weight
+        self.k_neighbors, self.equal_weight = k_neighbors, equal_weight
         layers = [] if equal_weight else blocks_that_may_drop(vit, schedule)
         self.log_weights = nn.ModuleDict({str(layer): nn.Linear(vit.embed_dim, 1) for layer in layers})
         init_linear(self)

@@ -8,18 +8,18 @@ gates to predict the logarithm of each image's own significance scores, standard
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from common.errors import UsageError, require_choice
+from common.errors import UsageError
 from common.reducers.base import NOTHING, Reducer, Signal, Signals, init_linear, register_reducer
 from common.reducers.patch_slimming import check_plan
 from common.reducers.schedule import Schedule
 from common.reducers.slimming_plan import SlimmingPlan
 from common.tokens import Selection, Tokens, top_in_order
 
-GATES, BUDGETS = ("token", "mean"), ("fixed", "threshold")
 PATCH = "patch"  # carried along: which patch of the image each token is
 
 
@@ -73,12 +73,11 @@ class DynamicSlimming(Reducer):
         schedule: Schedule,
         *,
         plan: SlimmingPlan | str | Path | None = None,
-        gate: str = "token",
-        budget: str = "fixed",
+        gate: Literal["token", "mean"] = "token",
+        budget: Literal["fixed", "threshold"] = "fixed",
     ) -> None:
         super().__init__(vit, schedule)
-        require_choice(gate, GATES, "gate")
-        self.budget, num_patches = require_choice(budget, BUDGETS, "budget"), vit.patch_embed.num_patches
+        self.budget, num_patches = budget, vit.patch_embed.num_patches
         if gate == "mean" and vit.dynamic_img_size:
             raise UsageError("gate 'mean' needs a fixed grid; dynamic_img_size=True is not allowed, set img_size")
         self.plan = plan if plan is None or isinstance(plan, SlimmingPlan) else SlimmingPlan.load(plan)

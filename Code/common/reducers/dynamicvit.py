@@ -6,20 +6,20 @@ Rao et al., "DynamicViT: Efficient Vision Transformers with Dynamic Token Sparsi
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from common.errors import require_choice
+from common.options import NonNegative
 from common.precision import without_autocast
 from common.reducers.base import Reducer, Teaching, init_linear, register_reducer
-from common.reducers.losses import divergence, require_weight
+from common.reducers.losses import divergence
 from common.tokens import Selection, Tokens, top_in_order
 
 EPS = 1e-6
 DECISIONS = "decisions"
-TOKEN_LOSSES = ("mse", "kl")
 
 
 class Predictor(nn.Module):
@@ -72,16 +72,14 @@ class DynamicViT(Reducer):
         vit,
         schedule,
         *,
-        ratio_weight: float = 2.0,
-        distill_weight: float = 0.5,
-        token_weight: float = 0.5,
-        token_loss: str = "mse",
+        ratio_weight: NonNegative = 2.0,
+        distill_weight: NonNegative = 0.5,
+        token_weight: NonNegative = 0.5,
+        token_loss: Literal["mse", "kl"] = "mse",
     ) -> None:
         super().__init__(vit, schedule)
-        self.token_loss = require_choice(token_loss, TOKEN_LOSSES, "DynamicViT token_loss")
-        self.ratio_weight = require_weight(ratio_weight, "ratio_weight")
-        self.distill_weight = require_weight(distill_weight, "distill_weight")
-        self.token_weight = require_weight(token_weight, "token_weight")
+        self.ratio_weight, self.distill_weight = ratio_weight, distill_weight
+        self.token_weight, self.token_loss = token_weight, token_loss
         num_patches = vit.patch_embed.num_patches
         drops = schedule.drops(num_patches)
         self.ratios = [kept / num_patches for kept in drops.values()]

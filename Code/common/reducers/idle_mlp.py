@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from common.errors import UsageError, require_choice
+from common.errors import UsageError
+from common.options import Count, NonNegative, Share
 from common.precision import without_autocast
 from common.reducers.base import NOTHING, Signal, Signals, Teaching, register_reducer
 from common.reducers.judging import Judging
-from common.reducers.losses import divergence, require_weight
+from common.reducers.losses import divergence
 from common.tokens import Tokens
 
-CONTEXTS = ("none", "cls", "conv", "both")
-LEARNS = ("labels", "task")
+Context = Literal["none", "cls", "conv", "both"]
 LOGITS, LABELS, GATES = "logits", "labels", "gates"
 MOST_POSITIVE_WEIGHT = 10.0
 
@@ -29,7 +31,7 @@ class Pruner(nn.Module):
         grid: patches (rows, columns).
     """
 
-    def __init__(self, dim: int, hidden: int, context: str, grid: tuple[int, int]) -> None:
+    def __init__(self, dim: int, hidden: int, context: Context, grid: tuple[int, int]) -> None:
         super().__init__()
         self.grid = grid
         self.own, self.out = nn.Linear(dim, hidden), nn.Linear(hidden, 1)
@@ -99,34 +101,29 @@ class IdleMlp(Judging):
         vit,
         schedule,
         *,
-        score_threshold: float | None = None,
+        score_threshold: Share | None = None,
         tau: float = 0.95,
-        hidden: int = 64,
-        context: str = "none",
-        learns: str = "task",
-        on_policy: float = 0.5,
-        distill_weight: float = 1.0,
-        budget_weight: float = 2.0,
-        keep_target: float | None = None,
+        hidden: Count = 64,
+        context: Context = "none",
+        learns: Literal["labels", "task"] = "task",
+        on_policy: Share = 0.5,
+        distill_weight: NonNegative = 1.0,
+        budget_weight: NonNegative = 2.0,
+        keep_target: Share | None = None,
         **shared,
     ) -> None:
         super().__init__(vit, schedule, **shared)
-        self.tau, self.learns = tau, require_choice(learns, LEARNS, "learns")
-        self.on_policy = _share(on_policy, "on_policy")
-        self.distill_weight = require_weight(distill_weight, "distill_weight")
-        self.budget_weight = require_weight(budget_weight, "budget_weight")
-        self.keep_target = None if keep_target is None else _share(keep_target, "keep_target")
+        self.tau, self.learns, self.on_policy = tau, learns, on_policy
+        self.distill_weight, self.budget_weight, self.keep_target = distill_weight, budget_weight, keep_target
         self.by_threshold = score_threshold is not None
         if self.by_threshold:
             self._require_all_kept("score_threshold", vit.patch_embed.num_patches)
             if self.counts is not None:
                 raise UsageError("score_threshold with counts is not possible; give one of them")
-            start = torch.full((self.depth,), _share(score_threshold, "score_threshold"), device="cpu")
-            self.register_buffer("thresholds", start)
+            self.register_buffer("thresholds", torch.full((self.depth,), score_threshold, device="cpu"))
         num_patches, grid = vit.patch_embed.num_patches, tuple(vit.patch_embed.grid_size)
         acting = [layer for layer in self.blocks if self.by_threshold or self.count(layer, num_patches)]
-        sizes = (vit.embed_dim, hidden, require_choice(context, CONTEXTS, "context"), grid)
-        self.pruners = nn.ModuleDict({str(layer): Pruner(*sizes) for layer in acting})
+        self.pruners = nn.ModuleDict({str(layer): Pruner(vit.embed_dim, hidden, context, grid) for layer in acting})
         self.register_load_state_dict_pre_hook(_leave_out_resting)
 
     @property
@@ -194,12 +191,6 @@ def _note(tokens: Tokens, name: str, values: Tensor) -> Tokens:
     """Append ``values`` (B, P) of one block to what ``tokens`` carry under ``name`` (B, P, blocks so far)."""
     values = values[..., None]
     return tokens.with_carry(**{name: torch.cat([tokens.carry.get(name, values[..., :0]), values], dim=-1)})
-
-
-def _share(value: float, what: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
-        raise UsageError(f"{what}={value!r} is not allowed; give a number from 0 to 1")
-    return float(value)
 
 
 def _leave_out_resting(module: IdleMlp, state: dict[str, Tensor], prefix: str, *_) -> None:

@@ -5,15 +5,14 @@ Xu, Li, Chen, Ye et al., "No Token Left Behind: Efficient Vision Transformer via
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from common.options import Count, Many, NonNegative
 from common.reducers.base import Signal, Signals, Teaching, register_reducer
 from common.reducers.idling import Idling
-from common.reducers.losses import divergence, require_weight
+from common.reducers.losses import divergence
 from common.tokens import Gate, Selection, Tokens
 
 CUT = "cut"
@@ -66,16 +65,14 @@ class IdleTopK(Idling):
         vit,
         schedule,
         *,
-        counts: Sequence[int] | None = None,
+        counts: Many[Count] | None = None,
         re_entry: bool = True,
-        cut_weight: float = 20.0,
-        distill_weight: float = 5.0,
-        cls_weight: float = 100.0,
+        cut_weight: NonNegative = 20.0,
+        distill_weight: NonNegative = 5.0,
+        cls_weight: NonNegative = 100.0,
     ) -> None:
         super().__init__(vit, schedule, attention="standard", counts=counts, re_entry=re_entry)
-        self.cut_weight = require_weight(cut_weight, "cut_weight")
-        self.distill_weight = require_weight(distill_weight, "distill_weight")
-        self.cls_weight = require_weight(cls_weight, "cls_weight")
+        self.cut_weight, self.distill_weight, self.cls_weight = cut_weight, distill_weight, cls_weight
 
     def needs(self, layer: int, tokens: Tokens) -> frozenset[Signal] | None:
         if not self.acts(layer, tokens):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
 from itertools import pairwise
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from common.errors import UsageError, require_choice
+from common.errors import UsageError
+from common.options import Count, Many
 from common.reducers.base import NOTHING, Reducer, Signal, Signals
 from common.tokens import Gate, Keys, Selection, Tokens, top_in_order
 
@@ -42,19 +43,16 @@ class Idling(Reducer):
         vit,
         schedule,
         *,
-        attention: str = "modified",
-        counts: Sequence[int] | None = None,
+        attention: Literal["standard", "modified", "cls_sees_all"] = "modified",
+        counts: Many[Count] | None = None,
         re_entry: bool = True,
     ) -> None:
         super().__init__(vit, schedule)
-        self.attention = require_choice(attention, ATTENTION, "attention")
-        self.re_entry, self.depth = re_entry, len(vit.blocks)
+        self.attention, self.re_entry, self.depth = attention, re_entry, len(vit.blocks)
         self.counts = counts if counts is None else self._checked(counts, vit.patch_embed.num_patches)
 
-    def _checked(self, counts: Sequence[int], num_patches: int) -> tuple[int, ...]:
-        counts = tuple(counts)
-        whole = all(type(count) is int and 1 <= count <= num_patches for count in counts)
-        if not whole or len(counts) != self.depth:
+    def _checked(self, counts: tuple[int, ...], num_patches: int) -> tuple[int, ...]:
+        if max(counts, default=0) > num_patches or len(counts) != self.depth:
             raise UsageError(
                 f"counts={list(counts)} is not allowed; give {self.depth} whole numbers, 1 to {num_patches}"
             )

@@ -12,8 +12,6 @@ from torch import Tensor
 from common.attention import mean_map
 from common.tokens import Tokens
 
-INFLUENCES = ("none", "rollout")
-
 
 class Influence(NamedTuple):
     """What a block's work on each patch is worth in the model that computes everything, both (B, P, blocks).

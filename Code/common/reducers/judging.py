@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
-from common.errors import require_choice
 from common.reducers.idling import Idling
-from common.reducers.influence import INFLUENCES, rollout
+from common.reducers.influence import rollout
 from common.reducers.similarity import SIMILARITIES
 from common.tokens import Tokens
 
 OWN, READ = "own_influence", "read_influence"
+Similarity = Literal[tuple(SIMILARITIES)]
 
 
 class Judging(Idling):
@@ -28,10 +30,17 @@ class Judging(Idling):
         shared: see :class:`common.reducers.idling.Idling`.
     """
 
-    def __init__(self, vit, schedule, *, similarity: str = "blend", influence: str = "none", **shared) -> None:
+    def __init__(
+        self,
+        vit,
+        schedule,
+        *,
+        similarity: Similarity = "blend",
+        influence: Literal["none", "rollout"] = "none",
+        **shared,
+    ) -> None:
         super().__init__(vit, schedule, **shared)
-        self.similarity = require_choice(similarity, SIMILARITIES, "similarity")
-        self.influence = require_choice(influence, INFLUENCES, "influence")
+        self.similarity, self.influence = similarity, influence
         self.reads_cls = vit.global_pool == "token"
         self._backbone = (vit.blocks,)  # in a tuple: they are not the reducer's own modules
 

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from common.errors import UsageError
+from common.options import Count
 from common.precision import without_autocast
 from common.reducers.base import Reducer, Signal, Signals, register_reducer
 from common.reducers.clustering import (
     blocks_that_may_drop,
     largest_first,
     nearest_center,
-    require_at_least,
     squared_distances,
 )
 from common.tokens import Selection, Tokens, take_rows
@@ -96,11 +96,10 @@ class KMedoids(Reducer):
     clusters = True
 
     def __init__(
-        self, vit, schedule, *, cluster_iters: int = 3, equal_weight: bool = False, parity: bool = False
+        self, vit, schedule, *, cluster_iters: Count = 3, equal_weight: bool = False, parity: bool = False
     ) -> None:
         super().__init__(vit, schedule)
-        self.cluster_iters = require_at_least(cluster_iters, 1, "cluster_iters")
-        self.equal_weight, self.parity = equal_weight, parity
+        self.cluster_iters, self.equal_weight, self.parity = cluster_iters, equal_weight, parity
         if not equal_weight and 0 in blocks_that_may_drop(vit, schedule):
             raise UsageError(
                 f"kmedoids reads the attention of the block before; reduction_loc={list(schedule.reduction_loc)} "

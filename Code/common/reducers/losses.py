@@ -2,19 +2,8 @@
 
 from __future__ import annotations
 
-import math
-
 import torch.nn.functional as F
 from torch import Tensor
-
-from common.errors import UsageError
-
-
-def require_weight(value: float, what: str) -> float:
-    """Return ``value`` if it can weigh a term of a loss."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
-        raise UsageError(f"{what}={value!r} is not allowed; allowed: a number >= 0")
-    return value
 
 
 def divergence(logits: Tensor, teacher_logits: Tensor) -> Tensor:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
+from common.options import accepted_by
 from common.reducers.base import REDUCERS
 from common.registry import Options, options_text
 
@@ -35,3 +37,6 @@ class Method:
 
     def __str__(self) -> str:
         return f"{self.name}:{self.options_text}" if self.options else self.name
+
+
+MethodText = Annotated[str, accepted_by(Method.parse)]

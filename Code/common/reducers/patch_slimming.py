@@ -6,18 +6,18 @@ Tang et al., "Patch Slimming for Efficient Vision Transformers", CVPR 2022; the 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from common.errors import UsageError, require_choice
+from common.errors import UsageError
+from common.options import NonNegative
 from common.reducers.base import NOTHING, Reducer, Signal, Signals, Teaching, register_reducer
-from common.reducers.losses import divergence, require_weight
+from common.reducers.losses import divergence
 from common.reducers.schedule import Schedule
 from common.reducers.slimming_plan import SlimmingPlan
 from common.tokens import Selection, Tokens
-
-KEYS = ("all", "selected")
 
 
 @register_reducer("patch_slimming")
@@ -43,13 +43,12 @@ class PatchSlimming(Reducer):
         schedule: Schedule,
         *,
         plan: SlimmingPlan | str | Path,
-        keys: str = "all",
-        distill_weight: float = 1.0,
+        keys: Literal["all", "selected"] = "all",
+        distill_weight: NonNegative = 1.0,
     ) -> None:
         super().__init__(vit, schedule)
-        self.distill_weight = require_weight(distill_weight, "distill_weight")
         self.plan = plan if isinstance(plan, SlimmingPlan) else SlimmingPlan.load(plan)
-        self.keys = require_choice(keys, KEYS, "keys")
+        self.keys, self.distill_weight = keys, distill_weight
         check_plan(vit, schedule, self.plan)
         for layer in self.blocks:
             prefix = self.plan.num_prefix_tokens

@@ -99,7 +99,7 @@ class FixedPattern(Reducer):
         unit = side / (2 * max(side - 1, 1))
         radii = {ring: unit * self.radius(ring) for ring in set(rings)}
         corner, innermost = max(radii.values()), min(radii.values())
-        if isinstance(min_radius, bool) or not isinstance(min_radius, (int, float)) or not min_radius <= corner:
+        if min_radius > corner:
             raise UsageError(f"min_radius={min_radius!r} is not allowed; allowed: a number up to {corner:g}")
         end = min_radius if min_radius > 0 else innermost
         first, last = schedule.reduction_loc[0], schedule.reduction_loc[-1]

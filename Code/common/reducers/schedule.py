@@ -6,8 +6,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Annotated
+
+from annotated_types import MinLen, Predicate
+from pydantic import PlainValidator, Strict
 
 from common.errors import UsageError
+from common.options import Whole, check_fields
 
 ALLOWED = "a ratio in (0, 1] that compounds, one ratio in (0, 1] per stage, or one count > 1 per stage"
 
@@ -21,6 +26,31 @@ def default_reduction_loc(depth: int) -> tuple[int, ...]:
     if depth < 4:
         raise UsageError(f"a backbone of depth {depth} has no default reduction_loc; give the 0-based blocks")
     return tuple(stage * depth // 4 for stage in (1, 2, 3))
+
+
+def _normalised(keep_rate: float | Sequence[float]) -> float | tuple[float, ...] | tuple[int, ...]:
+    """One ratio as a number; ratios, or counts, of the stages as a tuple."""
+    several = isinstance(keep_rate, Sequence) and not isinstance(keep_rate, str)
+    rates = tuple(keep_rate) if several else (keep_rate,)
+    if several and rates and all(_is_int(rate) and rate > 1 for rate in rates):
+        return rates
+    if not rates or not all(_is_ratio(rate) for rate in rates):
+        raise _refused(rates if several else keep_rate)
+    return float(rates[0]) if len(rates) == 1 else tuple(float(rate) for rate in rates)
+
+
+def _refused(keep_rate: object, where: str = "") -> UsageError:
+    return UsageError(f"keep_rate={_show(keep_rate)}{where} is not allowed; give {ALLOWED}")
+
+
+def _increasing(blocks: tuple[int, ...]) -> bool:
+    return all(a < b for a, b in pairwise(blocks))
+
+
+KeepRate = Annotated[float | tuple[float, ...] | tuple[int, ...], PlainValidator(_normalised)]
+Blocks = Annotated[
+    tuple[Whole, ...], Strict(False), MinLen(1), Predicate(_increasing), "increasing 0-based block indices"
+]
 
 
 @dataclass(frozen=True)
@@ -37,23 +67,14 @@ class Schedule:
         UsageError: anything else, with what was given and what is allowed.
     """
 
-    keep_rate: float | tuple[float, ...] | tuple[int, ...]
-    reduction_loc: tuple[int, ...]
+    keep_rate: KeepRate
+    reduction_loc: Blocks
 
     def __post_init__(self) -> None:
-        if not isinstance(self.reduction_loc, Sequence):
-            raise UsageError(
-                f"reduction_loc={self.reduction_loc!r} is not allowed; give increasing 0-based block indices"
-            )
-        loc = tuple(self.reduction_loc)
-        increasing = all(a < b for a, b in pairwise(loc))
-        if not loc or not all(_is_int(block) and block >= 0 for block in loc) or not increasing:
-            raise UsageError(f"reduction_loc={list(loc)} is not allowed; give increasing 0-based block indices")
-        object.__setattr__(self, "reduction_loc", loc)
-        rates = _normalised(self.keep_rate)
-        if isinstance(rates, tuple) and len(rates) != len(loc):
-            raise _refused(rates, where=f" for {len(loc)} stages")
-        object.__setattr__(self, "keep_rate", rates)
+        check_fields(self)
+        stages = len(self.reduction_loc)
+        if isinstance(self.keep_rate, tuple) and len(self.keep_rate) != stages:
+            raise _refused(self.keep_rate, where=f" for {stages} stages")
 
     def counts(self, num_patches: int) -> tuple[int, ...]:
         """Patch tokens kept at each stage out of ``num_patches``; a ratio leaves at least one.
@@ -126,21 +147,6 @@ def read_keep_rate(text: str) -> float | tuple[float, ...] | tuple[int, ...]:
     except ValueError as error:
         raise _refused(text) from error
     return _normalised([int(number) if number > 1 and number.is_integer() else number for number in numbers])
-
-
-def _normalised(keep_rate: float | Sequence[float]) -> float | tuple[float, ...] | tuple[int, ...]:
-    """One ratio as a number; ratios, or counts, of the stages as a tuple."""
-    several = isinstance(keep_rate, Sequence) and not isinstance(keep_rate, str)
-    rates = tuple(keep_rate) if several else (keep_rate,)
-    if several and rates and all(_is_int(rate) and rate > 1 for rate in rates):
-        return rates
-    if not rates or not all(_is_ratio(rate) for rate in rates):
-        raise _refused(rates if several else keep_rate)
-    return float(rates[0]) if len(rates) == 1 else tuple(float(rate) for rate in rates)
-
-
-def _refused(keep_rate: object, where: str = "") -> UsageError:
-    return UsageError(f"keep_rate={_show(keep_rate)}{where} is not allowed; give {ALLOWED}")
 
 
 def _share(num_patches: int, ratio: float) -> int:

@@ -6,15 +6,12 @@ Investigating Token Reduction in Vision Transformers", ICCVW 2023.
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from common.errors import UsageError
+from common.options import Count, Positive
 from common.reducers.base import Reducer, register_reducer
-from common.reducers.clustering import require_at_least
 from common.tokens import Tokens
 
 
@@ -49,12 +46,9 @@ class Sinkhorn(Reducer):
 
     clusters = True
 
-    def __init__(self, vit, schedule, *, eps: float = 1.0, cluster_iters: int = 3) -> None:
+    def __init__(self, vit, schedule, *, eps: Positive = 1.0, cluster_iters: Count = 3) -> None:
         super().__init__(vit, schedule)
-        if isinstance(eps, bool) or not isinstance(eps, (int, float)) or not 0 < eps < math.inf:
-            raise UsageError(f"eps={eps!r} is not allowed; allowed: a number > 0")
-        self.eps = eps
-        self.cluster_iters = require_at_least(cluster_iters, 1, "cluster_iters")
+        self.eps, self.cluster_iters = eps, cluster_iters
         stages = schedule.drops(vit.patch_embed.num_patches).items()
         # of unit length from the start, as the reference keeps them: the longer they are, the slower they would turn
         starts = {str(layer): F.normalize(torch.randn(kept, vit.embed_dim), dim=-1) for layer, kept in stages}

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 
-from common.errors import require_choice
 from common.reducers.base import Reducer, Signal, Signals, register_reducer
 from common.tokens import Selection, Tokens, top_in_order
 
 HEAD_FUSION = {"max": lambda attention: attention.amax(1), "mean": lambda attention: attention.mean(1)}
+HeadFusion = Literal["max", "mean"]
 
 
 @register_reducer("topk")
@@ -23,9 +25,9 @@ class TopK(Reducer):
     needs_class_token = True
     selects = True
 
-    def __init__(self, vit, schedule, *, head_fusion: str = "max") -> None:
+    def __init__(self, vit, schedule, *, head_fusion: HeadFusion = "max") -> None:
         super().__init__(vit, schedule)
-        self.head_fusion = require_choice(head_fusion, HEAD_FUSION, "head_fusion")
+        self.head_fusion = head_fusion
 
     def needs(self, layer: int, tokens: Tokens) -> frozenset[Signal] | None:
         return None if self.drops_at(layer, tokens) is None else frozenset({"cls_attention"})

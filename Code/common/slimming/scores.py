@@ -15,23 +15,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor
 from tqdm import tqdm
 
-from common.errors import UsageError, require_choice
+from common.errors import UsageError
 from common.models.block import Heads
 from common.models.observe import AttentionLayer, as_reduced, untouched, watching
 from common.models.reduced import ReducedVisionTransformer
+from common.options import Count, Whole, check_fields
 from common.reducers.patch_slimming import PatchSlimming
 from common.reducers.slimming_plan import SlimmingPlan
 from common.slimming.calibration import Batches, Calibration, check_backbone
 from common.tokens import Tokens
 
-HEAD_HANDLING = ("path_energy", "rollout", "same_head", "sampled")
-FEATURES = ("raw", "ln", "value", "none")
+HeadHandling = Literal["path_energy", "rollout", "same_head", "sampled"]
+Feature = Literal["raw", "ln", "value", "none"]
 
 
 @dataclass(frozen=True)
@@ -51,17 +53,14 @@ class Scoring:
         UsageError: a name that does not exist, or no path.
     """
 
-    head_handling: str = "path_energy"
-    feature: str = "raw"
+    head_handling: HeadHandling = "path_energy"
+    feature: Feature = "raw"
     shortcut: bool = False
-    paths: int = 64
-    seed: int = 0
+    paths: Count = 64
+    seed: Whole = 0
 
     def __post_init__(self) -> None:
-        require_choice(self.head_handling, HEAD_HANDLING, "head_handling")
-        require_choice(self.feature, FEATURES, "feature")
-        if isinstance(self.paths, bool) or not isinstance(self.paths, int) or self.paths < 1:
-            raise UsageError(f"paths={self.paths!r} is not allowed; give a whole number >= 1")
+        check_fields(self)
 
 
 def significance(

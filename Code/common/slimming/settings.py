@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from common.cost.methods import COUNTERS
-from common.errors import UsageError, require_choice
+from common.errors import UsageError
+from common.options import Count, Many, NonNegative, Positive, Share, Whole, check_fields
 from common.slimming.ranking import RANKINGS
-from common.slimming.scores import Scoring
-from common.slimming.tuning import ERRORS, Tuning
-
-LEAST = {"step": 1, "epochs": 0, "batch_size": 1, "score_images": 1, "error_images": 1, "chunk": 1}
+from common.slimming.scores import Feature, HeadHandling, Scoring
+from common.slimming.tuning import ErrorNorm, Tuning
 
 
 @dataclass(frozen=True)
@@ -38,43 +38,33 @@ class SearchSettings:
         seed: of the split, of the order of images and of sampled paths.
     """
 
-    tolerance: float | None = None
-    mac_budget: float | None = None
-    lengths: tuple[int, ...] | None = None
-    step: int = 10
-    error_norm: str = "rel"
-    counter: str = "compact"
-    epochs: int = 3
-    lr: float = 1e-4
-    batch_size: int = 32
+    tolerance: NonNegative | None = None
+    mac_budget: Share | None = None
+    lengths: Many[Count] | None = None
+    step: Count = 10
+    error_norm: ErrorNorm = "rel"
+    counter: Literal[COUNTERS] = "compact"
+    epochs: Whole = 3
+    lr: Positive = 1e-4
+    batch_size: Count = 32
     reset: bool = False
-    score: str = "significance"
-    head_handling: str = "path_energy"
-    feature: str = "raw"
+    score: Literal[RANKINGS] = "significance"
+    head_handling: HeadHandling = "path_energy"
+    feature: Feature = "raw"
     shortcut: bool = False
-    paths: int = 64
-    score_images: int = 128
-    error_images: int = 32
-    held_out: float = 0.25
-    chunk: int = 32
-    cache_mb: int = 1024
-    seed: int = 0
+    paths: Count = 64
+    score_images: Count = 128
+    error_images: Count = 32
+    held_out: Share = 0.25
+    chunk: Count = 32
+    cache_mb: Whole = 1024
+    seed: Whole = 0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         goals = [name for name in ("tolerance", "mac_budget", "lengths") if getattr(self, name) is not None]
         if len(goals) != 1:
             raise UsageError(f"a search needs one of tolerance, mac_budget and lengths; given: {goals or 'none'}")
-        if self.tolerance is not None and not self.tolerance >= 0:
-            raise UsageError(f"tolerance={self.tolerance!r} is not allowed; give an error >= 0")
-        for name, least in LEAST.items():
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise UsageError(f"{name}={value!r} is not allowed; give a whole number >= {least}")
-        for name, allowed in {"error_norm": ERRORS, "counter": COUNTERS, "score": RANKINGS}.items():
-            require_choice(getattr(self, name), allowed, name)
-        if self.lengths is not None:
-            object.__setattr__(self, "lengths", tuple(self.lengths))
-        _ = self.scoring  # refuses what it does not know
 
     @property
     def scoring(self) -> Scoring:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import get_args
 
 import torch
 from scipy.stats import spearmanr
@@ -21,7 +22,7 @@ from common.reducers.slimming_plan import SlimmingPlan
 from common.rows import Rows
 from common.slimming.branches import branches
 from common.slimming.ranking import RANKINGS, network_scores
-from common.slimming.scores import HEAD_HANDLING, Scoring
+from common.slimming.scores import HeadHandling, Scoring
 from common.training import accuracies, predict
 from common.training.distillation import DISTILLATION
 from common.training.metrics import hits, mean_and_error
@@ -34,7 +35,7 @@ SIGNIFICANCES = {
     "significance, ln": Scoring(feature="ln"),
     "significance, value": Scoring(feature="value"),
     "significance, shortcut": Scoring(shortcut=True),
-    **{f"significance, {name}": Scoring(name) for name in HEAD_HANDLING[1:]},
+    **{f"significance, {name}": Scoring(name) for name in get_args(HeadHandling)[1:]},
 }
 RIVALS = tuple(name for name in RANKINGS if name != "significance")
 

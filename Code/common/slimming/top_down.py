@@ -21,6 +21,7 @@ from common.cost.closed_form import Shape
 from common.errors import UsageError
 from common.models.observe import untouched
 from common.models.reduced import is_reduced, reduce_tokens
+from common.options import check_names
 from common.reducers.slimming_plan import LayerRecord, SlimmingPlan, record_of
 from common.slimming.allocation import allocate, error_curves, sensitivity
 from common.slimming.branches import best_first, slimmed
@@ -31,7 +32,6 @@ from common.slimming.trials import Trials
 from common.slimming.tuning import LayerFeatures
 from common.tokens import Tokens
 from common.training.checkpoint import RunFolder
-from common.training.config import check_names
 
 
 def search(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from torch import Tensor
 from common.errors import require_choice
 from common.models.observe import untouched
 from common.models.reduced import ReducedVisionTransformer
+from common.options import Count, Positive, Whole, check_fields
 from common.slimming.calibration import Calibration, take
 from common.tokens import Tokens
 
@@ -25,6 +27,9 @@ ERRORS = {
     "mse": lambda difference, target: difference.mean((1, 2)),
     "raw": lambda difference, target: difference.sum((1, 2)),
 }
+
+
+ErrorNorm = Literal[tuple(ERRORS)]
 
 
 def errors(found: Tensor, target: Tensor, norm: str = "rel") -> Tensor:
@@ -119,10 +124,13 @@ class Tuning:
         epochs: passes over the calibration images; 0 leaves the weights alone.
     """
 
-    epochs: int = 3
-    lr: float = 1e-4
-    batch_size: int = 32
-    error_norm: str = "rel"
+    epochs: Whole = 3
+    lr: Positive = 1e-4
+    batch_size: Count = 32
+    error_norm: ErrorNorm = "rel"
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 def tune_block(

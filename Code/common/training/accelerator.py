@@ -6,6 +6,7 @@ import os
 import random
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from common.errors import UsageError
+from common.options import accepted_by
 
 
 def torch_device(name: str | None = None) -> torch.device:
@@ -35,6 +37,16 @@ def torch_device(name: str | None = None) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise UsageError(f"device {name!r} is not to be had here: {str(error).splitlines()[0]}") from error
     return device
+
+
+def _check_device_name(name: str) -> None:
+    try:
+        torch.device(name)
+    except RuntimeError as error:
+        raise UsageError(f"unknown device {name!r}: {str(error).splitlines()[0]}") from error
+
+
+Device = Annotated[str, accepted_by(_check_device_name)]  # "cpu", "cuda:1" ..., whether this machine has it or not
 
 
 def make_accelerator(

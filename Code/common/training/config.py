@@ -2,34 +2,21 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from importlib.util import find_spec
+from typing import Annotated, Literal
 
+from pydantic import Strict
 from timm.optim import list_optimizers
 
 from common.errors import UsageError, require_choice
-from common.training.accelerator import torch_device
+from common.options import Count, Many, NonNegative, Positive, Share, Whole, check_fields, check_names
+from common.training.accelerator import Device, torch_device
 
 MUON = "muon"
 SECOND_ORDER = ("adahessian",)  # want the graph of the gradients, which nothing else here needs
 OPTIMIZERS = tuple(sorted({MUON, *list_optimizers()} - set(SECOND_ORDER)))
-SCHEDULES = ("constant", "step", "cosine")
-PRECISIONS = ("no", "bf16", "fp16")
-MIXUP_MODES = ("batch", "pair", "elem")
-LOSSES = ("auto", "cross_entropy", "bce", "asymmetric")
-DISTILLATIONS = ("none", "soft", "hard")
-TRACKERS = ("tensorboard", "wandb")
-
-LEAST = {"epochs": 0, "cooldown_epochs": 0, "backbone_freeze_epochs": 0, "workers": 0, "seed": 0}
-LEAST |= {"batch_size": 1, "grad_accum_steps": 1, "repeats": 1, "decay_epochs": 1}
-POSITIVE = ("lr", "backbone_lr_scale", "lr_batch_normalizer", "clip_grad", "eps", "decay_rate", "distillation_tau")
-NOT_NEGATIVE = ("label_weight", "weight_decay", "warmup_epochs", "warmup_lr", "min_lr", "mixup", "cutmix")
-SHARES = ("momentum", "mixup_prob", "mixup_switch_prob", "smoothing", "ema_decay", "distillation_alpha")
-CHOICES = {"optimizer": OPTIMIZERS, "schedule": SCHEDULES, "mixed_precision": PRECISIONS, "mixup_mode": MIXUP_MODES}
-CHOICES |= {"loss": LOSSES, "distillation": DISTILLATIONS}
-PAIRS = ("betas", "cutmix_minmax")
+Shares = Annotated[tuple[Share, Share], Strict(False), "two numbers from 0 to 1"]
 
 
 @dataclass(frozen=True)
@@ -81,54 +68,55 @@ class TrainConfig:
         trackers: of "tensorboard", "wandb".
     """
 
-    epochs: int
-    lr: float = 1e-4
-    batch_size: int = 64
-    grad_accum_steps: int = 1
-    seed: int = 42
-    workers: int = 0
-    device: str | None = None
-    mixed_precision: str = "no"
-    optimizer: str = "adam"
-    weight_decay: float = 0.0
-    eps: float | None = None
-    betas: tuple[float, float] | None = None
-    momentum: float = 0.9
-    clip_grad: float | None = None
-    backbone_lr_scale: float = 1.0
-    backbone_freeze_epochs: int = 0
+    epochs: Whole
+    lr: Positive = 1e-4
+    batch_size: Count = 64
+    grad_accum_steps: Count = 1
+    seed: Whole = 42
+    workers: Whole = 0
+    device: Device | None = None
+    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    optimizer: Literal[OPTIMIZERS] = "adam"
+    weight_decay: NonNegative = 0.0
+    eps: Positive | None = None
+    betas: Shares | None = None
+    momentum: Share = 0.9
+    clip_grad: Positive | None = None
+    backbone_lr_scale: Positive = 1.0
+    backbone_freeze_epochs: Whole = 0
     constant_cls: bool = False
     constant_pos: bool = False
     attention_only: bool = False
     reducer_only: bool = False
-    lr_batch_normalizer: float | None = None
-    schedule: str = "constant"
-    decay_epochs: int = 10
-    decay_rate: float = 0.5
-    warmup_epochs: float = 0.0
-    warmup_lr: float | None = None
-    min_lr: float = 0.0
+    lr_batch_normalizer: Positive | None = None
+    schedule: Literal["constant", "step", "cosine"] = "constant"
+    decay_epochs: Count = 10
+    decay_rate: Positive = 0.5
+    warmup_epochs: NonNegative = 0.0
+    warmup_lr: NonNegative | None = None
+    min_lr: NonNegative = 0.0
     warmup_prefix: bool = True
     schedule_in_steps: bool = True
-    cooldown_epochs: int = 0
-    mixup: float = 0.0
-    cutmix: float = 0.0
-    cutmix_minmax: tuple[float, float] | None = None
-    mixup_prob: float = 1.0
-    mixup_switch_prob: float = 0.5
-    mixup_mode: str = "batch"
-    smoothing: float = 0.0
-    repeats: int = 1
-    label_weight: float = 1.0
-    loss: str = "auto"
-    ema_decay: float | None = None
-    distillation: str = "none"
-    distillation_alpha: float = 0.5
-    distillation_tau: float = 1.0
-    trackers: tuple[str, ...] = ()
+    cooldown_epochs: Whole = 0
+    mixup: NonNegative = 0.0
+    cutmix: NonNegative = 0.0
+    cutmix_minmax: Shares | None = None
+    mixup_prob: Share = 1.0
+    mixup_switch_prob: Share = 0.5
+    mixup_mode: Literal["batch", "pair", "elem"] = "batch"
+    smoothing: Share = 0.0
+    repeats: Count = 1
+    label_weight: NonNegative = 1.0
+    loss: Literal["auto", "cross_entropy", "bce", "asymmetric"] = "auto"
+    ema_decay: Share | None = None
+    distillation: Literal["none", "soft", "hard"] = "none"
+    distillation_alpha: Share = 0.5
+    distillation_tau: Positive = 1.0
+    trackers: Many[Literal["tensorboard", "wandb"]] = ()
 
     def __post_init__(self) -> None:
-        self._check_single_values()
+        check_fields(self)
+        torch_device(self.device)
         self._check_combinations()
 
     @property
@@ -140,33 +128,9 @@ class TrainConfig:
     def total_epochs(self) -> int:
         return self.epochs + self.cooldown_epochs
 
-    def _check_single_values(self) -> None:
-        for name, allowed in CHOICES.items():
-            require_choice(getattr(self, name), allowed, name)
-        for name, least in LEAST.items():
-            self._require(name, _is(int, value := getattr(self, name)) and value >= least, f"an integer >= {least}")
-        optional = {field.name for field in fields(self) if "None" in field.type}
-        for names, fits, wanted in (
-            (POSITIVE, lambda value: 0 < value < math.inf, "a positive number"),
-            (NOT_NEGATIVE, lambda value: 0 <= value < math.inf, "a number >= 0"),
-            (SHARES, lambda value: 0 <= value <= 1, "a number from 0 to 1"),
-        ):
-            for name in names:
-                value = getattr(self, name)
-                if not (value is None and name in optional):
-                    self._require(name, _is((int, float), value) and fits(value), wanted)
-        for name in PAIRS:
-            value = getattr(self, name)
-            numbers = isinstance(value, tuple) and all(_is((int, float), v) and 0 <= v <= 1 for v in value)
-            self._require(name, value is None or (numbers and len(value) == 2), "two numbers from 0 to 1")
-        for field in fields(self):
-            if field.type == "bool":
-                self._require(field.name, isinstance(getattr(self, field.name), bool), "true or false")
-        torch_device(self.device)
-
     def _check_combinations(self) -> None:
         refusals = {
-            f"warmup_epochs={self.warmup_epochs} of epochs={self.epochs}; give at most as many": (
+            f"warmup_epochs={self.warmup_epochs:g} of epochs={self.epochs}; give at most as many": (
                 self.warmup_epochs > self.epochs > 0
             ),
             f"cooldown_epochs={self.cooldown_epochs} with schedule {self.schedule!r}; only a cosine cools down": (
@@ -185,19 +149,9 @@ class TrainConfig:
         for refusal, applies in refusals.items():
             if applies:
                 raise UsageError(f"not possible: {refusal}")
-        self._require("trackers", isinstance(self.trackers, tuple), f"a list of {', '.join(TRACKERS)}")
         for tracker in self.trackers:
-            require_choice(tracker, TRACKERS, "tracker")
             if find_spec(tracker) is None:
                 raise UsageError(f"tracker {tracker!r} is not installed; install it: pip install {tracker}")
-
-    def _require(self, name: str, holds: bool, wanted: str) -> None:
-        if not holds:
-            raise UsageError(f"{name}={getattr(self, name)!r} is not allowed; give {wanted}")
-
-
-def _is(kind: type | tuple[type, ...], value: object) -> bool:
-    return isinstance(value, kind) and not isinstance(value, bool)
 
 
 PROTOCOLS = {
@@ -244,10 +198,3 @@ def protocol(name: str, **changes: object) -> TrainConfig:
 def settings() -> list[str]:
     """The names of all settings."""
     return [field.name for field in fields(TrainConfig)]
-
-
-def check_names(given: Iterable[str], allowed: Iterable[str], what: str) -> None:
-    """Refuse an unknown name; the message lists what is allowed."""
-    allowed = list(allowed)
-    for name in given:
-        require_choice(name, allowed, what)

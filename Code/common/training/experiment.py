@@ -3,34 +3,40 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
-import yaml
+from pydantic import InstanceOf, Strict
 from torch import nn
 
 from common.data import head_classes, load_dataset
 from common.data.base import LabelledDataset
+from common.data.catalog import Dataset
+from common.data.transforms import Recipe
 from common.digits_backbone import NO_PATH, resolve_weights
-from common.errors import UsageError, require_choice
+from common.errors import UsageError
 from common.models.factory import create_model, expected_norm
 from common.models.reduced import ReducedVisionTransformer
+from common.options import Count, Positive, ShareBelow1, check_fields, check_names
 from common.processes import is_main_process
 from common.reducers import Method
+from common.reducers.method import MethodText
+from common.reducers.schedule import Blocks, KeepRate
 from common.results import conditions, resolve
 from common.training.checkpoint import STATE, refuse_difference, write_json
-from common.training.config import TrainConfig, check_names, protocol, settings
+from common.training.config import TrainConfig, protocol, settings
 from common.training.engine import ANYWHERE, Epoch, train
+from common.yaml_files import parse_yaml, read_yaml
 
 RECORD = "experiment.json"
-HEADS = ("fresh", "dataset")
 DTYPES = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}
 PATHS = ("output_dir", "weights", "teacher_weights")
 CIRCUMSTANCES = ("device", "threads", "torch", "timm", "commit", "date")
+Means = Annotated[tuple[float, float, float], Strict(False), "three numbers"]
+Deviations = Annotated[tuple[Positive, Positive, Positive], Strict(False), "three numbers > 0"]
 
 
 @dataclass(frozen=True)
@@ -58,30 +64,26 @@ class Experiment:
     """
 
     backbone: str
-    dataset: str
-    config: TrainConfig = field(default_factory=lambda: protocol("tram"))
+    dataset: Dataset
+    config: InstanceOf[TrainConfig] = field(default_factory=lambda: protocol("tram"))
     weights: str = ""
-    reducer: str = "none"
-    keep_rate: float | tuple[float, ...] = 1.0
-    reduction_loc: tuple[int, ...] | None = None
-    img_size: int = 224
-    recipe: str = "pretrained"
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
-    limit_train: int | None = None
-    limit_val: int | None = None
-    drop_path: float = 0.0
-    head: str = "fresh"
+    reducer: MethodText = "none"
+    keep_rate: KeepRate = 1.0
+    reduction_loc: Blocks | None = None
+    img_size: Count = 224
+    recipe: Recipe = "pretrained"
+    mean: Means | None = None
+    std: Deviations | None = None
+    limit_train: Count | None = None
+    limit_val: Count | None = None
+    drop_path: ShareBelow1 = 0.0
+    head: Literal["fresh", "dataset"] = "fresh"
     teacher: str = ""
     teacher_weights: str = ""
     output_dir: str = ""
 
     def __post_init__(self) -> None:
-        for entry in fields(self):
-            if entry.type == "str" and not isinstance(value := getattr(self, entry.name), str):
-                raise UsageError(f"{entry.name}={value!r} is not allowed; give text")
-        Method.parse(self.reducer)
-        require_choice(self.head, HEADS, "head")
+        check_fields(self)
         if bool(self.teacher) != bool(self.teacher_weights):
             raise UsageError(
                 f"teacher={self.teacher!r} with teacher_weights={self.teacher_weights!r} is not possible; give both"
@@ -97,17 +99,14 @@ class Experiment:
         Raises:
             UsageError: no such file, no mapping, or an unknown key; the message lists what is allowed.
         """
-        path = Path(path)
-        if not path.is_file():
-            raise UsageError(f"config file {str(path)!r} does not exist")
-        given = _parse(path.read_text(encoding="utf-8"), str(path))
+        given = read_yaml(path)
         if not isinstance(given, dict):
             raise UsageError(f"config file {str(path)!r} holds no mapping; write lines of the form key: value")
         for text in overrides:
             key, equals, value = text.partition("=")
             if not equals:
                 raise UsageError(f"override {text!r} is not allowed; write key=value")
-            given[key] = _parse(value, text)
+            given[key] = parse_yaml(value, text)
         return cls.from_dict({key: _from_here(value) if key in PATHS else value for key, value in given.items()})
 
     @classmethod
@@ -115,12 +114,11 @@ class Experiment:
         """The experiment of a flat mapping, see :meth:`from_yaml`."""
         own = [entry.name for entry in fields(cls) if entry.name != "config"]
         check_names(map(str, given), [*own, *settings(), "protocol"], "key")
-        values = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
-        missing = [name for name in ("backbone", "dataset") if name not in values]
+        missing = [name for name in ("backbone", "dataset") if name not in given]
         if missing:
             raise UsageError(f"a training needs {' and '.join(missing)}; allowed: {', '.join(own)}")
-        config = protocol(values.get("protocol", "tram"), **{key: values[key] for key in settings() if key in values})
-        return cls(config=config, **{key: values[key] for key in own if key in values})
+        config = protocol(given.get("protocol", "tram"), **{key: given[key] for key in settings() if key in given})
+        return cls(config=config, **{key: given[key] for key in own if key in given})
 
     def datasets(self) -> tuple[LabelledDataset, LabelledDataset]:
         """Training and validation set."""
@@ -244,26 +242,6 @@ def restrict_head(model: nn.Module, dataset: LabelledDataset) -> None:
 def _comparable(experiment: Mapping[str, Any]) -> dict[str, Any]:
     config = {key: value for key, value in experiment["config"].items() if key not in ANYWHERE}
     return {**{key: value for key, value in experiment.items() if key != "config"}, **config}
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.2's plain numbers and truth values: 1e-4 is a number and ``no`` a word."""
-
-
-_RULES = {"tag:yaml.org,2002:bool": r"^(?:true|false)$", "tag:yaml.org,2002:float": r"^[-+]?\d+(?:\.\d*)?[eE][-+]?\d+$"}
-_Loader.yaml_implicit_resolvers = {
-    first: [rule for rule in rules if rule[0] != "tag:yaml.org,2002:bool"]
-    for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-for _tag, _pattern in _RULES.items():
-    _Loader.add_implicit_resolver(_tag, re.compile(_pattern), list("tf-+0123456789"))
-
-
-def _parse(text: str, where: str) -> Any:
-    try:
-        return yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
-        raise UsageError(f"{where!r} is not readable as YAML: {' '.join(str(error).split())[:200]}") from error
 
 
 def _from_here(path: Any) -> Any:
