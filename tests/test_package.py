@@ -2,9 +2,11 @@
 
 import ast
 import pkgutil
+import re
 import subprocess
 import sys
 from importlib import import_module
+from importlib.metadata import packages_distributions
 from pathlib import Path
 from textwrap import dedent
 
@@ -47,3 +49,18 @@ def test_the_table_can_be_read_without_an_import_and_type_checkers_see_the_same(
     seen = {alias.name: imported.module for imported in checked.body for alias in imported.names}
     expected = {name: "common" if where == f"common.{name}" else where for name, where in common.MODULES.items()}
     assert seen == expected
+
+
+def test_every_dependency_is_imported():
+    """Of those without which nothing runs; each by its module, as pyyaml by yaml."""
+    tomllib, root = pytest.importorskip("tomllib"), Path(common.__file__).parents[2]
+    required = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"]
+    names = {re.match(r"[\w-]+", requirement)[0].lower() for requirement in required}
+    nodes = [
+        node for path in root.glob("Code/**/*.py") for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+    ]
+    modules = {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module}
+    modules |= {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    used = {module.partition(".")[0] for module in modules}
+    found = {name.lower() for module, owners in packages_distributions().items() if module in used for name in owners}
+    assert names - found == set()
