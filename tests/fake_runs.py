@@ -213,7 +213,7 @@ def explain_run(root: Path, explainers: tuple[str, ...] = ("mutex",)) -> Path:
 
 def quality_row(method: str, insertion: float, deletion: float, **given: Any) -> dict[str, Any]:
     """One row of the benchmark of explanations, without what only some of its rows have."""
-    row = {"method": method, "study": "explainers", "reducer": "none", "baseline": "black", "n_images": 60}
+    row = {"method": method, "part": "explainers", "reducer": "none", "baseline": "black", "n_images": 60}
     areas = {"insertion_auc": insertion, "insertion_auc_sem": 0.01, "deletion_auc": deletion, "deletion_auc_sem": 0.02}
     return {**row, **areas, "seconds": 0.05, **given}
 
@@ -236,14 +236,14 @@ def whole_benchmark(root: Path) -> Path:
     ]
     studied = {"min_cut": (0.1, 0.01), "token_ratio": (0.9, 0.5), "starting_layer": (11, 2)}
     rows += [
-        quality_row("mutex", 0.6, 0.25 + value / 100, **gain, study=study, options=f"{study}={value}")
+        quality_row("mutex", 0.6, 0.25 + value / 100, **gain, part=study, options=f"{study}={value}")
         for study, values in studied.items()
         for value in values
     ]
     parts = ("statistic=min", "degree=in", "all")
-    rows += [quality_row("mutex", 0.5, 0.3, study="masks", part=part, seconds=None) for part in parts]
+    rows += [quality_row("mutex", 0.5, 0.3, part="masks", masks=part, seconds=None) for part in parts]
     models = (("topk:head_fusion=mean", 0.5), ("tram", 0.5), ("tram", 0.7))
-    rows += [quality_row("mutex", 0.5, 0.3, study="reduced", reducer=name, keep_rate=rate) for name, rate in models]
+    rows += [quality_row("mutex", 0.5, 0.3, part="reduced", reducer=name, keep_rate=rate) for name, rate in models]
     return explain_benchmark_run(root, *rows)
 
 

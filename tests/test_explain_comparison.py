@@ -178,7 +178,7 @@ def test_random_is_what_all_gains_are_over(bench):
 
 
 def test_the_study_of_masks_uses_those_of_one_run(bench, subject):
-    rows = {row["part"]: row for row in mask_rows(bench)}
+    rows = {row["masks"]: row for row in mask_rows(bench)}
     assert len(rows) == 1 + 3 + 2 + 9
     whole = bench.explain("mutex")
     assert rows["all"]["insertion_auc"] == pytest.approx(bench.quality("mutex").insertion_auc.mean().item(), abs=1e-6)
@@ -196,7 +196,7 @@ def test_the_study_of_masks_uses_those_of_one_run(bench, subject):
 
 def test_parameters_are_varied_one_at_a_time(bench):
     rows = list(parameter_rows(bench, {"min_cut": [0.0, 0.5], "token_ratio": [0.9]}))
-    assert [(row["study"], row["options"]) for row in rows] == [
+    assert [(row["part"], row["options"]) for row in rows] == [
         ("min_cut", "min_cut=0.0"),
         ("min_cut", "min_cut=0.5"),
         ("token_ratio", "token_ratio=0.9"),

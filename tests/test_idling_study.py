@@ -9,7 +9,6 @@ from fake_runs import BASE, answered, found_in
 from small_training import Pictures, config, lively
 
 from common import plots
-from common.bench import Bench
 from common.cost.throughput import interleaved
 from common.data import make_loader
 from common.errors import UsageError
@@ -24,16 +23,22 @@ from common.reducers.idle_mlp import LABELS
 from common.report.published import published_sections
 from common.report.tables import markdown
 from common.results import write_run
+from common.setup import Setup
 from common.studies import find_study
 
 
 @pytest.fixture
-def bench():
-    return Bench(lively().eval(), Pictures(24), Pictures(12, seed=1), Pictures(16), batch_size=8, seed=0, device="cpu")
+def setup():
+    return Setup.around(
+        lively().eval(),
+        {"train_set": Pictures(24), "val_set": Pictures(12, seed=1), "calibration": Pictures(16)},
+        batch_size=8,
+        device="cpu",
+    )
 
 
-def test_alikeness_by_formula(bench):
-    model, loader = build(bench, "idle_oracle:similarity=raw_cos"), bench.loader()
+def test_alikeness_by_formula(setup):
+    model, loader = build(setup, "idle_oracle:similarity=raw_cos"), setup.loader()
     images = torch.cat([batch for batch, _ in loader])
     found = alikeness(model, loader)
     x = model.embed(images).x
@@ -46,43 +51,43 @@ def test_alikeness_by_formula(bench):
     assert pairwise_cosine(torch.ones(1, 5, 3)).item() == pytest.approx(1.0)
 
 
-def test_tau_of_weighted_labels_lets_the_share_idle(bench):
+def test_tau_of_weighted_labels_lets_the_share_idle(setup):
     """By the labels themselves, on the states of the model that computes everything."""
     text = "idle_mlp:similarity=rel_norm,influence=rollout"
-    options = {"score_threshold": 0.5, "tau": tau_for(bench, text, 0.4), "learns": "labels", "on_policy": 0.0}
-    model = build(bench, text, **options).train()
-    _, tokens = model(torch.cat([batch for batch, _ in bench.loader()]), return_tokens=True)
+    options = {"score_threshold": 0.5, "tau": tau_for(setup, text, 0.4), "learns": "labels", "on_policy": 0.0}
+    model = build(setup, text, **options).train()
+    _, tokens = model(torch.cat([batch for batch, _ in setup.loader()]), return_tokens=True)
     assert tokens.carry[LABELS].mean().item() == pytest.approx(0.6, abs=0.01)
 
 
-def test_candidates_are_what_they_say(bench):
+def test_candidates_are_what_they_say(setup):
     """Thresholds for a budget, bounds with the same counts, and a tuned copy that leaves the backbone as it was."""
-    before = {name: value.clone() for name, value in bench.vit.state_dict().items()}
-    fitted = fit(bench, "idle_mlp:hidden=8", 0.75, config(epochs=2, lr=1e-2, label_weight=0.0, reducer_only=True))
-    frozen = within_budget(bench, with_attention(bench, fitted, "standard"), 0.15)
-    tuned = tune(bench, frozen, 0.15, config(lr=1e-3, label_weight=0.0))
-    rows, found = measure(bench, [frozen, tuned], bench.calibration)
+    before = {name: value.clone() for name, value in setup.vit.state_dict().items()}
+    fitted = fit(setup, "idle_mlp:hidden=8", 0.75, config(epochs=2, lr=1e-2, label_weight=0.0, reducer_only=True))
+    frozen = within_budget(setup, with_attention(setup, fitted, "standard"), 0.15)
+    tuned = tune(setup, frozen, 0.15, config(lr=1e-3, label_weight=0.0))
+    rows, found = measure(setup, [frozen, tuned], setup.calibration)
     assert [row["macs_cut"] for row in rows] == pytest.approx([15.0, 15.0], abs=1.0)
     assert [row["stage"] for row in rows] == ["frozen", "tuned"] and frozen.model.reducer.attention == "standard"
-    assert all(torch.equal(value, before[name]) for name, value in bench.vit.state_dict().items())
-    some = bounds(bench, fitted, found[0], [3, 4])
+    assert all(torch.equal(value, before[name]) for name, value in setup.vit.state_dict().items())
+    some = bounds(setup, fitted, found[0], [3, 4])
     assert [each.text.partition(":")[0] for each in some] == ["idle_oracle", "idle_mlp", "idle_random", "idle_random"]
-    computed = outcomes({place: each.model for place, each in enumerate(some)}, bench.loader())[0]
+    computed = outcomes({place: each.model for place, each in enumerate(some)}, setup.loader())[0]
     assert all((each.computed == torch.tensor(found[0].counts)).all() for each in computed.values())
-    assert 0 <= prediction(bench, frozen, bench.val_set)["balanced_accuracy"] <= 1
-    once = at_rate(bench, frozen, 0.5, re_entry=False)
+    assert 0 <= prediction(setup, frozen, setup.val_set)["balanced_accuracy"] <= 1
+    once = at_rate(setup, frozen, 0.5, re_entry=False)
     assert once.text == "idle_mlp:hidden=8,attention=standard,re_entry=false" and once.n_train == fitted.n_train > 0
     assert not once.model.reducer.re_entry and once.model.reducer.schedule.keep_rate == 0.5
 
 
-def test_learning_rates_are_tried_on_images_that_nothing_is_trained_on(bench):
+def test_learning_rates_are_tried_on_images_that_nothing_is_trained_on(setup):
     """A rate of 0 changes nothing, so its row is that of the model it started from."""
-    fitted = fit(bench, "idle_mlp:hidden=8", 0.75, config(lr=1e-2, label_weight=0.0, reducer_only=True))
-    start = within_budget(bench, fitted, 0.15)
-    rows = try_rates(bench, start, 0.15, config(label_weight=0.0), [1e-12, 1e-3], count=16)
-    found, labels = outcomes({0: build(bench, "none"), 1: start.model}, bench.loader())
+    fitted = fit(setup, "idle_mlp:hidden=8", 0.75, config(lr=1e-2, label_weight=0.0, reducer_only=True))
+    start = within_budget(setup, fitted, 0.15)
+    rows = try_rates(setup, start, 0.15, config(label_weight=0.0), [1e-12, 1e-3], count=16)
+    found, labels = outcomes({0: build(setup, "none"), 1: start.model}, setup.loader())
     wanted = F.kl_div(found[1].logits.log_softmax(1), found[0].logits.softmax(1), reduction="batchmean")
-    assert [row["lr"] for row in rows] == [1e-12, 1e-3] and rows[0]["n_val"] == len(labels) == len(bench.calibration)
+    assert [row["lr"] for row in rows] == [1e-12, 1e-3] and rows[0]["n_val"] == len(labels) == len(setup.calibration)
     assert rows[0]["divergence"] == pytest.approx(wanted.item(), rel=1e-3)
     assert rows[0]["macs_cut"] == pytest.approx(15.0, abs=1.0) and rows[1]["divergence"] != rows[0]["divergence"]
 
@@ -95,7 +100,7 @@ def fake_rows():
         return {
             **shared,
             "seed": 0,
-            "study": study,
+            "part": study,
             "method": method,
             "accuracy_full": accuracy,
             "macs_cut": cut,
@@ -109,7 +114,7 @@ def fake_rows():
     ]
     rows += [row("bounds", "idle_random", value, 20.0, seed=seed) for seed, value in enumerate((50.0, 52.0))]
     similar = {"layer": 1, "similarity": 0.5, "within_similarity": 0.25}
-    return [*rows, {**shared, "seed": 0, "study": "similarity", "method": "none", **similar}]
+    return [*rows, {**shared, "seed": 0, "part": "similarity", "method": "none", **similar}]
 
 
 def test_report_tells_losses_and_the_order_of_the_bounds(tmp_path):

@@ -22,12 +22,12 @@ from common.plots.mutex_studies import MASK_PARTS, PARAMETERS, parameter_value
 
 SHARES = np.array([0, 0.1, 0.5, 1.0])
 SETTING = {"options": "", "backbone": "vit_digits", "dataset": "digits", "img_size": 32, "keep_rate": 1.0, "seed": 0}
-SETTING |= {"reducer": "none", "baseline": "black", "n_images": 60, "part": ""}
+SETTING |= {"reducer": "none", "baseline": "black", "n_images": 60, "masks": ""}
 
 
 def score(method: str, insertion: float, deletion: float, **given) -> dict:
     areas = {"insertion_auc": insertion, "insertion_auc_sem": 0.01, "deletion_auc": deletion, "deletion_auc_sem": 0.02}
-    return {**SETTING, "study": "explainers", "method": method, **areas, **given}
+    return {**SETTING, "part": "explainers", "method": method, **areas, **given}
 
 
 def benchmark() -> pd.DataFrame:
@@ -35,12 +35,12 @@ def benchmark() -> pd.DataFrame:
     rows.append(score("mutex", 0.5, 0.3, options="token_ratio=0.25"))
     values = {"min_cut": (0.1, 0.0, 0.01), "token_ratio": (0.9, 0.5), "starting_layer": (11, 0, 2)}
     rows += [
-        score("mutex", 0.6 + value / 100, 0.25, study=study, options=f"{study}={value}")
+        score("mutex", 0.6 + value / 100, 0.25, part=study, options=f"{study}={value}")
         for study, chosen in values.items()
         for value in chosen
     ]
     parts = {"all": 0.6, "statistic=min": 0.5, "aggregation=min": 0.55, "degree=in": 0.52}
-    rows += [score("mutex", area, 0.3, study="masks", part=part) for part, area in parts.items()]
+    rows += [score("mutex", area, 0.3, part="masks", masks=part) for part, area in parts.items()]
     return pd.DataFrame(rows)
 
 
@@ -56,7 +56,7 @@ def agreement() -> pd.DataFrame:
 TABLES = {
     "insertion_deletion_plane": (plots.insertion_deletion_plane, benchmark, "deletion_auc_sem"),
     "parameter_study": (plots.parameter_study, benchmark, "insertion_auc"),
-    "mask_ablation": (plots.mask_ablation, benchmark, "part"),
+    "mask_ablation": (plots.mask_ablation, benchmark, "masks"),
     "agreement_matrix": (plots.agreement_matrix, agreement, "iou_chance"),
 }
 
@@ -141,8 +141,8 @@ def test_unknown_explainers_are_refused(name):
 @pytest.mark.parametrize("name", ["insertion_deletion_plane", "parameter_study", "mask_ablation"])
 def test_figures_say_which_study_is_missing(name):
     draw, table, _ = TABLES[name]
-    with pytest.raises(UsageError, match=rf"{name} needs rows of study .*; given: reduced$"):
-        draw(table().assign(study="reduced"))
+    with pytest.raises(UsageError, match=rf"{name} needs rows of part .*; given: reduced$"):
+        draw(table().assign(part="reduced"))
 
 
 def test_heat_over_photographs_fits_into_a_file(tmp_path):
@@ -357,7 +357,7 @@ def test_parameters_stand_in_order_with_their_default_named():
     assert insertion.get_ydata() == pytest.approx([0.6, 0.62, 0.71])
     assert np.ptp(errors[0].get_segments()[0][:, 1]) == pytest.approx(0.02)
     assert axes[1, 0].containers[0].lines[0].get_ydata().tolist() == [0.25] * 3
-    only = benchmark().query("study == 'token_ratio'")
+    only = benchmark().query("part == 'token_ratio'")
     assert len(plots.parameter_study(only).axes) == 2
 
 
@@ -380,7 +380,7 @@ def test_masks_are_grouped_and_a_name_of_two_groups_is_refused():
     assert (band.get_x(), band.get_width()) == pytest.approx((0.59, 0.02))
     assert "lower is better" in deletion.get_xlabel()
     with pytest.raises(UsageError, match=r"unknown part of the masks 'min'; allowed: aggregation=max, "):
-        plots.mask_ablation(benchmark().replace({"part": {"statistic=min": "min"}}))
+        plots.mask_ablation(benchmark().replace({"masks": {"statistic=min": "min"}}))
 
 
 def test_agreement_is_written_into_its_cells():

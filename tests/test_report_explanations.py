@@ -35,7 +35,7 @@ def titled(root: Path, end: str):
 
 COLUMNS = {
     "explain": "reducer image class_name predicted probability insertion_auc deletion_auc seconds",
-    "explain_benchmark": "study reducer part baseline n_images insertion_auc insertion_auc_sem deletion_auc "
+    "explain_benchmark": "part reducer masks baseline n_images insertion_auc insertion_auc_sem deletion_auc "
     "deletion_auc_sem insertion_gain insertion_p deletion_gain deletion_p pointing pointing_sem mass mass_sem "
     "sparseness max_sensitivity seconds",
     "explain_agreement": "reducer layer n_images rank_correlation rank_correlation_sem iou iou_sem iou_chance",
@@ -51,8 +51,8 @@ def test_what_may_be_empty(tmp_path: Path) -> None:
     explain_benchmark_run(tmp_path, quality_row("random", 0.4, 0.4, insertion_auc_sem=None))
     with pytest.raises(UsageError, match=r"no value .* 'deletion_auc'"):
         explain_benchmark_run(tmp_path, quality_row("random", 0.4, math.nan), name="b")
-    with pytest.raises(UsageError, match=r"no value .* 'study'"):
-        explain_benchmark_run(tmp_path, quality_row("random", 0.4, 0.4, study=""), name="b")
+    with pytest.raises(UsageError, match="unknown part of explain_benchmark ''"):
+        explain_benchmark_run(tmp_path, quality_row("random", 0.4, 0.4, part=""), name="b")
 
 
 def test_benchmark_markdown_exactly(tmp_path: Path) -> None:
@@ -94,10 +94,10 @@ def test_the_lowest_deletion_leads_by_twice_the_standard_error(tmp_path: Path) -
 
 def test_models_are_not_compared_with_each_other(tmp_path: Path) -> None:
     rows = [
-        quality_row("mutex", insertion, 0.3, study="reduced", reducer=reducer, keep_rate=0.5)
+        quality_row("mutex", insertion, 0.3, part="reduced", reducer=reducer, keep_rate=0.5)
         for reducer, insertion in (("tram", 0.5), ("tome", 0.9))
     ]
-    rows += [quality_row("chefer", 0.4, 0.3, study="reduced", reducer="tome", keep_rate=0.5)]
+    rows += [quality_row("chefer", 0.4, 0.3, part="reduced", reducer="tome", keep_rate=0.5)]
     explain_benchmark_run(tmp_path, *rows)
     (section,) = sections(tmp_path, "explain_benchmark")
     assert section.frame.iloc[:, :2].to_numpy().tolist() == [
@@ -130,14 +130,14 @@ def test_studies_follow_folded_and_in_order(tmp_path: Path) -> None:
 
 
 def test_studies_of_fewer_images_come_after_the_comparison(tmp_path: Path) -> None:
-    study = {"study": "min_cut", "options": "min_cut=0.1", "n_images": 30}
+    study = {"part": "min_cut", "options": "min_cut=0.1", "n_images": 30}
     explain_benchmark_run(tmp_path, quality_row("mutex", 0.6, 0.3, **study), quality_row("mutex", 0.6, 0.3))
     titles = [section.title.partition("black, ")[2] for section in sections(tmp_path, "explain_benchmark")]
     assert titles == ["60 images", "30 images: min_cut of MUTEX"]
 
 
 def test_other_options_and_seeds_are_named(tmp_path: Path) -> None:
-    row = quality_row("mutex", 0.6, 0.3, study="min_cut", options="min_cut=0.1,token_ratio=0.25")
+    row = quality_row("mutex", 0.6, 0.3, part="min_cut", options="min_cut=0.1,token_ratio=0.25")
     explain_benchmark_run(tmp_path, row)
     explain_benchmark_run(tmp_path, row, name="b", seed=1)
     first, second = sections(tmp_path, "explain_benchmark")
@@ -150,9 +150,8 @@ def test_repeats_and_unknown_studies_are_refused(tmp_path: Path) -> None:
     explain_benchmark_run(tmp_path, quality_row("mutex", 0.7, 0.3), name="b")
     with pytest.raises(UsageError, match="more than once: a, b"):
         found_in(tmp_path, "explain_benchmark")
-    explain_benchmark_run(tmp_path, quality_row("mutex", 0.7, 0.3, study="weather"), name="b")
-    with pytest.raises(UsageError, match="unknown study of explanations 'weather'; allowed: explainers, masks, "):
-        found_in(tmp_path, "explain_benchmark")
+    with pytest.raises(UsageError, match="unknown part of explain_benchmark 'weather'; allowed: explainers, masks, "):
+        explain_benchmark_run(tmp_path, quality_row("mutex", 0.7, 0.3, part="weather"), name="b")
 
 
 def test_single_images(tmp_path: Path) -> None:
@@ -239,7 +238,7 @@ def test_page_shows_explanations_with_their_figures(tmp_path: Path) -> None:
 
 
 def test_figures_are_drawn_of_the_studies_that_were_run(tmp_path: Path) -> None:
-    explain_benchmark_run(tmp_path, quality_row("mutex", 0.6, 0.3, study="masks", part="all"))
+    explain_benchmark_run(tmp_path, quality_row("mutex", 0.6, 0.3, part="masks", masks="all"))
     drawn = page.draw_summaries(tmp_path, [found_in(tmp_path, name) for name in all_studies()])
     assert {name: list(figures) for name, figures in drawn.items() if figures} == {"explain_benchmark": ["masks"]}
 

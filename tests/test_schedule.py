@@ -4,7 +4,7 @@ import pytest
 
 from common.errors import UsageError
 from common.reducers import Schedule, default_reduction_loc
-from common.reducers.schedule import keep_rate_text, read_keep_rate
+from common.schedule import keep_rate_text, read_keep_rate
 
 LOC = (3, 6, 9)
 

@@ -109,7 +109,7 @@ curves
 
 # %%
 rows += reduced_rows(bench, reducers, keep_rate, reduced_explainers)
-reduced = pd.DataFrame(rows).query("study == 'reduced'")
+reduced = pd.DataFrame(rows).query("part == 'reduced'")
 shown = ["reducer", "keep_rate", *shown[:-3], "seconds"]
 reduced[shown].style.format("{:.3g}", subset=shown[3:], na_rep="").hide(axis="index")
 

@@ -90,7 +90,7 @@ history
 
 # %%
 sizes = {"n_train": len(train_set), "n_val": len(val_set)}
-rows = history.assign(**experiment.conditions(), **sizes).to_dict("records")
+rows = history.rename(columns={"lr": "epoch_lr"}).assign(**experiment.conditions(), **sizes).to_dict("records")
 write_run(rows, Finetune, csv, profile=profile, device=str(torch_device(device)))
 fig = plots.learning_curves(pd.DataFrame(rows))
 plots.save(fig, figure)

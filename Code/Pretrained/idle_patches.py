@@ -39,12 +39,12 @@ from dataclasses import replace
 import pandas as pd
 
 from common import plots
-from common.bench import open_bench
 from common.idling.candidates import Candidate, build, fit, tau_for, with_attention, within_budget
 from common.idling.states import alikeness
 from common.idling.study import computed_patches, measure
 from common.idling.training import LABEL_STAGE
 from common.results import read_published, resolve, write_run
+from common.setup import Setup
 from common.studies.idling import Idling
 
 # %% tags=["parameters"]
@@ -76,16 +76,16 @@ figure = "results/notebook/idle_patches.png"
 # %%
 limits = {"limit_train": limit_train, "limit_val": limit_val, "limit_calibration": limit_calibration}
 shared = {"img_size": img_size, "recipe": recipe, "batch_size": batch_size, "seed": seed, "device": device}
-bench = open_bench(backbone, weights, dataset, **shared, **limits, folder=checkpoints)
-dense, few = build(bench, "none"), bench.some(limit_states)
-print(f"{len(bench.val_set)} validation images of {dataset}, {backbone}; states of {len(few)}")
+setup = Setup(backbone, weights, dataset, **shared, **limits, folder=checkpoints)
+dense, few = build(setup, "none"), setup.some(limit_states)
+print(f"{len(setup.val_set)} validation images of {dataset}, {backbone}; states of {len(few)}")
 
 # %% [markdown]
 # ## How alike are patches?
 # Above, the cosine of the same patch before and after each block; below, the mean cosine of different patches.
 
 # %%
-states = alikeness(build(bench, "idle_oracle:similarity=raw_cos"), bench.loader(few))
+states = alikeness(build(setup, "idle_oracle:similarity=raw_cos"), setup.loader(few))
 across, within = states.across.double().mean(0), states.within
 similarity = plots.patch_similarity(across, within)
 plots.save(similarity, resolve(figure).with_suffix("") / "similarity.png")
@@ -97,7 +97,7 @@ rows += [
     {"layer": layer + 1, "similarity": across[layer].mean().item(), "within_similarity": within[layer + 1].item()}
     for layer in range(len(across))
 ]
-rows = [{"study": "similarity", "method": "none", "keep_rate": 1.0, **row} for row in rows]
+rows = [{"part": "similarity", "method": "none", "keep_rate": 1.0, **row} for row in rows]
 rows = [{**row, "attention": "standard", "stage": "frozen", "n_train": 0, "epochs": 0} for row in rows]
 rows = [{**row, "n_val": len(few), "seed": seed} for row in rows]
 
@@ -108,7 +108,7 @@ rows = [{**row, "n_val": len(few), "seed": seed} for row in rows]
 # lets the same shares idle.
 
 # %%
-blends = alikeness(build(bench, "idle_oracle:similarity=blend"), bench.loader())
+blends = alikeness(build(setup, "idle_oracle:similarity=blend"), setup.loader())
 taus = [0.95, 0.9, *map(blends.tau, idle_shares)]
 idle = {tau: 100 * (blends.across > tau).double().mean().item() for tau in taus}
 pd.Series(idle, name="patches that may idle (%)").rename_axis("tau").round(3).to_frame()
@@ -127,17 +127,17 @@ pd.Series(idle, name="patches that may idle (%)").rename_axis("tau").round(3).to
 config = replace(LABEL_STAGE, epochs=epochs, lr=lr, batch_size=batch_size)
 texts = [f"idle_mlp:hidden={hidden},{label}" for label in labels]
 fitted, weighted = (
-    [fit(bench, text, tau_for(bench, text, share), config, limit_labels) for share in idle_shares] for text in texts
+    [fit(setup, text, tau_for(setup, text, share), config, limit_labels) for share in idle_shares] for text in texts
 )
-unseen = [with_attention(bench, each, "standard") for each in fitted]
+unseen = [with_attention(setup, each, "standard") for each in fitted]
 standard, same_cost, influential = (
-    [within_budget(bench, each, cut) for each, cut in zip(group, cuts, strict=True)]
+    [within_budget(setup, each, cut) for each, cut in zip(group, cuts, strict=True)]
     for group in (unseen, fitted, weighted)
 )
-same_thresholds = [with_attention(bench, each, "modified") for each in standard]
+same_thresholds = [with_attention(setup, each, "modified") for each in standard]
 models = [*standard, *same_thresholds, *same_cost, *influential]
-table, found = measure(bench, [Candidate("none", dense, seed=seed), *models])
-rows += [{**row, "study": "thresholds"} for row in table]
+table, found = measure(setup, [Candidate("none", dense, seed=seed), *models])
+rows += [{**row, "part": "thresholds"} for row in table]
 
 # %% [markdown]
 # ### Measured
@@ -157,7 +157,7 @@ read_published("patch_idling").query("table == 'thresholds'").drop(columns=["sou
 # First by influence: what nobody reads any more is left out.
 
 # %%
-pictures, computed, names = computed_patches(bench, influential[-1].model, images)
+pictures, computed, names = computed_patches(setup, influential[-1].model, images)
 masks = plots.idle_patches(pictures, computed, names, patch_grid=dense.patch_embed.grid_size)
 plots.save(masks, figure)
 masks
@@ -166,7 +166,7 @@ masks
 # The same images by change alone, for the same cost.
 
 # %%
-pictures, computed, names = computed_patches(bench, standard[-1].model, images)
+pictures, computed, names = computed_patches(setup, standard[-1].model, images)
 masks = plots.idle_patches(pictures, computed, names, patch_grid=dense.patch_embed.grid_size)
 plots.save(masks, resolve(figure).with_suffix("") / "change.png")
 masks
@@ -183,5 +183,5 @@ profile_figure
 # ## Save
 
 # %%
-write_run(rows, Idling, csv, profile=profile, **bench.conditions)
+write_run(rows, Idling, csv, profile=profile, **setup.conditions)
 print(f"{len(rows)} rows")

@@ -44,11 +44,11 @@ from operator import itemgetter
 import pandas as pd
 
 from common import plots
-from common.bench import open_bench
 from common.idling.candidates import Candidate, at_rate, build, fit, tau_for, tune, within_budget
 from common.idling.study import bounds, measure, prediction, speeds, try_rates
 from common.idling.training import LABEL_STAGE
 from common.results import resolve, write_run
+from common.setup import Setup
 from common.studies.idling import Idling
 from common.training.distillation import DISTILLATION
 
@@ -87,12 +87,12 @@ figure = "results/notebook/idle_study.png"
 # %%
 limits = {"limit_train": limit_train, "limit_val": limit_val, "limit_calibration": limit_calibration}
 shared = {"img_size": img_size, "recipe": recipe, "batch_size": batch_size, "seed": seed, "device": device}
-bench = open_bench(backbone, weights, dataset, **shared, **limits, folder=checkpoints)
-dense, few, rows = Candidate("none", build(bench, "none"), seed=seed), bench.some(limit_study), []
+setup = Setup(backbone, weights, dataset, **shared, **limits, folder=checkpoints)
+dense, few, rows = Candidate("none", build(setup, "none"), seed=seed), setup.some(limit_study), []
 stage_1 = replace(LABEL_STAGE, epochs=epochs, lr=lr, batch_size=batch_size)
 stage_2 = replace(DISTILLATION, epochs=tune_epochs, batch_size=batch_size)
 shown = ["method", "options", "stage", "patches_idle", "came_back", "macs_cut", "accuracy", "accuracy_full"]
-print(f"{len(bench.val_set)} validation images of {dataset}, {len(few)} for the variants")
+print(f"{len(setup.val_set)} validation images of {dataset}, {len(few)} for the variants")
 
 # %% [markdown]
 # ## Frozen and tuned
@@ -106,18 +106,18 @@ print(f"{len(bench.val_set)} validation images of {dataset}, {len(few)} for the 
 
 # %%
 texts = [f"idle_mlp:hidden={hidden},{label}" for label in labels]
-fitted = [fit(bench, text, tau_for(bench, text, idle_share), stage_1, limit_labels) for text in texts]
-frozen = [within_budget(bench, each, cut) for each in fitted]
-rates = try_rates(bench, frozen[-1], cut, stage_2, tune_rates, limit_variants)
-rows += [{"study": "rates", **row} for row in rates]
+fitted = [fit(setup, text, tau_for(setup, text, idle_share), stage_1, limit_labels) for text in texts]
+frozen = [within_budget(setup, each, cut) for each in fitted]
+rates = try_rates(setup, frozen[-1], cut, stage_2, tune_rates, limit_variants)
+rows += [{"part": "rates", **row} for row in rates]
 best = replace(stage_2, lr=min(rates, key=itemgetter("divergence"))["lr"])
 pd.DataFrame(rates)[["lr", "divergence", "macs_cut", "accuracy"]].style.format(precision=5).hide(axis="index")
 
 # %%
-tuned = [tune(bench, each, cut, best) for each in frozen]
-table, found = measure(bench, models := [dense, *frozen, *tuned])
-table = [{**row, "speedup": speed} for row, speed in zip(table, speeds(bench, models), strict=True)]
-rows += [{"study": "tuning", **row} for row in table]
+tuned = [tune(setup, each, cut, best) for each in frozen]
+table, found = measure(setup, models := [dense, *frozen, *tuned])
+table = [{**row, "speedup": speed} for row, speed in zip(table, speeds(setup, models), strict=True)]
+rows += [{"part": "tuning", **row} for row in table]
 pd.DataFrame(table)[[*shown, "speedup"]].style.format(precision=3, na_rep="").hide(axis="index")
 
 # %%
@@ -135,8 +135,8 @@ profile_figure
 
 # %%
 pairs = zip(frozen, found[1:], strict=False)
-table, _ = measure(bench, [model for each, seen in pairs for model in bounds(bench, each, seen, random_seeds)], few)
-rows += [{"study": "bounds", **row} for row in table]
+table, _ = measure(setup, [model for each, seen in pairs for model in bounds(setup, each, seen, random_seeds)], few)
+rows += [{"part": "bounds", **row} for row in table]
 pd.DataFrame(table)[shown].style.format(precision=3, na_rep="").hide(axis="index")
 
 # %% [markdown]
@@ -145,11 +145,11 @@ pd.DataFrame(table)[shown].style.format(precision=3, na_rep="").hide(axis="index
 
 # %%
 tau = fitted[-1].tau
-around = [fit(bench, f"{texts[-1]},context={context}", tau, stage_1, limit_labels) for context in contexts]
-variants = [frozen[-1], *(within_budget(bench, each, cut) for each in around)]
-table, _ = measure(bench, variants, few)
-table = [{**row, **prediction(bench, each, few)} for row, each in zip(table, variants, strict=True)]
-rows += [{"study": "context", **row} for row in table]
+around = [fit(setup, f"{texts[-1]},context={context}", tau, stage_1, limit_labels) for context in contexts]
+variants = [frozen[-1], *(within_budget(setup, each, cut) for each in around)]
+table, _ = measure(setup, variants, few)
+table = [{**row, **prediction(setup, each, few)} for row, each in zip(table, variants, strict=True)]
+rows += [{"part": "context", **row} for row in table]
 quality = ["pruner_accuracy", "balanced_accuracy", "auroc"]
 pd.DataFrame(table)[[*shown, *quality]].style.format(precision=3, na_rep="").hide(axis="index")
 
@@ -158,10 +158,10 @@ pd.DataFrame(table)[[*shown, *quality]].style.format(precision=3, na_rep="").hid
 # The schedule of IdleViT; without re-entry a patch that idled once is never computed again.
 
 # %%
-starts = [fitted[-1], Candidate("idle_topk:cut_weight=20.0", build(bench, "idle_topk"), seed=seed)]
-variants = [at_rate(bench, start, keep_rate, re_entry) for start in starts for re_entry in (True, False)]
-table, _ = measure(bench, variants, few)
-rows += [{"study": "re_entry", **row} for row in table]
+starts = [fitted[-1], Candidate("idle_topk:cut_weight=20.0", build(setup, "idle_topk"), seed=seed)]
+variants = [at_rate(setup, start, keep_rate, re_entry) for start in starts for re_entry in (True, False)]
+table, _ = measure(setup, variants, few)
+rows += [{"part": "re_entry", **row} for row in table]
 pd.DataFrame(table)[shown].style.format(precision=3, na_rep="").hide(axis="index")
 
 # %% [markdown]
@@ -169,16 +169,16 @@ pd.DataFrame(table)[shown].style.format(precision=3, na_rep="").hide(axis="index
 
 # %%
 texts = [f"idle_topk:cut_weight={weight}" for weight in cut_weights]
-starts = [Candidate(text, build(bench, text, keep_rate=keep_rate), seed=seed) for text in texts]
-table, _ = measure(bench, [tune(bench, each, None, best, limit_variants) for each in starts], few)
-rows += [{"study": "idlevit", **row} for row in table]
+starts = [Candidate(text, build(setup, text, keep_rate=keep_rate), seed=seed) for text in texts]
+table, _ = measure(setup, [tune(setup, each, None, best, limit_variants) for each in starts], few)
+rows += [{"part": "idlevit", **row} for row in table]
 pd.DataFrame(table)[shown].style.format(precision=3, na_rep="").hide(axis="index")
 
 # %% [markdown]
 # ## Save
 
 # %%
-write_run(rows, Idling, csv, profile=profile, **bench.conditions)
-trade = plots.idle_tradeoff(pd.DataFrame(rows).query("study in ('tuning', 'bounds')"))
+write_run(rows, Idling, csv, profile=profile, **setup.conditions)
+trade = plots.idle_tradeoff(pd.DataFrame(rows).query("part in ('tuning', 'bounds')"))
 plots.save(trade, figure)
 trade

@@ -33,12 +33,12 @@ import torch
 
 from common import count_macs, load_dataset, plots, reduce_tokens
 from common.data import head_classes, make_loader
-from common.digits_backbone import resolve_weights
 from common.models.factory import create_backbone
 from common.reducers import Method
 from common.results import write_run
 from common.studies.off_the_shelf import OffTheShelf
 from common.training import accuracies, cross_entropy, predict, torch_device
+from common.training.digits_backbone import resolve_weights
 from common.training.metrics import hits_by_image
 
 # %% tags=["parameters"]

@@ -49,9 +49,9 @@ import copy
 import pandas as pd
 
 from common import plots
-from common.bench import open_bench
 from common.cost.closed_form import Shape
 from common.results import read_published, resolve, write_run
+from common.setup import Setup
 from common.slimming import search
 from common.slimming.allocation import uniform_lengths
 from common.slimming.study import distilled, stage_rows
@@ -92,9 +92,9 @@ figure = "results/notebook/patch_slimming.png"
 # %%
 sizes = {"img_size": img_size, "recipe": recipe, "batch_size": batch_size, "seed": seed, "device": device}
 limits = {"limit_calibration": num_calibration, "limit_train": limit_train, "limit_val": limit_val}
-bench = open_bench(backbone, weights, dataset, **limits, **sizes)
-vit, shape, folder = bench.vit, Shape.of(bench.vit), resolve(figure).with_suffix("")
-print(f"{len(bench.calibration)} images of {dataset} to tune on, {len(bench.val_set)} to validate; {backbone}")
+setup = Setup(backbone, weights, dataset, **limits, **sizes)
+vit, shape, folder = setup.vit, Shape.of(setup.vit), resolve(figure).with_suffix("")
+print(f"{len(setup.calibration)} images of {dataset} to tune on, {len(setup.val_set)} to validate; {backbone}")
 
 # %% [markdown]
 # ## The search
@@ -109,7 +109,7 @@ for schedule in schedules:
     goal, _, score = schedule.partition(", ")
     tuned, how["score"] = copy.deepcopy(vit), score or "significance"
     kept = resolve(checkpoints) / f"{mac_budget}-{schedule}" if checkpoints else None
-    plan = search(tuned, bench.calibration_images, output_dir=kept, **goals[goal], **how)
+    plan = search(tuned, setup.calibration_images, output_dir=kept, **goals[goal], **how)
     found[schedule] = (plan, {"tuned": tuned})
 
 # %%
@@ -133,7 +133,7 @@ masks
 # %%
 if distill_epochs:
     for _, (plan_, stages) in found.items():
-        stages["distilled"] = distilled(bench, plan_, stages["tuned"], distill_epochs, distill_lr)
+        stages["distilled"] = distilled(setup, plan_, stages["tuned"], distill_epochs, distill_lr)
 
 # %% [markdown]
 # ## Accuracy before and after
@@ -142,7 +142,7 @@ if distill_epochs:
 # learned to uniform lengths at the same stage and on the same images, with its standard error.
 
 # %%
-rows = stage_rows(bench, found, mac_budget)
+rows = stage_rows(setup, found, mac_budget)
 shown = ["schedule", "stage", "accuracy", "accuracy_full", "accuracy_sem", "gain", "gain_sem", "gmac", "cut"]
 shown += ["gmac_paper", "cut_paper"]
 pd.DataFrame(rows)[shown].style.format("{:.3g}", subset=shown[2:], na_rep="").hide(axis="index")
@@ -162,7 +162,7 @@ published.query("method != 'other'")[["model", "method", "accuracy", "drop", "gf
 
 # %%
 gating = {"epochs": gate_epochs, "num_images": gate_images, "limit_val": limit_dynamic}
-dynamic = list(dynamic_rows(bench, found["learned"][0], **gating)) if gate_epochs else []
+dynamic = list(dynamic_rows(setup, found["learned"][0], **gating)) if gate_epochs else []
 rows += dynamic
 pd.DataFrame(dynamic).reindex(columns=["schedule", "accuracy", "accuracy_sem", "gain", "gain_sem", "tokens"])
 
@@ -173,13 +173,13 @@ pd.DataFrame(dynamic).reindex(columns=["schedule", "accuracy", "accuracy_sem", "
 # either, so that more tokens cost the same.
 
 # %%
-sweep = list(budget_rows(bench, budgets, error_images, limit_budgets))
+sweep = list(budget_rows(setup, budgets, error_images, limit_budgets))
 rows += sweep
 wide = pd.DataFrame(sweep).reindex(columns=["share", "schedule", "accuracy", "accuracy_sem", "gain", "gain_sem", "cut"])
 wide.style.format("{:.3g}", subset=list(wide.columns[2:])).hide(axis="index")
 
 # %%
-measured = pd.DataFrame(rows).query("study in ('stages', 'budgets')")
+measured = pd.DataFrame(rows).query("part in ('stages', 'budgets')")
 tradeoff = plots.slimming_tradeoff(measured)
 plots.save(tradeoff, folder / "budgets.png")
 tradeoff
@@ -193,7 +193,7 @@ plan.save(resolve(csv).with_suffix(".plan.json"))
 if checkpoints:
     last = list(trained)[-1]
     save_state(trained[last], resolve(checkpoints) / f"{mac_budget}-learned-{last}.safetensors")
-constant = {"keep_rate": 1.0, "seed": seed, "epochs": epochs, **bench.conditions}
-rows = [{**row, "n_calibration": len(bench.calibration)} for row in rows]
+constant = {"keep_rate": 1.0, "seed": seed, "epochs": epochs, **setup.conditions}
+rows = [{**row, "n_calibration": len(setup.calibration)} for row in rows]
 written = write_run(rows, Slimming, csv, profile=profile, **constant)
 print(f"{len(rows)} rows in {written.name}")

@@ -41,8 +41,8 @@
 import pandas as pd
 
 from common import plots
-from common.bench import open_bench
 from common.results import read_published, resolve, write_run
+from common.setup import Setup
 from common.slimming.one_block import one_block_rows
 from common.slimming.study import correlation_rows
 from common.slimming.tolerances import tolerance_rows
@@ -76,8 +76,8 @@ figure = "results/notebook/patch_slimming_study.png"
 
 # %%
 sizes = {"img_size": img_size, "recipe": recipe, "batch_size": batch_size, "seed": seed, "device": device}
-bench = open_bench(backbone, weights, dataset, limit_calibration=num_calibration, limit_val=limit_val, **sizes)
-print(f"scores from {len(bench.calibration)} images of {dataset}, accuracy on {len(bench.val_set)}; {backbone}")
+setup = Setup(backbone, weights, dataset, limit_calibration=num_calibration, limit_val=limit_val, **sizes)
+print(f"scores from {len(setup.calibration)} images of {dataset}, accuracy on {len(setup.val_set)}; {backbone}")
 
 # %% [markdown]
 # ## How fragile is each block?
@@ -88,9 +88,9 @@ print(f"scores from {len(bench.calibration)} images of {dataset}, accuracy on {l
 # blocks that see zeros in their place fail; only idle patches give both.)
 
 # %%
-choice = {"layers": range(len(bench.vit.blocks)), "shares": sensitivity_shares, "scores": ["significance"]}
-table = list(one_block_rows(bench, **choice, random_masks=0, limit_val=limit_sensitivity))
-rows = [{"study": "sensitivity", **row} for row in table]
+choice = {"layers": range(len(setup.vit.blocks)), "shares": sensitivity_shares, "scores": ["significance"]}
+table = list(one_block_rows(setup, **choice, random_masks=0, limit_val=limit_sensitivity))
+rows = [{"part": "sensitivity", **row} for row in table]
 sensitivity = pd.DataFrame(rows)
 sensitivity.pivot(index="share", columns="layer", values="accuracy").rename(columns=lambda layer: layer + 1).round(1)
 
@@ -106,8 +106,8 @@ fig
 
 # %%
 choice = {"layers": layers, "shares": shares, "scores": scores, "pruned": pruned, "random_masks": random_masks}
-table = list(one_block_rows(bench, **choice))
-rows += [{"study": "single_block", **row} for row in table]
+table = list(one_block_rows(setup, **choice))
+rows += [{"part": "single_block", **row} for row in table]
 shown = ["pruned", "layer", "share", "schedule", "accuracy", "accuracy_sem", "gain", "gain_sem", "cut"]
 pd.DataFrame(table)[shown].style.format("{:.3g}", subset=shown[4:]).hide(axis="index")
 
@@ -122,7 +122,7 @@ fig
 # they are), by block.
 
 # %%
-heads = list(correlation_rows(bench, layers))
+heads = list(correlation_rows(setup, layers))
 rows += heads
 wide = pd.DataFrame(heads).pivot(index="schedule", columns="layer", values="rank_correlation")
 wide.rename(columns=lambda layer: layer + 1).style.format("{:.3f}")
@@ -138,7 +138,7 @@ wide.rename(columns=lambda layer: layer + 1).style.format("{:.3f}")
 
 # %%
 how = {"epochs": tolerance_epochs, "error_norm": "token", "step": step, "limit_val": limit_tolerances}
-table = list(tolerance_rows(bench, tolerances, **how))
+table = list(tolerance_rows(setup, tolerances, **how))
 rows += table
 swept = pd.DataFrame(table)
 shown = ["tolerance", "accuracy", "accuracy_sem", "gain", "gain_sem", "cut", "cut_paper", "tokens"]
@@ -155,7 +155,7 @@ fig
 # ## Save
 
 # %%
-constant = {"keep_rate": 1.0, "seed": seed, "epochs": 0, **bench.conditions}
-rows = [{**row, "n_calibration": len(bench.calibration)} for row in rows]
+constant = {"keep_rate": 1.0, "seed": seed, "epochs": 0, **setup.conditions}
+rows = [{**row, "n_calibration": len(setup.calibration)} for row in rows]
 written = write_run(rows, Slimming, csv, profile=profile, **constant)
 print(f"{len(rows)} rows in {written.name}")

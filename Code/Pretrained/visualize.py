@@ -34,11 +34,11 @@ import torch
 
 from common import load_dataset, plots, reduce_tokens
 from common.data import head_classes, make_loader
-from common.digits_backbone import resolve_weights
 from common.models.factory import create_backbone
 from common.reducers import Method
 from common.results import resolve, write_run
 from common.studies.visualize import Visualize
+from common.training.digits_backbone import resolve_weights
 from common.visualize import examples, trace_all
 
 # %% tags=["parameters"]

@@ -98,7 +98,7 @@ history
 if checkpoint:
     save_state(model, resolve(checkpoint))
 sizes = {"n_train": len(train_set), "n_val": len(val_set)}
-rows = history.assign(**experiment.conditions(), **sizes).to_dict("records")
+rows = history.rename(columns={"lr": "epoch_lr"}).assign(**experiment.conditions(), **sizes).to_dict("records")
 write_run(rows, Scratch, csv, profile=profile, device=str(torch_device(device)))
 fig = plots.learning_curves(pd.DataFrame(rows))
 plots.save(fig, figure)

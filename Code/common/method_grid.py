@@ -32,7 +32,7 @@ def run_cell(experiment: Experiment) -> list[dict[str, object]]:
     model = experiment.model(val_set)
     off_the_shelf = _cost(model, val_set)
     history = list(experiment.run(model, (train_set, val_set)))
-    rows = [{"epochs": 0, "n_train": 0, **_accuracy(history[:1]), **off_the_shelf}]
+    rows = [{"epochs": 0, "lr": None, "n_train": 0, **_accuracy(history[:1]), **off_the_shelf}]
     if len(history) > 1:
         trained = {"epochs": history[-1].epoch, "n_train": len(train_set)}
         rows.append({**trained, **_accuracy(history), **_cost(model, val_set)})

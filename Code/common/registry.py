@@ -109,9 +109,18 @@ def _options(cls: type) -> dict[str, inspect.Parameter]:
     return {**(_options(cls.__base__) if hands_on else {}), **keywords(cls.__init__)}
 
 
-def options_text(options: Options) -> str:
-    """The options as they stand in tables: ``key=value,key=value``, empty without any."""
-    return ",".join(f"{key}={str(value).lower() if isinstance(value, bool) else value}" for key, value in options)
+def options_text(options: Options | Mapping[str, object] | str) -> str:
+    """The options as they stand in tables: ``key=value,key=value`` in alphabetical order, empty without any.
+
+    >>> options_text({"parity": True, "head_fusion": "mean"})
+    'head_fusion=mean,parity=true'
+    """
+    if isinstance(options, str):
+        return ",".join(sorted(filter(None, options.split(","))))
+    written = [
+        f"{key}={str(value).lower() if isinstance(value, bool) else value}" for key, value in dict(options).items()
+    ]
+    return ",".join(sorted(written))
 
 
 def _literal(text: str) -> object:

@@ -17,9 +17,12 @@ import torch
 
 from common.errors import UsageError, require_choice
 from common.provenance import describe_device, git_commit
-from common.schema import CONDITIONS, TEXT, Column, Table
+from common.registry import options_text
+from common.schedule import keep_rate_text, read_keep_rate
+from common.schema import CONDITIONS, TEXT, UNITS, Column, Table
 
 PUBLISHED = Path("results/published")
+_ROUNDING = 1e-6
 BY_IMAGE = "_by_image"  # "accuracy_by_image" of a row: what the mean "accuracy" is the mean of
 
 
@@ -34,13 +37,6 @@ def resolve(path: str | Path) -> Path:
     return (checkout() or Path.cwd()) / Path(path).expanduser()
 
 
-def format_options(options: Mapping[str, Any] | str) -> str:
-    """Reducer options as ``key=value,key=value`` in alphabetical order; "" when there are none."""
-    if isinstance(options, str):
-        return options
-    return ",".join(f"{key}={options[key]}" for key in sorted(options))
-
-
 def conditions(**given: Any) -> dict[str, Any]:
     """Condition columns of a run, in the order of the schema.
 
@@ -50,7 +46,7 @@ def conditions(**given: Any) -> dict[str, Any]:
     for key in given:
         require_choice(key, CONDITIONS, "condition")
     found = {
-        "options": format_options(given.get("options", "")),
+        "options": options_text(given.get("options", "")),
         "device": describe_device(given.get("device")),
         "threads": torch.get_num_threads(),
         "torch": version("torch"),
@@ -75,15 +71,17 @@ def write_run(
     Raises:
         UsageError: a column is missing, unknown, empty where it may not be, or of the wrong type.
     """
-    optional = [name for name, column in study.columns.items() if column.optional]
-    empty = {**conditions(table=study.name, **given), **dict.fromkeys(optional)}
     rows, by_image = _without_images(rows)
-    merged = [{**empty, **row} for row in rows]
+    for row in rows if study.parts else ():
+        require_choice(row.get("part"), study.parts, f"part of {study.name}")
+    empty = conditions(study=study.name, **given)
+    merged = [{**empty, **_not_in_part(study, row), **row} for row in rows]
     if not merged:
         raise UsageError(f"no rows to write to {path}; a {study.name} run has at least one")
     _require_columns(merged, study)
     frame = _typed(pd.DataFrame(merged, columns=list(_all_columns(study))), study, str(path))
     _require_values(frame, study)
+    _require_ranges(frame, study)
     target = resolve(path)
     if by_image:
         digest = np.array(hashlib.sha256("\n".join(image_ids).encode()).hexdigest())
@@ -105,6 +103,13 @@ def _without_images(rows: Iterable[Mapping[str, Any]]) -> tuple[list[dict[str, A
     return rows, {name.removesuffix(BY_IMAGE): np.stack([row.pop(name) for row in rows]) for name in names}
 
 
+def _not_in_part(study: Table, row: Mapping[str, Any]) -> dict[str, None]:
+    """The columns that ``row`` may leave out: optional ones, and those of other parts of the study."""
+    part = row.get("part")
+    elsewhere = [name for name, column in study.columns.items() if column.parts and part not in column.parts]
+    return dict.fromkeys([*elsewhere, *(name for name, column in study.columns.items() if column.optional)])
+
+
 def _all_columns(study: Table) -> dict[str, Column]:
     return {**CONDITIONS, **study.columns}
 
@@ -124,7 +129,7 @@ def _typed(frame: pd.DataFrame, study: Table, path: str) -> pd.DataFrame:
     found = {}
     for name, column in _all_columns(study).items():
         try:
-            values = frame[name].fillna("").astype(str) if column.kind == TEXT else pd.to_numeric(frame[name])
+            values = _texts(frame[name], name) if column.kind == TEXT else pd.to_numeric(frame[name])
             found[name] = values.astype(column.kind)
         except (TypeError, ValueError) as error:
             raise UsageError(
@@ -133,15 +138,39 @@ def _typed(frame: pd.DataFrame, study: Table, path: str) -> pd.DataFrame:
     return pd.DataFrame(found)
 
 
+def _texts(values: pd.Series, name: str) -> pd.Series:
+    """Texts as they stand in a table: one way to write each keep rate and each set of options."""
+    spell = {"keep_rate": _rate_text, "options": options_text}.get(name, str)
+    return values.map(lambda value: "" if value is None or value is pd.NA or value != value else spell(value))
+
+
+def _rate_text(keep_rate: Any) -> str:
+    return keep_rate_text(read_keep_rate(keep_rate) if isinstance(keep_rate, str) else keep_rate)
+
+
 def _require_values(frame: pd.DataFrame, study: Table) -> None:
-    needed = [*study.required, *(name for name, column in study.columns.items() if not column.optional)]
-    empty = frame[needed].isna() | (frame[needed] == "")
-    for column in needed:
-        if empty[column].any():
-            row = int(empty[column].to_numpy().argmax())
-            raise UsageError(
-                f"row {row} of a {study.name} run has no value (or NaN) in {column!r}, which must have one"
-            )
+    """A value wherever a column must have one, and none in rows of another part of the study."""
+    conditions = {name: Column(TEXT) for name in study.required}
+    for name, column in {**conditions, **study.columns}.items():
+        filled = frame[name].notna() & (frame[name] != "")
+        here = frame["part"].isin(column.parts) if column.parts else pd.Series(True, index=frame.index)
+        if not column.optional:
+            _refuse_rows(study, here & ~filled, f"has no value (or NaN) in {name!r}, which must have one")
+        _refuse_rows(study, filled & ~here, f"has a value in {name!r}, which is of {', '.join(column.parts)} only")
+
+
+def _require_ranges(frame: pd.DataFrame, study: Table) -> None:
+    for name, column in _all_columns(study).items():
+        if column.unit:
+            low, high = UNITS[column.unit]
+            outside = (frame[name] < low - _ROUNDING) | (frame[name] > high + _ROUNDING)
+            why = f"has a value in {name!r} that is no {column.unit}; allowed: {low} to {high}"
+            _refuse_rows(study, outside.fillna(False).astype(bool), why)
+
+
+def _refuse_rows(study: Table, wrong: pd.Series, why: str) -> None:
+    if wrong.any():
+        raise UsageError(f"row {int(wrong.to_numpy().argmax())} of a {study.name} run {why}")
 
 
 def write_atomically(path: Path, write: Callable[[IO[str]], Any]) -> None:
@@ -168,11 +197,21 @@ def read_run(path: str | Path, study: Table) -> pd.DataFrame:
         raise UsageError(f"{path} is empty; delete it and run again") from error
     if list(frame.columns) != list(_all_columns(study)):
         raise UsageError(f"{path} does not have the columns of a {study.name} run; delete it and run again")
-    if set(frame["table"]) != {study.name}:
-        raise UsageError(f"{path} holds rows of table {sorted(set(frame['table']))}; allowed: {study.name}")
+    if set(frame["study"]) != {study.name}:
+        raise UsageError(f"{path} holds rows of study {sorted(set(frame['study']))}; allowed: {study.name}")
     numeric = [name for name, column in _all_columns(study).items() if column.kind != TEXT]
     frame[numeric] = frame[numeric].replace("", None)
-    return _typed(frame, study, str(path)).assign(run_id=path.stem)
+    return _typed(frame, study, str(path)).assign(run_id=path.stem, **_read_images(path))
+
+
+def _read_images(path: Path) -> dict[str, Any]:
+    """Columns of arrays (n,): the values by image of every row, and ``images``, which tells the same images."""
+    file = by_image_file(path)
+    if not file.is_file():
+        return {}
+    with np.load(file, allow_pickle=False) as arrays:
+        found = {name + BY_IMAGE: list(arrays[name]) for name in arrays.files if name != "images"}
+        return {**found, "images": str(arrays["images"])}
 
 
 def read_runs(results_dir: str | Path, study: Table) -> pd.DataFrame:

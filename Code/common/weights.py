@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import safetensors.torch
+import timm
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
@@ -29,6 +30,18 @@ def check_weights(weights: str | Path | None) -> None:
         raise UsageError(f"weights {str(weights)!r} are not allowed; {ALLOWED}")
     if not path.is_file():
         raise UsageError(f"weights file {str(weights)!r} does not exist; {ALLOWED}")
+
+
+def weights_label(weights: str | Path | None, backbone: str) -> str:
+    """How ``weights`` stand in tables: "random", "timm" with the tag of the hub's default, or the name of a file.
+
+    >>> weights_label("", "vit_digits"), weights_label("timm", "deit_tiny_patch16_224")
+    ('random', 'timm fb_in1k')
+    """
+    if weights == HUB:
+        tag = backbone.partition(".")[2] or timm.get_pretrained_cfg_value(backbone, "tag")
+        return f"{HUB} {tag}"
+    return Path(weights).name if weights else "random"
 
 
 def read_state(path: str | Path) -> dict[str, Tensor]:

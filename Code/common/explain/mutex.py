@@ -31,7 +31,7 @@ from common.reducers.base import NOTHING, Reducer, Signal, Signals
 from common.reducers.none import NoReduction
 from common.reducers.patch_slimming import PatchSlimming
 from common.reducers.patterns import FixedPattern
-from common.reducers.schedule import Schedule
+from common.schedule import Schedule
 from common.tokens import Selection, Tokens
 
 MASKS = tuple(product(AGGREGATIONS, DEGREES, STATISTICS))  # (aggregation, degree, statistic) of each of the 54 masks

@@ -18,15 +18,15 @@ Row = dict[str, object]
 
 
 def benchmark_row(
-    bench: Benchmark, study: str, text: str, quality: Quality, seconds: float | None, part: str = ""
+    bench: Benchmark, part: str, text: str, quality: Quality, seconds: float | None, masks: str = ""
 ) -> Row:
     """A row of the table "explain_benchmark"."""
     columns = explainer_columns(text)
     gains = {} if columns["method"] == REFERENCE else quality.gain_over(bench.quality(REFERENCE))
     return {
-        "study": study,
-        **columns,
         "part": part,
+        **columns,
+        "masks": masks,
         "reducer": bench.reducer,
         "keep_rate": bench.keep_rate,
         "baseline": bench.how.baseline,
@@ -37,16 +37,16 @@ def benchmark_row(
 
 
 def explainer_rows(
-    bench: Benchmark, texts: Sequence[str], study: str = "explainers", *, num_sensitive: int = 0
+    bench: Benchmark, texts: Sequence[str], part: str = "explainers", *, num_sensitive: int = 0
 ) -> Iterator[Row]:
     """All explainers on the same images.
 
     Args:
         num_sensitive: for how many images, from the first on, max-sensitivity is measured.
     """
-    for text in tqdm(texts, study):
+    for text in tqdm(texts, part):
         found = bench.explain(text)
-        row = benchmark_row(bench, study, text, bench.quality(text), found.seconds)
+        row = benchmark_row(bench, part, text, bench.quality(text), found.seconds)
         yield row | {
             "sparseness": sparseness(found.explanation.heatmaps).mean().item(),
             "max_sensitivity": _sensitivity(bench, text, num_sensitive) if num_sensitive else None,
@@ -63,7 +63,7 @@ def _sensitivity(bench: Benchmark, text: str, count: int) -> float:
 def parameter_rows(bench: Benchmark, values: dict[str, Sequence[float]]) -> Iterator[Row]:
     """MUTEX with one parameter changed at a time: name -> values."""
     for name, choices in values.items():
-        yield from explainer_rows(bench, [f"mutex:{name}={value}" for value in choices], study=name)
+        yield from explainer_rows(bench, [f"mutex:{name}={value}" for value in choices], part=name)
 
 
 def mask_rows(bench: Benchmark) -> Iterator[Row]:
@@ -84,4 +84,4 @@ def mask_rows(bench: Benchmark) -> Iterator[Row]:
 def reduced_rows(bench: Benchmark, reducers: Sequence[str], keep_rate: float, texts: Sequence[str]) -> Iterator[Row]:
     """The subject's model reduced in several ways, each explained and judged by itself."""
     for reducer in reducers:
-        yield from explainer_rows(bench.reduced(reducer, keep_rate), texts, study="reduced")
+        yield from explainer_rows(bench.reduced(reducer, keep_rate), texts, part="reduced")

@@ -11,12 +11,11 @@ from timm.data import ImageNetInfo
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from common.bench import norm_of, open_backbone
-from common.data import head_classes, load_dataset
+from common.data import head_classes, subset
 from common.data.base import LabelledDataset
 from common.errors import UsageError
 from common.explain.comparison import predictions
-from common.training import torch_device
+from common.setup import Setup
 from common.yaml_files import read_yaml
 
 
@@ -54,18 +53,17 @@ def open_subject(
     """Load ``backbone`` and the images that it is asked about.
 
     Args:
-        weights: see :func:`common.digits_backbone.resolve_weights`.
+        weights: see :func:`common.training.digits_backbone.resolve_weights`.
         images: a number of validation images, the classes as even as possible; or their positions in the validation
             set; or the path of a list for :func:`imagenet_files`.
         seed: decides which images a number means.
     """
-    model = open_backbone(backbone, weights, img_size=img_size, seed=seed)
-    limit = images if isinstance(images, int) else None
-    opened = {"img_size": img_size, "recipe": recipe, **norm_of(model)}
-    val_set = load_dataset(dataset, "val", limit=limit, seed=seed, **opened)
-    if limit is None:
+    setup = Setup(backbone, weights, dataset, img_size, recipe, batch_size=batch_size, seed=seed, device=device)
+    model, val_set = setup.vit, setup.val_set
+    if isinstance(images, int):
+        val_set = subset(val_set, images, seed)
+    else:
         val_set = val_set.select(torch.tensor(_positions(images, val_set)))
-    model.to(torch_device(device))
     labels, probabilities = predictions(model, val_set, batch_size=batch_size)
     return Subject(backbone, model, val_set, labels, probabilities, output_names(model.num_classes, val_set))
 

@@ -17,7 +17,7 @@ from common.errors import UsageError
 from common.models.block import reduced_block
 from common.models.trace import Trace
 from common.reducers.base import Reducer, check_options, list_reducers, reducer_class
-from common.reducers.schedule import Schedule, check_depth, default_reduction_loc
+from common.schedule import Schedule, check_depth, default_reduction_loc
 from common.tokens import Tokens
 
 

@@ -29,7 +29,7 @@ from common.plots.labels import Label, place_labels
 from common.plots.style import RC, baseline_point, new_figure
 
 _CONDITIONS = ("method", "backbone", "dataset", "keep_rate", "seed")
-_PANEL = ("table", "profile", "backbone", "dataset", "img_size", "epochs", "n_train", "dtype")
+_PANEL = ("study", "profile", "backbone", "dataset", "img_size", "epochs", "n_train", "dtype")
 _EPOCH = (*_PANEL, "method", "options", "keep_rate", "seed", "epoch")
 _VALUES = {
     "val_accuracy": "Validation accuracy (%)",

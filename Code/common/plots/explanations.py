@@ -102,7 +102,7 @@ def agreement_matrix(df: pd.DataFrame) -> Figure:
     """
     columns = ("method", "reducer", "layer", "rank_correlation", "iou", "iou_chance")
     df = require_table(df, columns, (*_WHERE, "method", "options", "reducer", "layer"), "agreement_matrix")
-    df = _worded(df).assign(above_chance=df["iou"] - df["iou_chance"])
+    df = df.assign(above_chance=df["iou"] - df["iou_chance"])
     panels = list(split_panels(df, _WHERE, NAMED))
     names = [name for name in _AGREEMENT if df[name].notna().any()]
     count = len(_looks(zip(df["method"], df["options"], strict=True)))
@@ -210,18 +210,12 @@ def _looks(pairs: Iterable[tuple[str, str]]) -> dict[tuple[str, str], dict]:
 
 def of_studies(df: pd.DataFrame, studies: Sequence[str], columns: Sequence[str], what: str) -> pd.DataFrame:
     """Return the rows of ``studies``, empty options as ""; raise :class:`UsageError` on none or a missing column."""
-    df = require_columns(df, ("study", "method", "n_images", *columns, *_AUCS), what)
-    rows = df[df["study"].isin(studies)]
+    df = require_columns(df, ("part", "method", "n_images", *columns, *_AUCS), what)
+    rows = df[df["part"].isin(studies)]
     if rows.empty:
-        given = ", ".join(sorted(set(df["study"])))
-        raise UsageError(f"{what} needs rows of study {', '.join(studies)}; given: {given}")
-    return _worded(rows)
-
-
-def _worded(df: pd.DataFrame) -> pd.DataFrame:
-    """Return ``df`` with settings as titles should name them."""
-    forms = {"n_images": "{} images", "baseline": "baseline {}", "seed": "seed {}", "keep_rate": "keep rate {:.4g}"}
-    return df.assign(**{name: df[name].map(form.format) for name, form in forms.items() if name in df.columns})
+        given = ", ".join(sorted(set(df["part"])))
+        raise UsageError(f"{what} needs rows of part {', '.join(studies)}; given: {given}")
+    return rows
 
 
 def _mean_and_sem(values: ArrayLike, points: int, what: str) -> tuple[np.ndarray, np.ndarray]:

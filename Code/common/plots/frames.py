@@ -13,11 +13,21 @@ from matplotlib.figure import Figure
 
 from common.errors import UsageError
 from common.plots.style import METHODS, MethodStyle, method_style
+from common.schedule import keep_rate_text, ratio_of
 
 _VARIANT_LINES = ("-", "--", "-.", (0, (5, 1, 1, 1, 1, 1)))
 _SIZES = {"tiny": "Ti", "small": "S", "base": "B", "large": "L", "huge": "H"}
 _DTYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
-_FORMS = {"batch": "batch {}", "img_size": "{} px", "epochs": "{} epochs", "n_train": "{:,} training images"}
+_FORMS = {
+    "batch": "batch {}",
+    "img_size": "{} px",
+    "epochs": "{} epochs",
+    "n_train": "{:,} training images",
+    "n_images": "{} images",
+    "baseline": "baseline {}",
+    "seed": "seed {}",
+    "keep_rate": "keep rate {:.4g}",
+}
 _UNTRAINED = {"epochs": "off the shelf", "n_train": ""}
 
 
@@ -40,7 +50,10 @@ class Series:
 
 
 def require_columns(df: pd.DataFrame, columns: Sequence[str], what: str) -> pd.DataFrame:
-    """Return a copy of ``df`` with empty ``options`` as ""; raise :class:`UsageError` on a missing column or no row."""
+    """Return a copy of ``df`` with empty ``options`` as "" and ``keep_rate`` as one ratio.
+
+    Raises :class:`UsageError` on a missing column or no row.
+    """
     missing = [name for name in columns if name not in df.columns]
     if missing:
         raise UsageError(
@@ -49,7 +62,12 @@ def require_columns(df: pd.DataFrame, columns: Sequence[str], what: str) -> pd.D
     if df.empty:
         raise UsageError(f"{what} needs at least one row; given: an empty table")
     options = df["options"].astype(object).fillna("").astype(str) if "options" in df.columns else ""
-    return df.assign(options=options)
+    df = df.assign(options=options)
+    return df.assign(keep_rate=df["keep_rate"].map(_ratio)) if "keep_rate" in df.columns else df
+
+
+def _ratio(keep_rate: object) -> float:
+    return ratio_of(keep_rate if isinstance(keep_rate, str) else keep_rate_text(keep_rate))
 
 
 def require_table(df: pd.DataFrame, columns: Sequence[str], keys: Sequence[str], what: str) -> pd.DataFrame:

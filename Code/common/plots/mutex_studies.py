@@ -58,16 +58,16 @@ def parameter_study(df: pd.DataFrame) -> Figure:
     missing column, no such row, or two rows for one point.
     """
     df = of_studies(df, tuple(PARAMETERS), ("options",), "parameter_study")
-    df = df.assign(value=[parameter_value(*pair) for pair in zip(df["study"], df["options"], strict=True)])
-    df = require_table(df, (), (*SETTING, "study", "method", "value"), "parameter_study")
-    studies = [study for study in PARAMETERS if (df["study"] == study).any()]
+    df = df.assign(value=[parameter_value(*pair) for pair in zip(df["part"], df["options"], strict=True)])
+    df = require_table(df, (), (*SETTING, "part", "method", "value"), "parameter_study")
+    studies = [study for study in PARAMETERS if (df["part"] == study).any()]
     panels = list(split_panels(df, SETTING, NAMED))
     fig = new_figure(4.2 * len(panels))
     axes = np.array(panel_axes(fig, 2 * len(panels) * len(studies), len(studies), sharey="row"))
     for (title, rows), pair in zip(panels, axes.reshape(len(panels), 2, -1), strict=True):
         for name, cells in zip(_MEASURES, pair, strict=True):
             for study, ax in zip(studies, cells, strict=True):
-                _line(ax, rows[rows["study"] == study], study, name)
+                _line(ax, rows[rows["part"] == study], study, name)
             cells[0].set_ylabel(_BETTER[name].replace(" (", "\n("))
         for study, above, below in zip(studies, *pair, strict=True):
             above.tick_params(labelbottom=False)
@@ -85,15 +85,15 @@ def mask_ablation(df: pd.DataFrame) -> Figure:
     ``MASK_PARTS``). The band is the standard error with all masks. Raises :class:`UsageError` on a missing column, no
     such row, an unknown part or two rows for one.
     """
-    df = of_studies(df, ("masks",), ("part",), "mask_ablation")
-    df = require_table(df, (), (*SETTING, "method", "options", "part"), "mask_ablation")
-    places = _mask_places(df["part"].unique())
+    df = of_studies(df, ("masks",), ("masks",), "mask_ablation")
+    df = require_table(df, (), (*SETTING, "method", "options", "masks"), "mask_ablation")
+    places = _mask_places(df["masks"].unique())
     panels = list(split_panels(df, SETTING, NAMED))
     fig = new_figure((0.75 + 0.205 * max(places["y"])) * len(panels))
     axes = np.array(panel_axes(fig, 2 * len(panels), 2, sharey=True)).reshape(-1, 2)
     for (title, rows), cells in zip(panels, axes, strict=True):
         for ax, name in zip(cells, _MEASURES, strict=True):
-            _dots(ax, rows.set_index("part"), name, places)
+            _dots(ax, rows.set_index("masks"), name, places)
             ax.set(title=title, xlabel=_BETTER[name])
     return fig
 
@@ -120,12 +120,12 @@ def _dots(ax: Axes, rows: pd.DataFrame, name: str, places: pd.DataFrame) -> None
         mean, sem = rows.loc["all", name], rows.loc["all", f"{name}_sem"]
         ax.axvspan(mean - sem, mean + sem, color="#000000", alpha=0.1, linewidth=0, zorder=0)
         ax.axvline(mean, color="#000000", linewidth=1, linestyle="--", zorder=1)
-    for part, place in places[places["part"].isin(rows.index)].set_index("part").iterrows():
+    for part, place in places[places["masks"].isin(rows.index)].set_index("masks").iterrows():
         look = {**_BAR, "color": place["color"], "marker": "o"}
         ax.errorbar(rows.loc[part, name], place["y"], xerr=rows.loc[part, f"{name}_sem"], **look)
     ax.set_ylim(max(places["y"]) + 0.7, -0.7)
     ax.set_yticks(places["y"], places["label"], fontsize=8.5)
-    for tick, part in zip(ax.yaxis.get_major_ticks(), places["part"], strict=True):
+    for tick, part in zip(ax.yaxis.get_major_ticks(), places["masks"], strict=True):
         tick.label1.set_fontweight("normal" if part else "bold")
     ax.tick_params(axis="y", length=0)
     ax.grid(axis="y", visible=False)
@@ -145,4 +145,4 @@ def _mask_places(parts: Iterable[str]) -> pd.DataFrame:
         for kind in found:
             y += 1
             lines.append((f"{group}={kind}", kinds[kind], _GROUP_COLORS[group], y))
-    return pd.DataFrame(lines, columns=["part", "label", "color", "y"])
+    return pd.DataFrame(lines, columns=["masks", "label", "color", "y"])

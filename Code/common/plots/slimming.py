@@ -64,12 +64,12 @@ def slimming_tradeoff(df: pd.DataFrame) -> Figure:
     ``df`` holds the rows "budgets" and "stages" of the table "slimming"; accuracy is that among all classes of the
     head, bars are one standard error over images.
     """
-    needed = ("study", "schedule", "stage", "gmac", "accuracy", "accuracy_full", "accuracy_sem")
+    needed = ("part", "schedule", "stage", "gmac", "accuracy", "accuracy_full", "accuracy_sem")
     df = require_columns(df, needed, "slimming_tradeoff")
     df = df.assign(accuracy=df["accuracy_full"].astype(float).fillna(df["accuracy"]))
     fig = new_figure(3.8)
     ax = fig.subplots()
-    lines, stages = df[df["study"] == "budgets"], df[df["study"] == "stages"]
+    lines, stages = df[df["part"] == "budgets"], df[df["part"] == "stages"]
     names = [*stages["schedule"].dropna().unique(), *lines["schedule"].unique()]
     colors = dict(zip((name for name in dict.fromkeys(names) if name), _COLORS, strict=False))
     for name, color in colors.items():

@@ -22,7 +22,7 @@ from common.reducers import (
 )
 from common.reducers.base import Reducer, Signals, list_reducers, reducer_class, reducer_options, register_reducer
 from common.reducers.method import Method
-from common.reducers.schedule import Schedule, default_reduction_loc
+from common.schedule import Schedule, default_reduction_loc
 
 __all__ = [
     "Method",

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from torch import Tensor, nn
 
-from common.reducers.schedule import Schedule
 from common.registry import Registry
+from common.schedule import Schedule
 from common.tokens import Gate, Selection, Tokens
 
 if TYPE_CHECKING:

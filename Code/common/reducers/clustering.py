@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from common.reducers.schedule import Schedule
+from common.schedule import Schedule
 from common.tokens import take_rows
 
 if TYPE_CHECKING:

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from common.errors import UsageError
 from common.reducers.base import NOTHING, Reducer, Signal, Signals, init_linear, register_reducer
 from common.reducers.patch_slimming import check_plan
-from common.reducers.schedule import Schedule
 from common.reducers.slimming_plan import SlimmingPlan
+from common.schedule import Schedule
 from common.tokens import Selection, Tokens, top_in_order
 
 PATCH = "patch"  # carried along: which patch of the image each token is

@@ -15,8 +15,8 @@ from common.errors import UsageError
 from common.options import NonNegative
 from common.reducers.base import NOTHING, Reducer, Signal, Signals, Teaching, register_reducer
 from common.reducers.losses import divergence
-from common.reducers.schedule import Schedule
 from common.reducers.slimming_plan import SlimmingPlan
+from common.schedule import Schedule
 from common.tokens import Selection, Tokens
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from common.errors import UsageError
 from common.reducers.base import Reducer, register_reducer
-from common.reducers.schedule import Schedule
+from common.schedule import Schedule
 from common.tokens import Selection, Tokens
 
 

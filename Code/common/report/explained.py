@@ -6,7 +6,7 @@ import pandas as pd
 
 from common.plots import METHODS
 from common.plots.style import explainer_label
-from common.report.sections import method_label, number, percent, spread
+from common.report.sections import WHOLE, method_label, number, percent, spread
 
 AREAS = (
     "Insertion: area under the probability of the explained class while patches are shown, the hottest first; higher "
@@ -30,7 +30,7 @@ def explained_models(rows: pd.DataFrame) -> list[str]:
     """Names of the explained models, with their keep rate where they are reduced."""
     names = [method_label(*reducer.partition(":")[::2]) for reducer in rows["reducer"]]
     rates = zip(names, rows["keep_rate"], strict=True)
-    return [f"{name}, {percent(rate)}" if rate < 1 else name for name, rate in rates]
+    return [f"{name}, {percent(rate)}" if rate != WHOLE else name for name, rate in rates]
 
 
 def with_errors(rows: pd.DataFrame, name: str, digits: int = 3) -> list[str]:

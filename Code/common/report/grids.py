@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from common.report.sections import NONE, Section, leader, method_label, number, percent, spread
+from common.report.sections import NONE, Section, falling, is_reduced, leader, method_label, number, percent, spread
 
 _RANK_NOTE = (
     "In brackets the rank among the reduced models of the column, 1 = best; models equal as printed share one. "
@@ -29,14 +29,14 @@ def ranks(rows: pd.DataFrame, name: str) -> pd.Series:
 
     NaN for the unreduced model, for keep rate 1 and where ``name`` is empty.
     """
-    reduced = _reduced(rows)
+    reduced = rows[is_reduced(rows)]
     places = reduced[name].round(_DIGITS).groupby(reduced["keep_rate"]).rank(method="min", ascending=False)
     return places.reindex(rows.index)
 
 
 def mean_ranks(rows: pd.DataFrame, name: str) -> pd.Series:
     """Mean over keep rates of :func:`ranks` by (method, options); NaN for a model without a value at one of them."""
-    table = _reduced(rows.assign(rank=ranks(rows, name)))
+    table = rows.assign(rank=ranks(rows, name))[is_reduced(rows)]
     return table.pivot(index=_MODEL, columns="keep_rate", values="rank").mean(axis=1, skipna=False)
 
 
@@ -46,7 +46,7 @@ def ranked(title: str, rows: pd.DataFrame, name: str, errors: pd.Series, note: s
     frame = pivot(rows, [_accuracy(row, name) for _, row in rows.iterrows()])
     place = {model: number for number, model in enumerate(_models(rows))}
     best = set()
-    for rate, cells in _reduced(rows).groupby("keep_rate"):
+    for rate, cells in rows[is_reduced(rows)].groupby("keep_rate"):
         first = leader(cells[name], cells["error"])
         if first is not None:
             best.add((place[tuple(cells.iloc[first][_MODEL])], percent(rate)))
@@ -71,14 +71,10 @@ def pivot(rows: pd.DataFrame, cells: list[str]) -> pd.DataFrame:
     models = _models(rows)
     wide = rows.assign(cell=cells).pivot(index=_MODEL, columns="keep_rate", values="cell")
     wide = wide.reindex(pd.MultiIndex.from_tuples(models)).fillna(NONE)
-    rates = sorted(rows["keep_rate"].unique(), reverse=True)
+    rates = falling(rows["keep_rate"])
     columns = {percent(rate): wide[rate].tolist() for rate in rates}
     return pd.DataFrame({"Model": [method_label(*model) for model in models], **columns})
 
 
 def _models(rows: pd.DataFrame) -> list[tuple[str, str]]:
     return list(dict.fromkeys(zip(rows["method"], rows["options"], strict=True)))
-
-
-def _reduced(rows: pd.DataFrame) -> pd.DataFrame:
-    return rows[(rows["method"] != "none") & (rows["keep_rate"] < 1)]

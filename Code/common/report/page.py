@@ -20,7 +20,7 @@ from common.errors import UsageError
 from common.plots.frames import backbone_name
 from common.plots.style import explainer_label
 from common.report.published import published_sections
-from common.report.sections import Answer, method_label, percent
+from common.report.sections import Answer, falling, method_label, percent
 from common.report.tables import Findings, findings, shortened
 from common.results import resolve, write_atomically
 
@@ -128,17 +128,17 @@ def facts(runs: pd.DataFrame, explaining: Sequence[str] = ()) -> dict[str, str]:
         runs: of all studies.
         explaining: the studies whose ``method`` is an explainer.
     """
-    explained = runs["table"].isin(explaining)
+    explained = runs["study"].isin(explaining)
     reduced = runs[(runs["method"] != "none") & ~explained]
     explainers = dict.fromkeys(explainer_label(method) for method in runs.loc[explained, "method"])
     found = {
         "Profile": _several(runs["profile"]),
-        "Runs": f"{runs['run_id'].groupby(runs['table']).nunique().sum()}",
+        "Runs": f"{runs['run_id'].groupby(runs['study']).nunique().sum()}",
         "Datasets": _several(runs["dataset"]),
         "Backbones": _several(runs["backbone"].map(backbone_name)),
         "Methods": ", ".join(dict.fromkeys(method_label(method) for method in reduced["method"])),
         "Explainers": ", ".join(explainers),
-        "Keep rates": ", ".join(percent(rate) for rate in sorted(reduced["keep_rate"].unique(), reverse=True)),
+        "Keep rates": ", ".join(map(percent, falling(reduced["keep_rate"]))),
         "Seeds": f"{runs['seed'].nunique()} ({_several(runs['seed'])})",
         "Number formats": _several(runs["dtype"]),
         "Device": _several(runs["device"]),

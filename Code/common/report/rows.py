@@ -9,6 +9,8 @@ import pandas as pd
 
 from common.errors import UsageError
 from common.plots import METHODS
+from common.report.sections import falling, is_reduced
+from common.schedule import ratio_of
 
 VARIANT = ["method", "options", "keep_rate"]
 
@@ -23,8 +25,10 @@ def in_order(frame: pd.DataFrame, first: list[str], methods: Iterable[str] = MET
     place = {method: number for number, method in enumerate(methods)}
     ranked = frame.assign(_rank=frame["method"].map(place).fillna(len(place)))
     by = [*first, "_rank", *VARIANT]
-    ranked = ranked.sort_values(by, ascending=[name not in ("keep_rate", "dtype") for name in by], kind="stable")
-    return ranked.drop(columns="_rank").reset_index(drop=True)
+    order = ranked.assign(keep_rate=ranked["keep_rate"].map(ratio_of)).sort_values(
+        by, ascending=[name not in ("keep_rate", "dtype") for name in by], kind="stable"
+    )
+    return ranked.loc[order.index].drop(columns="_rank").reset_index(drop=True)
 
 
 def refuse_repeats(runs: pd.DataFrame, key: list[str]) -> None:
@@ -63,14 +67,14 @@ def holes(runs: pd.DataFrame, setting: Sequence[str], *, trained: bool = False) 
     """
     found = []
     for values, group in runs.groupby(list(setting), dropna=False):
-        reduced = group[group["method"] != "none"]
+        reduced = group[is_reduced(group)]
         variants = sorted(set(zip(reduced["method"], reduced["options"], strict=True)))
-        rates = sorted({rate for rate in reduced["keep_rate"] if rate < 1}, reverse=True)
+        rates = falling(reduced["keep_rate"])
         seed_of = group["seed"] if trained else pd.Series("", index=group.index)
         present = set(zip(*(group[name] for name in VARIANT), seed_of, strict=True))
         for (method, options), rate, seed in product(variants, rates, sorted(seed_of.unique())):
             if (method, options, rate, seed) not in present:
                 where = ", ".join(f"{name} {value}" for name, value in zip(setting, values, strict=True))
-                what = f"{method} {options}".strip() + f" at keep rate {rate:g}"
+                what = f"{method} {options}".strip() + f" at keep rate {rate}"
                 found.append(f"{what}{f', seed {seed}' if seed != '' else ''} ({where})")
     return found

@@ -9,8 +9,10 @@ import pandas as pd
 
 from common.plots import METHODS
 from common.plots.frames import backbone_name
+from common.schedule import ratio_of, read_keep_rate
 
 NONE = "-"
+WHOLE = "1"  # the keep rate that keeps everything
 NOT_RUN = "not run here"
 _LEFT = {
     "Model",
@@ -54,8 +56,13 @@ def method_label(method: str, options: str = "") -> str:
     return f"{label} ({options})" if options else label
 
 
-def percent(keep_rate: float) -> str:
-    return f"{100 * keep_rate:g} %"
+def percent(share: float | str) -> str:
+    """``50 %`` of a share or of one keep rate; ``90, 70, 50 %`` or ``147, 98, 49 patches`` of one for each stage."""
+    rates = read_keep_rate(share) if isinstance(share, str) else share
+    if not isinstance(rates, tuple):
+        return f"{100 * rates:g} %"
+    counts = rates[0] > 1
+    return ", ".join(f"{rate if counts else 100 * rate:g}" for rate in rates) + (" patches" if counts else " %")
 
 
 def counted(count: int, what: str) -> str:
@@ -73,6 +80,16 @@ def spread(mean: float, sd: float, digits: int = 2) -> str:
 
 def quartiles(row: pd.Series, name: str, digits: int) -> str:
     return f"{number(row[name], digits)} [{number(row[f'{name}_q1'], digits)}, {number(row[f'{name}_q3'], digits)}]"
+
+
+def is_reduced(rows: pd.DataFrame) -> pd.Series:
+    """Rows of models that really drop something."""
+    return (rows["method"] != "none") & (rows["keep_rate"] != WHOLE)
+
+
+def falling(keep_rates: Iterable[str]) -> list[str]:
+    """Different keep rates, the one that keeps most first."""
+    return sorted(set(keep_rates), key=lambda text: (-ratio_of(text), text))
 
 
 def labels(rows: pd.DataFrame) -> list[str]:
@@ -122,7 +139,7 @@ def best_answer(rows: pd.DataFrame, context: str) -> Answer:
     baseline = rows[rows["method"] == "none"]
     reference = baseline["value"].iloc[0] if len(baseline) else float("nan")
     start = f"{_value(baseline.iloc[0])} without reduction" if len(baseline) else "the unreduced model was not run"
-    reduced = rows[(rows["method"] != "none") & (rows["keep_rate"] < 1)]
+    reduced = rows[is_reduced(rows)]
     points = []
     for keep_rate, cells in reduced.groupby("keep_rate", sort=False):
         best = cells.loc[cells["value"].idxmax()]

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from common.models.reduced import ReducedVisionTransformer, attach
 from common.reducers.patch_slimming import PatchSlimming
-from common.reducers.schedule import Schedule
 from common.reducers.slimming_plan import SlimmingPlan
+from common.schedule import Schedule
 from common.tokens import Tokens
 
 

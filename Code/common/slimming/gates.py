@@ -13,7 +13,7 @@ from common.models.observe import untouched
 from common.models.reduced import ReducedVisionTransformer, attach
 from common.reducers.dynamic_slimming import DynamicSlimming, with_patches
 from common.reducers.none import NoReduction
-from common.reducers.schedule import Schedule
+from common.schedule import Schedule
 from common.slimming.calibration import Batches, Calibration
 from common.slimming.scores import Scoring, image_significances
 from common.tokens import Tokens

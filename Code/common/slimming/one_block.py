@@ -8,12 +8,12 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from common.bench import Bench
 from common.cost.closed_form import Shape
 from common.errors import require_choice
 from common.models.reduced import ReducedVisionTransformer, attach, reduce_tokens
 from common.reducers.base import NOTHING, Reducer, Signal, Signals
-from common.reducers.schedule import Schedule
+from common.schedule import Schedule
+from common.setup import Setup
 from common.slimming.branches import best_first, dropped_at, slimmed
 from common.slimming.study import Row, compared, cost, mean_scores, slim_hits
 from common.tokens import Selection, Tokens
@@ -84,7 +84,7 @@ def one_block_cost(vit: VisionTransformer, layer: int, count: int, pruned: str) 
 
 
 def one_block_rows(
-    bench: Bench,
+    setup: Setup,
     *,
     layers: Sequence[int],
     shares: Sequence[float],
@@ -103,17 +103,17 @@ def one_block_rows(
         limit_val: validation images; None = all.
     """
     names = [(score, 0) for score in scores] + [("random", seed) for seed in range(random_masks)]
-    ranks = {name: mean_scores(bench.vit, bench.calibration_images, *name) for name in names}
-    model = reduce_tokens(bench.vit, "none")
+    ranks = {name: mean_scores(setup.vit, setup.calibration_images, *name) for name in names}
+    model = reduce_tokens(setup.vit, "none")
     cells = [(how, layer, share) for how in pruned for layer in layers for share in shares]
     slim = {
         (name, cell): one_block(model, cell[1], _highest(ranked, *cell[1:]), cell[0])
         for name, ranked in ranks.items()
         for cell in cells
     }
-    hits = slim_hits(bench, slim, limit_val)
+    hits = slim_hits(setup, slim, limit_val)
     for cell in cells:
-        yield from _rows(bench.vit, hits, cell, scores, random_masks)
+        yield from _rows(setup.vit, hits, cell, scores, random_masks)
 
 
 def _highest(ranked: Tensor, layer: int, share: float) -> list[int]:

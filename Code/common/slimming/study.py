@@ -13,13 +13,13 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from common.bench import Bench
 from common.cost.closed_form import Shape
 from common.cost.methods import slim_cut, slim_macs
 from common.errors import require_choice
 from common.models.reduced import ReducedVisionTransformer, reduce_tokens
 from common.reducers.slimming_plan import SlimmingPlan
 from common.rows import Rows
+from common.setup import Setup
 from common.slimming.branches import branches
 from common.slimming.ranking import RANKINGS, network_scores
 from common.slimming.scores import HeadHandling, Scoring
@@ -40,20 +40,20 @@ SIGNIFICANCES = {
 RIVALS = tuple(name for name in RANKINGS if name != "significance")
 
 
-def distilled(bench: Bench, plan: SlimmingPlan, tuned: VisionTransformer, epochs: int, lr: float) -> VisionTransformer:
+def distilled(setup: Setup, plan: SlimmingPlan, tuned: VisionTransformer, epochs: int, lr: float) -> VisionTransformer:
     """A copy of ``tuned``, all of which learnt under ``plan`` to agree with the original network, without labels.
 
     The last step of Tang et al. (CVPR 2022), which they do on labels.
     """
     vit = copy.deepcopy(tuned)
-    config = replace(DISTILLATION, epochs=epochs, lr=lr, batch_size=bench.batch_size)
-    bench.distil(reduce_tokens(vit, "patch_slimming", plan=plan), bench.training(), config)
+    config = replace(DISTILLATION, epochs=epochs, lr=lr, batch_size=setup.batch_size)
+    setup.distil(reduce_tokens(vit, "patch_slimming", plan=plan), setup.training(), config)
     return vit.eval()
 
 
 @torch.inference_mode()
 def slim_hits(
-    bench: Bench, slim: Mapping[Hashable, ReducedVisionTransformer], limit: int | None = None
+    setup: Setup, slim: Mapping[Hashable, ReducedVisionTransformer], limit: int | None = None
 ) -> dict[Hashable, Tensor]:
     """1 where the most probable of all classes of the head is right (n,), float64, in every model of ``slim``.
 
@@ -61,16 +61,16 @@ def slim_hits(
         slim: models of the backbone's own modules, see :func:`common.slimming.branches.branches`.
         limit: validation images; None = all.
     """
-    model, loader = reduce_tokens(bench.vit, "none"), bench.loader(bench.some(limit))
+    model, loader = reduce_tokens(setup.vit, "none"), setup.loader(setup.some(limit))
     found = {key: Rows(len(loader.sampler)) for key in slim}
     for images, labels in tqdm(loader, "plans", leave=False):
         for key, tokens in branches(model, slim, images.to(next(model.parameters()))):
-            found[key].add(hits(model.classify(tokens).cpu(), labels, bench.val_set))
+            found[key].add(hits(model.classify(tokens).cpu(), labels, setup.val_set))
     return {key: rows.rows for key, rows in found.items()}
 
 
 def stage_rows(
-    bench: Bench, found: Mapping[str, tuple[SlimmingPlan, Mapping[str, VisionTransformer]]], budget: float
+    setup: Setup, found: Mapping[str, tuple[SlimmingPlan, Mapping[str, VisionTransformer]]], budget: float
 ) -> list[Row]:
     """Accuracy of the unreduced network, and of every plan in it ("searched") and in what was trained for it.
 
@@ -82,20 +82,20 @@ def stage_rows(
             "learned, coverage" says that patches were chosen by another score than the significance.
         budget: share of the multiplications that all of them may spend.
     """
-    models: dict[tuple[str, str], nn.Module] = {("", "unreduced"): reduce_tokens(bench.vit, "none")}
+    models: dict[tuple[str, str], nn.Module] = {("", "unreduced"): reduce_tokens(setup.vit, "none")}
     for schedule, (plan, trained) in found.items():
-        for stage, vit in {"searched": bench.vit, **trained}.items():
+        for stage, vit in {"searched": setup.vit, **trained}.items():
             models[schedule, stage] = reduce_tokens(vit, "patch_slimming", plan=plan)
-    predictions, labels = predict(models, bench.loader(bench.val_set))
-    right = {key: hits(prediction.logits, labels, bench.val_set) for key, prediction in predictions.items()}
-    shape, rows = Shape.of(bench.vit), []
+    predictions, labels = predict(models, setup.loader(setup.val_set))
+    right = {key: hits(prediction.logits, labels, setup.val_set) for key, prediction in predictions.items()}
+    shape, rows = Shape.of(setup.vit), []
     for (schedule, stage), prediction in predictions.items():
         lengths = found[schedule][0].lengths if schedule else [shape.num_tokens] * shape.depth
-        row = {"study": "stages", "schedule": schedule, "stage": stage, "share": budget, **cost(shape, lengths)}
+        row = {"part": "stages", "schedule": schedule, "stage": stage, "share": budget, **cost(shape, lengths)}
         row |= {"method": "patch_slimming" if schedule else "none"}
         other = right.get((schedule.replace(LEARNED, UNIFORM), stage)) if schedule else None
         row |= compared(right[schedule, stage], other)
-        rows.append({**row, **accuracies(prediction.logits, labels, bench.val_set)})
+        rows.append({**row, **accuracies(prediction.logits, labels, setup.val_set)})
     return rows
 
 
@@ -130,12 +130,12 @@ def mean_scores(vit: VisionTransformer, images: Tensor, name: str, seed: int = 0
     return network_scores(name, model, images[:1] if name == "random" else images, Scoring(seed=seed))
 
 
-def correlation_rows(bench: Bench, layers: Sequence[int]) -> Iterator[Row]:
+def correlation_rows(setup: Setup, layers: Sequence[int]) -> Iterator[Row]:
     """Spearman's correlation of every other score with the published significance, by block."""
-    exact = mean_scores(bench.vit, bench.calibration_images, "significance")
+    exact = mean_scores(setup.vit, setup.calibration_images, "significance")
     for name in [*list(SIGNIFICANCES)[1:], *(rival for rival in RIVALS if rival != "random")]:
-        scores = mean_scores(bench.vit, bench.calibration_images, name)
+        scores = mean_scores(setup.vit, setup.calibration_images, name)
         for layer in layers:
             correlation = float(spearmanr(scores[layer], exact[layer]).statistic)
-            row = {"study": "heads", "schedule": name, "layer": layer, "rank_correlation": correlation}
+            row = {"part": "heads", "schedule": name, "layer": layer, "rank_correlation": correlation}
             yield {**row, "stage": "searched", "method": "patch_slimming"}

@@ -7,15 +7,15 @@ from collections.abc import Iterator, Sequence
 
 from torch import Tensor
 
-from common.bench import Bench
 from common.cost.closed_form import Shape
 from common.models.reduced import ReducedVisionTransformer, reduce_tokens
+from common.setup import Setup
 from common.slimming.study import Row, compared, cost, slim_hits
 from common.slimming.top_down import search
 
 
 def tolerance_rows(
-    bench: Bench,
+    setup: Setup,
     tolerances: Sequence[float],
     *,
     limit_val: int | None = None,
@@ -32,17 +32,17 @@ def tolerance_rows(
     """
     if not tolerances:
         return
-    settings = {"epochs": 0, "seed": bench.seed} | how
-    model, shape = reduce_tokens(bench.vit, "none"), Shape.of(bench.vit)
-    whole = _hits(bench, model, limit_val)
+    settings = {"epochs": 0, "seed": setup.seed} | how
+    model, shape = reduce_tokens(setup.vit, "none"), Shape.of(setup.vit)
+    whole = _hits(setup, model, limit_val)
     for tolerance in sorted(tolerances):
-        vit = copy.deepcopy(bench.vit)
-        plan = search(vit, bench.calibration_images, tolerance=tolerance, **settings)
-        right = _hits(bench, reduce_tokens(vit, "patch_slimming", plan=plan), limit_val)
-        row = {"study": "tolerances", "schedule": "searched", "stage": "tuned" if settings["epochs"] else "searched"}
+        vit = copy.deepcopy(setup.vit)
+        plan = search(vit, setup.calibration_images, tolerance=tolerance, **settings)
+        right = _hits(setup, reduce_tokens(vit, "patch_slimming", plan=plan), limit_val)
+        row = {"part": "tolerances", "schedule": "searched", "stage": "tuned" if settings["epochs"] else "searched"}
         row |= {"tolerance": tolerance, "method": "patch_slimming"}
         yield {**row, **cost(shape, plan.lengths), **compared(right, whole)}
 
 
-def _hits(bench: Bench, model: ReducedVisionTransformer, limit_val: int | None) -> Tensor:
-    return slim_hits(bench, {"": model}, limit_val)[""]
+def _hits(setup: Setup, model: ReducedVisionTransformer, limit_val: int | None) -> Tensor:
+    return slim_hits(setup, {"": model}, limit_val)[""]

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from common.bench import Bench
 from common.cost.closed_form import Shape
 from common.models.reduced import ReducedVisionTransformer, reduce_tokens
 from common.reducers.slimming_plan import SlimmingPlan
+from common.setup import Setup
 from common.slimming.allocation import allocate, error_curves, sensitivity, uniform_lengths
 from common.slimming.branches import nested, slimmed
 from common.slimming.gates import calibrate_thresholds, fit_gates
@@ -27,7 +27,7 @@ class Variant:
     counter: str = "compact"
 
 
-def budget_variants(bench: Bench, budgets: Sequence[float], error_images: int) -> dict[tuple[str, float], Variant]:
+def budget_variants(setup: Setup, budgets: Sequence[float], error_images: int) -> dict[tuple[str, float], Variant]:
     """By name and budget: learned and uniform lengths, and uniform ones whose patches something else chose.
 
     "single_block, square" is the student reproduction (CENG502, 2023): patches by the score of one block, and blocks
@@ -37,10 +37,10 @@ def budget_variants(bench: Bench, budgets: Sequence[float], error_images: int) -
         error_images: calibration images, the last ones, that the learned lengths are found on.
     """
     names = ("significance", "coverage", "single_block", "random")
-    scores = {name: mean_scores(bench.vit, bench.calibration_images, name) for name in names}
-    model, shape = reduce_tokens(bench.vit, "none"), Shape.of(bench.vit)
-    found = sensitivity(model, bench.calibration_images[-error_images:], scores["significance"])
-    curves, variants = error_curves(found, bench.vit.patch_embed.num_patches), {}
+    scores = {name: mean_scores(setup.vit, setup.calibration_images, name) for name in names}
+    model, shape = reduce_tokens(setup.vit, "none"), Shape.of(setup.vit)
+    found = sensitivity(model, setup.calibration_images[-error_images:], scores["significance"])
+    curves, variants = error_curves(found, setup.vit.patch_embed.num_patches), {}
     for budget in budgets:
         plan = _of(shape, scores["significance"], allocate(curves, shape, budget))
         variants[LEARNED, budget] = Variant(plan)
@@ -57,7 +57,7 @@ def _of(shape: Shape, scores: Tensor, lengths: Sequence[int]) -> SlimmingPlan:
 
 
 def budget_rows(
-    bench: Bench, budgets: Sequence[float], error_images: int = 64, limit_val: int | None = None
+    setup: Setup, budgets: Sequence[float], error_images: int = 64, limit_val: int | None = None
 ) -> Iterator[Row]:
     """Accuracy, among all classes of the head, of :func:`budget_variants`.
 
@@ -68,38 +68,38 @@ def budget_rows(
     """
     if not budgets:
         return
-    variants, model = budget_variants(bench, budgets, error_images), reduce_tokens(bench.vit, "none")
+    variants, model = budget_variants(setup, budgets, error_images), reduce_tokens(setup.vit, "none")
     slim = {key: slimmed(model, each.plan, each.keys) for key, each in variants.items()}
-    hits, shape = slim_hits(bench, slim, limit_val), Shape.of(bench.vit)
+    hits, shape = slim_hits(setup, slim, limit_val), Shape.of(setup.vit)
     for (name, budget), each in variants.items():
-        row = {"study": "budgets", "schedule": name, "stage": "searched", "share": budget, "method": "patch_slimming"}
+        row = {"part": "budgets", "schedule": name, "stage": "searched", "share": budget, "method": "patch_slimming"}
         costing = cost(shape, each.plan.lengths, each.counter)
         yield {**row, **costing, **compared(hits[name, budget], hits[UNIFORM, budget])}
 
 
 def dynamic_rows(
-    bench: Bench, plan: SlimmingPlan, *, epochs: int, num_images: int, limit_val: int | None = None
+    setup: Setup, plan: SlimmingPlan, *, epochs: int, num_images: int, limit_val: int | None = None
 ) -> Iterator[Row]:
     """Patches that gates choose image by image against the ``plan``, the same in all, at equal mean tokens, untuned.
 
     ``gain`` is the difference to the plan on the same images. ``tokens`` of the thresholds are mean and standard
     deviation over ``num_images`` calibration images, which the gates are fitted on.
     """
-    images, shape = bench.calibration_images[:num_images], Shape.of(bench.vit)
-    torch.manual_seed(bench.seed)
-    fixed = reduce_tokens(bench.vit, "dynamic_slimming", plan=plan).eval()
+    images, shape = setup.calibration_images[:num_images], Shape.of(setup.vit)
+    torch.manual_seed(setup.seed)
+    fixed = reduce_tokens(setup.vit, "dynamic_slimming", plan=plan).eval()
     fit_gates(fixed, images, epochs=epochs)
-    threshold = reduce_tokens(bench.vit, "dynamic_slimming", plan=plan, budget="threshold").eval()
+    threshold = reduce_tokens(setup.vit, "dynamic_slimming", plan=plan, budget="threshold").eval()
     threshold.reducer.gates.load_state_dict(fixed.reducer.gates.state_dict())
     calibrate_thresholds(threshold, images)
-    model = reduce_tokens(bench.vit, "none")
+    model = reduce_tokens(setup.vit, "none")
     slim = {"static": slimmed(model, plan), "gates, fixed": fixed, "gates, threshold": threshold}
-    hits = slim_hits(bench, slim, limit_val)
+    hits = slim_hits(setup, slim, limit_val)
     for name, each in slim.items():
         method = "patch_slimming" if name == "static" else "dynamic_slimming"
-        row = {"study": "dynamic", "schedule": name, "stage": "searched", "method": method, **cost(shape, plan.lengths)}
+        row = {"part": "dynamic", "schedule": name, "stage": "searched", "method": method, **cost(shape, plan.lengths)}
         if name == "gates, threshold":
-            row["tokens"] = _spread(each, images, bench.batch_size)
+            row["tokens"] = _spread(each, images, setup.batch_size)
         yield {**row, **compared(hits[name], hits["static"])}
 
 

@@ -11,7 +11,7 @@ from common.errors import UsageError
 from common.report.sections import Answer, Section
 from common.schema import Column
 
-REQUIRED = ("table", "profile", "method", "backbone", "img_size", "keep_rate")
+REQUIRED = ("study", "profile", "method", "backbone", "img_size", "keep_rate")
 STUDIES: dict[str, Study] = {}
 
 
@@ -24,6 +24,7 @@ class Study:
         place: of the chapter, the smallest first.
         columns: what its rows hold besides the conditions (:data:`common.schema.CONDITIONS`).
         required: conditions that every row must give.
+        parts: what the column ``part`` may hold, where rows of a study measure different things.
         setting: columns that rows must share to stand in one table.
         captions: of its figures, by the name that :meth:`figures` gives; "" = of the figures of single runs.
         run_figures: pattern of those figures of single runs that the page shows, "" = none.
@@ -36,6 +37,7 @@ class Study:
     place: int = 100
     columns: Mapping[str, Column]
     required: Sequence[str] = REQUIRED
+    parts: Sequence[str] = ()
     setting: Sequence[str] = ()
     captions: Mapping[str, str] = {}
     run_figures: str = ""

@@ -8,7 +8,6 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from common import plots
-from common.errors import require_choice
 from common.plots import EXPLAINERS
 from common.plots.mutex_studies import MASK_PARTS, PARAMETERS, parameter_value
 from common.plots.style import explainer_label
@@ -25,6 +24,7 @@ from common.report.explained import (
 )
 from common.report.rows import VARIANT, in_order, refuse_repeats
 from common.report.sections import NONE, Answer, Section, counted, leader, setting_title, spread, where_text
+from common.schedule import ratio_of
 from common.schema import FLOAT, INT, TEXT, columns
 from common.studies.base import REQUIRED, Study, register_study
 
@@ -75,8 +75,8 @@ class ExplainBenchmark(Study):
     question = "Does what the model says hang on the patches that an explainer calls hot?"
     place = 110
     columns = {
-        **columns(TEXT, "study", "reducer"),
-        **columns(TEXT, "part", optional=True),
+        **columns(TEXT, "part", "reducer"),
+        **columns(TEXT, "masks", optional=True),
         **columns(TEXT, "baseline"),
         **columns(INT, "n_images"),
         **columns(FLOAT, "insertion_auc"),
@@ -100,6 +100,7 @@ class ExplainBenchmark(Study):
         ),
     }
     required = (*REQUIRED, "dataset")
+    parts = PARTS
     setting = SETTING
     captions = {
         "": "Means over the images while patches are shown or removed, the hottest first. Bands: one standard error.",
@@ -114,18 +115,21 @@ class ExplainBenchmark(Study):
     def summarise(self, runs: pd.DataFrame) -> pd.DataFrame:
         """All measures of every explainer, and of every value of the studies of MUTEX, in the order of ``PARTS``."""
         setting = SETTING
-        key = [*setting, "study", "reducer", *VARIANT, "part"]
+        key = [*setting, "part", "reducer", *VARIANT, "masks"]
         refuse_repeats(runs, key)
         measures = list(runs.columns[runs.columns.get_loc("insertion_auc") : runs.columns.get_loc("run_id")])
         table = in_order(runs[[*key, *measures, "batch", "device", "threads"]], setting, EXPLAINERS)
-        places = [_place(*row) for row in zip(table["study"], table["options"], table["part"], strict=True)]
+        places = [_place(*row) for row in zip(table["part"], table["options"], table["masks"], strict=True)]
         table = table.assign(
-            _study=table["study"].map(_study_place), _model=table["reducer"].map(model_place), _place=places
+            _part=table["part"].map(PARTS.index),
+            _model=table["reducer"].map(model_place),
+            _rate=table["keep_rate"].map(ratio_of),
+            _place=places,
         )
-        by = [*setting, "_study", "_model", "keep_rate", "_place"]
-        rising = [name not in ("n_images", "keep_rate") for name in by]  # studies on fewer images come later
+        by = [*setting, "_part", "_model", "_rate", "_place"]
+        rising = [name not in ("n_images", "_rate") for name in by]  # studies on fewer images come later
         table = table.sort_values(by, ascending=rising, kind="stable", ignore_index=True)
-        return table.drop(columns=["_study", "_model", "_place"])
+        return table.drop(columns=["_part", "_model", "_rate", "_place"])
 
     def sections(self, data: pd.DataFrame) -> Iterator[Section]:
         """The comparison of all explainers of each setting, then its studies, which start closed."""
@@ -134,7 +138,7 @@ class ExplainBenchmark(Study):
             title = f"{setting_title(rows)}, baseline {row['baseline']}, {row['n_images']} images"
             title = ", ".join(filter(None, (title, seed_title(rows, data))))
             for study in PARTS:
-                found = rows[rows["study"] == study].reset_index(drop=True)
+                found = rows[rows["part"] == study].reset_index(drop=True)
                 if len(found):
                     yield _study(title, study, found)
 
@@ -144,27 +148,23 @@ class ExplainBenchmark(Study):
             ("parameters", plots.parameter_study, list(PARAMETERS)),
             ("masks", plots.mask_ablation, ["masks"]),
         ):
-            if runs["study"].isin(parts).any():
+            if runs["part"].isin(parts).any():
                 yield figure, draw(runs)
 
     def answers(self, data: pd.DataFrame) -> Iterator[Answer]:
-        compared = data[data["study"] == "explainers"]
+        compared = data[data["part"] == "explainers"]
         for _, rows in compared.groupby(SETTING, sort=False, dropna=False):
             points = [_best(rows, "insertion_auc", 1), _best(rows, "deletion_auc", -1), *_beyond_chance(rows)]
             where = f"{where_text(rows)}, baseline {rows['baseline'].iloc[0]}, {counted(len(rows), 'explainer')}"
             yield Answer(f"On {rows['n_images'].iloc[0]} images of {where}:", tuple(points))
 
 
-def _study_place(study: str) -> int:
-    return PARTS.index(require_choice(study, PARTS, "study of explanations"))
-
-
-def _place(study: str, options: str, part: str) -> float:
-    """Place of a row within its study; explainers are in order already."""
-    if study in PARAMETERS:
-        return parameter_value(study, options)
+def _place(part: str, options: str, masks: str) -> float:
+    """Place of a row within its part; explainers are in order already."""
+    if part in PARAMETERS:
+        return parameter_value(part, options)
     parts = ["all", *(f"{group}={kind}" for group, (_, kinds) in MASK_PARTS.items() for kind in kinds)]
-    return parts.index(part) if part in parts else len(parts)
+    return parts.index(masks) if masks in parts else len(parts)
 
 
 def _study(title: str, study: str, rows: pd.DataFrame) -> Section:
@@ -173,7 +173,7 @@ def _study(title: str, study: str, rows: pd.DataFrame) -> Section:
         values = [f"{parameter_value(study, options):g}" for options in rows["options"]]
         return _scores(f"{title}: {study} of MUTEX", rows, {"Explainer": mutex, study: values}, folded=True)
     if study == "masks":
-        first = {"Explainer": explainer_labels(rows), "Masks used": rows["part"].map(_masks).tolist()}
+        first = {"Explainer": explainer_labels(rows), "Masks used": rows["masks"].map(_masks).tolist()}
         return _scores(f"{title}: MUTEX with some of its masks", rows, first, folded=True)
     if study == "reduced":
         first = {"Explained model": explained_models(rows), "Explainer": explainer_labels(rows)}

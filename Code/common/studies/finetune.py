@@ -11,10 +11,12 @@ from common import plots
 from common.report.grids import seed_errors
 from common.report.rows import VARIANT, add_speedup, architecture, holes, in_order, over_seeds
 from common.report.sections import (
+    WHOLE,
     Answer,
     Section,
     best_answer,
     counted,
+    falling,
     labels,
     leader,
     number,
@@ -24,6 +26,7 @@ from common.report.sections import (
     where_text,
 )
 from common.results import read_published
+from common.schedule import keep_rate_text
 from common.schema import FLOAT, INT, columns
 from common.studies.base import REQUIRED, Study, register_study
 
@@ -45,8 +48,8 @@ class Finetune(Study):
         **columns(INT, "epoch"),
         **columns(FLOAT, "train_loss", "train_loss_last_batch", optional=True),
         **columns(FLOAT, "val_loss", "val_accuracy"),
-        **columns(FLOAT, "ema_val_loss", "ema_val_accuracy", "lr", "epoch_seconds", optional=True),
-        **columns(INT, "n_train", "n_val"),
+        **columns(FLOAT, "ema_val_loss", "ema_val_accuracy", "epoch_lr", "epoch_seconds", optional=True),
+        **columns(INT, "n_val"),
     }
     required = (*REQUIRED, "dataset", "seed", "epochs")
     setting = SETTING
@@ -61,7 +64,9 @@ class Finetune(Study):
         published = read_published("tram_accuracy").rename(columns={"accuracy": "published_accuracy"})
         same = ["architecture", "dataset", "img_size", "method", "keep_rate"]
         published = published.rename(columns={"backbone": "architecture"}).drop_duplicates(same)
-        published = published.assign(epochs=PUBLISHED_FINETUNE["epochs"])
+        published = published.assign(
+            epochs=PUBLISHED_FINETUNE["epochs"], keep_rate=published["keep_rate"].map(keep_rate_text)
+        )
         joined = found.assign(architecture=found["backbone"].map(architecture)).merge(
             published[[*same, "epochs", "published_accuracy"]], how="left", on=[*same, "epochs"]
         )
@@ -72,7 +77,7 @@ class Finetune(Study):
         for _, rows in data.groupby(setting, sort=False, dropna=False):
             baseline = rows[rows["method"] == "none"]
             reduced = rows[rows["method"] != "none"]
-            for keep_rate in sorted(reduced["keep_rate"].unique(), reverse=True) or [1.0]:
+            for keep_rate in falling(reduced["keep_rate"]) or [WHOLE]:
                 cells = pd.concat([baseline, reduced[reduced["keep_rate"] == keep_rate]]).reset_index(drop=True)
                 yield _training_section(cells, keep_rate)
 
@@ -110,7 +115,7 @@ def training(runs: pd.DataFrame) -> pd.DataFrame:
     return in_order(over_seeds(per_run.reset_index(), key, metrics), SETTING)
 
 
-def _training_section(cells: pd.DataFrame, keep_rate: float) -> Section:
+def _training_section(cells: pd.DataFrame, keep_rate: str) -> Section:
     columns = {
         "Model": labels(cells),
         "Seeds": cells["n"].astype(str),

@@ -8,7 +8,18 @@ import pandas as pd
 
 from common.plots.frames import backbone_name
 from common.report.rows import VARIANT, over_seeds
-from common.report.sections import NONE, Answer, Section, counted, method_label, number, percent, setting_title, spread
+from common.report.sections import (
+    NONE,
+    WHOLE,
+    Answer,
+    Section,
+    counted,
+    method_label,
+    number,
+    percent,
+    setting_title,
+    spread,
+)
 from common.schema import FLOAT, INT, TEXT, columns
 from common.studies.base import REQUIRED, Study, register_study
 
@@ -49,8 +60,8 @@ class Idling(Study):
     question = "Which patches may skip a block, and what does it cost to let them?"
     place = 130
     columns = {
-        **columns(TEXT, "study", "attention", "stage"),
-        **columns(FLOAT, "tau", "lr", "divergence", optional=True),
+        **columns(TEXT, "part", "attention", "stage"),
+        **columns(FLOAT, "tau", "divergence", optional=True),
         **columns(INT, "layer", optional=True),
         **columns(
             FLOAT,
@@ -69,9 +80,10 @@ class Idling(Study):
             "speedup",
             optional=True,
         ),
-        **columns(INT, "n_train", "n_val"),
+        **columns(INT, "n_val"),
     }
     required = (*REQUIRED, "dataset", "seed", "epochs")
+    parts = tuple(_STUDIES)
     setting = SETTING
     captions = {
         "": "Patches that each block computes, idle ones black; or accuracy against the arithmetic saved, hollow: "
@@ -82,7 +94,7 @@ class Idling(Study):
         """Every row in the order of the runs, mean over seeds where patches are drawn."""
         key = [
             *SETTING,
-            "study",
+            "part",
             *VARIANT,
             "attention",
             "stage",
@@ -109,7 +121,7 @@ class Idling(Study):
         """One table for each study of each setting."""
         for _, rows in data.groupby(SETTING, sort=False, dropna=False):
             for study, what in _STUDIES.items():
-                found = rows[rows["study"] == study].reset_index(drop=True)
+                found = rows[rows["part"] == study].reset_index(drop=True)
                 if len(found):
                     title = f"{setting_title(found)}: {what}, {found['n_val'].iloc[0]} images"
                     yield _similarity(title, found) if study == "similarity" else _models(title, found)
@@ -119,9 +131,9 @@ class Idling(Study):
         for _, rows in data.groupby(SETTING, sort=False, dropna=False):
             value = "accuracy_full" if rows["accuracy_full"].notna().any() else "accuracy"
             points = [
-                point for study in ("thresholds", "tuning") for point in _losses(rows[rows["study"] == study], value)
+                point for study in ("thresholds", "tuning") for point in _losses(rows[rows["part"] == study], value)
             ]
-            points += _order(rows[rows["study"] == "bounds"], value)
+            points += _order(rows[rows["part"] == "bounds"], value)
             row = rows.iloc[0]
             where = f"On {row['dataset']} at {row['img_size']} px with {backbone_name(row['backbone'])}"
             yield Answer(
@@ -144,7 +156,7 @@ def _models(title: str, rows: pd.DataFrame) -> Section:
         "Model": [method_label(*pair) for pair in zip(rows["method"], rows["options"], strict=True)],
         "Attention": rows["attention"].tolist(),
         "Backbone": rows["stage"].tolist(),
-        "Keep": [percent(rate) if rate < 1 else NONE for rate in rows["keep_rate"]],
+        "Keep": [percent(rate) if rate != WHOLE else NONE for rate in rows["keep_rate"]],
         "Tau": _numbers(rows, "tau", 3),
         "Learning rate": [NONE if pd.isna(rate) else f"{rate:g}" for rate in rows["lr"]],
         "Idle": _numbers(rows, "patches_idle", 1),

@@ -46,7 +46,7 @@ class MethodGrid(Study):
         **columns(FLOAT, "loss"),
         **columns(TEXT, "tokens"),
         **columns(FLOAT, "gmac"),
-        **columns(INT, "params", "n_train", "n_val"),
+        **columns(INT, "params", "n_val"),
     }
     required = (*REQUIRED, "dataset", "seed", "epochs")
     setting = SETTING

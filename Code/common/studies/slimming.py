@@ -83,7 +83,7 @@ class Slimming(Study):
     question = "How many tokens can each block do without, the same in every image, after tuning on images alone?"
     place = 90
     columns = {
-        **columns(TEXT, "study"),
+        **columns(TEXT, "part"),
         **columns(TEXT, "schedule", optional=True),
         **columns(TEXT, "stage"),
         **columns(INT, "layer", optional=True),
@@ -97,6 +97,7 @@ class Slimming(Study):
         **columns(INT, "n_calibration"),
     }
     required = (*REQUIRED, "dataset", "seed")
+    parts = ("stages", "tolerances", "budgets", "dynamic", "sensitivity", "single_block", "heads")
     setting = SETTING
     captions = {
         "": "Tokens that each block computes, the same in every image; accuracy against multiplications; and what is "
@@ -106,14 +107,14 @@ class Slimming(Study):
 
     def summarise(self, runs: pd.DataFrame) -> pd.DataFrame:
         """All rows, in the order in which they were measured."""
-        key = [*SETTING, "study", "schedule", "stage", "layer", "tolerance", "share"]
+        key = [*SETTING, "part", "schedule", "stage", "layer", "tolerance", "share"]
         refuse_repeats(runs, [*key, "cut"])
         metrics = list(runs.columns[runs.columns.get_loc("share") + 1 : runs.columns.get_loc("run_id")])
         return runs[[*key, *metrics]].reset_index(drop=True)
 
     def sections(self, data: pd.DataFrame) -> Iterator[Section]:
         for _, rows in data.groupby(SETTING, sort=False, dropna=False):
-            title, studies = setting_title(rows), dict(list(rows.groupby("study", sort=False)))
+            title, studies = setting_title(rows), dict(list(rows.groupby("part", sort=False)))
             if "stages" in studies:
                 yield Section(f"{title}: plans", _plans(studies["stages"]), (_ACCURACY, _COUNTERS))
             for study, (what, frame_of, note) in _STUDIES.items():
@@ -122,7 +123,7 @@ class Slimming(Study):
 
     def answers(self, data: pd.DataFrame) -> Iterator[Answer]:
         """Per setting: what every schedule costs and loses, before and after tuning."""
-        for _, rows in data[data["study"] == "stages"].groupby(SETTING, sort=False, dropna=False):
+        for _, rows in data[data["part"] == "stages"].groupby(SETTING, sort=False, dropna=False):
             value = "accuracy_full" if rows["accuracy_full"].notna().all() else "accuracy"
             baseline = rows.loc[rows["stage"] == "unreduced", value].iloc[0]
             points = []

@@ -15,6 +15,7 @@ from common.report.sections import (
     NOT_RUN,
     Answer,
     Section,
+    is_reduced,
     labels,
     method_label,
     model_name,
@@ -23,6 +24,7 @@ from common.report.sections import (
     quartiles,
 )
 from common.results import read_published
+from common.schedule import keep_rate_text
 from common.schema import FLOAT, INT, columns
 from common.studies.base import REQUIRED, Study, register_study
 
@@ -105,7 +107,7 @@ class Throughput(Study):
         yield "", plots.speedup_vs_keep_rate(runs)
 
     def answers(self, data: pd.DataFrame) -> Iterator[Answer]:
-        reduced = data[(data["status"] != NOT_RUN) & (data["method"] != "none") & (data["keep_rate"] < 1)]
+        reduced = data[(data["status"] != NOT_RUN) & is_reduced(data)]
         for dtype, rows in reduced.groupby("dtype", sort=False):
             points = []
             for keep_rate, cells in rows.groupby("keep_rate", sort=False):
@@ -124,7 +126,8 @@ def published_efficiency() -> pd.DataFrame:
     """Printed FPS and GFlops per condition; several printed values of one condition are joined by " / "."""
     tables = ["tram_accuracy", "tram_throughput_vit", "tram_throughput_simple_vit", "trewa_efficiency"]
     rows = pd.concat([read_published(name, as_printed=True).assign(published_in=name) for name in tables])
-    rows = rows.astype({"img_size": "Int64", "keep_rate": float})
+    rows = rows.astype({"img_size": "Int64"})
+    rows["keep_rate"] = rows["keep_rate"].astype(float).map(keep_rate_text)
     rows = rows.rename(columns={"fps": "published_fps", "gflops": "published_gflops"})
     groups = rows.groupby(EFFICIENCY_KEY, sort=False)
     printed = ["published_fps", "published_gflops", "published_in"]

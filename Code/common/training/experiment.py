@@ -16,7 +16,6 @@ from common.data import head_classes, load_dataset
 from common.data.base import LabelledDataset
 from common.data.catalog import Dataset
 from common.data.transforms import Recipe
-from common.digits_backbone import NO_PATH, resolve_weights
 from common.errors import UsageError
 from common.models.factory import create_model, expected_norm
 from common.models.reduced import ReducedVisionTransformer
@@ -24,11 +23,13 @@ from common.options import Count, Positive, ShareBelow1, check_fields, check_nam
 from common.processes import is_main_process
 from common.reducers import Method
 from common.reducers.method import MethodText
-from common.reducers.schedule import Blocks, KeepRate
 from common.results import conditions, resolve
+from common.schedule import Blocks, KeepRate
 from common.training.checkpoint import STATE, refuse_difference, write_json
 from common.training.config import TrainConfig, protocol, settings
+from common.training.digits_backbone import NO_PATH, resolve_weights
 from common.training.engine import ANYWHERE, Epoch, train
+from common.weights import weights_label
 from common.yaml_files import parse_yaml, read_yaml
 
 RECORD = "experiment.json"
@@ -200,11 +201,14 @@ class Experiment:
             "method": method.name,
             "options": method.options_text,
             "backbone": self.backbone,
+            "weights": weights_label(self.weights, self.backbone),
             "dataset": self.dataset,
+            "recipe": self.recipe,
             "img_size": self.img_size,
             "keep_rate": self.keep_rate,
             "seed": self.config.seed,
             "epochs": self.config.total_epochs,
+            "lr": self.config.lr,
             "dtype": DTYPES[self.config.mixed_precision],
             "batch": self.config.batch_size,
         }

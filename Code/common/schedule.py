@@ -149,6 +149,18 @@ def read_keep_rate(text: str) -> float | tuple[float, ...] | tuple[int, ...]:
     return _normalised([int(number) if number > 1 and number.is_integer() else number for number in numbers])
 
 
+def ratio_of(text: str) -> float:
+    """The one ratio that leaves as much at the end as the keep rate ``text``; NaN where that hangs on the image size.
+
+    >>> ratio_of("0.5"), round(ratio_of("0.9 0.7 0.5"), 4), ratio_of("147 98 49")
+    (0.5, 0.7937, nan)
+    """
+    rate = read_keep_rate(text)
+    if not isinstance(rate, tuple):
+        return rate
+    return math.nan if rate[-1] > 1 else rate[-1] ** (1 / len(rate))
+
+
 def _share(num_patches: int, ratio: float) -> int:
     # 100 * 0.29 is 28.999...: a product that is whole in decimal must not lose a token to binary rounding
     return max(1, math.floor(num_patches * ratio + 1e-9))

@@ -1,0 +1,175 @@
+"""A backbone with its data: what every notebook and every study starts from."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from common.data import load_dataset, make_loader, subset
+from common.data.base import LabelledDataset
+from common.models.factory import create_backbone
+from common.models.reduced import ReducedVisionTransformer, reduce_tokens
+from common.reducers import Method
+from common.results import resolve
+from common.training import Epoch, TrainConfig, torch_device
+from common.training.digits_backbone import resolve_weights
+from common.training.distillation import DISTILLATION, Data, distil
+from common.weights import NORM, weights_label
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A backbone and a dataset whose images are normalised as the weights expect. Both are opened when first used.
+
+    Args:
+        backbone: timm's name.
+        weights: see :func:`common.training.digits_backbone.resolve_weights`.
+        dataset, recipe: see :func:`common.load_dataset`.
+        img_size: side of the images in pixels.
+        batch_size, workers: of all loaders.
+        seed: of what the weights leave open, and of which training images are chosen; not of which images validate.
+        device: None = CUDA where there is one.
+        limit_train, limit_val, limit_calibration: images, the classes as even as possible; None = all, for training
+            all that do not calibrate.
+        folder: of trainings, relative to the repository, so that a stopped one goes on; "" = they are not kept.
+
+    Example:
+        >>> setup = Setup("vit_digits", "", "digits", img_size=32, limit_val=20)
+        >>> setup.vit.embed_dim, len(setup.val_set), setup.conditions["weights"]
+        (96, 20, 'random')
+    """
+
+    backbone: str
+    weights: str
+    dataset: str
+    img_size: int
+    recipe: str = "pretrained"
+    batch_size: int = 32
+    workers: int = 0
+    seed: int = 0
+    device: str | None = None
+    limit_train: int | None = None
+    limit_val: int | None = None
+    limit_calibration: int | None = None
+    folder: str = ""
+
+    @classmethod
+    def around(cls, vit: VisionTransformer, data: Mapping[str, LabelledDataset], **given: object) -> Setup:
+        """The setup of a backbone and datasets that are open already.
+
+        Args:
+            vit: in eval mode, with its own head.
+            data: ``train_set``, ``val_set``, ``calibration``, those that are used.
+            given: settings, as of the class.
+        """
+        some = next(iter(data.values()))
+        named = {"backbone": vit.pretrained_cfg.get("architecture", ""), "weights": "", "dataset": some.name}
+        setup = cls(**{**named, "img_size": vit.patch_embed.img_size[0], **given})
+        vars(setup).update(data, vit=vit)
+        return setup
+
+    @cached_property
+    def vit(self) -> VisionTransformer:
+        """The backbone with its own head, in eval mode, on the device."""
+        weights = resolve_weights(self.weights, self.backbone)
+        torch.manual_seed(self.seed)
+        vit = create_backbone(self.backbone, weights=weights, img_size=self.img_size)
+        return vit.eval().to(self.where)
+
+    @cached_property
+    def train_set(self) -> LabelledDataset:
+        """Training images, augmented."""
+        apart = self.limit_calibration or 0
+        return self._load("train", train=True, limit=self.limit_train, skip=apart, seed=self.seed)
+
+    @cached_property
+    def val_set(self) -> LabelledDataset:
+        """Validation images."""
+        return self._load("val", limit=self.limit_val, seed=0)
+
+    @cached_property
+    def calibration(self) -> LabelledDataset:
+        """Training images as they are evaluated; nothing trains on them where they are a part of all."""
+        return self._load("train", limit=self.limit_calibration, seed=self.seed)
+
+    def _load(self, split: str, **given: object) -> LabelledDataset:
+        norm = {name: self.vit.pretrained_cfg[name] for name in NORM}
+        return load_dataset(self.dataset, split, img_size=self.img_size, recipe=self.recipe, **norm, **given)
+
+    @property
+    def where(self) -> torch.device:
+        """The device that models run on."""
+        return torch_device(self.device)
+
+    @property
+    def conditions(self) -> dict[str, object]:
+        """What all rows of a run share, for :func:`common.results.write_run`."""
+        weights, device = weights_label(self.weights, self.backbone), str(self.where)
+        same = {"backbone": self.backbone, "weights": weights, "dataset": self.dataset, "recipe": self.recipe}
+        return same | {"img_size": self.img_size, "dtype": "float32", "batch": self.batch_size, "device": device}
+
+    @cached_property
+    def calibration_images(self) -> Tensor:
+        """All calibration images (n, 3, H, W), decoded once."""
+        return self.calibration.stack()
+
+    def loader(self, dataset: LabelledDataset | None = None) -> DataLoader:
+        """Of the calibration images, or of others, in their order."""
+        chosen = self.calibration if dataset is None else dataset
+        return make_loader(chosen, self.batch_size, shuffle=False, seed=self.seed, workers=self.workers)
+
+    def some(self, count: int | None) -> LabelledDataset:
+        """``count`` validation images, the classes as even as possible; None = all."""
+        return subset(self.val_set, count, self.seed)
+
+    def training(self, count: int | None = None) -> Data:
+        """``count`` training images, None = all, and a batch of validation images to follow the loss on."""
+        few = self.some(min(self.batch_size, len(self.val_set)))
+        return subset(self.train_set, count, self.seed), few
+
+    def reduced(self, text: str, **options: object) -> ReducedVisionTransformer:
+        """A model on the weights of the backbone, in eval mode, whose method is written as ``text``."""
+        method = Method.parse(text)
+        return reduce_tokens(self.vit, method.name, **dict(method.options), **options).to(self.where).eval()
+
+    def settings(self, config: TrainConfig) -> TrainConfig:
+        """``config`` with the seed and the device of this setup."""
+        return replace(config, seed=self.seed, device=self.device)
+
+    def place(self, name: str) -> Path | None:
+        """Where the training called ``name`` is kept."""
+        return resolve(self.folder) / re.sub(r"[^A-Za-z0-9.]+", "-", name) if self.folder else None
+
+    def distil(
+        self,
+        model: ReducedVisionTransformer,
+        data: Data,
+        config: TrainConfig = DISTILLATION,
+        *,
+        title: str = "distilled",
+        folder: Path | None = None,
+    ) -> None:
+        """Train all of ``model``, in place, to agree with the unreduced backbone, without labels.
+
+        Args:
+            data: see :meth:`training`.
+            title: before the loss of every epoch, which is printed.
+            folder: see :meth:`place`.
+        """
+        config, teacher = self.settings(config), reduce_tokens(self.vit, "none")
+        follow(distil(model, teacher, data, config, folder), title, config)
+
+
+def follow(epochs: Iterable[Epoch], title: str, config: TrainConfig) -> None:
+    """Go through a training by ``config`` and print the loss of every epoch."""
+    for epoch in epochs:
+        if epoch.epoch:
+            print(f"{title}: epoch {epoch.epoch} of {config.epochs}, loss {epoch.train_loss:.3f}")
