@@ -153,7 +153,7 @@ def test_figures(tmp_path):
     assert (shown[:2, :2] == 0).all() == (not computed[0, 0])
     fig = plots.idle_profile({"a": np.array([0.0, 8.0])}, 16)
     assert fig.axes[0].lines[0].get_ydata().tolist() == [0.0, 50.0]
-    fig = plots.idle_tradeoff(pd.DataFrame(fake_rows()).query("study != 'similarity'").assign(accuracy=0.0))
+    fig = plots.idle_tradeoff(pd.DataFrame(fake_rows()).query("part != 'similarity'").assign(accuracy=0.0))
     assert sorted(line.get_xdata().tolist()[0] for line in fig.axes[0].lines) == [0.0, 20.0, 20.0, 20.0]
 
 

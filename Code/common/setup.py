@@ -70,9 +70,8 @@ class Setup:
             data: ``train_set``, ``val_set``, ``calibration``, those that are used.
             given: settings, as of the class.
         """
-        some = next(iter(data.values()))
-        named = {"backbone": vit.pretrained_cfg.get("architecture", ""), "weights": "", "dataset": some.name}
-        setup = cls(**{**named, "img_size": vit.patch_embed.img_size[0], **given})
+        name = next(iter(data.values())).name
+        setup = cls(**{"backbone": "", "weights": "", "dataset": name, "img_size": vit.patch_embed.img_size[0], **given})
         vars(setup).update(data, vit=vit)
         return setup
 
