@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from itertools import product
 from pathlib import Path
+from typing import Literal
 
 import nbformat
 import pytest
@@ -21,9 +22,12 @@ from checks import check_plan
 from common import list_reducers
 from common.data import list_datasets
 from common.errors import UsageError
+from common.options import check
+from common.parameters import kind_of
 from common.studies import all_studies
-from notebooks import declared_parameters
-from plan import ROOT, RUN_KEYS, ProfileError, list_profiles, load_plan, state_folder
+from common.yaml_files import parse_yaml, to_yaml
+from notebooks import declared_parameters, read_notebook
+from plan import ROOT, RUN, ProfileError, list_profiles, load_plan, state_folder
 
 NOTEBOOKS = sorted(
     path for name in ("Benchmark", "Pretrained", "Scratch") for path in (ROOT / "Code" / name).glob("*.py")
@@ -167,9 +171,30 @@ def test_notebook_declares_its_outputs(notebook):
 
 
 REFUSALS = {
-    "key": ([{"colour": 1}], "toy.yaml: run 1: unknown key 'colour'; allowed: " + ", ".join(sorted(RUN_KEYS))),
+    "key": ([{"colour": 1}], "toy.yaml: run 1: unknown key 'colour'; allowed: " + ", ".join(sorted(RUN))),
     "notebook": ([{"notebook": "Scratch/none"}], "toy.yaml: run 1: there is no notebook Code/Scratch/none.py"),
-    "grid": ([{"grid": {"seed": 0}}], "toy.yaml: run 1: grid values of 'seed' must be a list, given 0"),
+    "grid": (
+        [{"grid": {"seed": 0}}],
+        "toy.yaml: run 1: grid={'seed': 0} is not allowed; give name: [value, ...] for each parameter",
+    ),
+    "empty grid": (
+        [{"grid": {"seed": []}}],
+        "toy.yaml: run 1: grid={'seed': []} is not allowed; give name: [value, ...] for each parameter",
+    ),
+    "no grid": (
+        [{"grid": None}],
+        "toy.yaml: run 1: grid=None is not allowed; give name: [value, ...] for each parameter",
+    ),
+    "no parameters": (
+        [{"parameters": None}],
+        "toy.yaml: run 1: parameters=None is not allowed; give name: value for each parameter",
+    ),
+    "number for a name": (
+        [{"parameters": {5: 1}}],
+        "toy.yaml: run 1: parameters={5: 1} is not allowed; give name: value for each parameter",
+    ),
+    "name": ([{"name": 3}], "toy.yaml: run 1: name=3 is not allowed; give text"),
+    "threads": ([{"threads": 0}], "toy.yaml: run 1: threads=0 is not allowed; give a whole number >= 1"),
     "twice": (
         [{"grid": {"keep_rate": [0.5]}, "parameters": {"keep_rate": 1}}],
         "toy.yaml: run 1: 'keep_rate' is both in grid and in parameters",
@@ -201,6 +226,15 @@ REFUSALS = {
         [{"grid": {"reducer": ["tram"], "keep_rate": [0]}}],
         "profile toy: keep_rate=0 is not allowed; give a ratio in (0, 1] that compounds, one ratio in (0, 1] per "
         "stage, or one count > 1 per stage",
+    ),
+    "schedule of other stages": (
+        [{"parameters": {"reducer": "tram", "keep_rate": [0.9, 0.5]}}],
+        "profile toy: keep_rate=[0.9, 0.5] for 3 stages is not allowed; give a ratio in (0, 1] that compounds, one "
+        "ratio in (0, 1] per stage, or one count > 1 per stage",
+    ),
+    "weights of no file": (
+        [{"parameters": {"weights": 5}}],
+        "profile toy: weights=5 is not allowed; give text or a list, each text",
     ),
     "weights": (
         [{"parameters": {"weights": "results/none.safetensors"}}],
@@ -235,6 +269,112 @@ def test_keys_of_the_profile_are_checked(toy):
         load_plan(write_profile(toy, {}, runns=[]))
     assert refused.value.problems == [
         "toy.yaml: unknown key 'runns'; allowed: about, profile, results, runs, title",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("profile: toy\nruns: [1", "line 2: expected ',' or ']', but got '<stream end>'"),
+        ("profile: toy\nprofile: toy", "line 2: key 'profile' stands twice"),
+        ("- 1", "toy.yaml: [1] is not allowed; give a mapping with the keys profile and runs"),
+        ("", "toy.yaml: None is not allowed; give a mapping with the keys profile and runs"),
+        ("runs: [{}]", "toy.yaml: the key 'profile' is missing"),
+        ("profile: toy\nruns:", "toy.yaml: runs=None is not allowed; give a list of runs"),
+        ("profile: toy\nruns: []", "toy.yaml: runs=[] is not allowed; give a list of runs"),
+        ("profile: 2024\nruns: [{}]", "toy.yaml: profile=2024 is not allowed; give text"),
+        (
+            "profile: toy\nruns: [Scratch/train_test]",
+            "toy.yaml: run 1: 'Scratch/train_test' is not allowed; give a mapping with the keys notebook and table",
+        ),
+    ],
+)
+def test_a_profile_of_another_form_is_refused_in_one_line(tmp_path, text, line):
+    path = tmp_path / "toy.yaml"
+    path.write_text(text)
+    with pytest.raises(ProfileError) as refused:
+        load_plan(str(path))
+    (problem,) = refused.value.problems
+    assert problem.endswith(line) and "toy.yaml" in problem and "\n" not in problem
+
+
+def test_profiles_are_read_as_trainings_are(tmp_path):
+    run = "{notebook: Scratch/train_test, table: scratch, parameters: {lr: 1e-4, optimizer: no}}"
+    path = tmp_path / "toy.yaml"
+    path.write_text(f"{{profile: toy, runs: [{run}]}}")
+    plan = load_plan(str(path))
+    assert plan.runs[0].options == {"lr": 0.0001, "optimizer": "no"}
+    assert parse_yaml(to_yaml(plan.runs[0].parameters), "a parameter file") == plan.runs[0].parameters
+    with pytest.raises(ProfileError, match=r"^profile toy: unknown optimizer 'no'; allowed: [^\n]*$"):
+        check_plan(plan)
+
+
+def test_a_rate_per_stage_is_one_value_of_one_run(toy):
+    plan = load_plan(write_profile(toy, {"parameters": {"reducer": "tram", "keep_rate": [0.9, 0.7, 0.5]}}))
+    check_plan(plan)
+    assert [run.options["keep_rate"] for run in plan.runs] == [[0.9, 0.7, 0.5]]
+
+
+# --- the vocabulary
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+def test_every_parameter_of_a_notebook_is_in_the_vocabulary_and_its_default_passes(notebook):
+    (cell,) = [cell for cell in read_notebook(notebook).cells if "parameters" in cell.metadata["tags"]]
+    defaults = {}
+    exec(cell.source, {}, defaults)
+    more = {name: kind for study in all_studies().values() for name, kind in study.parameters.items()}
+    assert [name for name in defaults if kind_of(name, more) is None] == []
+    for name, value in defaults.items():
+        check(name, value, kind_of(name, more))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("others", ["mutex", "lime"], "unknown explainer 'lime'"),
+        ("reduced_explainers", ["mutex:parity=3"], "explainer 'mutex': parity=3 is not allowed; give true or false"),
+        ("labels", ["similarity=l2"], "reducer 'idle_mlp': unknown similarity 'l2'"),
+        ("labels", "similarity=blend", "give a list, each text"),
+        ("pruned", ["gone"], "give a list of dropped, idle, zero"),
+        ("schedules", ["learned, coverage", "greedy"], "give a list of learned, learned, attention"),
+        ("scores", ["luck"], "give a list of attention, coverage"),
+        ("recipe", "crop", "unknown recipe 'crop'; allowed: center_crop, pretrained, scratch, which_tokens"),
+        ("optimizer", "sgdd", "unknown optimizer 'sgdd'"),
+        ("schedule", "linear", "unknown schedule 'linear'; allowed: constant, cosine, step"),
+        ("mixed_precision", False, "unknown mixed_precision False; allowed: bf16, fp16, no"),
+        ("lr", "1e-4", "lr='1e-4' is not allowed; give a number > 0"),
+        ("epochs", 1.5, "epochs=1.5 is not allowed; give a whole number >= 0"),
+        ("reducers", "tram", "reducers='tram' is not allowed; give a list, each text"),
+        ("reducers", ["tram", "topk:head_fusion=min"], "reducer 'topk': unknown head_fusion 'min'; allowed: max, mean"),
+        ("keep_rates", [[0.9, 0.7, 0.5], 1.5], "keep_rate=1.5 is not allowed"),
+        ("dtypes", ["half"], "give a list of bfloat16, float16, float32"),
+        ("baseline", "white", "unknown baseline 'white'"),
+        ("contexts", ["far"], "give a list of both, cls, conv, none"),
+        ("images", [0, -1], "images=[0, -1] is not allowed"),
+        ("device", "tpv", "unknown device 'tpv'"),
+        ("limit_states", 0, "limit_states=0 is not allowed; give a whole number >= 1"),
+        ("cuts", [20], "cuts=[20] is not allowed; give a list, each a number from 0 to 1"),
+        ("img_size", "224", "img_size='224' is not allowed; give a whole number >= 1"),
+    ],
+)
+def test_a_parameter_that_no_notebook_could_work_with_is_refused(name, value, message):
+    with pytest.raises(UsageError) as refused:
+        check(name, value, kind_of(name))
+    assert message in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_all_wrong_values_of_a_profile_are_told_at_once(toy, monkeypatch):
+    source = toy.with_suffix(".py")
+    source.write_text(source.read_text().replace("pause = 0.0", "pause = lr = 0.1; recipe = ''; speed = 1"))
+    monkeypatch.setattr(type(all_studies()["scratch"]), "parameters", {"speed": Literal["slow", "fast"]})
+    entry = {"parameters": {"lr": "fast", "recipe": "none", "speed": "light"}}
+    with pytest.raises(ProfileError) as refused:
+        check_plan(load_plan(write_profile(toy, entry)))
+    assert refused.value.problems == [
+        "profile toy: lr='fast' is not allowed; give a number > 0",
+        "profile toy: unknown recipe 'none'; allowed: center_crop, pretrained, scratch, which_tokens",
+        "profile toy: unknown speed 'light'; allowed: fast, slow",
     ]
 
 

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
 from typing import Any
 
 from notebooks import declared_parameters, undeclared_message
-from plan import ROOT, Plan, ProfileError, Run
+from plan import ROOT, Plan, ProfileError, Run, refusal
 
 
 def check_plan(plan: Plan) -> None:
     """Raise :class:`plan.ProfileError` with one line for each value that a run could not work with."""
-    checks = (_table, _undeclared, _reducers, _explainers, _datasets, _keep_rates, _models)
-    found = [problem for run in plan.runs for check in checks for problem in check(run)]
-    _refuse(plan, found + list(_missing_weights(plan)))
+    for checks in ((_table, _undeclared, _wrong_values), (_schedules, _models)):
+        _refuse(plan, [problem for run in plan.runs for check in checks for problem in check(run)])
+    _refuse(plan, _missing_weights(plan))
 
 
 def check_data(plan: Plan) -> None:
@@ -26,7 +26,7 @@ def check_data(plan: Plan) -> None:
 
     datasets = dict.fromkeys(dataset for run in plan.runs for dataset in _values(run, "dataset"))
     splits = [(dataset, split) for dataset in datasets for split in ("train", "val")]
-    _refuse(plan, [line for name, split in splits for line in _refusal(load_dataset, name, split, img_size=32)])
+    _refuse(plan, [line for name, split in splits for line in refusal(load_dataset, name, split, img_size=32)])
 
 
 def _refuse(plan: Plan, problems: Iterable[str]) -> None:
@@ -38,7 +38,7 @@ def _refuse(plan: Plan, problems: Iterable[str]) -> None:
 def _table(run: Run) -> Iterator[str]:
     from common.studies import find_study
 
-    yield from _refusal(find_study, run.table)
+    yield from refusal(find_study, run.table)
 
 
 @cache
@@ -57,43 +57,31 @@ def _undeclared(run: Run) -> Iterator[str]:
             yield undeclared_message(name, ROOT / run.notebook, declared)
 
 
-def _reducers(run: Run) -> Iterator[str]:
-    from common.reducers import Method
+def _wrong_values(run: Run) -> Iterator[str]:
+    from common.options import check
+    from common.parameters import kind_of
+    from common.studies import all_studies
 
-    for reducer in _values(run, "reducer"):
-        yield from _refusal(Method.parse, reducer)
-
-
-def _explainers(run: Run) -> Iterator[str]:
-    from common.explain.base import EXPLAINERS
-
-    for explainer in _values(run, "explainer"):
-        yield from _refusal(EXPLAINERS.read, explainer)
+    study = all_studies().get(run.table)
+    for name, value in run.options.items():
+        kind = kind_of(name, study.parameters if study else {})
+        if kind is not None:
+            yield from refusal(check, name, value, kind)
 
 
-def _datasets(run: Run) -> Iterator[str]:
-    from common.data import list_datasets
-    from common.errors import require_choice
-
-    for dataset in _values(run, "dataset"):
-        if not str(dataset).startswith("folder:"):
-            yield from _refusal(require_choice, dataset, list_datasets(), "dataset")
-
-
-def _keep_rates(run: Run) -> Iterator[str]:
+def _schedules(run: Run) -> Iterator[str]:
     from common.reducers import Schedule, default_reduction_loc
 
     blocks = run.options.get("reduction_loc") or default_reduction_loc(12)
     for keep_rate in _values(run, "keep_rate"):
-        yield from _refusal(Schedule, keep_rate, tuple(blocks))
+        yield from refusal(Schedule, keep_rate, tuple(blocks))
 
 
 def _models(run: Run) -> Iterator[str]:
     """Build the run's model, without memory for its weights. A notebook that loops chooses its own combinations."""
     reducer, keep_rate = run.options.get("reducer", "none"), run.options.get("keep_rate", 1.0)
-    if not list(_reducers(run)) and not list(_keep_rates(run)):
-        for backbone in _values(run, "backbone"):
-            yield from _model_refusal(backbone, run.options.get("img_size"), reducer, _frozen(keep_rate))
+    for backbone in _values(run, "backbone"):
+        yield from _model_refusal(backbone, run.options.get("img_size"), reducer, _frozen(keep_rate))
 
 
 @cache
@@ -106,7 +94,7 @@ def _model_refusal(backbone: str, img_size: int | None, reducer: str, keep_rate:
     method = Method.parse(reducer)
     options = {"reducer": method.name, "keep_rate": keep_rate, "img_size": img_size, **dict(method.options)}
     with torch.device("meta"):
-        return tuple(_refusal(create_model, backbone, **options))
+        return tuple(refusal(create_model, backbone, **options))
 
 
 def _missing_weights(plan: Plan) -> Iterator[str]:
@@ -125,13 +113,3 @@ def _values(run: Run, name: str) -> list[Any]:
 
 def _frozen(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
-
-
-def _refusal(check: Callable[..., Any], *arguments: Any, **options: Any) -> Iterator[str]:
-    """What ``check`` has against its arguments: one line, or nothing."""
-    from common.errors import UsageError
-
-    try:
-        check(*arguments, **options)
-    except UsageError as error:
-        yield str(error)

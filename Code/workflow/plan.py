@@ -26,18 +26,25 @@ import itertools
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-import yaml
+from annotated_types import MinLen
+
+from common.errors import UsageError
+from common.options import Count, check
+from common.yaml_files import read_yaml, to_yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 PROFILES = Path(__file__).resolve().parent / "profiles"
-PROFILE_KEYS = {"profile", "title", "about", "results", "runs"}
 NAMED_WEIGHTS = ("timm", "digits")  # what the notebooks take besides the path of a file
-RUN_KEYS = {"notebook", "table", "name", "threads", "parameters", "grid"}
+Parameters = Annotated[dict[str, Any], "name: value for each parameter"]
+Grid = Annotated[dict[str, Annotated[list[Any], MinLen(1)]], "name: [value, ...] for each parameter"]
+Runs = Annotated[list[Any], MinLen(1), "a list of runs"]
+PROFILE = {"profile": str, "title": str, "about": str, "results": str, "runs": Runs}
+RUN = {"notebook": str, "table": str, "name": str, "threads": Count, "parameters": Parameters, "grid": Grid}
 
 
 class ProfileError(ValueError):
@@ -83,7 +90,7 @@ class Run:
 
     @property
     def checkpoint(self) -> str:
-        return self.options.get("checkpoint", "")
+        return str(self.options.get("checkpoint") or "")
 
     @property
     def weights_files(self) -> list[str]:
@@ -130,15 +137,18 @@ def load_plan(profile: str, results: str | None = None) -> Plan:
     path = Path(profile) if profile.endswith((".yaml", ".yml")) else PROFILES / f"{profile}.yaml"
     if not path.is_file():
         raise ProfileError([f"unknown profile {profile!r}; allowed: {', '.join(list_profiles())}"])
-    text = yaml.safe_load(path.read_text())
-    problems = list(_form_problems(text, path))
+    try:
+        given = read_yaml(path)
+    except UsageError as error:
+        raise ProfileError([str(error)]) from error
+    problems = [f"{path.name}: {problem}" for problem in _form_problems(given)]
     if problems:
         raise ProfileError(problems)
-    name = text["profile"]
-    folder = _shown(results or text.get("results") or f"results/{name}")
-    runs = tuple(run for entry in text["runs"] for run in _expand(entry, name, folder))
+    name = given["profile"]
+    folder = _shown(results or given.get("results") or f"results/{name}")
+    runs = tuple(run for entry in given["runs"] for run in _expand(entry, name, folder))
     _refuse_duplicates(runs, name)
-    return Plan(name, text.get("title", name), text.get("about", ""), folder, runs)
+    return Plan(name, given.get("title", name), given.get("about", ""), folder, runs)
 
 
 def write_parameter_files(plan: Plan) -> None:
@@ -150,7 +160,7 @@ def write_parameter_files(plan: Plan) -> None:
     """
     for run in plan.runs:
         path = ROOT / run.parameter_file
-        text = yaml.safe_dump(run.parameters, sort_keys=True)
+        text = to_yaml(run.parameters)
         if not path.is_file() or path.read_text() != text:
             path.parent.mkdir(parents=True, exist_ok=True)
             partial = path.with_suffix(f".{os.getpid()}.tmp")
@@ -164,30 +174,43 @@ def state_folder(results: str) -> str:
     return f".snakemake/runs/{_safe(Path(results).name)}-{digest}"
 
 
-def _form_problems(profile: Any, path: Path) -> Iterator[str]:
-    if not isinstance(profile, dict) or not {"profile", "runs"} <= profile.keys():
-        yield f"{path.name}: a profile is a mapping with the keys profile and runs"
+def refusal(function: Callable[..., Any], *arguments: Any, **options: Any) -> Iterator[str]:
+    """What ``function`` has against its arguments: one line, or nothing."""
+    try:
+        function(*arguments, **options)
+    except UsageError as error:
+        yield str(error)
+
+
+def _form_problems(profile: Any) -> Iterator[str]:
+    problems = list(_mapping_problems(profile, PROFILE, ("profile", "runs")))
+    yield from problems
+    for number, entry in enumerate([] if problems else profile["runs"], start=1):
+        yield from (f"run {number}: {problem}" for problem in _entry_problems(entry))
+
+
+def _entry_problems(entry: Any) -> Iterator[str]:
+    problems = list(_mapping_problems(entry, RUN, ("notebook", "table")))
+    yield from problems
+    if problems:
         return
-    yield from (
-        f"{path.name}: unknown key {key!r}; allowed: {', '.join(sorted(PROFILE_KEYS))}"
-        for key in profile.keys() - PROFILE_KEYS
-    )
-    for number, entry in enumerate(profile["runs"], start=1):
-        yield from (f"{path.name}: run {number}: {problem}" for problem in _entry_problems(entry))
-
-
-def _entry_problems(entry: dict[str, Any]) -> Iterator[str]:
-    for key in sorted(entry.keys() - RUN_KEYS):
-        yield f"unknown key {key!r}; allowed: {', '.join(sorted(RUN_KEYS))}"
-    for key in sorted({"notebook", "table"} - entry.keys()):
-        yield f"the key {key!r} is missing"
-    if "notebook" in entry and not (ROOT / _source(entry["notebook"])).is_file():
+    if not (ROOT / _source(entry["notebook"])).is_file():
         yield f"there is no notebook {_source(entry['notebook'])}"
-    for key, values in entry.get("grid", {}).items():
-        if not isinstance(values, list) or not values:
-            yield f"grid values of {key!r} must be a list, given {values!r}"
     for key in sorted(entry.get("grid", {}).keys() & entry.get("parameters", {}).keys()):
         yield f"{key!r} is both in grid and in parameters"
+
+
+def _mapping_problems(given: Any, kinds: Mapping[str, Any], needed: tuple[str, ...]) -> Iterator[str]:
+    """One line for each thing that is wrong with a mapping whose values shall be of ``kinds``."""
+    if not isinstance(given, dict):
+        yield f"{given!r} is not allowed; give a mapping with the keys {' and '.join(needed)}"
+        return
+    for key, value in given.items():
+        if key in kinds:
+            yield from refusal(check, key, value, kinds[key])
+        else:
+            yield f"unknown key {key!r}; allowed: {', '.join(sorted(kinds))}"
+    yield from (f"the key {key!r} is missing" for key in needed if key not in given)
 
 
 def _expand(entry: dict[str, Any], profile: str, results: str) -> Iterator[Run]:

@@ -19,14 +19,16 @@ import time
 from pathlib import Path
 from typing import Any
 
-import yaml
 from ipykernel.kernelspec import RESOURCES, get_kernel_dict
 from jupyter_client import AsyncKernelManager
 from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
 from nbclient.exceptions import DeadKernelError
 from papermill import PapermillExecutionError, execute_notebook
 
+from common.options import check
+from common.yaml_files import read_yaml
 from notebooks import declared_parameters, read_notebook, undeclared_message
+from plan import Parameters
 
 ROOT = Path(__file__).resolve().parents[2]
 PATH_LIMIT = 60  # a Unix socket's path has at most 107 bytes; leave room for the names inside the folder
@@ -128,8 +130,8 @@ def main() -> int:
     print(f"running  {name}", file=terminal)
     start = time.monotonic()
     try:
-        parameters = yaml.safe_load(arguments.parameters.read_text()) if arguments.parameters else {}
-        run_notebook(arguments.notebook, arguments.executed, parameters)
+        given = read_yaml(arguments.parameters) if arguments.parameters else {}
+        run_notebook(arguments.notebook, arguments.executed, check("parameters", given, Parameters))
     except (RunError, ValueError, OSError) as error:
         for stream in (terminal, sys.stderr) if arguments.log else (terminal,):
             print(f"error: {name}: {error}", file=stream)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from common.errors import UsageError
 from common.models.observe import as_reduced, untouched
-from common.options import Count
+from common.options import Count, accepted_by
 from common.registry import Registry, options_text
 
 
@@ -113,6 +114,7 @@ def _joined(parts: list[Tensor | None]) -> Tensor | None:
 EXPLAINERS: Registry[type[Explainer]] = Registry("explainer")
 register_explainer = EXPLAINERS.register
 list_explainers = EXPLAINERS.names
+ExplainerText = Annotated[str, accepted_by(EXPLAINERS.read)]
 
 
 def create_explainer(text: str, model: VisionTransformer, **options: object) -> Explainer:

@@ -28,6 +28,7 @@ class Study:
         setting: columns that rows must share to stand in one table.
         captions: of its figures, by the name that :meth:`figures` gives; "" = of the figures of single runs.
         run_figures: pattern of those figures of single runs that the page shows, "" = none.
+        parameters: of its notebook, those that :data:`common.parameters.PARAMETERS` lacks: name -> what it may be.
         explains: ``method`` and ``options`` are those of an explainer.
     """
 
@@ -41,6 +42,7 @@ class Study:
     setting: Sequence[str] = ()
     captions: Mapping[str, str] = {}
     run_figures: str = ""
+    parameters: Mapping[str, object] = {}
     explains: bool = False
 
     def summarise(self, runs: pd.DataFrame) -> pd.DataFrame:
