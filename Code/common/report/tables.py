@@ -15,7 +15,7 @@ import pandas as pd
 
 from common.report.published import published_sections
 from common.report.sections import Section
-from common.results import read_runs, resolve, write_atomically
+from common.results import BY_IMAGE, read_runs, resolve, write_atomically
 
 if TYPE_CHECKING:
     from common.studies import Study
@@ -76,8 +76,10 @@ def write_tables(results_dir: str | Path, studies: Iterable[Study]) -> list[Path
     folder = resolve(results_dir) / "tables"
     written = []
     for found in (findings(results_dir, study) for study in studies):
-        name = found.study.name
-        _write(folder / f"{name}.csv", found.table.to_csv(index=False, lineterminator="\n", float_format="%.8g"))
+        name, table = found.study.name, found.table
+        by_image = [column for column in table if column.endswith(BY_IMAGE)]
+        table = table.drop(columns=[*by_image, "images"] if by_image else [])
+        _write(folder / f"{name}.csv", table.to_csv(index=False, lineterminator="\n", float_format="%.8g"))
         _write(folder / f"{name}.md", markdown(found.study.title, found.sections, found.missing))
         written += [folder / f"{name}.csv", folder / f"{name}.md"]
     _write(folder / "published.md", markdown("Published numbers", published_sections()))

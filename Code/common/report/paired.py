@@ -1,0 +1,74 @@
+"""Which of several models is best, by their differences on the same images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from scipy.stats import t
+
+from common.results import BY_IMAGE
+
+PAIRED = (
+    "Stressed: ahead of every other by the mean paired difference on the same images, the 95 % interval of which "
+    "(Student's t) leaves out 0; not corrected for the number of models."
+)
+NOT_PAIRED = "Nothing is stressed: these runs kept no values by image, so that no difference can be tested."
+
+
+@dataclass(frozen=True)
+class Lead:
+    """The best of several models, beside the one that it is least certainly ahead of.
+
+    Attributes:
+        place, other: of the two in what was given.
+        difference: mean over the images, positive = better.
+        low, high: 95 % interval of that mean.
+    """
+
+    place: int
+    other: int
+    difference: float
+    low: float
+    high: float
+
+    @property
+    def certain(self) -> bool:
+        """It is ahead of every other model."""
+        return self.low > 0
+
+
+def paired_leader(values: Sequence[np.ndarray], *, highest: bool = True) -> Lead | None:
+    """The best by its mean of several models, each measured on the same n images; None for a single model or image.
+
+    Args:
+        values: (n,) of each model.
+        highest: whether high or low is good.
+
+    Examples:
+        >>> lead = paired_leader([np.array([0.5, 0.1, 0.9]), np.array([0.6, 0.3, 1.0])])
+        >>> lead.place, round(lead.difference, 3), round(lead.low, 3), round(lead.high, 3), lead.certain
+        (1, 0.133, -0.01, 0.277, False)
+    """
+    table = np.stack([np.asarray(each, float) for each in values]) * (1 if highest else -1)  # (models, n)
+    models, count = table.shape
+    if models < 2 or count < 2:
+        return None
+    best = int(table.mean(1).argmax())
+    differences = table[best] - table
+    means = differences.mean(1)
+    half = t.ppf(0.975, count - 1) * differences.std(1, ddof=1) / count**0.5
+    lows = np.where(np.arange(models) == best, np.inf, means - half)
+    other = int(lows.argmin())
+    found = means[other], lows[other], means[other] + half[other]
+    return Lead(best, other, *map(float, found))
+
+
+def leader_of(rows: pd.DataFrame, name: str, *, highest: bool = True) -> Lead | None:
+    """:func:`paired_leader` of ``name`` among ``rows``; None where not all have it by the same images."""
+    column = name + BY_IMAGE
+    if column not in rows or rows[column].isna().any() or rows["images"].nunique() != 1:
+        return None
+    return paired_leader(list(rows[column]), highest=highest)
