@@ -9,9 +9,12 @@ usage() {
     cat <<END
 usage: ./run_all.sh [PROFILE] [options] [Snakemake options]
        ./run_all.sh test [options] [pytest options]
+       ./run_all.sh bench [COMPARISON ...] [options] [--rounds N] [--device D] [--quick] [--save]
 
 Runs every experiment of a profile that is missing or stale, then makes the tables, the figures and report.html in
 results/PROFILE. Started again after an interruption, it goes on where it was. Without PROFILE: quick.
+"bench" times what is fast beside what it replaces and prints the ratios next to those of results/bench.csv, which
+--save writes; let nothing else run meanwhile. --quick only tries whether all of it runs.
 
 profiles: $(profiles)
 
@@ -85,12 +88,11 @@ run_tests() { # pytest options; without any everything runs, on two cores or mor
     notebooks=$!
     trap "kill $notebooks" EXIT
     trap "exit 130" INT
-    OMP_NUM_THREADS=1 "${pytest[@]}" tests -m "not speed" || status=$?
+    OMP_NUM_THREADS=1 "${pytest[@]}" tests || status=$?
     wait "$notebooks" || status=$?
     trap - EXIT
     cat "$log"
     rm "$log"
-    "${pytest[@]}" tests -m speed || status=$?
     return "$status"
 }
 
@@ -111,8 +113,8 @@ if [[ $# -gt 0 && $1 != -* ]]; then
     target=$1
     shift
 fi
-if [[ $target != test && ! -f $PROFILES/$target.yaml ]]; then
-    fail "unknown profile '$target'; allowed: $(profiles) (or test)"
+if [[ $target != test && $target != bench && ! -f $PROFILES/$target.yaml ]]; then
+    fail "unknown profile '$target'; allowed: $(profiles) (or test, bench)"
 fi
 
 if [[ $VENV == yes ]]; then
@@ -133,4 +135,5 @@ if [[ $target == test ]]; then
     run_tests "$@"
     exit
 fi
+[[ $target != bench ]] || exec "$PYTHON" Code/bench/bench.py "$@"
 exec "$PYTHON" Code/workflow/launch.py "$target" "$@"

@@ -1,12 +1,12 @@
 """K-Medoids and DPC-KNN: literal loops over images and clusters, closed-form examples, gradients, traces."""
 
 import math
-import time
 
 import pytest
 import timm
 import torch
 from backbones import images, make
+from counting import operators
 
 from common.errors import UsageError
 from common.models.reduced import reduce_tokens
@@ -14,6 +14,7 @@ from common.reducers.clustering import largest_first, nearest_center, squared_di
 from common.reducers.dpcknn import log_density, log_peak, weighted_means
 from common.reducers.kmedoids import cheapest_members, cluster, cost_within, farthest_points
 from common.tokens import Tokens
+from references import kmedoids_by_loops
 
 
 def line(*positions):
@@ -31,29 +32,6 @@ def entering(vit, x, layer=3):
     b, n, _ = x.shape
     q, k, _ = blk.attn.qkv(blk.norm1(x)).reshape(b, n, 3, blk.attn.num_heads, -1).permute(2, 0, 3, 1, 4)
     return blk(x), (q @ k.mT / q.shape[-1] ** 0.5).softmax(-1)
-
-
-def loops(distance, weight, centers, iterations, parity):
-    """The same clustering, one image, one cluster and one candidate at a time."""
-    all_centers, all_clusters = [], []
-    for d, w, start in zip(distance, weight, centers, strict=True):
-        chosen = start.tolist()
-        for step in range(iterations + 1):
-            clusters = d[chosen].argmin(0)
-            for number, center in enumerate(chosen):
-                clusters[center] = number
-            if step == iterations:
-                break
-            for number in range(len(chosen)):
-                members = (clusters == number).nonzero()[:, 0]
-                if parity:
-                    costs = [w[i] * d[i].sum() for i in members]
-                else:
-                    costs = [(w[members] * d[i, members]).sum() for i in members]
-                chosen[number] = members[torch.stack(costs).argmin()].item()
-        all_centers.append(torch.tensor(chosen))
-        all_clusters.append(clusters)
-    return torch.stack(all_centers), torch.stack(all_clusters)
 
 
 def assert_rebuilt_by_hand(name, build, **options):
@@ -101,32 +79,19 @@ class TestKMedoids:
         distance, start = squared_distances(x).sqrt(), largest_first(weight, 13)
         for iterations in (1, 3):
             found = cluster(distance, weight, start, iterations, parity=parity)
-            expected = loops(distance, weight, start, iterations, parity)
+            expected = kmedoids_by_loops(distance, weight, start, iterations, parity)
             assert torch.equal(found[0], expected[0]) and torch.equal(found[1], expected[1])
 
-    @pytest.mark.slow
-    @pytest.mark.speed
-    @pytest.mark.parametrize("parity", [False, True])
-    def test_scatter_form_is_15_times_faster(self, parity):
-        """ViT-Ti at keep 0.7, first stage, 16 images, on one thread; distances are given to both."""
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        try:
-            x, weight = torch.randn(16, 196, 192), torch.rand(16, 196)
-            distance, start = squared_distances(x).sqrt(), largest_first(weight, 137)
-            begin = time.perf_counter()
-            expected = loops(distance, weight, start, 3, parity)
-            slow = time.perf_counter() - begin
-            times = []
-            for _ in range(5):
-                begin = time.perf_counter()
-                found = cluster(distance, weight, start, 3, parity=parity)
-                times.append(time.perf_counter() - begin)
-        finally:
-            torch.set_num_threads(threads)
-        assert torch.equal(found[0], expected[0]) and torch.equal(found[1], expected[1])
-        print(f"loops {slow:.3f} s, scatter {min(times):.4f} s, {slow / min(times):.0f} times faster")
-        assert slow > 15 * min(times)
+    @pytest.mark.parametrize(("parity", "start", "iteration"), [(False, 7, 21), (True, 7, 18)])
+    def test_operators_grow_with_the_iterations_alone(self, parity, start, iteration):
+        """As many for 2 images with 5 clusters as for 16 with 137; no table is larger than that of the distances."""
+        for shape, clusters in (((2, 20), 5), ((16, 196), 137)):
+            x, weight = torch.randn(*shape, 8), torch.rand(shape)
+            distance, centers = squared_distances(x).sqrt(), largest_first(weight, clusters)
+            for iterations in (1, 2, 3):
+                found = operators(cluster, distance, weight, centers, iterations, parity=parity)
+                assert found.calls.total() == start + iteration * iterations
+                assert found.largest <= distance.numel()
 
     def test_the_objectives_on_a_line(self):
         """Two clusters, {0, 1, 2} at 0, 2, 3 and {3, 4} at 10, 14, all weights 1.
@@ -200,7 +165,7 @@ class TestKMedoids:
         torch.testing.assert_close(trace.scores[3], received.detach(), rtol=1e-4, atol=1e-5)
         distance = torch.cdist(tokens[:, 1:], tokens[:, 1:], compute_mode="donot_use_mm_for_euclid_dist")
         start = largest_first(received, 8)
-        centers, clusters = loops(distance, received, start, 3, parity=False)
+        centers, clusters = kmedoids_by_loops(distance, received, start, 3, parity=False)
         assert torch.equal(trace.origin[3], centers) and torch.equal(trace.assignment[3], clusters)
 
     @pytest.mark.parametrize("options", [{}, {"parity": True}, {"equal_weight": True}], ids=str)

@@ -5,8 +5,9 @@ import timm
 import torch
 import torch.nn.functional as F
 from backbones import images, make
+from counting import executed_macs
 
-from common.cost.closed_form import Shape
+from common.cost.closed_form import Shape, total_macs
 from common.cost.counter import count_macs
 from common.cost.methods import BY_KEYS, attention_of, deciding_macs, idle_block_macs, idle_macs, pruner_macs
 from common.errors import UsageError
@@ -496,15 +497,36 @@ def test_bounds_are_no_methods_of_the_default_lists():
     assert not any(reducer_class(name).selects for name in ("idle_oracle", "idle_random", "idle_topk", "idle_mlp"))
 
 
-@torch.inference_mode()
-def test_groups_of_similar_length_compute_what_single_images_do():
-    """More images than one group holds, each with another number of patches; padding comes last in every one."""
+def ragged_batch():
+    """A model, and more images than one group holds, each with another number of patches that it computes."""
     model, vit = idling(score_threshold=0.5, attention="standard")
     for pruner in model.reducer.pruners.values():
         torch.nn.init.normal_(pruner.own.weight, std=1.0)
     x = torch.randn(2 * GROUP + 3, *images(vit).shape[1:], generator=torch.Generator().manual_seed(0))
-    counts = active(model, x)[3].sum(1)
-    assert len(set(counts.tolist())) > 2, "the batch is not ragged"
+    counts = active(model, x).sum(2)
+    assert len(set(counts[3].tolist())) > 2, "the batch is not ragged"
+    return model, x, counts
+
+
+@torch.inference_mode()
+def test_groups_of_similar_length_compute_what_single_images_do():
+    """Padding comes last in every image."""
+    model, x, _ = ragged_batch()
     torch.testing.assert_close(model(x), torch.cat([model(image[None]) for image in x]), rtol=0, atol=1e-5)
     choice = ragged(torch.rand(4, 6), torch.rand(4, 6) > 0.5, "selected")
     assert torch.equal(choice.valid, choice.valid.sort(dim=1, descending=True).values)
+
+
+def test_a_ragged_batch_computes_each_group_to_its_longest_image_and_no_further():
+    """By closed form; of the padding to the longest image of the batch, less than half is left."""
+    model, x, counts = ragged_batch()
+    shape = Shape.of(model)
+    macs = [idle_block_macs(shape, patches, "standard") for patches in range(17)]
+    rows = counts.sort(dim=1).values.tolist()  # of each block
+    groups = [row[start : start + GROUP] for row in rows for start in range(0, len(x), GROUP)]
+    grouped = sum(len(group) * macs[max(group)] for group in groups)
+    each = len(x) * (total_macs(shape, []) + deciding_macs(model, range(12)))
+    assert executed_macs(model, x) == each + grouped
+    alone = sum(macs[count] for row in rows for count in row)
+    padded = sum(len(x) * macs[max(row)] for row in rows)
+    assert grouped - alone < (padded - alone) / 2

@@ -9,16 +9,11 @@ from fake_runs import BASE, answered, found_in
 from small_training import Pictures, config, lively
 
 from common import plots
-from common.cost.throughput import interleaved
-from common.data import make_loader
 from common.errors import UsageError
-from common.idling.budget import solve_thresholds
 from common.idling.candidates import at_rate, build, fit, tau_for, tune, with_attention, within_budget
 from common.idling.outcomes import outcomes
 from common.idling.states import alikeness, pairwise_cosine
 from common.idling.study import bounds, measure, prediction, try_rates
-from common.models.factory import create_backbone
-from common.models.reduced import reduce_tokens
 from common.reducers.idle_mlp import LABELS
 from common.report.published import published_sections
 from common.report.tables import markdown
@@ -155,22 +150,3 @@ def test_figures(tmp_path):
     assert fig.axes[0].lines[0].get_ydata().tolist() == [0.0, 50.0]
     fig = plots.idle_tradeoff(pd.DataFrame(fake_rows()).query("part != 'similarity'").assign(accuracy=0.0))
     assert sorted(line.get_xdata().tolist()[0] for line in fig.axes[0].lines) == [0.0, 20.0, 20.0, 20.0]
-
-
-@pytest.mark.speed
-def test_ragged_idling_is_faster_than_dense():
-    """A third of the MAC saved on two cores, float32, batch 16: at least 1.25 times as fast as the unreduced model."""
-    torch.manual_seed(0)
-    vit = create_backbone("vit_small_patch16_224").eval()
-    model = reduce_tokens(vit, "idle_mlp", score_threshold=0.5, attention="standard").eval()
-    images = torch.randn(16, 3, 224, 224)
-    for pruner in model.reducer.pruners.values():
-        torch.nn.init.normal_(pruner.own.weight, std=0.2)
-    loader = make_loader([(image, 0) for image in images], 16, shuffle=False, seed=0)
-    solve_thresholds(model, loader, 0.35)
-    found = outcomes({"idle": model}, loader)[0]["idle"]
-    dense = outcomes({"dense": reduce_tokens(vit, "none")}, loader)[0]["dense"]
-    assert 1 - found.macs.mean() / dense.macs.mean() == pytest.approx(0.35, abs=0.01)
-    assert len(set(found.computed[:, -1].tolist())) > 1, "the batch is not ragged"
-    measured = interleaved({"dense": vit, "idle": model}, images, baseline="dense", rounds=7)
-    assert measured["idle"].speedup >= 1.25

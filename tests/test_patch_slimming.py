@@ -19,10 +19,9 @@ from common.slimming import SlimmingPlan
 from common.slimming.allocation import uniform_lengths
 from common.slimming.branches import branches, dropped_at, nested, slimmed
 from common.weights import save_state
+from references import FIGURE_5
 
 SLIM = [family for family in FAMILIES if "patch_slimming" in applicable_reducers(make(family))]
-# tokens of DeiT-S's blocks as the paper's figure 5 shows them, read by eye
-FIGURE_5 = (197, 197, 160, 153, 121, 101, 83, 63, 50, 25, 20, 1)
 DEIT_S = Shape(
     num_patches=196, num_prefix_tokens=1, dim=384, heads=6, depth=12, mlp_dim=1536, patch_dim=768, num_outputs=1000
 )

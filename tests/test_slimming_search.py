@@ -10,7 +10,6 @@ from backbones import images, make
 
 from common.cost.closed_form import Shape
 from common.cost.methods import slim_macs
-from common.cost.throughput import interleaved
 from common.errors import UsageError
 from common.models.factory import create_backbone
 from common.models.reduced import reduce_tokens
@@ -336,17 +335,3 @@ def test_a_gate_that_is_the_score_chooses_by_the_score(vit, x):
     first = model.reducer.blocks[0]
     highest = trace.scores[first].topk(32).indices.sort().values
     assert torch.equal(highest, torch.stack([row.nonzero()[:, 0] for row in trace.kept(first)]))
-
-
-@pytest.mark.speed
-def test_speed_is_nine_tenths_of_what_the_multiplications_imply():
-    """fp32, batch 16, ViT-S with the paper's figure 5, against the same backbone with fused attention."""
-    import timm
-
-    vit = timm.create_model("vit_small_patch16_224").eval()
-    lengths = (197, 197, 160, 153, 121, 101, 83, 63, 50, 25, 20, 1)
-    kept = [range(length - 1) for length in lengths]
-    slim = reduce_tokens(vit, "patch_slimming", plan=SlimmingPlan.of_patches(kept, 196))
-    found = interleaved({"none": vit, "slim": slim}, images(vit, 16), baseline="none", rounds=5)
-    shape = Shape.of(vit)
-    assert found["slim"].speedup >= 0.9 * shape.unreduced / slim_macs(shape, lengths)

@@ -446,7 +446,13 @@ def test_unknown_profile_is_refused_before_anything_is_installed(tmp_path):
     done = run_all("papper", cwd=tmp_path)
     assert done.returncode == 2
     assert done.stdout == ""
-    assert done.stderr == f"error: unknown profile 'papper'; allowed: {', '.join(list_profiles())} (or test)\n"
+    assert done.stderr == f"error: unknown profile 'papper'; allowed: {', '.join(list_profiles())} (or test, bench)\n"
+
+
+def test_bench_hands_its_options_on_and_refuses_like_the_rest():
+    done = run_all("bench", "tram", "--no-venv", "--no-install", "--rounds", "0")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: rounds=0 is not allowed; give a whole number >= 1\n"
 
 
 def test_dry_run_says_what_would_run(results):

@@ -75,7 +75,7 @@ def compare(
     models = {(m, rate): reduce_tokens(vit, m.name, keep_rate=rate, **dict(m.options)) for m, rate in variants}
     baseline, side = variants[0], vit.patch_embed.img_size
     images = torch.randn(batch_size, 3, *side, generator=torch.Generator().manual_seed(seed))
-    _assert_identity(vit, images[:1])
+    assert_identity(vit, images[:1])
     costs = {variant: _cost(model, side) for variant, model in models.items()}
 
     models[baseline] = vit
@@ -114,7 +114,8 @@ class SelectAll(Reducer):
         return tokens, Selection(everything.expand(len(tokens.x), -1))
 
 
-def _assert_identity(vit: VisionTransformer, images: Tensor) -> None:
+def assert_identity(vit: VisionTransformer, images: Tensor) -> None:
+    """Refuse to compare with ``vit`` unless selecting every patch of ``images`` gives its logits to 1e-5."""
     model = attach(vit, SelectAll(vit, Schedule(1.0, (0,))))
     with torch.inference_mode():
         torch.testing.assert_close(model(images), vit(images), rtol=0, atol=1e-5)

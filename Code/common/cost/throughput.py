@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 
@@ -32,7 +32,7 @@ class Throughput:
 
 
 def interleaved(
-    models: Mapping[Hashable, nn.Module], images: Tensor, *, baseline: Hashable, rounds: int = 10
+    models: Mapping[Hashable, Callable[[Tensor], object]], images: Tensor, *, baseline: Hashable, rounds: int = 10
 ) -> dict[Hashable, Throughput]:
     """Time all ``models`` in turn, A B C A B C ..., on the same batch.
 
@@ -40,7 +40,7 @@ def interleaved(
     timed pass follows an untimed one of the same model, which finds memory and caches as it leaves them itself.
 
     Args:
-        models: by any key, on the device and in the dtype of ``images``, in eval mode.
+        models: by any key, on the device and in the dtype of ``images``, in eval mode; or whatever is called with them.
         images: (B, 3, H, W).
         baseline: key of the model that is the 1.0 of the speed-up.
         rounds: measured passes of each model.
@@ -54,7 +54,7 @@ def interleaved(
     return {name: _summary(own, seconds[baseline], len(images)) for name, own in seconds.items()}
 
 
-def _seconds(model: nn.Module, images: Tensor) -> float:
+def _seconds(model: Callable[[Tensor], object], images: Tensor) -> float:
     _synchronize(images)
     start = time.perf_counter()
     model(images)
