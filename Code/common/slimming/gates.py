@@ -109,7 +109,9 @@ def calibrate_thresholds(model: ReducedVisionTransformer, images: Calibration, *
             if str(layer) in reducer.gates:
                 scores = torch.cat([_alive(reducer.score(tokens, layer), tokens.valid_patches) for tokens in chunks])
                 wanted = min(reducer.counts[layer] * len(images), len(scores))
-                reducer.thresholds[layer] = scores.topk(wanted).values[-1]
+                ordered = scores.sort(descending=True).values
+                # halfway to the next score: at a score itself, rounding would decide about its patch
+                reducer.thresholds[layer] = ordered[wanted - 1 : wanted + 1].mean()
             chunks = [reduced_block(block, tokens, layer, reducer) for tokens in chunks]
 
 
