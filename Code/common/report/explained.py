@@ -6,7 +6,7 @@ import pandas as pd
 
 from common.plots import METHODS
 from common.plots.style import explainer_label
-from common.report.sections import WHOLE, method_label, number, percent, spread
+from common.report.sections import WHOLE, method_label, numbers, percent, spread
 
 AREAS = (
     "Insertion: area under the probability of the explained class while patches are shown, the hottest first; higher "
@@ -35,10 +35,6 @@ def explained_models(rows: pd.DataFrame) -> list[str]:
 
 def with_errors(rows: pd.DataFrame, name: str, digits: int = 3) -> list[str]:
     return [spread(mean, sem, digits) for mean, sem in zip(rows[name], rows[f"{name}_sem"], strict=True)]
-
-
-def numbers(values: pd.Series, digits: int = 3) -> list[str]:
-    return [number(value, digits) for value in values]
 
 
 def times(seconds: pd.Series) -> tuple[str, list[str]]:

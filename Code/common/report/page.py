@@ -1,12 +1,11 @@
 """One page for readers: RESULTS_DIR/report.html.
 
-The page is self-contained (style, figures and drawings inside, no script) and the same runs give the same bytes.
-Figures of single runs come from RESULTS_DIR/figures/<study>/; summary figures are drawn here into figures/summary/.
+The page holds its style and drawings, needs no script, and shows the figures beside it; the same runs give the same
+bytes. Figures of single runs come from RESULTS_DIR/figures/<study>/; summary figures are drawn into figures/summary/.
 """
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,16 +26,15 @@ from common.results import resolve, write_atomically
 if TYPE_CHECKING:
     from common.studies import Study
 
-MAX_FIGURE_BYTES = 2_000_000
 # A study with more tables than this shows the first two; the others open on a click.
 _OPEN_SECTIONS = 6
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure inside the page: PNG as a data URI, its caption, and what it is for those who cannot see it."""
+    """A figure: its place from the page's folder, its caption, and what it is for those who cannot see it."""
 
-    uri: str
+    path: str
     caption: str
     alt: str
 
@@ -65,26 +63,21 @@ def draw_summaries(results_dir: Path, found: Sequence[Findings]) -> dict[str, di
 
 def _chapters(results_dir: Path, found: Sequence[Findings]) -> Iterator[Chapter]:
     drawn = draw_summaries(results_dir, found)
-    room = MAX_FIGURE_BYTES - sum(path.stat().st_size for paths in drawn.values() for path in paths.values())
     for each in found:
-        study = each.study
-        pictures = [_picture(path, study.captions[end]) for end, path in drawn[study.name].items()]
-        left_out, folder = [], results_dir / "figures" / study.name
-        shown = set(folder.glob(study.run_figures)) if study.run_figures else set()
-        for path in sorted(folder.glob("**/*.png")):
-            room -= path.stat().st_size if path in shown else 0
-            if path in shown and room >= 0:
-                run = path.relative_to(folder).with_suffix("").as_posix()
-                pictures.append(_picture(path, f"{study.captions['']} Run {run}."))
-            else:
-                left_out.append(path.relative_to(results_dir).as_posix())
+        study, folder = each.study, results_dir / "figures" / each.study.name
+        captions = {path: study.captions[end] for end, path in drawn[study.name].items()}
+        for path in sorted(folder.glob(study.run_figures)) if study.run_figures else ():
+            run = path.relative_to(folder).with_suffix("").as_posix()
+            captions[path] = f"{study.captions['']} Run {run}."
+        pictures = [_picture(path, results_dir, caption) for path, caption in captions.items()]
+        others = sorted(set(folder.glob("**/*.png")) - captions.keys())
+        left_out = [path.relative_to(results_dir).as_posix() for path in others]
         answers = list(study.answers(each.table)) if len(each.runs) else []
         yield Chapter(each, answers, pictures, shortened(list(each.missing)), shortened(left_out))
 
 
-def _picture(path: Path, caption: str) -> Picture:
-    data = base64.b64encode(path.read_bytes()).decode("ascii")
-    return Picture(f"data:image/png;base64,{data}", caption, f"Figure {path.stem}: {caption}")
+def _picture(path: Path, results_dir: Path, caption: str) -> Picture:
+    return Picture(path.relative_to(results_dir).as_posix(), caption, f"Figure {path.stem}: {caption}")
 
 
 def render(results_dir: str | Path, studies: Mapping[str, Study], *, title: str = "", about: str = "") -> str:

@@ -73,6 +73,11 @@ def number(value: float, digits: int = 2) -> str:
     return NONE if pd.isna(value) else f"{value:,.{digits}f}"
 
 
+def numbers(values: pd.Series, digits: int = 3) -> list[str]:
+    """:func:`number` of each of ``values``."""
+    return [number(value, digits) for value in values]
+
+
 def spread(mean: float, sd: float, digits: int = 2) -> str:
     """``mean ± sd``; the mean alone when there is one seed."""
     return number(mean, digits) + ("" if pd.isna(sd) or pd.isna(mean) else f" ± {sd:.{digits}f}")

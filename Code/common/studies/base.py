@@ -35,7 +35,7 @@ class Study:
     name: str
     title: str
     question: str
-    place: int = 100
+    place: int = 1000
     columns: Mapping[str, Column]
     required: Sequence[str] = REQUIRED
     parts: Sequence[str] = ()

@@ -8,13 +8,11 @@ import pandas as pd
 
 from common.plots.frames import backbone_name
 from common.report.rows import VARIANT
-from common.report.sections import NONE, Answer, Section, number, percent
-from common.schema import FLOAT, INT, TEXT, columns
+from common.report.sections import NONE, Answer, Section, numbers, percent
+from common.schema import count, number, text
 from common.studies.base import Study, register_study
 
 SETTING = ["source"]
-
-
 SIZING_NOTE = (
     "Linear, Attention and Total are GMAC per image; By hand compares Total with the sum derived from the schedule. "
     "GMAC, thop counts as the published GFlops do; thop itself is what this library reports of the same network."
@@ -29,19 +27,20 @@ class Sizing(Study):
     question = "Is the arithmetic saved what the authors say?"
     place = 20
     columns = {
-        **columns(TEXT, "source", "model"),
-        **columns(INT, "params"),
-        **columns(INT, "published_params", optional=True),
-        **columns(FLOAT, "gmac_linear", "gmac_attention", "gmac"),
-        **columns(FLOAT, "gmac_closed_form", optional=True),
-        # in the convention of thop, counted here and by the library itself
-        **columns(FLOAT, "gmac_thop_compat", "gmac_thop"),
-        **columns(FLOAT, "published_gflops", optional=True),
+        "source": text("the published table"),
+        "model": text("the row's name there"),
+        "params": count("parameters, of layers that thop has a rule for"),
+        "published_params": count("the printed number", optional=True),
+        "gmac_linear": number("of linear layers and convolutions", "GMAC"),
+        "gmac_attention": number("of products of two activations", "GMAC"),
+        "gmac": number("all that is executed", "GMAC"),
+        "gmac_closed_form": number("the same by hand; a random sampler has none", "GMAC", optional=True),
+        "gmac_thop_compat": number("in the convention of thop, counted here", "GMAC"),
+        "gmac_thop": number("what thop itself reports", "GMAC"),
+        "published_gflops": number("the printed number, which is thop's", "GMAC", optional=True),
     }
     setting = SETTING
-    captions = {
-        "": "Counted arithmetic beside the published numbers.",
-    }
+    captions = {"": "Counted arithmetic beside the published numbers."}
     run_figures = "**/*.png"
 
     def summarise(self, runs: pd.DataFrame) -> pd.DataFrame:
@@ -60,13 +59,13 @@ class Sizing(Study):
                     "Model": rows["model"],
                     "Backbone": [backbone_name(name) for name in rows["backbone"]],
                     "Keep": rows["keep_rate"].map(percent),
-                    "Linear": rows["gmac_linear"].map(lambda value: number(value, 4)),
-                    "Attention": rows["gmac_attention"].map(lambda value: number(value, 4)),
-                    "Total": rows["gmac"].map(lambda value: number(value, 4)),
+                    "Linear": numbers(rows["gmac_linear"], 4),
+                    "Attention": numbers(rows["gmac_attention"], 4),
+                    "Total": numbers(rows["gmac"], 4),
                     "By hand": rows["closed_form_error"].map(lambda error: _relative(error, "equal")),
-                    "GMAC, thop": rows["gmac_thop_compat"].map(lambda value: number(value, 4)),
-                    "thop itself": rows["gmac_thop"].map(lambda value: number(value, 4)),
-                    "Published GFlops": rows["published_gflops"].map(lambda value: number(value, 4)),
+                    "GMAC, thop": numbers(rows["gmac_thop_compat"], 4),
+                    "thop itself": numbers(rows["gmac_thop"], 4),
+                    "Published GFlops": numbers(rows["published_gflops"], 4),
                     "Difference": rows["relative_error"].map(_relative),
                 }
             )

@@ -19,28 +19,31 @@ from common.report.sections import (
     labels,
     method_label,
     model_name,
-    number,
+    numbers,
     percent,
     quartiles,
 )
 from common.results import read_published
 from common.schedule import keep_rate_text
-from common.schema import FLOAT, INT, columns
+from common.schema import Column, count, number
 from common.studies.base import REQUIRED, Study, register_study
 
 SETTING = ["dtype", "batch", "device", "threads", "backbone", "img_size"]
-
-
 EFFICIENCY_KEY = ["backbone", "img_size", "method", "keep_rate"]
-
-
 FPS_NOTE = "Published FPS: one CUDA GPU, type not recorded. Not comparable with the speeds measured here."
-
-
 GFLOPS_NOTE = (
     "GMAC counts everything; GMAC, thop leaves out the matrix products of attention, as the published GFlops do: "
     "compare only these two."
 )
+
+
+def quartiles_of(name: str, what: str, unit: str) -> dict[str, Column]:
+    """The columns of a median and of its quartiles."""
+    return {
+        name: number(f"median of {what}", unit),
+        f"{name}_q1": number(f"lower quartile of {what}", unit),
+        f"{name}_q3": number(f"upper quartile of {what}", unit),
+    }
 
 
 @register_study
@@ -51,9 +54,12 @@ class Throughput(Study):
     question = "How much faster is a model that keeps fewer tokens?"
     place = 10
     columns = {
-        **columns(FLOAT, "fps", "fps_q1", "fps_q3", "speedup", "speedup_q1", "speedup_q3"),
-        **columns(INT, "rounds", "params"),
-        **columns(FLOAT, "gmac", "gmac_thop_compat"),
+        **quartiles_of("fps", "images per second over the rounds", "1/s"),
+        **quartiles_of("speedup", "seconds of the unreduced model / own seconds in the same round", "ratio"),
+        "rounds": count("passes of each model, in turn"),
+        "params": count("parameters"),
+        "gmac": number("multiply-accumulates of an image, attention included", "GMAC"),
+        "gmac_thop_compat": number("the same as thop counts them, without attention's products", "GMAC"),
     }
     required = (*REQUIRED, "dtype", "batch")
     setting = SETTING
@@ -142,10 +148,10 @@ def _throughput_frame(rows: pd.DataFrame) -> pd.DataFrame:
             "Keep": rows["keep_rate"].map(percent),
             "FPS": [quartiles(row, "fps", 1) for _, row in rows.iterrows()],
             "Speed-up": [quartiles(row, "speedup", 2) for _, row in rows.iterrows()],
-            "GMAC": rows["gmac"].map(lambda value: number(value, 4)),
-            "GMAC, thop": rows["gmac_thop_compat"].map(lambda value: number(value, 4)),
+            "GMAC": numbers(rows["gmac"], 4),
+            "GMAC, thop": numbers(rows["gmac_thop_compat"], 4),
             "Published GFlops": published["published_gflops"],
-            "Params (M)": rows["params"].map(lambda value: number(value / 1e6)),
+            "Params (M)": numbers(rows["params"] / 1e6, 2),
             "Published FPS": published["published_fps"],
         }
     )
