@@ -104,6 +104,11 @@ def test_sizes_that_the_model_does_not_take_are_refused(measure):
         measure(dynamic, 70)
 
 
+def test_a_method_without_a_closed_form_is_refused():
+    with pytest.raises(UsageError, match="unknown reducer with a closed form 'ats'; allowed: none, patchmerger, t"):
+        scheduled_macs(Shape.of(make("vit")), "ats", Schedule(0.5, (3, 6, 9)))
+
+
 def test_parts_of_a_block_by_hand():
     """D = 2, M = 8: 3 queries, 5 keys and 4 rows."""
     shape = Shape(num_patches=6, num_prefix_tokens=1, dim=2, heads=1, depth=3, mlp_dim=8, patch_dim=3, num_outputs=5)

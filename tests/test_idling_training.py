@@ -59,7 +59,7 @@ def test_outcomes_are_the_models_own(model):
     assert found["m"].came_back == pytest.approx(back.item()) and 0 < back < 1
     assert acting_blocks(model) == [1, 2, 3] and found["dense"].patches_idled == 0
     counts = {layer: int(active[0, layer].sum()) for layer in (1, 2, 3)}
-    by_hand = idle_macs(Shape.of(model), counts, "modified", deciding_macs(model, [1, 2, 3]))
+    by_hand = idle_macs(Shape.of(model), counts, "modified") + deciding_macs(model, [1, 2, 3])
     assert found["m"].macs[0] == by_hand
     assert found["dense"].macs[0] == count_macs(lively(), 8).total
 

@@ -10,6 +10,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
+from typing import Literal
 
 import torch
 from timm.models.vision_transformer import VisionTransformer
@@ -17,9 +18,10 @@ from torch import Tensor, nn
 
 from common.cost.counter import count_macs
 from common.cost.throughput import interleaved
-from common.errors import UsageError, require_choice
+from common.errors import UsageError
 from common.models.factory import create_backbone
 from common.models.reduced import attach, reduce_tokens
+from common.options import Count, check, checked
 from common.reducers import Method, Reducer, Schedule, Signals, list_reducers
 from common.reducers.base import Signal
 from common.tokens import Selection, Tokens
@@ -28,16 +30,17 @@ from common.training import torch_device
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
+@checked
 def compare(
     backbone: str,
     methods: Sequence[str],
     keep_rates: Sequence[float],
     *,
-    img_size: int | None = None,
-    dtype: str = "float32",
-    batch_size: int = 16,
+    img_size: Count | None = None,
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+    batch_size: Count = 16,
     device: str | None = None,
-    rounds: int = 10,
+    rounds: Count = 10,
     seed: int = 0,
     num_classes: int = 10,
 ) -> list[dict[str, object]]:
@@ -51,7 +54,7 @@ def compare(
         methods: written as for :class:`common.reducers.Method`; "none" is always measured.
         keep_rates: see :class:`common.reducers.Schedule`.
         img_size: pixels; default that of the backbone.
-        dtype: float32, bfloat16 or float16, of weights and images.
+        dtype: of weights and images.
         batch_size: images per pass.
         device: default "cuda" when there is one.
         rounds: passes of each model.
@@ -63,10 +66,6 @@ def compare(
         img_size, params, gmac (attention included), gmac_thop_compat, and the fields of
         :class:`common.cost.throughput.Throughput`.
     """
-    require_choice(dtype, DTYPES, "dtype")
-    for what, value in (("rounds", rounds), ("batch_size", batch_size)):
-        if not isinstance(value, int) or value < 1:
-            raise UsageError(f"{what}={value!r} is not allowed; give a whole number >= 1")
     where, parsed = torch_device(device), [Method.parse(method) for method in methods]
     torch.manual_seed(seed)
     vit = create_backbone(backbone, num_classes=num_classes, img_size=img_size).eval()
@@ -123,9 +122,7 @@ def assert_identity(vit: VisionTransformer, images: Tensor) -> None:
 
 def set_threads(threads: int) -> None:
     """Use ``threads`` CPU threads from now on."""
-    if threads < 1:
-        raise UsageError(f"threads={threads} is not allowed; give a whole number >= 1")
-    torch.set_num_threads(threads)
+    torch.set_num_threads(check("threads", threads, Count))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -144,16 +141,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if args.threads is not None:
             set_threads(args.threads)
-        rows = compare(
-            args.backbone,
-            args.reducer,
-            args.keep_rate,
-            img_size=args.img_size,
-            dtype=args.dtype,
-            batch_size=args.batch_size,
-            device=args.device,
-            rounds=args.rounds,
-        )
+        settings = {name: getattr(args, name) for name in ("img_size", "dtype", "batch_size", "device", "rounds")}
+        rows = compare(args.backbone, args.reducer, args.keep_rate, **settings)
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -18,6 +18,7 @@ import torch
 from timm.layers.attention import Attention
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.modules.module import register_module_forward_hook
 from torch.utils.flop_counter import FlopCounterMode
 
 from common.cost.closed_form import image_size
@@ -81,46 +82,33 @@ class _Tally:
 
 @contextmanager
 def _thop_convention(model: nn.Module) -> Iterator[_Tally]:
-    tally = _Tally()
-    projections = {id(module.proj) for module in model.modules() if isinstance(module, Attention)}
-    hooks = []
-    for module in model.modules():
-        if isinstance(module, Attention):
-            hooks.append(module.qkv.register_forward_hook(_attention_hook(tally, module)))
-        elif isinstance(module, nn.LayerNorm):
-            hooks.append(module.register_forward_hook(_hook(tally, lambda m, y: 4 * y.numel())))
-        elif isinstance(module, nn.Linear) and id(module) not in projections:
-            hooks.append(module.register_forward_hook(_hook(tally, lambda m, y: m.in_features * y.numel())))
-        elif isinstance(module, nn.Conv2d):
-            hooks.append(module.register_forward_hook(_hook(tally, lambda m, y: m.weight[0].numel() * y.numel())))
+    tally, queries = _Tally(), []
+    attention = {module.qkv: module for module in model.modules() if isinstance(module, Attention)}
+    projections = {module.proj for module in attention.values()}
+
+    def add(module: nn.Module, inputs: tuple, output: Tensor) -> None:
+        if isinstance(module, nn.LayerNorm):
+            tally.macs += 4 * output.numel()
+        elif isinstance(module, (nn.Linear, nn.Conv2d)) and module not in projections:
+            tally.macs += module.weight[0].numel() * output.numel()
+        if module in attention:
+            tally.macs += _softmax_and_projection(attention[module], output, queries)
+
+    hook = register_module_forward_hook(add)
     try:
         yield tally
     finally:
-        for hook in hooks:
-            hook.remove()
+        hook.remove()
 
 
-def _hook(tally: _Tally, rule):
-    def add(module: nn.Module, inputs: tuple, output: Tensor) -> None:
-        tally.macs += rule(module, output)
-
-    return add
-
-
-def _attention_hook(tally: _Tally, attn: Attention):
-    """Softmax and projection of every token that enters, told from the rows of qkv's output.
+def _softmax_and_projection(attn: Attention, output: Tensor, queries: list[int]) -> int:
+    """Of every token that enters, told from the rows of qkv's ``output``.
 
     Where queries are projected apart, in a call before that of keys and values, there are as many rows as queries.
     """
-    queries = []
-
-    def add(module: nn.Module, inputs: tuple, output: Tensor) -> None:
-        batch, length, width = output.shape[0], math.prod(output.shape[1:-1]), output.shape[-1]
-        if 3 * width == module.out_features:
-            queries.append(length)
-            return
-        rows = queries.pop() if queries else length
-        softmax = batch * attn.num_heads * rows * (3 * length - 1)
-        tally.macs += softmax + batch * rows * attn.proj.in_features * attn.proj.out_features
-
-    return add
+    batch, length, width = output.shape[0], math.prod(output.shape[1:-1]), output.shape[-1]
+    if 3 * width == attn.qkv.out_features:
+        queries.append(length)
+        return 0
+    rows = queries.pop() if queries else length
+    return batch * rows * (attn.num_heads * (3 * length - 1) + attn.proj.weight.numel())

@@ -16,6 +16,7 @@ from common.reducers import Schedule
 from common.reducers.idle_mlp import Pruner
 from common.reducers.idling import ATTENTION, Idling
 
+SCHEDULED = ("none", "tram", "topk", "patchmerger")
 COUNTERS = ("compact", "paper", "square")
 BY_KEYS = "by_keys"  # keys of all for the decision, everything else among the computed: IdleViT
 
@@ -35,6 +36,7 @@ class BlockLengths:
 
 def block_lengths(shape: Shape, reducer: str, schedule: Schedule) -> list[BlockLengths]:
     """Tokens per block: TRAM and TopK drop between attention and MLP, PatchMerger merges before the attention."""
+    require_choice(reducer, SCHEDULED, "reducer with a closed form")
     tokens, lengths = shape.num_patches, []
     for layer in range(shape.depth):
         target = schedule.target(layer, shape.num_patches) or tokens
@@ -50,7 +52,7 @@ def scheduled_parts(shape: Shape, reducer: str, schedule: Schedule) -> list[dict
     """MAC of each block of this package's models by part: qkv, attention, proj, mlp, score.
 
     Args:
-        reducer: none, tram, topk or patchmerger; a sampler such as ATS has no closed form.
+        reducer: one of ``SCHEDULED``; a sampler such as ATS has no closed form.
     """
     last_scored, blocks = schedule.last_drop(shape.num_patches), []
     for block in block_lengths(shape, reducer, schedule):
@@ -94,11 +96,6 @@ def slim_macs(shape: Shape, lengths: Sequence[int], counter: str = "compact") ->
     return total_macs(shape, [slim_block_macs(shape, *each, counter) for each in zip(lengths, entering, strict=True)])
 
 
-def slim_cut(shape: Shape, lengths: Sequence[int], counter: str = "compact") -> float:
-    """Fraction of the unreduced network's MAC that is saved."""
-    return 1 - slim_macs(shape, lengths, counter) / shape.unreduced
-
-
 # Idle patches
 
 
@@ -119,21 +116,16 @@ def idle_block_macs(shape: Shape, computed: Number, attention: str) -> Number:
     return block_macs(shape, n, n if attention == "standard" else whole)
 
 
-def idle_macs(
-    shape: Shape, computed: Mapping[int, Number] | Sequence[Number], attention: str, extra: float = 0.0
-) -> Number:
-    """MAC of one image.
+def idle_macs(shape: Shape, computed: Mapping[int, Number], attention: str) -> Number:
+    """MAC of one image, without what deciding costs.
 
     Args:
-        computed: block -> patches that it computes, or one number per block; a block that is left out computes all, in
-            the ordinary way.
-        extra: what deciding costs, all blocks together.
+        computed: block -> patches that it computes; a block that is left out computes all, in the ordinary way.
     """
-    given = computed if isinstance(computed, Mapping) else dict(enumerate(computed))
     blocks = [block_macs(shape, shape.num_tokens, shape.num_tokens)] * shape.depth
-    for layer, patches in given.items():
+    for layer, patches in computed.items():
         blocks[layer] = idle_block_macs(shape, patches, attention)
-    return total_macs(shape, blocks) + extra
+    return total_macs(shape, blocks)
 
 
 def pruner_macs(pruner: Pruner, num_patches: int) -> int:

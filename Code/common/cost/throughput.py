@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -75,7 +75,4 @@ def _summary(own: Sequence[float], baseline: Sequence[float], batch: int) -> Thr
 
 def _quartiles(values: Sequence[float]) -> tuple[float, float, float]:
     """Median, first and third quartile."""
-    if len(values) == 1:
-        return values[0], values[0], values[0]
-    q1, median, q3 = statistics.quantiles(values, n=4, method="inclusive")
-    return median, q1, q3
+    return tuple(np.quantile(values, (0.5, 0.25, 0.75)).tolist())

@@ -67,7 +67,7 @@ def _saved(model: ReducedVisionTransformer, states: list[Tokens], counts: list[f
             computed[layer] = reducer.passes(scores, layer).sum(1).double()
         states = [reduced_block(block, tokens, layer, reducer) for tokens in states]
     shape = Shape.of(model)
-    spent = idle_macs(shape, computed, reducer.attention, deciding_macs(model, list(computed)))
+    spent = idle_macs(shape, computed, reducer.attention) + deciding_macs(model, list(computed))
     return 1 - torch.as_tensor(spent / shape.unreduced).mean().item()
 
 
@@ -101,7 +101,7 @@ def shares_of_budget(model: ReducedVisionTransformer, chances: Tensor, cut: floa
 
     def cost(counts: list[float | None]) -> float:
         asked = {layer: count for layer, count in enumerate(counts) if count is not None}
-        return idle_macs(shape, asked, attention, extra=price * len(asked))
+        return idle_macs(shape, asked, attention) + price * len(asked)
 
     low, high = 0.0, 1.0 + 1e-6
     if cost(at(high)) > target:

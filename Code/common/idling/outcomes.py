@@ -97,7 +97,7 @@ def _outcome(model: ReducedVisionTransformer, logits: Tensor, computed: Tensor, 
     if model.reducer.idles:
         attention, asked = attention_of(model.reducer), acting_blocks(model)
     per_block = {layer: computed[:, layer].double() for layer in asked}
-    macs = idle_macs(shape, per_block, attention, deciding_macs(model, asked))
+    macs = idle_macs(shape, per_block, attention) + deciding_macs(model, asked)
     return Outcome(
         logits, computed, returned, shape.num_patches, torch.as_tensor(macs, dtype=torch.float64).expand(len(logits))
     )

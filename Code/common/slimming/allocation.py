@@ -77,8 +77,7 @@ def allocate(curves: np.ndarray, shape: Shape, budget: float, counter: str = "co
     Args:
         curves: (L - 1, P + 1), see :func:`error_curves`.
     """
-    check_budget(shape, budget, counter)
-    prices = _prices(shape, counter)
+    uniform, prices = uniform_lengths(shape, budget, counter), _prices(shape, counter)
     low, high = 1e-9, 1e9
     for _ in range(80):
         middle = (low * high) ** 0.5
@@ -87,25 +86,24 @@ def allocate(curves: np.ndarray, shape: Shape, budget: float, counter: str = "co
     short, long = (np.array(_lengths(curves, prices, price, shape)) for price in (high, low))
     mixed = [np.round(short + part * (long - short)).astype(int).tolist() for part in np.linspace(0, 1, 101)]
     fitting = [each for each in mixed if slim_macs(shape, each, counter) <= budget * shape.unreduced]
-    return tuple(min([*fitting, uniform_lengths(shape, budget, counter)], key=lambda each: added_error(curves, each)))
+    return tuple(min([*fitting, uniform], key=lambda each: added_error(curves, each)))
 
 
 def uniform_lengths(shape: Shape, budget: float, counter: str = "compact") -> tuple[int, ...]:
-    """Lengths that are the same in every block but the last: the most that ``budget``, a share, allows."""
-    check_budget(shape, budget, counter)
+    """Lengths that are the same in every block but the last: the most that ``budget``, a share, allows.
+
+    Raises:
+        UsageError: not even blocks that compute the prefix tokens alone fit into ``budget``, or it is no share.
+    """
     prefix = shape.num_prefix_tokens
     every = [(*[length] * (shape.depth - 1), prefix) for length in range(prefix, shape.num_tokens + 1)]
-    return max(lengths for lengths in every if slim_macs(shape, lengths, counter) <= budget * shape.unreduced)
-
-
-def check_budget(shape: Shape, budget: float, counter: str) -> None:
-    """Refuse a budget that is no share, or that not even blocks which compute the prefix tokens alone fit into."""
-    least = slim_macs(shape, [shape.num_prefix_tokens] * shape.depth, counter) / shape.unreduced
+    least = slim_macs(shape, every[0], counter) / shape.unreduced
     if isinstance(budget, bool) or not isinstance(budget, (int, float)) or not least <= budget <= 1:
         raise UsageError(
             f"mac_budget={budget!r} is not allowed; give the share of the multiplications to spend by the counter "
             f"{counter!r}, from {least:.2f} to 1"
         )
+    return max(lengths for lengths in every if slim_macs(shape, lengths, counter) <= budget * shape.unreduced)
 
 
 def added_error(curves: np.ndarray, lengths: Sequence[int]) -> float:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from common.cost.closed_form import Shape
-from common.cost.methods import slim_cut, slim_macs
+from common.cost.methods import slim_macs
 from common.errors import require_choice
 from common.models.reduced import ReducedVisionTransformer, reduce_tokens
 from common.reducers.slimming_plan import SlimmingPlan
@@ -111,8 +111,8 @@ def cost(shape: Shape, lengths: Sequence[int], counter: str = "compact") -> Row:
     """What is executed (by ``counter``) and what the authors count, what is saved of each, the tokens by block."""
     row: Row = {"tokens": " ".join(map(str, lengths))}
     for name, end in ((counter, ""), ("paper", "_paper")):
-        row[f"gmac{end}"] = slim_macs(shape, lengths, name) / 1e9
-        row[f"cut{end}"] = slim_cut(shape, lengths, name)
+        macs = slim_macs(shape, lengths, name)
+        row |= {f"gmac{end}": macs / 1e9, f"cut{end}": 1 - macs / shape.unreduced}
     return row
 
 
