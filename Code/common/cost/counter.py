@@ -69,34 +69,30 @@ def count_macs(model: nn.Module, img_size: int | tuple[int, int], *, seed: int =
     macs = {name: flops // 2 for name, flops in counter.get_flop_counts()["Global"].items()}
     linear = sum(count for op, count in macs.items() if op in LINEAR_OPERATORS)
     total = sum(macs.values())
-    return MacCount(linear, total - linear, total, thop.macs)
+    return MacCount(linear, total - linear, total, sum(thop))
 
 
 LINEAR_OPERATORS = (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.convolution)
 
 
-@dataclass
-class _Tally:
-    macs: int = 0
-
-
 @contextmanager
-def _thop_convention(model: nn.Module) -> Iterator[_Tally]:
-    tally, queries = _Tally(), []
+def _thop_convention(model: nn.Module) -> Iterator[list[int]]:
+    """What each module that thop would count adds to its sum, appended as the model runs."""
+    counts, queries = [], []
     attention = {module.qkv: module for module in model.modules() if isinstance(module, Attention)}
     projections = {module.proj for module in attention.values()}
 
     def add(module: nn.Module, inputs: tuple, output: Tensor) -> None:
         if isinstance(module, nn.LayerNorm):
-            tally.macs += 4 * output.numel()
+            counts.append(4 * output.numel())
         elif isinstance(module, (nn.Linear, nn.Conv2d)) and module not in projections:
-            tally.macs += module.weight[0].numel() * output.numel()
+            counts.append(module.weight[0].numel() * output.numel())
         if module in attention:
-            tally.macs += _softmax_and_projection(attention[module], output, queries)
+            counts.append(_softmax_and_projection(attention[module], output, queries))
 
     hook = register_module_forward_hook(add)
     try:
-        yield tally
+        yield counts
     finally:
         hook.remove()
 

@@ -130,14 +130,9 @@ def idle_macs(shape: Shape, computed: Mapping[int, Number], attention: str) -> N
 
 def pruner_macs(pruner: Pruner, num_patches: int) -> int:
     """MAC of predicting for ``num_patches`` patches; the CLS token's part is computed once."""
-    hidden, dim = pruner.own.weight.shape
-    macs = num_patches * (hidden * dim + hidden)
-    if pruner.cls is not None:
-        macs += hidden * dim
-    if pruner.around is not None:
-        width = pruner.squeeze.out_features
-        macs += num_patches * width * (dim + 9 + hidden)
-    return macs
+    weights = {name: weight.numel() for name, weight in pruner.named_parameters() if name.endswith("weight")}
+    once = weights.pop("cls.weight", 0)
+    return once + num_patches * sum(weights.values())
 
 
 def deciding_macs(model: ReducedVisionTransformer, layers: Sequence[int]) -> int:
