@@ -510,12 +510,12 @@ def test_subset_that_skips_shares_no_image(folder):
         ({"name": "folder:"}, "unknown dataset 'folder:'"),
         ({"split": "test"}, "unknown split 'test'; allowed: train, val"),
         ({"recipe": "best"}, "unknown recipe 'best'; allowed: center_crop, pretrained, scratch, which_tokens"),
-        ({"img_size": 0}, "img_size must be a whole number >= 1; given 0"),
-        ({"img_size": 32.0}, "img_size must be a whole number >= 1; given 32.0"),
-        ({"limit": 0}, "limit must be a whole number >= 1; given 0"),
-        ({"mean": (0.5,)}, "mean and std need 3 values, one number per channel; given (0.5,)"),
-        ({"mean": 0.5}, "mean and std need 3 values, one number per channel; given 0.5"),
-        ({"std": (1, 0, 1)}, "std (1.0, 0.0, 1.0) has a value that is not positive"),
+        ({"img_size": 0}, "img_size=0 is not allowed; give a whole number >= 1"),
+        ({"img_size": 32.0}, "img_size=32.0 is not allowed; give a whole number >= 1"),
+        ({"limit": 0}, "limit=0 is not allowed; give a whole number >= 1"),
+        ({"mean": (0.5,)}, "mean=(0.5,) is not allowed; give three numbers, one per channel"),
+        ({"mean": 0.5}, "mean=0.5 is not allowed; give three numbers, one per channel"),
+        ({"std": (1, 0, 1)}, "std=(1, 0, 1) is not allowed; give three numbers > 0, one per channel"),
     ],
 )
 def test_bad_arguments_are_refused_before_the_disk_is_touched(arguments, wanted, monkeypatch):
@@ -538,7 +538,7 @@ def test_limit_above_the_size_is_refused():
 
 def test_loader_refuses_what_gives_no_batch(folder):
     data = load_folder(folder)
-    assert "given 0 and 0" in refusal(make_loader, data, 0, shuffle=True, seed=0)
+    assert "batch_size=0 is not allowed" in refusal(make_loader, data, 0, shuffle=True, seed=0)
     assert refusal(make_loader, data, 10, shuffle=True, seed=0, drop_last=True) == (
         "a dataset of 9 images gives no batch of 10"
     )

@@ -171,7 +171,7 @@ def test_repeats_show_other_images_in_the_next_epoch_and_are_shared_by_processes
 @pytest.mark.parametrize(
     ("options", "wanted"),
     [
-        ({"workers": -1}, "workers >= 0; given 4 and -1"),
+        ({"workers": -1}, "workers=-1 is not allowed; give a whole number >= 0"),
         ({"repeats": 0}, "repeats must be >= 1, and 1 without shuffle; given 0 with shuffle=True"),
         ({"repeats": 3, "shuffle": False}, "given 3 with shuffle=False"),
         ({"rank": 2, "world_size": 2}, "rank must be one of 0 to world_size - 1; given rank 2 and world_size 2"),
@@ -191,7 +191,7 @@ def test_a_loader_that_cannot_be_is_refused_in_every_process(options, wanted):
 
 @pytest.mark.parametrize("epoch", [-1, 1.0, True])
 def test_an_epoch_that_is_none_is_refused(epoch):
-    with pytest.raises(UsageError, match=f"epoch must be a whole number >= 0; given {epoch}"):
+    with pytest.raises(UsageError, match=f"epoch={epoch} is not allowed; give a whole number >= 0"):
         set_epoch(shuffled(4, 2), epoch)
 
 

@@ -151,9 +151,9 @@ class Fused(Base):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"plan": "", "head_fusion": "min"}, "toy 'fused': unknown head_fusion 'min'; allowed: max, mean"),
-        ({"plan": "", "batch_size": 0}, "toy 'fused': batch_size=0 is not allowed; give a whole number >= 1"),
-        ({"plan": "", "size": 1}, "toy 'fused' has no option 'size'; allowed: batch_size, head_fusion, plan"),
+        ({"plan": "a.json", "head_fusion": "min"}, "toy 'fused': unknown head_fusion 'min'; allowed: max, mean"),
+        ({"plan": "a.json", "batch_size": 0}, "toy 'fused': batch_size=0 is not allowed; give a whole number >= 1"),
+        ({"plan": "a.json", "size": 1}, "toy 'fused' has no option 'size'; allowed: batch_size, head_fusion, plan"),
     ],
 )
 def test_a_registered_class_refuses_options_however_it_is_made(options, message):
@@ -165,6 +165,23 @@ def test_a_registered_class_refuses_options_however_it_is_made(options, message)
     with pytest.raises(UsageError) as refused:
         TOYS.read(f"fused:{written}")
     assert str(refused.value) == message
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("fused:plan=", "toy 'fused': plan=None is not allowed; give text or a path"),
+        ("fused:plan=[1", "'plan=[1' is not readable as YAML: line 1: expected ',' or ']', but got '<stream end>'"),
+        ("fused:plan", "option 'plan' of 'fused:plan' has no value; write name:key=value,key=value"),
+        ("fused:batch_size=1_0", "toy 'fused': batch_size='1_0' is not allowed; give a whole number >= 1"),
+        ("fused:plan=a,plan=b", "option 'plan' stands twice in 'fused:plan=a,plan=b'"),
+    ],
+)
+def test_options_are_written_as_yaml_has_them(text, message):
+    with pytest.raises(UsageError) as refused:
+        TOYS.read(text)
+    assert str(refused.value) == message
+    assert dict(TOYS.read("fused:plan=a,batch_size=3")[1]) == {"plan": "a", "batch_size": 3}
 
 
 def test_an_option_without_a_default_must_be_given():

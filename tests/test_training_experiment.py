@@ -11,11 +11,11 @@ import pandas as pd
 import pytest
 import torch
 
-from common import create_model, digits_backbone, load_dataset
+from common import create_model, load_dataset
 from common.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from common.errors import UsageError
 from common.models.factory import create_backbone, expected_norm
-from common.training import TrainConfig, protocol
+from common.training import TrainConfig, digits_backbone, protocol
 from common.training.__main__ import main
 from common.training.experiment import Experiment, restrict_head
 from common.weights import save_state
@@ -107,11 +107,14 @@ def test_conditions(file):
         "method": "topk",
         "options": "head_fusion=mean",
         "backbone": "vit_digits",
+        "weights": "random",
         "dataset": "digits",
+        "recipe": "pretrained",
         "img_size": 32,
         "keep_rate": 0.5,
         "seed": 42,
         "epochs": 2,
+        "lr": 1e-3,
         "dtype": "bfloat16",
         "batch": 8,
     }

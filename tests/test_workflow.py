@@ -229,7 +229,7 @@ REFUSALS = {
     ),
     "schedule of other stages": (
         [{"parameters": {"reducer": "tram", "keep_rate": [0.9, 0.5]}}],
-        "profile toy: keep_rate=[0.9, 0.5] for 3 stages is not allowed; give a ratio in (0, 1] that compounds, one "
+        "profile toy: keep_rate=(0.9, 0.5) for 3 stages is not allowed; give a ratio in (0, 1] that compounds, one "
         "ratio in (0, 1] per stage, or one count > 1 per stage",
     ),
     "weights of no file": (
@@ -347,7 +347,7 @@ def test_every_parameter_of_a_notebook_is_in_the_vocabulary_and_its_default_pass
         ("epochs", 1.5, "epochs=1.5 is not allowed; give a whole number >= 0"),
         ("reducers", "tram", "reducers='tram' is not allowed; give a list, each text"),
         ("reducers", ["tram", "topk:head_fusion=min"], "reducer 'topk': unknown head_fusion 'min'; allowed: max, mean"),
-        ("keep_rates", [[0.9, 0.7, 0.5], 1.5], "keep_rate=1.5 is not allowed"),
+        ("keep_rates", [[0.9, 0.5], 1.5], "keep_rates=[[0.9, 0.5], 1.5] is not allowed; give a list, each a ratio"),
         ("dtypes", ["half"], "give a list of bfloat16, float16, float32"),
         ("baseline", "white", "unknown baseline 'white'"),
         ("contexts", ["far"], "give a list of both, cls, conv, none"),

@@ -9,6 +9,7 @@ from typing import Any, Generic, TypeVar
 
 from common.errors import UsageError, require_choice
 from common.options import check, keywords
+from common.yaml_files import parse_yaml
 
 Class = TypeVar("Class", bound=type)
 Options = tuple[tuple[str, object], ...]
@@ -91,7 +92,7 @@ class Registry(Generic[Class]):
                 raise UsageError(f"option {part!r} of {text!r} has no value; write name:key=value,key=value")
             if key in dict(options):
                 raise UsageError(f"option {key!r} stands twice in {text!r}")
-            options.append((key, _literal(value)))
+            options.append((key, parse_yaml(value, part)))
         self.checked(name, dict(options))
         return name, tuple(options)
 
@@ -121,14 +122,3 @@ def options_text(options: Options | Mapping[str, object] | str) -> str:
         f"{key}={str(value).lower() if isinstance(value, bool) else value}" for key, value in dict(options).items()
     ]
     return ",".join(sorted(written))
-
-
-def _literal(text: str) -> object:
-    if text.lower() in ("true", "false"):
-        return text.lower() == "true"
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text

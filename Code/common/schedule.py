@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Annotated
 
-from annotated_types import MinLen, Predicate
-from pydantic import PlainValidator, Strict
+from annotated_types import Gt, Le, MinLen, Predicate
+from pydantic import AfterValidator, Strict
 
 from common.errors import UsageError
-from common.options import Whole, check_fields
+from common.options import Many, Whole, check, check_fields
 
 ALLOWED = "a ratio in (0, 1] that compounds, one ratio in (0, 1] per stage, or one count > 1 per stage"
 
@@ -28,29 +28,19 @@ def default_reduction_loc(depth: int) -> tuple[int, ...]:
     return tuple(stage * depth // 4 for stage in (1, 2, 3))
 
 
-def _normalised(keep_rate: float | Sequence[float]) -> float | tuple[float, ...] | tuple[int, ...]:
-    """One ratio as a number; ratios, or counts, of the stages as a tuple."""
-    several = isinstance(keep_rate, Sequence) and not isinstance(keep_rate, str)
-    rates = tuple(keep_rate) if several else (keep_rate,)
-    if several and rates and all(_is_int(rate) and rate > 1 for rate in rates):
-        return rates
-    if not rates or not all(_is_ratio(rate) for rate in rates):
-        raise _refused(rates if several else keep_rate)
-    return float(rates[0]) if len(rates) == 1 else tuple(float(rate) for rate in rates)
-
-
-def _refused(keep_rate: object, where: str = "") -> UsageError:
-    return UsageError(f"keep_rate={_show(keep_rate)}{where} is not allowed; give {ALLOWED}")
+def _single(rates: float | tuple[float, ...]) -> float | tuple[float, ...]:
+    return rates[0] if isinstance(rates, tuple) and len(rates) == 1 and rates[0] <= 1 else rates
 
 
 def _increasing(blocks: tuple[int, ...]) -> bool:
     return all(a < b for a, b in pairwise(blocks))
 
 
-KeepRate = Annotated[float | tuple[float, ...] | tuple[int, ...], PlainValidator(_normalised)]
-Blocks = Annotated[
-    tuple[Whole, ...], Strict(False), MinLen(1), Predicate(_increasing), "increasing 0-based block indices"
-]
+_Ratio = Annotated[float, Gt(0), Le(1)]
+_Ratios = Annotated[tuple[_Ratio, ...], Strict(False), MinLen(1)]
+_Counts = Annotated[tuple[Annotated[int, Gt(1)], ...], Strict(False), MinLen(1)]
+KeepRate = Annotated[_Ratio | _Ratios | _Counts, AfterValidator(_single), ALLOWED]
+Blocks = Annotated[Many[Whole], MinLen(1), Predicate(_increasing), "increasing 0-based block indices"]
 
 
 @dataclass(frozen=True)
@@ -74,7 +64,7 @@ class Schedule:
         check_fields(self)
         stages = len(self.reduction_loc)
         if isinstance(self.keep_rate, tuple) and len(self.keep_rate) != stages:
-            raise _refused(self.keep_rate, where=f" for {stages} stages")
+            raise UsageError(f"keep_rate={self.keep_rate} for {stages} stages is not allowed; give {ALLOWED}")
 
     def counts(self, num_patches: int) -> tuple[int, ...]:
         """Patch tokens kept at each stage out of ``num_patches``; a ratio leaves at least one.
@@ -84,13 +74,13 @@ class Schedule:
         """
         if not isinstance(self.keep_rate, tuple):
             kept = [_share(num_patches, self.keep_rate ** (stage + 1)) for stage in range(len(self.reduction_loc))]
-        elif all(_is_int(rate) for rate in self.keep_rate):
+        elif self.keep_rate[0] > 1:
             kept = list(self.keep_rate)
         else:
             kept = [_share(num_patches, rate) for rate in self.keep_rate]
         if max(kept) > num_patches or any(a < b for a, b in pairwise(kept)):
             raise UsageError(
-                f"keep_rate={_show(self.keep_rate)} keeps {kept} of {num_patches} patches; "
+                f"keep_rate={self.keep_rate} keeps {kept} of {num_patches} patches; "
                 f"allowed: counts from {num_patches} down to 1 that never grow"
             )
         return tuple(kept)
@@ -129,7 +119,7 @@ def keep_rate_text(keep_rate: float | Sequence[float]) -> str:
     >>> keep_rate_text(0.5), keep_rate_text(1.0), keep_rate_text((0.9, 0.7, 0.5)), keep_rate_text((147, 98, 49))
     ('0.5', '1', '0.9 0.7 0.5', '147 98 49')
     """
-    rates = _normalised(keep_rate)
+    rates = check("keep_rate", keep_rate, KeepRate)
     return " ".join(repr(rate).removesuffix(".0") for rate in (rates if isinstance(rates, tuple) else (rates,)))
 
 
@@ -144,9 +134,10 @@ def read_keep_rate(text: str) -> float | tuple[float, ...] | tuple[int, ...]:
     """
     try:
         numbers = [float(part) for part in text.split()]
-    except ValueError as error:
-        raise _refused(text) from error
-    return _normalised([int(number) if number > 1 and number.is_integer() else number for number in numbers])
+    except ValueError:
+        return check("keep_rate", text, KeepRate)  # which refuses it
+    rates = [int(number) if number > 1 and number.is_integer() else number for number in numbers]
+    return check("keep_rate", rates, KeepRate)
 
 
 def ratio_of(text: str) -> float:
@@ -164,15 +155,3 @@ def ratio_of(text: str) -> float:
 def _share(num_patches: int, ratio: float) -> int:
     # 100 * 0.29 is 28.999...: a product that is whole in decimal must not lose a token to binary rounding
     return max(1, math.floor(num_patches * ratio + 1e-9))
-
-
-def _is_int(value) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_ratio(value) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value <= 1
-
-
-def _show(keep_rate) -> str:
-    return str(list(keep_rate)) if isinstance(keep_rate, tuple) else repr(keep_rate)

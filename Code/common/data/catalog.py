@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Literal
 
 from common.data.base import ImageData, LabelledDataset
 from common.data.check import check_dataset
 from common.data.digits import Digits
 from common.data.loading import subset
 from common.data.sources import ANNOTATED, FOLDER_PREFIX, open_source
-from common.data.transforms import RECIPES, make_transform, normalisation
-from common.errors import UsageError, require_choice
-from common.options import accepted_by
+from common.data.transforms import Recipe, make_transform, normalisation
+from common.errors import require_choice
+from common.options import Count, accepted_by, check
 from common.processes import is_first_on_machine
 
 NAMES = ("digits", "imagenette", "fashion-mnist", "cifar10", "cifar100", "imagenet", *ANNOTATED)
-SPLITS = ("train", "val")
 
 
 def list_datasets() -> list[str]:
@@ -83,12 +82,11 @@ def load_dataset(
         (torch.Size([3, 32, 32]), -1.0, (0.5, 0.5, 0.5))
     """
     _require_name(name)
-    require_choice(split, SPLITS, "split")
-    require_choice(recipe, RECIPES, "recipe")
+    check("split", split, Literal["train", "val"])
+    check("recipe", recipe, Recipe)
     norm = normalisation("pretrained" if name == "digits" else recipe, mean, std)
-    _require_positive("img_size", img_size)
-    if limit is not None:
-        _require_positive("limit", limit)
+    check("img_size", img_size, Count)
+    check("limit", limit, Count | None)
     if name == "digits":
         dataset = Digits(split, img_size, norm, train=train, seed=seed)
     else:
@@ -114,8 +112,3 @@ def _require_name(name: str) -> None:
 
 
 Dataset = Annotated[str, accepted_by(_require_name)]
-
-
-def _require_positive(what: str, value: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise UsageError(f"{what} must be a whole number >= 1; given {value!r}")

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from common.data.base import LabelledDataset
 from common.errors import UsageError
+from common.options import Count, Whole, check
 
 REPEATED_MULTIPLE = 256  # DeiT's sampler cuts an epoch of repeated images to a multiple of this
 
@@ -91,8 +92,8 @@ def make_loader(
         UsageError: if ``batch_size`` or ``repeats`` is below 1, ``workers`` below 0, ``rank`` not among the processes,
             ``repeats`` asked for without ``shuffle``, or a process would get no batch.
     """
-    if batch_size < 1 or workers < 0:
-        raise UsageError(f"batch_size must be >= 1 and workers >= 0; given {batch_size} and {workers}")
+    check("batch_size", batch_size, Count)
+    check("workers", workers, Whole)
     if not 0 <= rank < world_size:
         raise UsageError(f"rank must be one of 0 to world_size - 1; given rank {rank} and world_size {world_size}")
     if repeats < 1 or (repeats > 1 and not shuffle):
@@ -117,8 +118,7 @@ def make_loader(
 
 def set_epoch(loader: DataLoader, epoch: int) -> None:
     """Make ``epoch`` (0, 1, ...) the next one that ``loader``, made by :func:`make_loader`, goes through."""
-    if isinstance(epoch, bool) or not isinstance(epoch, int) or epoch < 0:
-        raise UsageError(f"epoch must be a whole number >= 0; given {epoch!r}")
+    check("epoch", epoch, Whole)
     if not isinstance(loader.sampler, _SeededSampler):
         raise UsageError(f"set_epoch needs a loader of make_loader; given one with {type(loader.sampler).__name__}")
     loader.sampler.next_epoch = epoch

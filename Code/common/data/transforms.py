@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
+from pydantic import Strict
 from torchvision.transforms import v2
 from torchvision.transforms.functional import InterpolationMode
 from torchvision.transforms.transforms import ToTensor
 
 from common.data.augment import Cutout, rand_augment, random_erasing
-from common.errors import UsageError, require_choice
+from common.options import Positive, check, check_fields
 
 HALF = (0.5, 0.5, 0.5)
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -27,32 +28,25 @@ RECIPES = {
     "which_tokens": (IMAGENET_MEAN, IMAGENET_STD),
 }
 Recipe = Literal[tuple(RECIPES)]
+Mean = Annotated[tuple[float, float, float], Strict(False), "three numbers, one per channel"]
+Std = Annotated[tuple[Positive, Positive, Positive], Strict(False), "three numbers > 0, one per channel"]
 
 
 @dataclass(frozen=True)
 class Normalisation:
     """Per-channel mean and standard deviation of images in [0, 1]."""
 
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: Mean
+    std: Std
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 def normalisation(recipe: str, mean: Sequence[float] | None, std: Sequence[float] | None) -> Normalisation:
     """The recipe's normalisation, with ``mean`` and ``std`` put over it where they are given."""
-    require_choice(recipe, RECIPES, "recipe")
-    default_mean, default_std = RECIPES[recipe]
-    chosen = Normalisation(_three(default_mean if mean is None else mean), _three(default_std if std is None else std))
-    if min(chosen.std) <= 0:
-        raise UsageError(f"std {chosen.std} has a value that is not positive")
-    return chosen
-
-
-def _three(values: Sequence[float]) -> tuple[float, float, float]:
-    try:
-        first, second, third = (float(value) for value in values)
-    except (TypeError, ValueError) as error:
-        raise UsageError(f"mean and std need 3 values, one number per channel; given {values!r}") from error
-    return first, second, third
+    default_mean, default_std = RECIPES[check("recipe", recipe, Recipe)]
+    return Normalisation(default_mean if mean is None else mean, default_std if std is None else std)
 
 
 def make_transform(

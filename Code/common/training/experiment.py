@@ -6,20 +6,20 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import torch
-from pydantic import InstanceOf, Strict
+from pydantic import InstanceOf
 from torch import nn
 
 from common.data import head_classes, load_dataset
 from common.data.base import LabelledDataset
 from common.data.catalog import Dataset
-from common.data.transforms import Recipe
+from common.data.transforms import Mean, Recipe, Std
 from common.errors import UsageError
 from common.models.factory import create_model, expected_norm
 from common.models.reduced import ReducedVisionTransformer
-from common.options import Count, Positive, ShareBelow1, check_fields, check_names
+from common.options import Count, ShareBelow1, check_fields, check_names
 from common.processes import is_main_process
 from common.reducers import Method
 from common.reducers.method import MethodText
@@ -36,8 +36,6 @@ RECORD = "experiment.json"
 DTYPES = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}
 PATHS = ("output_dir", "weights", "teacher_weights")
 CIRCUMSTANCES = ("device", "threads", "torch", "timm", "commit", "date")
-Means = Annotated[tuple[float, float, float], Strict(False), "three numbers"]
-Deviations = Annotated[tuple[Positive, Positive, Positive], Strict(False), "three numbers > 0"]
 
 
 @dataclass(frozen=True)
@@ -73,8 +71,8 @@ class Experiment:
     reduction_loc: Blocks | None = None
     img_size: Count = 224
     recipe: Recipe = "pretrained"
-    mean: Means | None = None
-    std: Deviations | None = None
+    mean: Mean | None = None
+    std: Std | None = None
     limit_train: Count | None = None
     limit_val: Count | None = None
     drop_path: ShareBelow1 = 0.0
