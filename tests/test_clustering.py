@@ -187,7 +187,7 @@ class TestKMedoids:
     def test_gradients_flow_through_medoids_only(self):
         model = reduce_tokens(make("vit"), "kmedoids", keep_rate=(5,), reduction_loc=(3,)).train()
         x, received = torch.randn(2, 17, 192, requires_grad=True), torch.rand(2, 16, requires_grad=True)
-        merged = model.reducer.before_block(Tokens(x, 1, 16, carry={"received": received}), 3)
+        merged = model.reducer.before_block(Tokens(x, 1, (4, 4), carry={"received": received}), 3)
         merged.patches.square().sum().backward()
         reached = x.grad.abs().sum(-1) > 0
         assert not reached[:, 0].any() and reached.sum(1).tolist() == [5, 5]
@@ -324,7 +324,7 @@ def test_autocast_changes_neither_decision_nor_tokens(name):
     reducer = reduce_tokens(make("vit"), name, keep_rate=(5,), reduction_loc=(3,)).eval().reducer
     patches = torch.arange(16).expand(2, -1)
     tokens = Tokens(
-        torch.randn(2, 17, 192), 1, 16, carry={"received": torch.rand(2, 16)}, assignment=patches, origin=patches
+        torch.randn(2, 17, 192), 1, (4, 4), carry={"received": torch.rand(2, 16)}, assignment=patches, origin=patches
     )
     with torch.inference_mode():
         exact = reducer.before_block(tokens, 3)

@@ -7,7 +7,7 @@ from backbones import images, make
 from common.errors import UsageError
 from common.models.reduced import reduce_tokens
 from common.reducers import Method
-from common.reducers.ats import grid_points, nearest_in_cdf, select_mask, significance
+from common.reducers.ats import grid_points, nearest_in_cdf, significance
 from common.tokens import Selection, Tokens
 
 
@@ -161,8 +161,8 @@ def test_significance_sums_to_one_and_ignores_padding():
     assert (share[1, 3:] == 0).all()
 
 
-def test_select_mask():
-    selection = select_mask(torch.tensor([[True, False, True, True], [False, True, False, False]]))
+def test_a_selection_of_a_mask_is_padded_to_its_longest_row():
+    selection = Selection.of_mask(torch.tensor([[True, False, True, True], [False, True, False, False]]))
     assert selection.valid.tolist() == [[True, True, True], [True, False, False]]
     assert selection.index[0].tolist() == [0, 2, 3] and selection.index[1, 0] == 1
 
@@ -170,7 +170,12 @@ def test_select_mask():
 def test_tokens_keep_moves_everything_along():
     x = torch.arange(12.0).reshape(1, 6, 2)
     tokens = Tokens(
-        x, 1, 5, size=torch.arange(6.0)[None], carry={"c": torch.arange(5.0)[None]}, assignment=torch.arange(5)[None]
+        x,
+        1,
+        (1, 5),
+        size=torch.arange(6.0)[None],
+        carry={"c": torch.arange(5.0)[None]},
+        assignment=torch.arange(5)[None],
     )
     kept = tokens.keep(Selection(torch.tensor([[1, 3]])))
     assert kept.x[0, :, 0].tolist() == [0, 4, 8] and kept.size.tolist() == [[0, 2, 4]]

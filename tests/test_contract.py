@@ -5,6 +5,7 @@ import pickle
 from dataclasses import replace
 
 import pytest
+import timm
 import torch
 from backbones import FAMILIES, images, make, reducing
 
@@ -12,7 +13,7 @@ from common.benchmark import SelectAll
 from common.cost.counter import count_macs
 from common.errors import UsageError
 from common.models.block import reduced_block
-from common.models.reduced import applicable_reducers, attach, reduce_tokens
+from common.models.reduced import applicable_reducers, attach, obstacle, reduce_tokens
 from common.reducers import Method, Reducer, Schedule, list_reducers, reducer_class, register_reducer
 from common.reducers.base import NOTHING
 from common.tokens import Selection, look_up
@@ -364,14 +365,52 @@ def test_copies_and_pickles():
         assert torch.equal(twin(x), model(x))
 
 
-def test_dynamic_image_size_rescales_the_schedule():
-    import timm
+def dynamic(name):
+    """A model that takes images of any size: 4 x 4 patches of 16, or as DINOv2 has them 4 x 4 of 14 and registers."""
+    if name == "dinov2":
+        options = {"img_size": 56, "num_classes": 10, "depth": 4, "embed_dim": 64, "num_heads": 2}
+        return timm.create_model("vit_small_patch14_reg4_dinov2", dynamic_img_size=True, **options).eval()
+    return timm.create_model("vit_tiny_patch16_224", img_size=64, depth=4, dynamic_img_size=True).eval()
 
-    vit = timm.create_model("vit_tiny_patch16_224", img_size=64, dynamic_img_size=True).eval()
-    model = reduced(vit, "tram", 0.5)
-    for side, counts in ((64, [8, 4, 2]), (96, [18, 9, 4])):
-        _, trace = model.trace(torch.randn(1, 3, side, side))
-        assert [trace.num_tokens[layer].item() for layer in (3, 6, 9)] == counts
+
+@pytest.mark.parametrize("name", sorted(set(list_reducers()) - PLANNED))
+@pytest.mark.parametrize("backbone", ["vit", "dinov2"])
+def test_dynamic_image_sizes(backbone, name):
+    """Identity where nothing is dropped; else the schedule of the image, but learned parts keep their own number."""
+    vit = dynamic(backbone)
+    if obstacle(vit, name):
+        pytest.skip(obstacle(vit, name))
+    patch = vit.patch_embed.patch_size[0]
+    whole, half = reduced(vit, name, 1.0), reduced(vit, name, 0.5)
+    for rows, columns in ((4, 4), (3, 5), (6, 8), (2, 3)):
+        x = torch.randn(2, 3, rows * patch, columns * patch)
+        with torch.inference_mode():
+            torch.testing.assert_close(whole(x), vit(x), rtol=0, atol=1e-5)
+        _, trace = half.trace(x)
+        computed = [int(active[0].sum()) for active in trace.active[1:]]
+        left = computed if reducer_class(name).idles else [int(count.max()) for count in trace.num_tokens[1:]]
+        whole_count, expected = rows * columns, half.reducer.schedule.counts(rows * columns)
+        if name in SOFT:
+            expected = [min(count, whole_count) for count in half.reducer.schedule.counts(16)]
+        if name == "ats":
+            assert all(count <= most for count, most in zip(left, expected, strict=True))
+        elif name not in PATTERNS | {"none"}:
+            assert left == [count + (name in FUSING and count < whole_count) for count in expected]
+
+
+@pytest.mark.parametrize("name", sorted(set(list_reducers()) - PLANNED))
+def test_counts_that_drop_nothing_of_the_own_size_drop_of_a_larger_image(name):
+    model = reduced(dynamic("vit"), name, (16, 8, 4))
+    _, trace = model.trace(torch.randn(1, 3, 96, 128))
+    assert model.train()(torch.randn(2, 3, 64, 64)).isfinite().all()
+    if not reducer_class(name).idles and name not in PATTERNS | FUSING | {"ats", "none"}:
+        assert [count.item() for count in trace.num_tokens] == [48, 16, 8, 4]
+
+
+def test_a_plan_is_for_one_grid():
+    model = reduced(dynamic("vit"), "patch_slimming", 0.5)
+    with pytest.raises(UsageError, match="the plan is for 4 x 4 patches, the image has 2 x 8"):
+        model(torch.randn(1, 3, 32, 128))
 
 
 def test_a_name_can_be_registered_once():

@@ -132,7 +132,7 @@ class _Reducer:
 def decided(last=(1.0, 0.0, 0.0, 1.0)):
     x = torch.randn(1, 1 + 4, 12, generator=torch.Generator().manual_seed(0))
     decisions = torch.tensor([[1.0, 1.0, 0.0, 1.0], list(last)]).T[None]
-    return Tokens(x, 1, grid_size=4, policy=decisions[..., -1], carry={DECISIONS: decisions})
+    return Tokens(x, 1, grid_size=(2, 2), policy=decisions[..., -1], carry={DECISIONS: decisions})
 
 
 def test_ratio_loss_by_hand():

@@ -6,6 +6,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
 from backbones import make
@@ -220,6 +221,16 @@ def test_soft_merging_sends_tokens_that_hold_no_patch_on_too(monkeypatch, text):
         used = [len(set(patches)) for patches in record.assignment(block).tolist()]
         empty += (stage.num_tokens - used).sum()
     assert empty > 0
+
+
+def test_a_record_of_a_dynamic_size_has_the_size_of_its_images():
+    vit = timm.create_model("vit_tiny_patch16_224", img_size=32, dynamic_img_size=True, depth=4)
+    data = noise()
+    data.images = data.images[..., :48]
+    model = reduce_tokens(vit, "topk", keep_rate=0.5)
+    record = evaluate_model(model, data, batch_size=3, method="topk", backbone="vit_tiny_patch16_224", device="cpu")
+    assert (record.setting.img_size, record.setting.grid_size, record.setting.num_patches) == ((64, 48), (4, 3), 12)
+    assert record.stages[1].kept.shape == (7, 6)
 
 
 def test_a_dropped_patch_stays_dropped():

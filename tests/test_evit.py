@@ -38,7 +38,7 @@ def test_fused_token_by_hand():
     """Not renormalised: the weights 0.1 and 0.2 of the two lost patches stay as they are."""
     x = torch.tensor([[[9.0, 9], [1, 0], [0, 1], [2, 2], [4, 0]]])  # CLS and four patches
     patches = torch.arange(4)[None]
-    tokens = Tokens(x, num_prefix_tokens=1, grid_size=4, assignment=patches, origin=patches)
+    tokens = Tokens(x, num_prefix_tokens=1, grid_size=(2, 2), assignment=patches, origin=patches)
     weight = torch.tensor([[0.1, 0.4, 0.2, 0.3]])
     result = fuse(tokens, weight, torch.tensor([[1, 3]]))
     torch.testing.assert_close(result.x, torch.tensor([[[9.0, 9], [0, 1], [4, 0], [0.1 * 1 + 0.2 * 2, 0.2 * 2]]]))
@@ -70,5 +70,5 @@ def test_gradient_reaches_the_attention_through_the_fused_weights():
     """With everything but one patch fused, and that patch and CLS cut off, the rest comes from the fused token."""
     x = torch.randn(1, 4, 2)
     weight = torch.tensor([[0.2, 0.3, 0.5]], requires_grad=True)
-    fuse(Tokens(x, 1, grid_size=3), weight, torch.tensor([[0]])).x[:, -1].sum().backward()
+    fuse(Tokens(x, 1, grid_size=(1, 3)), weight, torch.tensor([[0]])).x[:, -1].sum().backward()
     torch.testing.assert_close(weight.grad, torch.tensor([[0.0, x[0, 2].sum(), x[0, 3].sum()]]))

@@ -1,12 +1,15 @@
 """Every explainer: the attention it sees, its literal definition, reduced models, and a model left as it was."""
 
 import pytest
+import timm
 import torch
 from backbones import FAMILIES, images, make
-from explained import digits, family, reduced
+from explained import digits, family, reduced, vivid
+from timm.layers import resample_abs_pos_embed
 
 from common.errors import UsageError
 from common.explain import Explainer, create_explainer, list_explainers, register_explainer
+from common.explain.metrics import STEPS, insertion_deletion
 from common.explain.network import weighted_degrees
 from common.models.observe import as_reduced, attention_layers
 from common.models.reduced import applicable_reducers, is_reduced
@@ -442,6 +445,41 @@ def test_images_that_do_not_fit_are_refused_in_one_line(shape):
         UsageError, match=r"^(images of shape [^\n]*allowed: \(B, 3, 16, 16\)|there are no images[^\n]*)$"
     ):
         explain("rollout", digits(img_size=16), torch.zeros(shape))
+
+
+def resized(size):
+    """A model that takes images of any size, and the same one made for those of ``size``."""
+    torch.manual_seed(1)
+    options = {"patch_size": 8, "depth": 4, "embed_dim": 32, "num_heads": 2, "num_classes": 10}
+    vit = vivid(timm.create_model("vit_tiny_patch16_224", img_size=32, dynamic_img_size=True, **options))
+    fixed = timm.create_model("vit_tiny_patch16_224", img_size=size, **options).eval()
+    positions = resample_abs_pos_embed(vit.pos_embed, (size[0] // 8, size[1] // 8), (4, 4))
+    fixed.load_state_dict({**vit.state_dict(), "pos_embed": positions})
+    return vit, fixed
+
+
+@pytest.mark.parametrize("text", ["none", "tram", "tome", "l2"])
+@pytest.mark.parametrize("name", list_explainers())
+def test_images_of_a_dynamic_size_are_explained_as_by_a_model_of_that_size(name, text):
+    if (name, text) == ("mutex", "l2"):
+        pytest.skip("refused")
+    x = torch.randn(2, 3, 32, 48)
+    found, expected = (explain(name, reduced(vit, text), x, LABELS) for vit in resized((32, 48)))
+    assert found.heatmaps.shape == (2, 4, 6)
+    torch.testing.assert_close(found.heatmaps, expected.heatmaps, rtol=1e-4, atol=1e-5)
+
+
+def test_insertion_and_deletion_of_a_dynamic_size_are_those_of_a_model_of_that_size():
+    models, x = resized((48, 32)), torch.randn(2, 3, 48, 32)
+    heat = explain("rollout", models[0], x).heatmaps
+    found, expected = (insertion_deletion(vit, x, heat, LABELS, torch.zeros_like(x)) for vit in models)
+    torch.testing.assert_close(found.insertion, expected.insertion)
+    assert found.shares.tolist() == pytest.approx([round(24 * step / 100) / 24 for step in STEPS])
+
+
+def test_images_that_no_dynamic_size_fits_are_refused_in_one_line():
+    with pytest.raises(UsageError, match=r"allowed: \(B, 3, 32, 40\) or other multiples of a patch$"):
+        explain("rollout", resized((32, 32))[0], torch.zeros(2, 3, 33, 47))
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from backbones import reducing
 from timm.layers import resample_abs_pos_embed
 from timm.models.vision_transformer import ParallelScalingBlock, VisionTransformer
 
-from common import create_model, list_reducers, load_dataset, reduce_tokens
+from common import count_macs, create_model, list_reducers, load_dataset, reduce_tokens
 from common.data.transforms import IMAGENET_MEAN
 from common.errors import UsageError
 from common.models.factory import create_backbone, expected_norm
@@ -167,7 +167,31 @@ def test_parameters_of_a_method_are_not_lost_in_silence(tmp_path):
         assert repr(str(path)) in refusal(create_model, "vit_digits", weights=path, **options)
 
 
-@pytest.mark.parametrize("sizes", [{"img_size": 0}, {"img_size": -32}, {"num_classes": -1}])
+@pytest.mark.parametrize("name", ["vit_digits", "simple_vit_digits"])
+def test_images_need_not_be_square(name, tmp_path):
+    """Positions of a file are resampled, as timm resamples them; costs are those of 2 x 5 patches."""
+    save_state(create_model(name), tmp_path / "w.safetensors")
+    for size in ((8, 20), [8, 20]):
+        model = create_model(name, reducer="tram", keep_rate=0.5, img_size=size, weights=tmp_path / "w.safetensors")
+        assert model.patch_embed.grid_size == (2, 5)
+        _, trace = model.eval().trace(torch.randn(2, 3, 8, 20))
+        assert [trace.num_tokens[block][0].item() for block in (0, 1, 3, 4)] == [10, 5, 2, 1]
+        upright = create_model(name, reducer="tram", keep_rate=0.5, img_size=(20, 8))
+        assert count_macs(model, (8, 20)) == count_macs(upright, (20, 8))
+    assert refusal(create_model, name, img_size=(8, 22)) == "img_size 22 is not a multiple of the patch size 4"
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {"img_size": 0},
+        {"img_size": -32},
+        {"img_size": (32, 0)},
+        {"num_classes": -1},
+        {"img_size": (32, 32, 3)},
+        {"num_classes": (2, 3)},
+    ],
+)
 def test_sizes_that_no_model_has(sizes):
     (what, given), *_ = sizes.items()
     message = refusal(create_model, "vit_digits", **sizes)

@@ -513,7 +513,7 @@ def test_groups_of_similar_length_compute_what_single_images_do():
     """Padding comes last in every image."""
     model, x, _ = ragged_batch()
     torch.testing.assert_close(model(x), torch.cat([model(image[None]) for image in x]), rtol=0, atol=1e-5)
-    choice = ragged(torch.rand(4, 6), torch.rand(4, 6) > 0.5, "selected")
+    choice = ragged(torch.rand(4, 6) > 0.5, "selected")
     assert torch.equal(choice.valid, choice.valid.sort(dim=1, descending=True).values)
 
 

@@ -143,6 +143,20 @@ def test_a_grid_of_one_row():
         assert trace.kept(-1).tolist() == [[False, True, False]] * 3
 
 
+@pytest.mark.parametrize("name", PATTERNS)
+@pytest.mark.parametrize("options", [{"keep_rate": 0.5}, {"contiguous": True}], ids=["stages", "contiguous"])
+def test_a_dynamic_size_has_the_pattern_of_a_model_of_that_size(name, options):
+    dynamic = timm.create_model("vit_tiny_patch16_224", img_size=64, dynamic_img_size=True, depth=7).eval()
+    model = reduce_tokens(dynamic, name, **options).eval()
+    for side in ((96, 64), (64, 64), (48, 80)):
+        fixed = reduce_tokens(timm.create_model("vit_tiny_patch16_224", img_size=side, depth=7).eval(), name, **options)
+        (_, found), (_, expected) = model.trace(torch.zeros(1, 3, *side)), fixed.trace(torch.zeros(1, 3, *side))
+        assert [kept.tolist() for kept in found.assignment] == [kept.tolist() for kept in expected.assignment]
+    model.set_input_size(96)
+    kept = model.trace(torch.zeros(1, 3, 96, 96))[1].kept(-1).view(6, 6)
+    assert kept.any() and torch.equal(kept, kept.flip(0)) and torch.equal(kept, kept.mT)
+
+
 def test_refusals():
     vit = make("vit")
     with pytest.raises(UsageError, match=r"contiguous=True sets its own counts; keep_rate=0\.5 must stay 1\.0"):
@@ -153,10 +167,3 @@ def test_refusals():
     for min_radius, words in allowed.items():
         with pytest.raises(UsageError, match=rf"min_radius=.* is not allowed; {words}$"):
             reduce_tokens(vit, "linf", contiguous=True, min_radius=min_radius)
-    dynamic = timm.create_model("vit_tiny_patch16_224", img_size=64, dynamic_img_size=True)
-    with pytest.raises(UsageError, match="dynamic_img_size=True is not allowed, set img_size"):
-        reduce_tokens(dynamic, "l2", keep_rate=0.5)
-    model = reduce_tokens(vit, "l2", keep_rate=0.5).eval()
-    model.set_input_size(96)
-    with pytest.raises(UsageError, match="the pattern was made for 16 patches, the image has 36"):
-        model(torch.zeros(1, 3, 96, 96))

@@ -137,7 +137,7 @@ def test_gradients_reach_learned_parts_and_tokens(name):
     reducer = reduce_tokens(make("vit"), name, keep_rate=(5,), reduction_loc=(3,)).train().reducer
     before = {key: value.clone() for key, value in reducer.state_dict().items()}
     x = torch.randn(2, 17, 192, requires_grad=True)
-    merged = reducer.before_block(Tokens(x, 1, 16), 3).patches
+    merged = reducer.before_block(Tokens(x, 1, (4, 4)), 3).patches
     (merged * torch.randn_like(merged)).sum().backward()
     assert (x.grad[:, 1:].abs().sum(-1) > 0).all()
     for key, parameter in reducer.named_parameters():

@@ -74,7 +74,7 @@ def test_merged_tokens_are_the_means_of_their_patches():
     """Rebuilt from the trace: sizes and features after two matchings are those of the patches themselves."""
     x = torch.randn(2, 1 + 12, 5)
     patches = torch.arange(12).expand(2, -1)
-    tokens, metric = Tokens(x, 1, grid_size=12, assignment=patches, origin=patches), x[:, 1:]
+    tokens, metric = Tokens(x, 1, grid_size=(3, 4), assignment=patches, origin=patches), x[:, 1:]
     for num_merged in (5, 3):
         tokens, metric = merge(tokens, metric, num_merged)
     assert tokens.num_patch_tokens == 4
@@ -95,7 +95,7 @@ def test_attention_is_proportional_to_size():
     doubled = torch.cat([tokens, tokens[:, -1:]], dim=1)
     size = torch.ones(tokens.shape[:2])
     size[:, -1] = 2
-    bias = Tokens(tokens, 1, grid_size=16, size=size).attention_bias()
+    bias = Tokens(tokens, 1, grid_size=(4, 4), size=size).attention_bias()
     block = vit.blocks[0]
     torch.testing.assert_close(block(tokens, attn_mask=bias), block(doubled)[:, :-1], rtol=0, atol=1e-5)
 
@@ -115,6 +115,6 @@ def test_size_is_used_from_the_block_after_the_first_merge_on():
 def test_gradients_flow_through_the_values_only():
     x = torch.randn(1, 9, 4, requires_grad=True)
     metric = torch.randn(1, 8, 3, requires_grad=True)
-    tokens, _ = merge(Tokens(x, 1, grid_size=8), metric, 3)
+    tokens, _ = merge(Tokens(x, 1, grid_size=(2, 4)), metric, 3)
     tokens.x.sum().backward()
     assert metric.grad is None and (x.grad != 0).all()

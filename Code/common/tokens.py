@@ -51,6 +51,15 @@ class Selection:
     idle: bool = False
     keys: Keys = "all"
 
+    @classmethod
+    def of_mask(cls, mask: Tensor, **how) -> Selection:
+        """The True positions of ``mask`` (B, n) in order; rows are padded, at the end, to the longest, at least 1."""
+        count = mask.sum(1)
+        longest = max([1, *count.tolist()])
+        index = (~mask).byte().argsort(dim=1, stable=True)[:, :longest]  # (B, K)
+        valid = torch.arange(index.shape[1], device=mask.device) < count[:, None]
+        return cls(index, None if valid.all() else valid, **how)
+
 
 @dataclass(frozen=True)
 class Gate:
@@ -79,7 +88,7 @@ class Tokens:
     Attributes:
         x: (B, N, D) features.
         num_prefix_tokens: how many of the N are not patches.
-        grid_size: number P of patches that the image was cut into.
+        grid_size: rows and columns of the P patches that the image was cut into.
         valid: (B, N) False at padding, or None when there is none.
         size: (B, N) number of patches that each token stands for, or None when that is one.
         carry: per-token values (B, n, ...) of a reducer; they follow their tokens.
@@ -93,7 +102,7 @@ class Tokens:
 
     x: Tensor
     num_prefix_tokens: int
-    grid_size: int
+    grid_size: tuple[int, int]
     valid: Tensor | None = None
     size: Tensor | None = None
     carry: dict[str, Tensor] = field(default_factory=dict)
@@ -103,6 +112,11 @@ class Tokens:
     origin: Tensor | None = None
     active: Tensor | None = None
     policy: Tensor | None = None
+
+    @property
+    def num_patches(self) -> int:
+        """Number P of patches that the image was cut into."""
+        return self.grid_size[0] * self.grid_size[1]
 
     @property
     def num_patch_tokens(self) -> int:

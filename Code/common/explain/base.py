@@ -49,11 +49,6 @@ class Explainer:
     def __init__(self, model: VisionTransformer, *, batch_size: Count = 32) -> None:
         self.model, self.batch_size = as_reduced(model), batch_size
 
-    @property
-    def grid_size(self) -> tuple[int, int]:
-        """Rows and columns of the patch grid."""
-        return self.model.patch_embed.grid_size
-
     def __call__(self, images: Tensor, labels: Tensor | int | None = None) -> Explanation:
         """Explain ``images`` with the model in eval mode.
 
@@ -79,15 +74,19 @@ class Explainer:
         """The method itself for at most ``batch_size`` images, in eval mode; ``labels`` (B,) or None as in the call."""
         raise NotImplementedError
 
-    def on_grid(self, values: Tensor) -> Tensor:
-        """Patch values (..., P) -> (..., h, w)."""
-        return values.unflatten(-1, self.grid_size)
+    def on_grid(self, values: Tensor, images: Tensor) -> Tensor:
+        """Values (..., P) of the patches of ``images`` (B, 3, H, W) -> (..., h, w)."""
+        return values.unflatten(-1, self.model.patch_grid(images))
 
     def _check_images(self, images: Tensor) -> None:
-        expected = (getattr(self.model.patch_embed.proj, "in_channels", 3), *self.model.patch_embed.img_size)
+        embed, sides, more = self.model.patch_embed, self.model.patch_embed.img_size, ""
+        if self.model.dynamic_img_size and images.dim() == 4:
+            steps, more = (1, 1) if embed.dynamic_img_pad else embed.patch_size, " or other multiples of a patch"
+            sides = [max(side - side % step, step) for side, step in zip(images.shape[2:], steps, strict=True)]
+        expected = (getattr(embed.proj, "in_channels", 3), *sides)
         if images.dim() != 4 or tuple(images.shape[1:]) != expected:
-            allowed = ", ".join(map(str, expected))
-            raise UsageError(f"images of shape {tuple(images.shape)} do not fit the model; allowed: (B, {allowed})")
+            allowed = f"(B, {', '.join(map(str, expected))}){more}"
+            raise UsageError(f"images of shape {tuple(images.shape)} do not fit the model; allowed: {allowed}")
         if not len(images):
             raise UsageError("there are no images to explain; give at least one")
 

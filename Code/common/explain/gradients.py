@@ -31,7 +31,7 @@ class GradCam(Explainer):
         self._library = require_package("pytorch_grad_cam", EXTRA, "explainer 'grad_cam'")
 
     def explain(self, images: Tensor, labels: Tensor | None) -> Explanation:
-        model = _LastLayer(self.model)
+        model = _LastLayer(self.model, self.model.patch_grid(images))
 
         class PatchCam(self._library.GradCAM):
             """Puts tokens, which of a reduced model fill no grid, where their patches are."""
@@ -54,9 +54,9 @@ class GradCam(Explainer):
 class _LastLayer(nn.Module):
     """The model, with the attention of its last block kept as ``layer``."""
 
-    def __init__(self, model: ReducedVisionTransformer) -> None:
+    def __init__(self, model: ReducedVisionTransformer, grid_size: tuple[int, int]) -> None:
         super().__init__()
-        self.model, self.grid_size = model, model.patch_embed.grid_size
+        self.model, self.grid_size = model, grid_size
 
     def forward(self, images: Tensor) -> Tensor:
         return watch(self.model, images, self._keep).float()
@@ -110,4 +110,5 @@ class IntegratedGradients(Explainer):
         options = {"n_steps": self.n_steps, "internal_batch_size": self.batch_size}
         pixels = method.attribute(images, self.baseline, labels, **options).float()
         patch = self.model.patch_embed.patch_size
-        return Explanation(nn.functional.avg_pool2d(pixels.sum(1), patch, divisor_override=1), labels)
+        heat = nn.functional.avg_pool2d(pixels.sum(1), patch, ceil_mode=True, divisor_override=1)  # padded at the end
+        return Explanation(heat, labels)

@@ -90,7 +90,7 @@ class Mutex(Explainer):
         masks = masks_above(rankings.flatten(1, 3), self.token_ratio)
         confidences = self.confidences(images, labels, masks)
         heatmaps = coverage_mean(masks, confidences)
-        return Explanation(self.on_grid(heatmaps), labels, self.on_grid(masks), confidences)
+        return Explanation(self.on_grid(heatmaps, images), labels, self.on_grid(masks, images), confidences)
 
     def confidences(self, images: Tensor, labels: Tensor, masks: Tensor) -> Tensor:
         """Probabilities (B, M) of ``labels`` (B,) when only the patches of each of ``masks`` (B, M, P) are shown.

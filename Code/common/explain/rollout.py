@@ -23,7 +23,7 @@ class _Attention(Explainer):
             gradients = torch.autograd.grad(score, [layer.attention for layer in layers])
         with torch.no_grad():
             relevance = self.relevance(layers, gradients)
-        return Explanation(self.on_grid(relevance), labels)
+        return Explanation(self.on_grid(relevance, images), labels)
 
     def relevance(self, layers: list[AttentionLayer], gradients: list[Tensor | None]) -> Tensor:
         """(B, P) from the maps of all blocks and the gradients of the explained logits with respect to them."""

@@ -21,7 +21,7 @@ class Random(Explainer):
 
     def explain(self, images: Tensor, labels: Tensor | None) -> Explanation:
         labels = self.model(images).argmax(1) if labels is None else labels
-        noise = torch.rand(len(images), *self.grid_size, generator=self._generator)
+        noise = torch.rand(len(images), *self.model.patch_grid(images), generator=self._generator)
         return Explanation(noise.to(images.device), labels)
 
 
@@ -41,4 +41,4 @@ class TramCentrality(Explainer):
         labels = predicted(watch(self.model, images, add), labels)
         weights = torch.arange(1, len(centralities) + 1, device=images.device) / len(centralities)
         heat = torch.stack([weight * centrality for weight, centrality in zip(weights, centralities, strict=True)])
-        return Explanation(self.on_grid(heat.sum(0)), labels)
+        return Explanation(self.on_grid(heat.sum(0), images), labels)

@@ -72,7 +72,7 @@ def _saved(model: ReducedVisionTransformer, states: list[Tokens], counts: list[f
 
 
 def _chance(reducer: Reducer, layer: int, tokens: Tokens) -> Tensor:
-    return reducer.pruners[str(layer)](tokens.prefix, tokens.patches).sigmoid()
+    return reducer.pruners[str(layer)](tokens.prefix, tokens.patches, tokens.grid_size).sigmoid()
 
 
 def _advance_whole(model: ReducedVisionTransformer, states: list[Tokens]) -> Tensor:

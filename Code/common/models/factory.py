@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 from pathlib import Path
 
 import timm
@@ -27,7 +28,7 @@ def create_model(
     reduction_loc: tuple[int, ...] | None = None,
     weights: str | Path | None = None,
     num_classes: int | None = None,
-    img_size: int | None = None,
+    img_size: int | tuple[int, int] | None = None,
     drop_path: float = 0.0,
     **reducer_options,
 ) -> ReducedVisionTransformer:
@@ -42,7 +43,7 @@ def create_model(
             resampled to ``img_size``; a head with another number of classes is replaced by a fresh one. What images
             the weights expect stands in ``pretrained_cfg``: "mean" and "std".
         num_classes: size of the head; default that of the backbone.
-        img_size: side of the square input in pixels; default that of the backbone.
+        img_size: side, or (height, width), of the input in pixels; default that of the backbone.
         drop_path: stochastic depth: chance to skip a branch of the last block in training, less in those before.
         **reducer_options: the method's own options.
 
@@ -64,7 +65,7 @@ def create_backbone(
     *,
     weights: str | Path | None = None,
     num_classes: int | None = None,
-    img_size: int | None = None,
+    img_size: int | tuple[int, int] | None = None,
     drop_path: float = 0.0,
 ) -> VisionTransformer:
     """The unreduced timm model of :func:`create_model`."""
@@ -74,19 +75,29 @@ def create_backbone(
         raise UsageError(f"unknown backbone {name!r}; similar: {', '.join(close) or 'none, see timm.list_models()'}")
     if timm.models.model_entrypoint(name).__module__ not in SUPPORTED_MODULES:
         raise UsageError(f"backbone {name!r} is not supported; allowed: {SUPPORTED}")
-    sizes = {"num_classes": num_classes, "img_size": img_size}
-    for what, value in sizes.items():
-        if value is not None and (not isinstance(value, int) or value < 1):
-            raise UsageError(f"{what}={value!r} is not allowed; give a whole number >= 1")
     if not isinstance(drop_path, (int, float)) or not 0 <= drop_path < 1:
         raise UsageError(f"drop_path={drop_path!r} is not allowed; give a rate in [0, 1)")
-    sizes = {key: value for key, value in sizes.items() if value is not None}
+    sizes = _checked_sizes(num_classes, img_size)
     if drop_path:
         sizes["drop_path_rate"] = drop_path
     vit = _build(name, weights, sizes)
     check_supported(vit)
     _check_image_size(vit)
     return vit
+
+
+def _checked_sizes(num_classes: int | None, img_size: int | tuple[int, int] | None) -> dict[str, int | tuple[int, int]]:
+    """What is given of both, as timm's options."""
+    sides = tuple(img_size) if isinstance(img_size, Sequence) and len(img_size) == 2 else (img_size,)
+    sizes = {}
+    for what, given, numbers in (("num_classes", num_classes, (num_classes,)), ("img_size", img_size, sides)):
+        if given is None:
+            continue
+        if any(type(number) is not int or number < 1 for number in numbers):
+            pair = ", or (height, width)" if what == "img_size" else ""
+            raise UsageError(f"{what}={given!r} is not allowed; give a whole number >= 1{pair}")
+        sizes[what] = numbers if len(numbers) > 1 else numbers[0]
+    return sizes
 
 
 def expected_norm(name: str, weights: str | Path | None) -> dict[str, tuple[float, ...]]:
@@ -141,6 +152,6 @@ def _load_own(model: ReducedVisionTransformer, weights: str | Path | None) -> No
 
 
 def _check_image_size(vit: VisionTransformer) -> None:
-    embed = vit.patch_embed
-    if any(side % patch for side, patch in zip(embed.img_size, embed.patch_size, strict=True)):
-        raise UsageError(f"img_size {embed.img_size[0]} is not a multiple of the patch size {embed.patch_size[0]}")
+    for side, patch in zip(vit.patch_embed.img_size, vit.patch_embed.patch_size, strict=True):
+        if side % patch:
+            raise UsageError(f"img_size {side} is not a multiple of the patch size {patch}")

@@ -38,11 +38,16 @@ class _Reduced:
             traced: note from block to block where each patch went (``Tokens.assignment``, ``Tokens.origin``).
         """
         x = self.norm_pre(self._pos_embed(self.patch_embed(images)))
-        tokens = Tokens(x, self.num_prefix_tokens, grid_size=x.shape[1] - self.num_prefix_tokens)
+        tokens = Tokens(x, self.num_prefix_tokens, self.patch_grid(images))
         if not traced:
             return tokens
-        patches = torch.arange(tokens.grid_size, device=x.device).expand(len(x), -1)
+        patches = torch.arange(tokens.num_patches, device=x.device).expand(len(x), -1)
         return replace(tokens, assignment=patches, origin=patches)
+
+    def patch_grid(self, images: Tensor) -> tuple[int, int]:
+        """Rows and columns of the patches that ``images`` (B, 3, H, W) are cut into."""
+        rows, columns = self.patch_embed.dynamic_feat_size(images.shape[2:])
+        return rows, columns
 
     def encode(self, tokens: Tokens, trace: Trace | None = None, first: int = 0) -> Tokens:
         """Tokens that enter block ``first``, of :meth:`embed` at the start, all or a part of them -> those at the end.

@@ -49,14 +49,6 @@ def nearest_in_cdf(share: Tensor, alive: Tensor, points: Tensor) -> Tensor:
     return torch.where(closer_below, below, above)
 
 
-def select_mask(mask: Tensor) -> Selection:
-    """The True positions of ``mask`` (B, n) in order, padded to the longest row of the batch."""
-    count = mask.sum(1)
-    longest = max(count.tolist(), default=0)
-    index = (~mask).byte().argsort(dim=1, stable=True)[:, :longest]
-    return Selection(index, torch.arange(longest, device=mask.device) < count[:, None])
-
-
 @register_reducer("ats")
 class Ats(Reducer):
     """Samples patches by their share of CLS attention times value norm; equal samples collapse into one.
@@ -93,7 +85,7 @@ class Ats(Reducer):
         sampled = self._sample(share, alive, budget)
         chosen = torch.zeros_like(alive).scatter_(1, sampled, True)
         few = tokens.count()[:, None] <= budget
-        return tokens.with_scores(share), select_mask(torch.where(few, alive, chosen & alive))
+        return tokens.with_scores(share), Selection.of_mask(torch.where(few, alive, chosen & alive))
 
     def _sample(self, share: Tensor, alive: Tensor, budget: int) -> Tensor:
         if self.sampler == "random":

@@ -139,7 +139,7 @@ class Reducer(nn.Module):
 
     def drops_at(self, layer: int, tokens: Tokens) -> int | None:
         """How many patch tokens block ``layer`` must keep, or None when it has nothing to drop."""
-        target = self.schedule.target(layer, tokens.grid_size)
+        target = self.schedule.target(layer, tokens.num_patches)
         return target if target is not None and target < tokens.num_patch_tokens else None
 
     def extra_repr(self) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,6 +12,8 @@ from common.tokens import take_rows
 
 if TYPE_CHECKING:
     from timm.models.vision_transformer import VisionTransformer
+
+LARGE = 10**6  # patches: of so many a schedule drops some wherever it ever does
 
 
 def squared_distances(x: Tensor) -> Tensor:
@@ -50,6 +51,11 @@ def largest_first(score: Tensor, count: int) -> Tensor:
     return score.argsort(dim=1, descending=True, stable=True)[:, :count]
 
 
-def blocks_that_may_drop(vit: VisionTransformer, schedule: Schedule) -> Collection[int]:
-    """Blocks in which ``vit`` can have tokens to drop: a count drops none of a small image and some of a larger one."""
-    return schedule.reduction_loc if vit.dynamic_img_size else schedule.drops(vit.patch_embed.num_patches)
+def counts_where_dropping(vit: VisionTransformer, schedule: Schedule) -> dict[int, int]:
+    """Block -> patch tokens left of an image of the model's own size, for every block that can have some to drop.
+
+    With ``dynamic_img_size`` a block may drop some of a larger image, and none of these.
+    """
+    own = vit.patch_embed.num_patches
+    layers = schedule.drops(LARGE if vit.dynamic_img_size else own)
+    return {layer: schedule.target(layer, own) for layer in layers}

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from common.precision import without_autocast
 from common.reducers.base import Reducer, init_linear, register_reducer
 from common.reducers.clustering import (
-    blocks_that_may_drop,
+    counts_where_dropping,
     largest_first,
     nearest_center,
     squared_distances,
@@ -83,7 +83,7 @@ class DpcKnn(Reducer):
     def __init__(self, vit, schedule, *, k_neighbors: Neighbors = 5, equal_weight: bool = False) -> None:
         super().__init__(vit, schedule)
         self.k_neighbors, self.equal_weight = k_neighbors, equal_weight
-        layers = [] if equal_weight else blocks_that_may_drop(vit, schedule)
+        layers = [] if equal_weight else counts_where_dropping(vit, schedule)
         self.log_weights = nn.ModuleDict({str(layer): nn.Linear(vit.embed_dim, 1) for layer in layers})
         init_linear(self)
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from common.errors import UsageError
 from common.reducers.base import NOTHING, Reducer, Signal, Signals, init_linear, register_reducer
+from common.reducers.clustering import counts_where_dropping
 from common.reducers.patch_slimming import check_plan
 from common.reducers.slimming_plan import SlimmingPlan
 from common.schedule import Schedule
@@ -85,7 +86,9 @@ class DynamicSlimming(Reducer):
             check_plan(vit, schedule, self.plan)
         self.counts = self._counts(num_patches)
         make, size = (MeanGate, num_patches) if gate == "mean" else (TokenGate, vit.embed_dim)
-        self.gates = nn.ModuleDict({str(layer): make(size) for layer in self.gated})
+        gated = counts_where_dropping(vit, schedule) if self.plan is None else self.counts
+        # where all patches go, nothing is to be chosen
+        self.gates = nn.ModuleDict({str(layer): make(size) for layer, count in gated.items() if count})
         if budget == "threshold":
             self.register_buffer("thresholds", torch.full((len(vit.blocks),), float("nan"), device="cpu"))
 
@@ -98,11 +101,6 @@ class DynamicSlimming(Reducer):
             if len(kept) < before:
                 counts[layer] = before = len(kept)
         return counts
-
-    @property
-    def gated(self) -> tuple[int, ...]:
-        """The blocks that have a gate: where all patches go, nothing is to be chosen."""
-        return tuple(layer for layer, count in self.counts.items() if count)
 
     @property
     def blocks(self) -> tuple[int, ...]:
@@ -140,11 +138,7 @@ class DynamicSlimming(Reducer):
         if threshold.isnan():
             raise UsageError("budget 'threshold' has no thresholds yet; common.slimming.calibrate_thresholds sets them")
         chosen = scores >= threshold
-        chosen = chosen.scatter(1, scores.argmax(1, keepdim=True), True)
-        counts = chosen.sum(1)
-        index = chosen.long().argsort(dim=1, descending=True, stable=True)[:, : int(counts.max())]
-        valid = torch.arange(index.shape[1], device=index.device) < counts[:, None]
-        return Selection(index, None if bool(valid.all()) else valid)
+        return Selection.of_mask(chosen.scatter(1, scores.argmax(1, keepdim=True), True))
 
 
 def with_patches(tokens: Tokens) -> Tokens:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from common.options import NonNegative
 from common.precision import without_autocast
 from common.reducers.base import Reducer, Teaching, init_linear, register_reducer
+from common.reducers.clustering import counts_where_dropping
 from common.reducers.losses import divergence
 from common.tokens import Selection, Tokens, top_in_order
 
@@ -80,10 +81,9 @@ class DynamicViT(Reducer):
         super().__init__(vit, schedule)
         self.ratio_weight, self.distill_weight = ratio_weight, distill_weight
         self.token_weight, self.token_loss = token_weight, token_loss
-        num_patches = vit.patch_embed.num_patches
-        drops = schedule.drops(num_patches)
-        self.ratios = [kept / num_patches for kept in drops.values()]
-        self.predictors = nn.ModuleDict({str(layer): Predictor(vit.embed_dim) for layer in drops})
+        counts = counts_where_dropping(vit, schedule)
+        self.ratios = [kept / vit.patch_embed.num_patches for kept in counts.values()]
+        self.predictors = nn.ModuleDict({str(layer): Predictor(vit.embed_dim) for layer in counts})
 
     def before_block(self, tokens: Tokens, layer: int) -> Tokens:
         target = self.drops_at(layer, tokens)

@@ -62,5 +62,5 @@ class IdleRandom(Idling):
 
     def score(self, tokens: Tokens, signals: Signals, layer: int) -> tuple[Tokens, Tensor]:
         generator = torch.Generator().manual_seed(self.seed * self.depth + layer)
-        drawn = torch.rand(tokens.grid_size, generator=generator).to(tokens.x.device)
+        drawn = torch.rand(tokens.num_patches, generator=generator).to(tokens.x.device)
         return tokens, drawn.expand(len(tokens.x), -1)

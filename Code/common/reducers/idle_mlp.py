@@ -28,12 +28,10 @@ class Pruner(nn.Module):
         dim: D. hidden: width of the only hidden layer.
         context: of "none"; "cls": the first prefix token (the mean of the patches where there is none); "conv": 3 x 3
             neighbours in a projection to ``hidden`` / 2 channels; "both".
-        grid: patches (rows, columns).
     """
 
-    def __init__(self, dim: int, hidden: int, context: Context, grid: tuple[int, int]) -> None:
+    def __init__(self, dim: int, hidden: int, context: Context) -> None:
         super().__init__()
-        self.grid = grid
         self.own, self.out = nn.Linear(dim, hidden), nn.Linear(hidden, 1)
         # the layer over [patch, CLS] in two parts: that of the CLS token is computed once for all patches
         self.cls = nn.Linear(dim, hidden, bias=False) if context in ("cls", "both") else None
@@ -43,8 +41,8 @@ class Pruner(nn.Module):
             self.squeeze, self.expand = nn.Linear(dim, width, bias=False), nn.Linear(width, hidden, bias=False)
             self.around = nn.Conv2d(width, width, 3, padding=1, groups=width, bias=False)
 
-    def forward(self, prefix: Tensor, patches: Tensor) -> Tensor:
-        """Prefix tokens (B, N - P, D) and patches (B, P, D) -> logits (B, P), float32."""
+    def forward(self, prefix: Tensor, patches: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Prefix tokens (B, N - P, D) and patches (B, P, D) of ``grid`` (rows, columns) -> logits (B, P), float32."""
         with without_autocast(patches.device):
             prefix, patches = prefix.to(self.own.weight.dtype), patches.to(self.own.weight.dtype)
             hidden = self.own(patches)
@@ -52,15 +50,9 @@ class Pruner(nn.Module):
                 whole = prefix[:, :1] if prefix.shape[1] else patches.mean(1, keepdim=True)
                 hidden = hidden + self.cls(whole)
             if self.around is not None:
-                hidden = hidden + self._neighbours(patches)
+                squeezed = self.squeeze(patches).transpose(1, 2).unflatten(2, grid)  # (B, hidden / 2, rows, columns)
+                hidden = hidden + self.expand(self.around(squeezed).flatten(2).transpose(1, 2))
             return self.out(hidden.relu())[..., 0].float()
-
-    def _neighbours(self, patches: Tensor) -> Tensor:
-        rows, columns = self.grid
-        if patches.shape[1] != rows * columns:
-            raise UsageError(f"the pruners were made for {rows * columns} patches, the image has {patches.shape[1]}")
-        squeezed = self.squeeze(patches).transpose(1, 2).unflatten(2, self.grid)
-        return self.expand(self.around(squeezed).flatten(2).transpose(1, 2))
 
 
 @register_reducer("idle_mlp")
@@ -121,9 +113,9 @@ class IdleMlp(Judging):
             if self.counts is not None:
                 raise UsageError("score_threshold with counts is not possible; give one of them")
             self.register_buffer("thresholds", torch.full((self.depth,), score_threshold, device="cpu"))
-        num_patches, grid = vit.patch_embed.num_patches, tuple(vit.patch_embed.grid_size)
-        acting = [layer for layer in self.blocks if self.by_threshold or self.count(layer, num_patches)]
-        self.pruners = nn.ModuleDict({str(layer): Pruner(vit.embed_dim, hidden, context, grid) for layer in acting})
+        always = self.by_threshold or vit.dynamic_img_size
+        acting = [layer for layer in self.blocks if always or self.count(layer, vit.patch_embed.num_patches)]
+        self.pruners = nn.ModuleDict({str(layer): Pruner(vit.embed_dim, hidden, context) for layer in acting})
         self.register_load_state_dict_pre_hook(_leave_out_resting)
 
     @property
@@ -145,7 +137,7 @@ class IdleMlp(Judging):
         return frozenset({"output"}) if self.judges else NOTHING
 
     def score(self, tokens: Tokens, signals: Signals, layer: int) -> tuple[Tokens, Tensor]:
-        logits = self.pruners[str(layer)](tokens.prefix.detach(), tokens.patches.detach())
+        logits = self.pruners[str(layer)](tokens.prefix.detach(), tokens.patches.detach(), tokens.grid_size)
         if signals.output is not None:
             tokens = _note(tokens, LOGITS, logits)
             tokens = _note(tokens, LABELS, self.labels(tokens, signals.output, layer))

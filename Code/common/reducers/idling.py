@@ -84,7 +84,7 @@ class Idling(Reducer):
 
     def acts(self, layer: int, tokens: Tokens) -> bool:
         """Whether any patch may idle in block ``layer``."""
-        return self.count(layer, tokens.grid_size) is not None
+        return self.count(layer, tokens.num_patches) is not None
 
     def needs(self, layer: int, tokens: Tokens) -> frozenset[Signal] | None:
         return self.signals if self.acts(layer, tokens) else None
@@ -95,7 +95,7 @@ class Idling(Reducer):
         tokens = tokens.with_scores(ranked)
         if IDLED in tokens.carry:
             ranked = ranked.masked_fill(tokens.carry[IDLED], float("-inf"))
-        count = self.count(layer, tokens.grid_size)
+        count = self.count(layer, tokens.num_patches)
         best = None if count is None else top_in_order(ranked, count)
         computed = self.passes(ranked, layer) if best is None else torch.zeros_like(ranked).scatter(1, best, 1.0) > 0
         if not self.re_entry:
@@ -103,7 +103,7 @@ class Idling(Reducer):
         keys = ATTENTION[self.attention]
         if self.training:
             return tokens, Gate(self.gate(computed, score), keys)
-        return tokens, ragged(ranked, computed, keys) if best is None else Selection(best, idle=True, keys=keys)
+        return tokens, ragged(computed, keys) if best is None else Selection(best, idle=True, keys=keys)
 
     def score(self, tokens: Tokens, signals: Signals, layer: int) -> tuple[Tokens, Tensor]:
         """The tokens, and how much each patch (B, P) deserves to be computed; both may carry gradients."""
@@ -122,15 +122,6 @@ class Idling(Reducer):
         return f"{super().extra_repr()}{how}, attention={self.attention}, re_entry={self.re_entry}"
 
 
-def ragged(score: Tensor, computed: Tensor, keys: Keys) -> Selection | None:
-    """The ``computed`` (B, P) patches, those of highest ``score`` (B, P), padded to the image that has most of them.
-
-    Padding comes last.
-    """
-    most = max([1, *computed.sum(1).tolist()])  # at least a row of padding keeps all shapes in order
-    index = top_in_order(score, most)
-    valid = computed.gather(1, index)
-    if not valid.all():
-        order = valid.int().argsort(dim=1, descending=True, stable=True)
-        return Selection(index.gather(1, order), valid.gather(1, order), idle=True, keys=keys)
-    return None if most == score.shape[1] else Selection(index, idle=True, keys=keys)
+def ragged(computed: Tensor, keys: Keys) -> Selection | None:
+    """The ``computed`` (B, P) patches, padded to the image that has most of them; None = all patches of all images."""
+    return None if computed.all() else Selection.of_mask(computed, idle=True, keys=keys)

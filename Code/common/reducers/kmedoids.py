@@ -14,7 +14,7 @@ from common.options import Count
 from common.precision import without_autocast
 from common.reducers.base import Reducer, Signal, Signals, register_reducer
 from common.reducers.clustering import (
-    blocks_that_may_drop,
+    counts_where_dropping,
     largest_first,
     nearest_center,
     squared_distances,
@@ -100,7 +100,7 @@ class KMedoids(Reducer):
     ) -> None:
         super().__init__(vit, schedule)
         self.cluster_iters, self.equal_weight, self.parity = cluster_iters, equal_weight, parity
-        if not equal_weight and 0 in blocks_that_may_drop(vit, schedule):
+        if not equal_weight and 0 in counts_where_dropping(vit, schedule):
             raise UsageError(
                 f"kmedoids reads the attention of the block before; reduction_loc={list(schedule.reduction_loc)} "
                 f"is not allowed, allowed: blocks from 1 on, or equal_weight=True"

@@ -50,6 +50,7 @@ class PatchSlimming(Reducer):
         self.plan = plan if isinstance(plan, SlimmingPlan) else SlimmingPlan.load(plan)
         self.keys, self.distill_weight = keys, distill_weight
         check_plan(vit, schedule, self.plan)
+        self.grid = tuple(vit.patch_embed.grid_size)
         for layer in self.blocks:
             prefix = self.plan.num_prefix_tokens
             patches = torch.tensor(self.plan.rows(layer)[prefix:], dtype=torch.long, device="cpu") - prefix
@@ -64,8 +65,9 @@ class PatchSlimming(Reducer):
         return NOTHING if layer in self.blocks else None
 
     def select_queries(self, tokens: Tokens, signals: Signals, layer: int) -> tuple[Tokens, Selection | None]:
-        if layer == self.blocks[0] and tokens.grid_size != self.plan.num_patches:
-            raise UsageError(f"the plan is for {self.plan.num_patches} patches, the image has {tokens.grid_size}")
+        if tokens.grid_size != self.grid:
+            own, given = ("{} x {} patches".format(*grid) for grid in (self.grid, tokens.grid_size))
+            raise UsageError(f"the plan is for {own}, the image has {given}")
         rows: Tensor = getattr(self, f"rows_{layer}")
         return tokens, Selection(rows.expand(len(tokens.x), -1), keys=self.keys)
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from common.errors import UsageError
 from common.precision import without_autocast
 from common.reducers.base import Reducer, register_reducer
+from common.reducers.clustering import counts_where_dropping
 from common.tokens import Tokens
 
 
@@ -57,8 +58,9 @@ class PatchMerger(Reducer):
                 f"token or avg and one head, given {type(vit).__name__} with {vit.global_pool}"
             )
         scale = vit.embed_dim**-0.5 if parity else 1.0
-        drops = schedule.drops(vit.patch_embed.num_patches)
-        self.mergers = nn.ModuleDict({str(layer): Merger(vit.embed_dim, kept, scale) for layer, kept in drops.items()})
+        self.counts = counts_where_dropping(vit, schedule)
+        mergers = {str(layer): Merger(vit.embed_dim, count, scale) for layer, count in self.counts.items()}
+        self.mergers = nn.ModuleDict(mergers)
 
     @property
     def pools_mean(self) -> bool:
@@ -67,7 +69,7 @@ class PatchMerger(Reducer):
     def before_block(self, tokens: Tokens, layer: int) -> Tokens:
         if layer == 0 and self.pools_mean:
             tokens = tokens.without_prefix()
-        if str(layer) not in self.mergers:
+        if tokens.num_patch_tokens <= self.counts.get(layer, tokens.num_patch_tokens):
             return tokens
         merged, weights = self.mergers[str(layer)](tokens.patches)
         return tokens.merged(merged, weights.argmax(1))

@@ -9,11 +9,9 @@ import math
 from bisect import bisect_right
 
 import torch
-from torch import Tensor
 
 from common.errors import UsageError
 from common.reducers.base import Reducer, register_reducer
-from common.schedule import Schedule
 from common.tokens import Selection, Tokens
 
 
@@ -40,39 +38,42 @@ class FixedPattern(Reducer):
             the centre of its last. 0 or less: the distance of the innermost patches, which are always kept.
 
     Attributes:
-        counts: block -> patches left, for every block that drops some.
+        counts: block -> patches left of an image of the model's own size, for every block that drops some.
     """
 
     selects = True
 
     def __init__(self, vit, schedule, *, contiguous: bool = False, min_radius: float = 1.0) -> None:
         super().__init__(vit, schedule)
-        if vit.dynamic_img_size:
-            raise UsageError("fixed patterns need a fixed grid; dynamic_img_size=True is not allowed, set img_size")
         if not contiguous and min_radius != 1.0:
             raise UsageError(f"min_radius={min_radius!r} is about contiguous=True; without it only 1.0 is allowed")
-        rows, columns = vit.patch_embed.grid_size
-        down = [abs(2 * i - rows + 1) for i in range(rows)]
-        across = [abs(2 * j - columns + 1) for j in range(columns)]
-        rings = [self.ring(a, b) for a in down for b in across]
-        if contiguous:
-            last_rings = self._shrinking(schedule, rings, max(rows, columns), min_radius)
-        else:
-            counts = schedule.counts(len(rings))
-            last_rings = {
-                layer: closest_ring(rings, count) for layer, count in zip(schedule.reduction_loc, counts, strict=True)
-            }
-        self.num_patches, self.counts, self._blocks = len(rings), {}, tuple(last_rings)
-        for layer, last in last_rings.items():
-            kept = [position for position, ring in enumerate(rings) if ring <= last]
-            if len(kept) < len(rings):
-                # on the CPU whatever the default device is: the model's device follows
-                self.register_buffer(f"kept_{layer}", torch.tensor(kept, device="cpu"), persistent=False)
-                rings, self.counts[layer] = [rings[position] for position in kept], len(kept)
+        self.contiguous, self.min_radius = contiguous, min_radius
+        self._kept: dict[tuple[int, int], dict[int, list[int]]] = {}
+        self.counts = {layer: len(kept) for layer, kept in self.kept(tuple(vit.patch_embed.grid_size)).items()}
 
     @property
     def blocks(self) -> tuple[int, ...]:
-        return self._blocks
+        stages = self.schedule.reduction_loc
+        return tuple(range(stages[0], stages[-1] + 1)) if self.contiguous else stages
+
+    def kept(self, grid: tuple[int, int]) -> dict[int, list[int]]:
+        """Block -> which of the patches before it stay of a ``grid`` (rows, columns), for blocks that drop some."""
+        if grid not in self._kept:
+            down, across = ([abs(2 * place - side + 1) for place in range(side)] for side in grid)
+            rings, kept = [self.ring(a, b) for a in down for b in across], {}
+            for layer, last in self._last_rings(rings, max(grid)).items():
+                inside = [position for position, ring in enumerate(rings) if ring <= last]
+                if len(inside) < len(rings):
+                    rings, kept[layer] = [rings[position] for position in inside], inside
+            self._kept[grid] = kept
+        return self._kept[grid]
+
+    def _last_rings(self, rings: list[int], side: int) -> dict[int, int]:
+        """Block -> the outermost ring that is kept."""
+        if self.contiguous:
+            return self._shrinking(rings, side)
+        counts = zip(self.blocks, self.schedule.counts(len(rings)), strict=True)
+        return {layer: closest_ring(rings, count) for layer, count in counts}
 
     @staticmethod
     def ring(a: int, b: int) -> int:
@@ -85,15 +86,14 @@ class FixedPattern(Reducer):
         return float(ring)
 
     def before_block(self, tokens: Tokens, layer: int) -> Tokens:
-        if layer not in self.counts:
+        kept = self.kept(tokens.grid_size).get(layer)
+        if kept is None:
             return tokens
-        if tokens.grid_size != self.num_patches:
-            raise UsageError(f"the pattern was made for {self.num_patches} patches, the image has {tokens.grid_size}")
-        kept: Tensor = getattr(self, f"kept_{layer}")
-        return tokens.keep(Selection(kept.expand(len(tokens.x), -1)))
+        return tokens.keep(Selection(torch.tensor(kept, device=tokens.x.device).expand(len(tokens.x), -1)))
 
-    def _shrinking(self, schedule: Schedule, rings: list[int], side: int, min_radius: float) -> dict[int, int]:
+    def _shrinking(self, rings: list[int], side: int) -> dict[int, int]:
         """Block -> last ring kept, by the linear radius schedule."""
+        schedule, min_radius = self.schedule, self.min_radius
         if any(count != len(rings) for count in schedule.counts(len(rings))):
             raise UsageError(f"contiguous=True sets its own counts; keep_rate={schedule.keep_rate} must stay 1.0")
         unit = side / (2 * max(side - 1, 1))
@@ -102,10 +102,9 @@ class FixedPattern(Reducer):
         if min_radius > corner:
             raise UsageError(f"min_radius={min_radius!r} is not allowed; allowed: a number up to {corner:g}")
         end = min_radius if min_radius > 0 else innermost
-        first, last = schedule.reduction_loc[0], schedule.reduction_loc[-1]
         rings_kept = {}
-        for layer in range(first, last + 1):
-            limit = corner + (end - corner) * (layer - first + 1) / (last - first + 2)
+        for step, layer in enumerate(self.blocks, start=1):
+            limit = corner + (end - corner) * step / (len(self.blocks) + 1)
             # a ring that lies exactly on the radius must not be lost to binary rounding
             inside = [ring for ring, radius in radii.items() if radius <= max(limit, innermost) * (1 + 1e-9)]
             rings_kept[layer] = max(inside)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from common.options import Count, Positive
 from common.reducers.base import Reducer, register_reducer
+from common.reducers.clustering import counts_where_dropping
 from common.tokens import Tokens
 
 
@@ -49,13 +50,14 @@ class Sinkhorn(Reducer):
     def __init__(self, vit, schedule, *, eps: Positive = 1.0, cluster_iters: Count = 3) -> None:
         super().__init__(vit, schedule)
         self.eps, self.cluster_iters = eps, cluster_iters
-        stages = schedule.drops(vit.patch_embed.num_patches).items()
+        self.counts = counts_where_dropping(vit, schedule)
         # of unit length from the start, as the reference keeps them: the longer they are, the slower they would turn
-        starts = {str(layer): F.normalize(torch.randn(kept, vit.embed_dim), dim=-1) for layer, kept in stages}
-        self.prototypes = nn.ParameterDict({layer: nn.Parameter(start) for layer, start in starts.items()})
+        starts = {str(layer): torch.randn(count, vit.embed_dim) for layer, count in self.counts.items()}
+        starts = {layer: nn.Parameter(F.normalize(start, dim=-1)) for layer, start in starts.items()}
+        self.prototypes = nn.ParameterDict(starts)
 
     def before_block(self, tokens: Tokens, layer: int) -> Tokens:
-        if str(layer) not in self.prototypes:
+        if tokens.num_patch_tokens <= self.counts.get(layer, tokens.num_patch_tokens):
             return tokens
         patches = F.normalize(tokens.patches, dim=-1)
         prototypes = F.normalize(self.prototypes[str(layer)], dim=-1)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from common.precision import without_autocast
 from common.reducers.base import Reducer, init_linear, register_reducer
+from common.reducers.clustering import counts_where_dropping
 from common.tokens import Tokens
 
 
@@ -41,11 +42,11 @@ class SiT(Reducer):
 
     def __init__(self, vit, schedule) -> None:
         super().__init__(vit, schedule)
-        stages = schedule.drops(vit.patch_embed.num_patches).items()
-        self.slimmers = nn.ModuleDict({str(layer): Slimmer(vit.embed_dim, kept) for layer, kept in stages})
+        self.counts = counts_where_dropping(vit, schedule)
+        self.slimmers = nn.ModuleDict({str(layer): Slimmer(vit.embed_dim, kept) for layer, kept in self.counts.items()})
 
     def before_block(self, tokens: Tokens, layer: int) -> Tokens:
-        if str(layer) not in self.slimmers:
+        if tokens.num_patch_tokens <= self.counts.get(layer, tokens.num_patch_tokens):
             return tokens
         patches = tokens.patches
         weights = self.slimmers[str(layer)](patches)

@@ -90,13 +90,13 @@ class ToMe(Reducer):
 
     def _excess(self, layer: int, tokens: Tokens) -> int:
         """Patch tokens that block ``layer`` has to merge away."""
-        target = self.schedule.target(layer, tokens.grid_size)
+        target = self.schedule.target(layer, tokens.num_patches)
         if target is None:
             return 0
         if not self.parity:
             return max(0, tokens.num_patch_tokens - target)
         stage = self.schedule.reduction_loc.index(layer)
-        before = (tokens.grid_size, *self.schedule.counts(tokens.grid_size))[stage]
+        before = (tokens.num_patches, *self.schedule.counts(tokens.num_patches))[stage]
         return before - target
 
 

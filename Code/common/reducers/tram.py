@@ -44,7 +44,7 @@ class Tram(Reducer):
         self.depth = len(vit.blocks)
 
     def needs(self, layer: int, tokens: Tokens) -> frozenset[Signal] | None:
-        return frozenset({"head_max"}) if layer <= self.schedule.last_drop(tokens.grid_size) else None
+        return frozenset({"head_max"}) if layer <= self.schedule.last_drop(tokens.num_patches) else None
 
     @torch.no_grad()
     def select_queries(self, tokens: Tokens, signals: Signals, layer: int) -> tuple[Tokens, Selection | None]:

@@ -161,7 +161,7 @@ class _Search:
         """What enters the block of ``features``, of as many images as are scored."""
         left = self.how.score_images
         for inputs, _ in features:
-            yield Tokens(inputs[:left], self.prefix, self.num_patches)
+            yield Tokens(inputs[:left], self.prefix, self.student.patch_embed.grid_size)
             left -= len(inputs)
             if left <= 0:
                 return

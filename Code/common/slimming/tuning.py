@@ -100,8 +100,7 @@ class LayerFeatures:
 
 def two_blocks(model: ReducedVisionTransformer, inputs: Tensor, layer: int) -> Tensor:
     """Original inputs (B, N, D) of block ``layer`` -> what slim blocks ``layer`` and ``layer`` + 1 make of them."""
-    prefix = model.num_prefix_tokens
-    tokens = Tokens(inputs, prefix, grid_size=inputs.shape[1] - prefix)
+    tokens = Tokens(inputs, model.num_prefix_tokens, model.patch_embed.grid_size)
     return model.advance(tokens, range(layer, layer + 2)).x
 
 
