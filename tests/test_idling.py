@@ -258,7 +258,7 @@ def test_random_idling_is_its_seed():
 def base():
     with torch.device("meta"):
         vit = timm.create_model("vit_base_patch16_224")
-    return Shape.of(vit), pruner_macs(Pruner(768, 64, "none", (14, 14)).to("meta"), 196)
+    return Shape.of(vit), pruner_macs(Pruner(768, 64, "none").to("meta"), 196)
 
 
 @pytest.mark.parametrize(
@@ -275,14 +275,14 @@ def test_the_published_savings(base, attention, idle, cut):
 
 def test_the_published_pruner(base):
     shape, macs = base
-    assert sum(p.numel() for p in Pruner(768, 64, "none", (14, 14)).parameters()) == 49_281
+    assert sum(p.numel() for p in Pruner(768, 64, "none").parameters()) == 49_281
     assert macs == 196 * (64 * 768 + 64) and 100 * 12 * macs / shape.unreduced == pytest.approx(0.66, abs=0.005)
 
 
 @pytest.mark.parametrize("context", ["cls", "conv", "both"])
 def test_context_costs_less_than_two_percent(base, context):
     shape, _ = base
-    pruner = Pruner(768, 64, context, (14, 14))
+    pruner = Pruner(768, 64, context)
     assert 12 * pruner_macs(pruner, 196) < 0.02 * shape.unreduced
 
 
@@ -450,7 +450,7 @@ def test_pruners_of_all_blocks_serve_a_schedule(tmp_path):
 
 def test_context_by_formula():
     torch.manual_seed(0)
-    pruner = Pruner(8, 6, "both", (2, 3))
+    pruner = Pruner(8, 6, "both")
     prefix, patches = torch.randn(2, 1, 8), torch.randn(2, 6, 8)
     grid = pruner.squeeze(patches).mT.unflatten(2, (2, 3))
     around = F.conv2d(grid, pruner.around.weight, padding=1, groups=3).flatten(2).mT
@@ -458,7 +458,7 @@ def test_context_by_formula():
         torch.cat([patches, prefix.expand(-1, 6, -1)], -1), torch.cat([pruner.own.weight, pruner.cls.weight], 1)
     )
     expected = pruner.out((both + pruner.own.bias + pruner.expand(around)).relu())[..., 0]
-    torch.testing.assert_close(pruner(prefix, patches), expected)
+    torch.testing.assert_close(pruner(prefix, patches, (2, 3)), expected)
 
 
 @pytest.mark.parametrize(

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
 import timm
 import torch
+from pydantic import Strict
 from timm.models.vision_transformer import VisionTransformer
 
 from common.errors import UsageError
 from common.models import registered
 from common.models.reduced import SUPPORTED, ReducedVisionTransformer, check_supported, reduce_tokens
+from common.options import Count, ShareBelow1, checked
 from common.reducers.base import check_options
 from common.weights import HUB, NORM, check_weights, read_norm, read_state
 
+ImageSize = Count | Annotated[tuple[Count, Count], Strict(False), "(height, width)"]
 OWN = "reducer."  # prefix of a method's own parameters in a state dict
 SUPPORTED_MODULES = ("timm.models.vision_transformer", "timm.models.deit", registered.__name__)
 
@@ -27,9 +30,9 @@ def create_model(
     keep_rate: float | tuple[float, ...] = 1.0,
     reduction_loc: tuple[int, ...] | None = None,
     weights: str | Path | None = None,
-    num_classes: int | None = None,
-    img_size: int | tuple[int, int] | None = None,
-    drop_path: float = 0.0,
+    num_classes: Count | None = None,
+    img_size: ImageSize | None = None,
+    drop_path: ShareBelow1 = 0.0,
     **reducer_options,
 ) -> ReducedVisionTransformer:
     """Create a timm backbone that runs on fewer tokens.
@@ -60,13 +63,14 @@ def create_model(
     return model
 
 
+@checked
 def create_backbone(
     name: str,
     *,
     weights: str | Path | None = None,
-    num_classes: int | None = None,
-    img_size: int | tuple[int, int] | None = None,
-    drop_path: float = 0.0,
+    num_classes: Count | None = None,
+    img_size: ImageSize | None = None,
+    drop_path: ShareBelow1 = 0.0,
 ) -> VisionTransformer:
     """The unreduced timm model of :func:`create_model`."""
     check_weights(weights)
@@ -75,29 +79,11 @@ def create_backbone(
         raise UsageError(f"unknown backbone {name!r}; similar: {', '.join(close) or 'none, see timm.list_models()'}")
     if timm.models.model_entrypoint(name).__module__ not in SUPPORTED_MODULES:
         raise UsageError(f"backbone {name!r} is not supported; allowed: {SUPPORTED}")
-    if not isinstance(drop_path, (int, float)) or not 0 <= drop_path < 1:
-        raise UsageError(f"drop_path={drop_path!r} is not allowed; give a rate in [0, 1)")
-    sizes = _checked_sizes(num_classes, img_size)
-    if drop_path:
-        sizes["drop_path_rate"] = drop_path
-    vit = _build(name, weights, sizes)
+    given = {"num_classes": num_classes, "img_size": img_size, "drop_path_rate": drop_path or None}
+    vit = _build(name, weights, {key: value for key, value in given.items() if value is not None})
     check_supported(vit)
     _check_image_size(vit)
     return vit
-
-
-def _checked_sizes(num_classes: int | None, img_size: int | tuple[int, int] | None) -> dict[str, int | tuple[int, int]]:
-    """What is given of both, as timm's options."""
-    sides = tuple(img_size) if isinstance(img_size, Sequence) and len(img_size) == 2 else (img_size,)
-    sizes = {}
-    for what, given, numbers in (("num_classes", num_classes, (num_classes,)), ("img_size", img_size, sides)):
-        if given is None:
-            continue
-        if any(type(number) is not int or number < 1 for number in numbers):
-            pair = ", or (height, width)" if what == "img_size" else ""
-            raise UsageError(f"{what}={given!r} is not allowed; give a whole number >= 1{pair}")
-        sizes[what] = numbers if len(numbers) > 1 else numbers[0]
-    return sizes
 
 
 def expected_norm(name: str, weights: str | Path | None) -> dict[str, tuple[float, ...]]:
