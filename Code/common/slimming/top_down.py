@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from common.cost.closed_form import Shape
 from common.errors import UsageError
 from common.models.observe import untouched
 from common.models.reduced import is_reduced, reduce_tokens
-from common.options import check_names
+from common.options import check_names, field_kinds
 from common.reducers.slimming_plan import LayerRecord, SlimmingPlan, record_of
 from common.slimming.allocation import allocate, error_curves, sensitivity
 from common.slimming.branches import best_first, slimmed
@@ -61,7 +61,7 @@ def search(
     Raises:
         UsageError: a backbone that averages its patches, settings that do not fit, a folder of another search.
     """
-    check_names(settings, [entry.name for entry in fields(SearchSettings)], "setting of a search")
+    check_names(settings, field_kinds(SearchSettings), "setting of a search")
     goal = {"tolerance": tolerance, "mac_budget": mac_budget, "lengths": lengths}
     how = SearchSettings(**goal, **settings)
     if is_reduced(model):

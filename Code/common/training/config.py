@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import Annotated, Literal
 
@@ -10,7 +10,7 @@ from pydantic import Strict
 from timm.optim import list_optimizers
 
 from common.errors import UsageError, require_choice
-from common.options import Count, Many, NonNegative, Positive, Share, Whole, check_fields, check_names
+from common.options import Count, Many, NonNegative, Positive, Share, Whole, check_fields, check_names, field_kinds
 from common.training.accelerator import Device, torch_device
 
 MUON = "muon"
@@ -191,10 +191,5 @@ def protocol(name: str, **changes: object) -> TrainConfig:
     Raises:
         UsageError: unknown protocol or setting.
     """
-    check_names(changes, settings(), "setting")
+    check_names(changes, field_kinds(TrainConfig), "setting")
     return replace(PROTOCOLS[require_choice(name, PROTOCOLS, "protocol")], **changes)
-
-
-def settings() -> list[str]:
-    """The names of all settings."""
-    return [field.name for field in fields(TrainConfig)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,14 +19,14 @@ from common.data.transforms import Mean, Recipe, Std
 from common.errors import UsageError
 from common.models.factory import create_model, expected_norm
 from common.models.reduced import ReducedVisionTransformer
-from common.options import Count, ShareBelow1, check_fields, check_names
+from common.options import Count, ShareBelow1, check_fields, check_names, field_kinds
 from common.processes import is_main_process
 from common.reducers import Method
 from common.reducers.method import MethodText
 from common.results import conditions, resolve
 from common.schedule import Blocks, KeepRate
 from common.training.checkpoint import STATE, refuse_difference, write_json
-from common.training.config import TrainConfig, protocol, settings
+from common.training.config import TrainConfig, protocol
 from common.training.digits_backbone import NO_PATH, resolve_weights
 from common.training.engine import ANYWHERE, Epoch, train
 from common.weights import weights_label
@@ -111,12 +111,12 @@ class Experiment:
     @classmethod
     def from_dict(cls, given: Mapping[str, Any]) -> Experiment:
         """The experiment of a flat mapping, see :meth:`from_yaml`."""
-        own = [entry.name for entry in fields(cls) if entry.name != "config"]
-        check_names(map(str, given), [*own, *settings(), "protocol"], "key")
+        own, settings = [name for name in field_kinds(cls) if name != "config"], field_kinds(TrainConfig)
+        check_names(map(str, given), [*own, *settings, "protocol"], "key")
         missing = [name for name in ("backbone", "dataset") if name not in given]
         if missing:
             raise UsageError(f"a training needs {' and '.join(missing)}; allowed: {', '.join(own)}")
-        config = protocol(given.get("protocol", "tram"), **{key: given[key] for key in settings() if key in given})
+        config = protocol(given.get("protocol", "tram"), **{key: given[key] for key in settings if key in given})
         return cls(config=config, **{key: given[key] for key in own if key in given})
 
     def datasets(self) -> tuple[LabelledDataset, LabelledDataset]:
