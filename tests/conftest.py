@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+
+from plan import ROOT, state_folder
 
 
 @pytest.fixture(autouse=True)
@@ -34,3 +38,11 @@ def data_root() -> Path:
     if not root or not Path(root).is_dir():
         pytest.skip("DATA_ROOT is not a folder")
     return Path(root)
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Iterator[Path]:
+    """A results folder (its name has a space) whose traces in .snakemake are removed afterwards."""
+    folder = tmp_path / "some results"
+    yield folder
+    shutil.rmtree(ROOT / state_folder(str(folder)), ignore_errors=True)

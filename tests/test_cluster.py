@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 import launch
-from plan import ROOT, list_profiles, load_plan, state_folder
+from plan import list_profiles, load_plan
 
 NOTEBOOK = """\
 # %% tags=["parameters"]
@@ -38,14 +38,6 @@ def profile(tmp_path: Path) -> str:
     path = tmp_path / "toy.yaml"
     path.write_text(yaml.safe_dump({"profile": "toy", "runs": [run]}))
     return str(path)
-
-
-@pytest.fixture
-def results(tmp_path: Path):
-    """A results folder (its name has a space) whose traces in .snakemake are removed afterwards."""
-    folder = tmp_path / "some results"
-    yield folder
-    shutil.rmtree(ROOT / state_folder(str(folder)), ignore_errors=True)
 
 
 @pytest.mark.parametrize("profile", list_profiles())

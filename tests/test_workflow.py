@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -27,7 +26,7 @@ from common.parameters import kind_of
 from common.studies import all_studies
 from common.yaml_files import parse_yaml, to_yaml
 from notebooks import declared_parameters, read_notebook
-from plan import ROOT, RUN, ProfileError, list_profiles, load_plan, state_folder
+from plan import ROOT, RUN, ProfileError, list_profiles, load_plan
 
 NOTEBOOKS = sorted(
     path for name in ("Benchmark", "Pretrained", "Scratch") for path in (ROOT / "Code" / name).glob("*.py")
@@ -69,14 +68,6 @@ def toy(tmp_path: Path) -> Path:
     """A notebook that writes three words; its path without .py, as a profile names it."""
     (tmp_path / "toy.py").write_text(TOY)
     return tmp_path / "toy"
-
-
-@pytest.fixture
-def results(tmp_path: Path):
-    """A results folder (its name has a space) whose traces in .snakemake are removed afterwards."""
-    folder = tmp_path / "some results"
-    yield folder
-    shutil.rmtree(ROOT / state_folder(str(folder)), ignore_errors=True)
 
 
 def write_profile(toy: Path, *entries: dict, **keys) -> str:

@@ -14,6 +14,11 @@ def check_plan(plan: Plan) -> None:
     """Raise :class:`plan.ProfileError` with one line for each value that a run could not work with."""
     for checks in ((_table, _undeclared, _wrong_values), (_schedules, _models)):
         _refuse(plan, [problem for run in plan.runs for check in checks for problem in check(run)])
+    check_weights(plan)
+
+
+def check_weights(plan: Plan) -> None:
+    """As :func:`check_plan`, for weights that are not there and that no run makes."""
     _refuse(plan, _missing_weights(plan))
 
 
@@ -22,11 +27,12 @@ def check_data(plan: Plan) -> None:
 
     Raises :class:`plan.ProfileError` with one line for each dataset that cannot be used.
     """
-    from common import load_dataset
-
     datasets = dict.fromkeys(dataset for run in plan.runs for dataset in _values(run, "dataset"))
-    splits = [(dataset, split) for dataset in datasets for split in ("train", "val")]
-    _refuse(plan, [line for name, split in splits for line in refusal(load_dataset, name, split, img_size=32)])
+    if datasets:
+        from common import load_dataset
+
+        splits = [(dataset, split) for dataset in datasets for split in ("train", "val")]
+        _refuse(plan, [line for name, split in splits for line in refusal(load_dataset, name, split, img_size=32)])
 
 
 def _refuse(plan: Plan, problems: Iterable[str]) -> None:

@@ -16,8 +16,10 @@ import sys
 import time
 from importlib.metadata import version
 
-from checks import check_data, check_plan
-from plan import ROOT, Plan, ProfileError, load_plan, state_folder, write_parameter_files
+from accept import accept
+from checks import check_plan, check_weights
+from plan import ROOT, Plan, ProfileError, load_plan, state_folder
+from state import changed_code, changes, state_files, write
 
 WAIT_FOR_LOCK = 10  # seconds that a killed run may take to be gone
 CLUSTER_THREADS = 8
@@ -29,29 +31,41 @@ def main() -> int:
     parser.add_argument("profile")
     parser.add_argument("--results", help="results folder instead of results/PROFILE")
     parser.add_argument("--threads", type=int, help="cores for each run (default: all; on a cluster 8)")
+    parser.add_argument("--accept", nargs="*", metavar="RUN", help="let these results, or all, stand for today's code")
     arguments, options = parser.parse_known_args()
-    on_slurm, dry_run = _executor(options) == "slurm", bool(DRY_RUN & set(options))
-    if on_slurm and not dry_run and not shutil.which("sbatch"):
-        print("error: there is no SLURM here (the command sbatch); log in where jobs are submitted", file=sys.stderr)
-        return 2
     os.chdir(ROOT)
     try:
-        plan = load_plan(arguments.profile, arguments.results)
-        check_plan(plan)
-        if not dry_run:
-            check_data(plan)
+        plan = _prepare(arguments, options)
     except ProfileError as error:
         for problem in error.problems:
             print(f"error: {problem}", file=sys.stderr)
         return 2
+    os.execv(sys.executable, [sys.executable, "-m", "snakemake", *_command(arguments, plan, options)])
+
+
+def _prepare(arguments: argparse.Namespace, options: list[str]) -> Plan:
+    """Whatever must be right before Snakemake starts. Raises ProfileError."""
+    on_slurm, dry_run = _executor(options) == "slurm", bool(DRY_RUN & set(options))
+    if on_slurm and not dry_run and not shutil.which("sbatch"):
+        raise ProfileError(["there is no SLURM here (the command sbatch); log in where jobs are submitted"])
+    plan = load_plan(arguments.profile, arguments.results)
+    changed = changes(state_files(plan))
+    if changed:
+        check_plan(plan)
+    else:  # this plan was checked, with this very code
+        check_weights(plan)
     print(f"{plan.profile}: {len(plan.runs)} runs, report: {ROOT / plan.results / 'report.html'}", flush=True)
-    write_parameter_files(plan)
     if not _lock(plan):
-        print(f"error: another run is working in {plan.results}; wait for it or end it", file=sys.stderr)
-        return 1
+        raise ProfileError([f"another run is working in {plan.results}; wait for it or end it"])
+    if code := changed_code(changed):
+        print(f"changed, and what depends on it is stale: {', '.join(code)}", flush=True)
+    write(changed)
+    if arguments.accept is not None and not dry_run:
+        accepted = accept(plan, arguments.accept, _command(arguments, plan, []))
+        print(f"accepted {len(accepted)} stale results; see {plan.results}/accepted.csv", flush=True)
     if on_slurm and not dry_run:
         cancel_left_jobs(job_name(plan))
-    os.execv(sys.executable, [sys.executable, "-m", "snakemake", *_command(arguments, plan, options)])
+    return plan
 
 
 def _command(arguments: argparse.Namespace, plan: Plan, options: list[str]) -> list[str]:
@@ -63,6 +77,7 @@ def _command(arguments: argparse.Namespace, plan: Plan, options: list[str]) -> l
     cores = [] if on_cluster or _has_cores(options) else ["--cores", "all"]
     prefix = ["--slurm-jobname-prefix", job_name(plan)] if executor == "slurm" else []
     fixed = ["--snakefile", "Code/workflow/Snakefile", "--scheduler", "greedy", "--rerun-incomplete", "--keep-going"]
+    fixed += ["--rerun-triggers", "mtime", "input", "params"]  # the code of a run is one of its inputs
     return [*fixed, "--nolock", "--quiet", *_quiet(on_cluster), *cores, *prefix, *options, "--config", *config]
 
 

@@ -35,7 +35,7 @@ from annotated_types import MinLen
 
 from common.errors import UsageError
 from common.options import Count, check
-from common.yaml_files import read_yaml, to_yaml
+from common.yaml_files import read_yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 PROFILES = Path(__file__).resolve().parent / "profiles"
@@ -105,8 +105,13 @@ class Run:
 
     @property
     def parameter_file(self) -> str:
-        """Where Snakemake and the runner find ``parameters``; see :func:`write_parameter_files`."""
+        """Where Snakemake and the runner find ``parameters``; written by state.py."""
         return f"{state_folder(self.results)}/{self.table}/{self.run_id}.yaml"
+
+    @property
+    def code_file(self) -> str:
+        """Where Snakemake finds the fingerprints of the code that the run depends on; written by state.py."""
+        return f"{state_folder(self.results)}/{self.table}/{self.run_id}.code"
 
 
 @dataclass(frozen=True)
@@ -149,23 +154,6 @@ def load_plan(profile: str, results: str | None = None) -> Plan:
     runs = tuple(run for entry in given["runs"] for run in _expand(entry, name, folder))
     _refuse_duplicates(runs, name)
     return Plan(name, given.get("title", name), given.get("about", ""), folder, runs)
-
-
-def write_parameter_files(plan: Plan) -> None:
-    """Write each run's parameters where Snakemake watches them, leaving files that say the same untouched.
-
-    They are what makes a run stale: new in a fresh clone, where the committed CSVs are older by definition and must
-    be made again, and rewritten when a profile changes a parameter. They live inside .snakemake, so that a results
-    folder without Snakemake's own records counts as nothing done.
-    """
-    for run in plan.runs:
-        path = ROOT / run.parameter_file
-        text = to_yaml(run.parameters)
-        if not path.is_file() or path.read_text() != text:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            partial = path.with_suffix(f".{os.getpid()}.tmp")
-            partial.write_text(text)
-            partial.replace(path)
 
 
 def state_folder(results: str) -> str:
