@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import pandas as pd
 
@@ -23,6 +23,39 @@ _MUTEX_NOTE = (
     "Areas over percent, so up to 100; pixels are ranked one by one, insertion starts at 1 % and deletion is given 0 "
     "at 0 %. Its black is 0 after normalisation. None of it is comparable with the areas measured here."
 )
+
+
+def beside(
+    ours: pd.DataFrame, published: pd.DataFrame, identity: Sequence[str], stated: Sequence[str], value: str
+) -> pd.DataFrame:
+    """``ours`` with ``published_<value>`` where the published experiment is the same one, and ``differs`` where not.
+
+    Args:
+        identity: columns that say which model on which data: rows that agree in them are counterparts.
+        stated: conditions that the source states, columns of both; all must agree, or ``differs`` names those that do
+            not. It is "" where there is no counterpart.
+    """
+    counterparts = {key: rows.iloc[0] for key, rows in published.groupby(list(identity), sort=False)}
+    values, differs = [], []
+    for _, row in ours.iterrows():
+        theirs = counterparts.get(tuple(row[name] for name in identity))
+        found = "" if theirs is None else "; ".join(_differences(row, theirs, stated))
+        differs.append(found)
+        values.append(float("nan") if theirs is None or found else theirs[value])
+    return ours.assign(**{f"published_{value}": values, "differs": differs})
+
+
+def _differences(row: pd.Series, theirs: pd.Series, stated: Sequence[str]) -> Iterator[str]:
+    for name in stated:
+        if pd.isna(row[name]) or row[name] != theirs[name]:
+            ours = "not recorded" if pd.isna(row[name]) else _value(row[name])
+            yield f"{name} {ours} instead of {_value(theirs[name])}"
+
+
+def _value(value: object) -> str:
+    if isinstance(value, str):
+        return value or "none"
+    return f"{value:,}" if float(value).is_integer() else f"{value:g}"
 
 
 def published_sections() -> tuple[Section, ...]:

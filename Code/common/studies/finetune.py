@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 from common import plots
 from common.report.grids import seed_errors
+from common.report.published import beside
 from common.report.rows import VARIANT, add_speedup, architecture, holes, in_order, over_seeds
 from common.report.sections import (
     WHOLE,
@@ -19,7 +20,7 @@ from common.report.sections import (
     falling,
     labels,
     leader,
-    number,
+    numbers,
     percent,
     setting_title,
     spread,
@@ -27,14 +28,13 @@ from common.report.sections import (
 )
 from common.results import read_published
 from common.schedule import keep_rate_text
-from common.schema import FLOAT, INT, columns
+from common.schema import count, number
 from common.studies.base import REQUIRED, Study, register_study
 
-SETTING = ["dataset", "backbone", "img_size", "epochs", "dtype", "batch"]
-
-
-# The published fine-tuning tables are this experiment, on these sets, and no other.
-PUBLISHED_FINETUNE = {"img_size": 224, "epochs": 5}
+SETTING = ["dataset", "backbone", "weights", "recipe", "img_size", "epochs", "lr", "n_train", "dtype", "batch"]
+# A published accuracy is that of this model on these data, trained under these conditions.
+IDENTITY = ["architecture", "dataset", "img_size", "method", "keep_rate"]
+STATED = ["options", "weights", "recipe", "epochs", "lr", "batch", "n_train"]
 
 
 @register_study
@@ -45,11 +45,16 @@ class Finetune(Study):
     question = "How much of it comes back after a few epochs of fine-tuning?"
     place = 40
     columns = {
-        **columns(INT, "epoch"),
-        **columns(FLOAT, "train_loss", "train_loss_last_batch", optional=True),
-        **columns(FLOAT, "val_loss", "val_accuracy"),
-        **columns(FLOAT, "ema_val_loss", "ema_val_accuracy", "epoch_lr", "epoch_seconds", optional=True),
-        **columns(INT, "n_val"),
+        "epoch": count("0 = before training"),
+        "train_loss": number("mean over the images of the epoch, as they were augmented", optional=True),
+        "train_loss_last_batch": number("of its last batch, which the published CSVs hold", optional=True),
+        "val_loss": number("mean cross-entropy on the validation images"),
+        "val_accuracy": number("top-1 on the validation images", "percent"),
+        "ema_val_loss": number("the same of the averaged weights", optional=True),
+        "ema_val_accuracy": number("top-1 of the averaged weights", "percent", optional=True),
+        "epoch_lr": number("learning rate at the end of the epoch", optional=True),
+        "epoch_seconds": number("of the epoch, evaluation included", "s", optional=True),
+        "n_val": count("validation images"),
     }
     required = (*REQUIRED, "dataset", "seed", "epochs")
     setting = SETTING
@@ -61,16 +66,10 @@ class Finetune(Study):
     def summarise(self, runs: pd.DataFrame) -> pd.DataFrame:
         """:func:`training` with ``published_accuracy`` (percent) where the published experiment is the same one."""
         found = training(runs)
-        published = read_published("tram_accuracy").rename(columns={"accuracy": "published_accuracy"})
-        same = ["architecture", "dataset", "img_size", "method", "keep_rate"]
-        published = published.rename(columns={"backbone": "architecture"}).drop_duplicates(same)
-        published = published.assign(
-            epochs=PUBLISHED_FINETUNE["epochs"], keep_rate=published["keep_rate"].map(keep_rate_text)
-        )
-        joined = found.assign(architecture=found["backbone"].map(architecture)).merge(
-            published[[*same, "epochs", "published_accuracy"]], how="left", on=[*same, "epochs"]
-        )
-        return joined.drop(columns="architecture")
+        found = found.assign(architecture=found["backbone"].map(architecture))
+        printed = read_published("tram_accuracy").rename(columns={"backbone": "architecture"}).fillna({"options": ""})
+        printed["keep_rate"] = printed["keep_rate"].map(keep_rate_text)
+        return beside(found, printed, IDENTITY, STATED, "accuracy").drop(columns="architecture")
 
     def sections(self, data: pd.DataFrame) -> Iterator[Section]:
         setting = SETTING
@@ -122,28 +121,31 @@ def _training_section(cells: pd.DataFrame, keep_rate: str) -> Section:
         "Before training": _accuracy(cells, "before"),
         "Last epoch": _accuracy(cells, "last"),
         "Best epoch": _accuracy(cells, "best"),
-        "Seconds per epoch": cells["epoch_seconds"].map(lambda value: number(value, 1)),
+        "Seconds per epoch": numbers(cells["epoch_seconds"], 1),
     }
-    published = cells.get("published_accuracy")
-    comparable = published is not None and published.notna().any()
+    comparable = cells["published_accuracy"].notna().any()
     if comparable:
-        columns["Published"] = published.map(number)
+        columns["Published"] = numbers(cells["published_accuracy"], 2)
     reduced = cells[cells["method"] != "none"]
     best = set()
     for column, name in (("Last epoch", "last"), ("Best epoch", "best")):
         place = leader(reduced[name], reduced[f"{name}_sd"] / reduced["n"] ** 0.5)
         best |= set() if place is None else {(int(reduced.index[place]), column)}
     title = f"{setting_title(cells)}, {counted(cells['epochs'].iloc[0], 'epoch')}, keep rate {percent(keep_rate)}"
-    return Section(title, pd.DataFrame(columns), (_comparability(cells, comparable),), frozenset(best))
+    return Section(title, pd.DataFrame(columns), _comparability(cells, comparable), frozenset(best))
 
 
 def _accuracy(cells: pd.DataFrame, name: str) -> list[str]:
     return [spread(mean, sd) for mean, sd in zip(cells[name], cells[f"{name}_sd"], strict=True)]
 
 
-def _comparability(cells: pd.DataFrame, comparable: bool) -> str:
-    if comparable:
-        return "Published: README of the reference repository, same data, backbone, image size, epochs; one seed."
+def _comparability(cells: pd.DataFrame, comparable: bool) -> tuple[str, ...]:
+    """Whether published values stand here, and what keeps the others from it."""
     if cells["dataset"].iloc[0] == "digits":
-        return "Embedded default: digits, not comparable with the paper."
-    return "The paper prints no value for this experiment: not comparable with its tables."
+        return ("Embedded default: digits, not comparable with the paper.",)
+    if not cells["differs"].any() and not comparable:
+        return ("The paper prints no value for this experiment: not comparable with its tables.",)
+    notes = ["Published: README of the reference repository, the same experiment in all that it states; one seed."]
+    others = [f"{name}: {what}" for name, what in zip(labels(cells), cells["differs"], strict=True) if what]
+    told = f"The paper's values for other models here are of another experiment. {'. '.join(others)}."
+    return (*(notes if comparable else ()), *([told] if others else ()))

@@ -21,4 +21,4 @@ class Scratch(Finetune):
     }
 
     def summarise(self, runs: pd.DataFrame) -> pd.DataFrame:
-        return training(runs)
+        return training(runs).assign(published_accuracy=float("nan"), differs="")

@@ -29,7 +29,7 @@ from common.schema import Column, count, number
 from common.studies.base import REQUIRED, Study, register_study
 
 SETTING = ["dtype", "batch", "device", "threads", "backbone", "img_size"]
-EFFICIENCY_KEY = ["backbone", "img_size", "method", "keep_rate"]
+EFFICIENCY_KEY = ["backbone", "img_size", "method", "options", "keep_rate"]
 FPS_NOTE = "Published FPS: one CUDA GPU, type not recorded. Not comparable with the speeds measured here."
 GFLOPS_NOTE = (
     "GMAC counts everything; GMAC, thop leaves out the matrix products of attention, as the published GFlops do: "
