@@ -10,6 +10,7 @@ import pandas as pd
 from common.report.sections import Answer
 from common.report.tables import Findings, findings
 from common.results import read_published, read_runs, write_run
+from common.schedule import keep_rate_text
 from common.studies import find_study
 
 BASE = {"profile": "quick", "dtype": "float32", "device": "cpu", "commit": "abc1234", "date": "2025-11-20"}
@@ -49,14 +50,21 @@ def training_run(
             "val_loss": 2.3 - 0.1 * epoch,
             "val_accuracy": accuracy,
             "epoch_seconds": 1.5 + epoch if epoch else None,
-            "n_train": 1400,
             "n_val": 397,
         }
         for epoch, accuracy in enumerate(accuracies)
     ]
-    given = {"backbone": "vit_small_patch16_224", "dataset": "digits", "img_size": 32, "batch": 64, **given}
-    given["epochs"] = len(accuracies) - 1
-    run_id = f"{given['dataset']}_{given['backbone']}_{method}_{keep_rate:g}_{seed}"
+    given = {
+        "backbone": "vit_small_patch16_224",
+        "dataset": "digits",
+        "img_size": 32,
+        "batch": 64,
+        "n_train": 1400,
+        **given,
+    }
+    given = {"n_train": 1400, **given, "epochs": len(accuracies) - 1}
+    parts = [given["dataset"], given["backbone"], method, keep_rate_text(keep_rate), given["epochs"], seed]
+    run_id = "_".join(map(str, parts))
     run = {**BASE, **given, "method": method, "keep_rate": keep_rate, "seed": seed}
     return write_run(rows, find_study(table), root / f"runs/{table}/{run_id}.csv", **run)
 
@@ -84,8 +92,10 @@ def throughput_run(root: Path, speedups: dict[tuple[str, float], float], *, name
     return write_run(rows, find_study("throughput"), root / f"runs/throughput/{name}.csv", **{**BASE, **given})
 
 
-def off_the_shelf_run(root: Path, accuracies: dict[tuple[str, float], tuple[float, float | None]]) -> Path:
-    """One run with these (restricted, full) accuracies per (method, keep rate)."""
+def off_the_shelf_run(
+    root: Path, accuracies: dict[tuple[str, float], tuple[float, float | None]], right: dict | None = None
+) -> Path:
+    """One run with these (restricted, full) accuracies per (method, keep rate), and who was right if that is known."""
     rows = [
         {
             "method": method,
@@ -95,7 +105,7 @@ def off_the_shelf_run(root: Path, accuracies: dict[tuple[str, float], tuple[floa
             "loss": 1.0,
             "n_val": 3925,
             "gmac": 1.26 * keep_rate,
-            "images_per_second": 50.0,
+            **({} if right is None else {"accuracy_by_image": right[method, keep_rate]}),
         }
         for (method, keep_rate), (restricted, full) in accuracies.items()
     ]

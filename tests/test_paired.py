@@ -8,7 +8,7 @@ from scipy.stats import ttest_rel
 from common.report.paired import leader_of, paired_leader
 
 DRAWN = np.random.default_rng(0).normal(size=(3, 40)) * 0.05 + np.linspace(0.2, 0.9, 40)
-VALUES = list(DRAWN + [[0.0], [0.03], [0.1]])
+VALUES = list(DRAWN + np.array([[0.0], [0.03], [0.1]]))
 
 
 def test_the_interval_is_that_of_the_paired_t_test():

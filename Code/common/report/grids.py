@@ -1,65 +1,166 @@
-"""Tables of accuracies with methods down and keep rates across, and the ranks of the methods in them."""
+"""Tables of accuracies with methods down and keep rates across, compared at equal cost."""
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 
-from common.report.sections import NONE, Section, falling, is_reduced, leader, method_label, number, percent, spread
-
-_RANK_NOTE = (
-    "In brackets the rank among the reduced models of the column, 1 = best; models equal as printed share one. "
-    "Mean rank: over the keep rates, for models that were run at all of them."
+from common.report.paired import NOT_PAIRED, PAIRED, Lead, paired_leader
+from common.report.rows import SAMPLED, SAMPLES
+from common.report.sections import (
+    NONE,
+    Answer,
+    Section,
+    counted,
+    falling,
+    is_reduced,
+    method_label,
+    model_name,
+    number,
+    numbers,
+    percent,
+    spread,
 )
+
+RANK_NOTE = (
+    "In brackets the rank at equal cost, 1 = best; equal as printed, equal in rank. At equal cost: accuracies are read "
+    "off a line through a model's own points and the unreduced model, at the GMAC of the dearest model that is at most "
+    "a quarter above the column's median; \u2020 is dearer and not ranked. Mean rank: over the keep rates."
+)
+_DEARER = 1.25  # times the median cost of a keep rate: what costs more is not compared there
 _DIGITS = 2
 _MODEL = ["method", "options"]
 
 
-def image_errors(rows: pd.DataFrame, name: str) -> pd.Series:
-    """Standard error of an accuracy (percent) that comes from counting right answers on ``n_val`` images."""
-    return (rows[name] * (100 - rows[name]) / rows["n_val"].astype(float)) ** 0.5
+def at_equal_cost(rows: pd.DataFrame, name: str) -> pd.DataFrame:
+    """``rows`` with ``equal``, what ``name`` is at a cost that the reduced models of a keep rate share.
 
-
-def seed_errors(rows: pd.DataFrame, name: str) -> pd.Series:
-    """Standard error of a mean over seeds; NaN for one seed."""
-    return rows[f"{name}_sd"] / rows["n"] ** 0.5
-
-
-def ranks(rows: pd.DataFrame, name: str) -> pd.Series:
-    """Place of every reduced model among those of its keep rate, 1 = best; equal as printed, equal in rank.
-
-    NaN for the unreduced model, for keep rate 1 and where ``name`` is empty.
+    A model's line goes through its own points and that of the unreduced model. The cost is that of the dearest model
+    that is at most a quarter above the median, so that every model up to there has points on both sides; ``equal`` is
+    NaN for dearer ones and for the unreduced model. ``equal_samples`` are its values one by one, mixed alike.
     """
     reduced = rows[is_reduced(rows)]
-    places = reduced[name].round(_DIGITS).groupby(reduced["keep_rate"]).rank(method="min", ascending=False)
+    targets = reduced.groupby("keep_rate")["gmac"].agg(lambda costs: costs[costs <= _DEARER * costs.median()].max())
+    lines = {
+        model: pd.concat([rows[rows["method"] == "none"], points]).sort_values("gmac", kind="stable")
+        for model, points in reduced.groupby(_MODEL)
+    }
+    found = [_on_line(lines[tuple(row[_MODEL])], targets[row["keep_rate"]], name) for _, row in reduced.iterrows()]
+    equal = pd.Series([value for value, _ in found], index=reduced.index, dtype=float)
+    samples = pd.Series([values for _, values in found], index=reduced.index, dtype=object)
+    return rows.assign(equal=equal, equal_samples=samples)
+
+
+def _on_line(points: pd.DataFrame, gmac: float, name: str) -> tuple[float, np.ndarray | None]:
+    """Value, and its samples, of the line through ``points``, in the order of their cost, at ``gmac``."""
+    costs = points["gmac"].to_numpy(float)
+    above = int(np.searchsorted(costs, gmac * (1 - 1e-9)))
+    if above == len(costs) or (above == 0 and costs[0] > gmac * (1 + 1e-9)):
+        return float("nan"), None
+    below = max(above - 1, 0)
+    span = costs[above] - costs[below]
+    weight = 1.0 if span == 0 else min((gmac - costs[below]) / span, 1.0)
+    pair = points.iloc[[below, above]]
+    mixed = np.array([1 - weight, weight])
+    samples = pair.get(name + SAMPLES)
+    alike = samples is not None and samples.notna().all() and pair[SAMPLED].nunique() == 1
+    return float(mixed @ pair[name].to_numpy(float)), mixed @ np.stack(list(samples)) if alike else None
+
+
+def lead_of(rows: pd.DataFrame) -> Lead | None:
+    """The leader by ``equal`` among models that have it; ``place`` is among ``rows``. None without paired samples."""
+    known = np.flatnonzero(rows["equal"].notna())
+    samples = [rows["equal_samples"].iloc[place] for place in known]
+    if len(known) < 2 or any(values is None for values in samples) or rows[SAMPLED].iloc[known].nunique() != 1:
+        return None
+    lead = paired_leader(samples)
+    return lead and Lead(int(known[lead.place]), int(known[lead.other]), lead.difference, lead.low, lead.high)
+
+
+def ranks(rows: pd.DataFrame) -> pd.Series:
+    """Place by ``equal`` of every reduced model among those of its keep rate, 1 = best; equal as printed share one.
+
+    NaN for the unreduced model, for keep rate 1 and where ``equal`` is empty.
+    """
+    reduced = rows[is_reduced(rows)]
+    places = reduced["equal"].round(_DIGITS).groupby(reduced["keep_rate"]).rank(method="min", ascending=False)
     return places.reindex(rows.index)
 
 
-def mean_ranks(rows: pd.DataFrame, name: str) -> pd.Series:
-    """Mean over keep rates of :func:`ranks` by (method, options); NaN for a model without a value at one of them."""
-    table = rows.assign(rank=ranks(rows, name))[is_reduced(rows)]
+def mean_ranks(rows: pd.DataFrame) -> pd.Series:
+    """Mean over keep rates of :func:`ranks` by (method, options); NaN for a model that one of them does not rank."""
+    table = rows.assign(rank=ranks(rows))[is_reduced(rows)]
     return table.pivot(index=_MODEL, columns="keep_rate", values="rank").mean(axis=1, skipna=False)
 
 
-def ranked(title: str, rows: pd.DataFrame, name: str, errors: pd.Series, note: str) -> Section:
-    """Accuracies by method and keep rate with their ranks; the leader of each keep rate stands out."""
-    rows = rows.assign(rank=ranks(rows, name), error=errors)
+def ranked(title: str, rows: pd.DataFrame, name: str, note: str) -> Section:
+    """Accuracies by method and keep rate with their ranks at equal cost; a certain leader of a keep rate stands out."""
+    rows = at_equal_cost(rows, name).reset_index(drop=True)
+    rows = rows.assign(rank=ranks(rows))
     frame = pivot(rows, [_accuracy(row, name) for _, row in rows.iterrows()])
-    place = {model: number for number, model in enumerate(_models(rows))}
-    best = set()
-    for rate, cells in rows[is_reduced(rows)].groupby("keep_rate"):
-        first = leader(cells[name], cells["error"])
-        if first is not None:
-            best.add((place[tuple(cells.iloc[first][_MODEL])], percent(rate)))
-    means = mean_ranks(rows, name)
-    frame["Mean rank"] = [number(means.get(model, float("nan"))) for model in place]
+    models = _models(rows)
+    columns = dict(list(rows[is_reduced(rows)].groupby("keep_rate")))
+    leads = {rate: lead for rate, cells in columns.items() if (lead := lead_of(cells)) is not None}
+    best = {
+        (models.index(tuple(columns[rate].iloc[lead.place][_MODEL])), percent(rate))
+        for rate, lead in leads.items()
+        if lead.certain
+    }
+    means = mean_ranks(rows)
+    frame["Mean rank"] = numbers(pd.Series([means.get(model, float("nan")) for model in models]), 2)
     if rows["n"].max() > 1:
         frame["Seeds"] = [seeds_text(cells) for _, cells in rows.groupby(_MODEL, sort=False)]
-    return Section(title, frame, (note, _RANK_NOTE), frozenset(best))
+    return Section(title, frame, (note, RANK_NOTE, PAIRED if leads else NOT_PAIRED), frozenset(best))
 
 
 def _accuracy(row: pd.Series, name: str) -> str:
     text = spread(row[name], row[f"{name}_sd"], _DIGITS)
-    return text if pd.isna(row["rank"]) else f"{text} ({row['rank']:.0f})"
+    if pd.notna(row["rank"]):
+        return f"{text} ({row['rank']:.0f})"
+    unranked = is_reduced(row.to_frame().T).item() and pd.notna(row[name])
+    return f"{text} \u2020" if unranked else text
+
+
+def best_answer(rows: pd.DataFrame, name: str, context: str, *, cost: bool = False) -> Answer:
+    """The accuracy ``name`` of the unreduced model, and at each keep rate the best method and its distance.
+
+    Args:
+        cost: compare at equal cost; otherwise as measured.
+    """
+    rows = at_equal_cost(rows, name) if cost else rows.assign(equal=rows[name], equal_samples=rows[name + SAMPLES])
+    baseline = rows[rows["method"] == "none"]
+    reference = baseline[name].iloc[0] if len(baseline) else float("nan")
+    start = "the unreduced model was not run"
+    if len(baseline):
+        start = f"{_value(baseline.iloc[0], name)} without reduction"
+    points = []
+    for keep_rate, cells in rows[is_reduced(rows) & rows["equal"].notna()].groupby("keep_rate", sort=False):
+        best = cells.loc[cells["equal"].idxmax()]
+        lost = "" if pd.isna(reference) else f", {_difference(best[name] - reference)}"
+        where = f"highest at equal cost, {_value(best, name)}" if cost else f"highest, {_value(best, name)}"
+        points.append(f"keep {percent(keep_rate)}: {model_name(best)} is {where}{lost}{_doubt(cells)}")
+    return Answer(f"{context}: {start}.", tuple(points))
+
+
+def _doubt(cells: pd.DataFrame) -> str:
+    """How sure the leader of one keep rate is."""
+    lead = lead_of(cells)
+    if len(cells) == 1:
+        return ""
+    if lead is None:
+        return " (no paired test)"
+    other = model_name(cells.iloc[lead.other])
+    return f" (paired difference to {other} {lead.difference:+.2f}, 95 % interval {lead.low:+.2f} to {lead.high:+.2f})"
+
+
+def _value(row: pd.Series, name: str) -> str:
+    return f"{spread(row[name], row[f'{name}_sd'])} % ({counted(row['n'], 'seed')})"
+
+
+def _difference(points: float) -> str:
+    if abs(points) < 0.005:  # as printed
+        return "no difference"
+    return f"{number(abs(points), 2)} points {'lower' if points < 0 else 'higher'}"
 
 
 def seeds_text(rows: pd.DataFrame) -> str:

@@ -12,8 +12,8 @@ from scipy.stats import t
 from common.results import BY_IMAGE
 
 PAIRED = (
-    "Stressed: ahead of every other by the mean paired difference on the same images, the 95 % interval of which "
-    "(Student's t) leaves out 0; not corrected for the number of models."
+    "Stressed: ahead of every other by the mean paired difference, on the same images or of trained models over the "
+    "same seeds, the 95 % interval of which (Student's t) leaves out 0; not corrected for the number of models."
 )
 NOT_PAIRED = "Nothing is stressed: these runs kept no values by image, so that no difference can be tested."
 

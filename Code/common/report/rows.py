@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from itertools import product
 
+import numpy as np
 import pandas as pd
 
 from common.errors import UsageError
 from common.plots import METHODS
 from common.report.sections import falling, is_reduced
+from common.results import BY_IMAGE
 from common.schedule import ratio_of
 
+SAMPLES, SAMPLED = "_samples", "sampled_on"
 VARIANT = ["method", "options", "keep_rate"]
 
 
@@ -40,14 +43,34 @@ def refuse_repeats(runs: pd.DataFrame, key: list[str]) -> None:
         raise UsageError(f"the same condition ({condition}) was run more than once: {files}; keep one of the CSVs")
 
 
-def over_seeds(runs: pd.DataFrame, key: list[str], metrics: list[str]) -> pd.DataFrame:
-    """``key``, n, and per metric its mean (``metric``) and sample standard deviation (``metric_sd``; NaN for n = 1)."""
+def over_seeds(runs: pd.DataFrame, key: list[str], metrics: list[str], compared: Sequence[str] = ()) -> pd.DataFrame:
+    """``key``, n, and per metric its mean (``metric``) and sample standard deviation (``metric_sd``; NaN for n = 1).
+
+    Args:
+        compared: metrics of which models are compared: ``<metric>_samples`` are their values one by one (see
+            :func:`_samples`), and ``sampled_on`` says of what, so that only what belongs together is paired.
+    """
     refuse_repeats(runs, [*key, "seed"])
     groups = runs.groupby(key, dropna=False, sort=False)
     table = {"n": groups.size()}
     for metric in metrics:
         table[metric], table[f"{metric}_sd"] = groups[metric].mean(), groups[metric].std(ddof=1)
+    for metric in compared:
+        found = [_samples(group.sort_values("seed"), metric) for _, group in groups]
+        table[metric + SAMPLES] = pd.Series([values for values, _ in found], index=table["n"].index, dtype=object)
+        table[SAMPLED] = pd.Series([on for _, on in found], index=table["n"].index)
     return pd.DataFrame(table).reset_index()
+
+
+def _samples(seeds: pd.DataFrame, metric: str) -> tuple[np.ndarray | None, str]:
+    """Values (n,) of one condition that can be paired with those of others: of trained models one for each seed, else
+    one for each image, mean over the seeds. None where there is none."""
+    if (seeds["epochs"].fillna(0) > 0).any():
+        return seeds[metric].to_numpy(float), f"seeds {seeds['seed'].tolist()}"
+    values = seeds.get(metric + BY_IMAGE)
+    if values is None or values.isna().any() or seeds["images"].nunique() != 1:
+        return None, ""
+    return 100 * np.mean([np.asarray(each, float) for each in values], axis=0), seeds["images"].iloc[0]
 
 
 def add_speedup(runs: pd.DataFrame, throughput: pd.DataFrame) -> pd.DataFrame:
@@ -74,7 +97,8 @@ def holes(runs: pd.DataFrame, setting: Sequence[str], *, trained: bool = False) 
         present = set(zip(*(group[name] for name in VARIANT), seed_of, strict=True))
         for (method, options), rate, seed in product(variants, rates, sorted(seed_of.unique())):
             if (method, options, rate, seed) not in present:
-                where = ", ".join(f"{name} {value}" for name, value in zip(setting, values, strict=True))
+                named = zip(setting, values, strict=True)
+                where = ", ".join(f"{name} {value}" for name, value in named if pd.notna(value) and value != "")
                 what = f"{method} {options}".strip() + f" at keep rate {rate}"
                 found.append(f"{what}{f', seed {seed}' if seed != '' else ''} ({where})")
     return found

@@ -137,29 +137,3 @@ def model_name(row: pd.Series) -> str:
 def where_text(rows: pd.DataFrame) -> str:
     row = rows.iloc[0]
     return f"{row['dataset']} at {row['img_size']} px with {backbone_name(row['backbone'])}"
-
-
-def best_answer(rows: pd.DataFrame, context: str) -> Answer:
-    """The accuracy of the unreduced model, and at each keep rate the best method and its distance."""
-    baseline = rows[rows["method"] == "none"]
-    reference = baseline["value"].iloc[0] if len(baseline) else float("nan")
-    start = f"{_value(baseline.iloc[0])} without reduction" if len(baseline) else "the unreduced model was not run"
-    reduced = rows[is_reduced(rows)]
-    points = []
-    for keep_rate, cells in reduced.groupby("keep_rate", sort=False):
-        best = cells.loc[cells["value"].idxmax()]
-        lost = "" if pd.isna(reference) else f", {_difference(best['value'] - reference)}"
-        certain = len(cells) == 1 or leader(cells["value"], cells["error"]) is not None
-        doubt = "" if certain else " (not certainly ahead of the next)"
-        points.append(f"keep {percent(keep_rate)}: {model_name(best)} is highest, {_value(best)}{lost}{doubt}")
-    return Answer(f"{context}: {start}.", tuple(points))
-
-
-def _value(row: pd.Series) -> str:
-    return f"{spread(row['value'], row['sd'])} % ({counted(row['n'], 'seed')})"
-
-
-def _difference(points: float) -> str:
-    if abs(points) < 0.005:  # as printed
-        return "no difference"
-    return f"{number(abs(points), 2)} points {'lower' if points < 0 else 'higher'}"

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from common.report.published import published_sections
+from common.report.rows import SAMPLED, SAMPLES
 from common.report.sections import Section
 from common.results import BY_IMAGE, read_runs, resolve, write_atomically
 
@@ -77,8 +78,8 @@ def write_tables(results_dir: str | Path, studies: Iterable[Study]) -> list[Path
     written = []
     for found in (findings(results_dir, study) for study in studies):
         name, table = found.study.name, found.table
-        by_image = [column for column in table if column.endswith(BY_IMAGE)]
-        table = table.drop(columns=[*by_image, "images"] if by_image else [])
+        compared = [column for column in table if column.endswith((BY_IMAGE, SAMPLES)) or column in ("images", SAMPLED)]
+        table = table.drop(columns=compared)
         _write(folder / f"{name}.csv", table.to_csv(index=False, lineterminator="\n", float_format="%.8g"))
         _write(folder / f"{name}.md", markdown(found.study.title, found.sections, found.missing))
         written += [folder / f"{name}.csv", folder / f"{name}.md"]

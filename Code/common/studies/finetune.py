@@ -8,18 +8,16 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from common import plots
-from common.report.grids import seed_errors
+from common.report.grids import best_answer, lead_of
 from common.report.published import beside
-from common.report.rows import VARIANT, add_speedup, architecture, holes, in_order, over_seeds
+from common.report.rows import SAMPLES, VARIANT, add_speedup, architecture, holes, in_order, over_seeds
 from common.report.sections import (
     WHOLE,
     Answer,
     Section,
-    best_answer,
     counted,
     falling,
     labels,
-    leader,
     numbers,
     percent,
     setting_title,
@@ -88,10 +86,7 @@ class Finetune(Study):
 
     def answers(self, data: pd.DataFrame) -> Iterator[Answer]:
         for _, rows in data.groupby(SETTING, sort=False, dropna=False):
-            epochs = rows["epochs"].iloc[0]
-            errors = seed_errors(rows, "last")
-            context = f"On {where_text(rows)}, after {counted(epochs, 'epoch')}"
-            yield best_answer(rows.assign(value=rows["last"], sd=rows["last_sd"], error=errors), context)
+            yield best_answer(rows, "last", f"On {where_text(rows)}, after {counted(rows['epochs'].iloc[0], 'epoch')}")
 
     def missing(self, runs: pd.DataFrame) -> list[str]:
         return holes(runs, SETTING, trained=True)
@@ -111,7 +106,7 @@ def training(runs: pd.DataFrame) -> pd.DataFrame:
         epoch_seconds=trained["epoch_seconds"].mean(),
     )
     metrics = ["before", "last", "best", "val_loss", "epoch_seconds"]
-    return in_order(over_seeds(per_run.reset_index(), key, metrics), SETTING)
+    return in_order(over_seeds(per_run.reset_index(), key, metrics, compared=["last", "best"]), SETTING)
 
 
 def _training_section(cells: pd.DataFrame, keep_rate: str) -> Section:
@@ -129,8 +124,8 @@ def _training_section(cells: pd.DataFrame, keep_rate: str) -> Section:
     reduced = cells[cells["method"] != "none"]
     best = set()
     for column, name in (("Last epoch", "last"), ("Best epoch", "best")):
-        place = leader(reduced[name], reduced[f"{name}_sd"] / reduced["n"] ** 0.5)
-        best |= set() if place is None else {(int(reduced.index[place]), column)}
+        lead = lead_of(reduced.assign(equal=reduced[name], equal_samples=reduced[name + SAMPLES]))
+        best |= {(int(reduced.index[lead.place]), column)} if lead is not None and lead.certain else set()
     title = f"{setting_title(cells)}, {counted(cells['epochs'].iloc[0], 'epoch')}, keep rate {percent(keep_rate)}"
     return Section(title, pd.DataFrame(columns), _comparability(cells, comparable), frozenset(best))
 

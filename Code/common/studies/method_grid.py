@@ -9,24 +9,21 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from common import plots
-from common.report.grids import image_errors, mean_ranks, pivot, ranked, seed_errors, seeds_text
+from common.report.grids import at_equal_cost, best_answer, mean_ranks, pivot, ranked, seeds_text
 from common.report.rows import VARIANT, add_speedup, holes, in_order, over_seeds
 from common.report.sections import (
     Answer,
     Section,
-    best_answer,
     counted,
     method_label,
-    number,
+    numbers,
     setting_title,
     where_text,
 )
-from common.schema import FLOAT, INT, TEXT, columns
+from common.schema import count, number, text
 from common.studies.base import REQUIRED, Study, register_study
 
-SETTING = ["dataset", "backbone", "img_size", "epochs", "n_train", "n_val", "dtype", "batch"]
-
-
+SETTING = ["dataset", "backbone", "weights", "recipe", "img_size", "epochs", "lr", "n_train", "n_val", "dtype", "batch"]
 _COST_NOTE = (
     "Patch tokens left after each reduction, mean over images, and 10⁹ multiply-accumulates of one image, attention "
     "included. The same keep rate is not the same cost: methods reduce before a block, in it or after its attention."
@@ -41,12 +38,14 @@ class MethodGrid(Study):
     question = "Which method loses least at the same keep rate, before and after the same training?"
     place = 50
     columns = {
-        **columns(FLOAT, "accuracy", "accuracy_best"),
-        **columns(FLOAT, "ema_accuracy", optional=True),
-        **columns(FLOAT, "loss"),
-        **columns(TEXT, "tokens"),
-        **columns(FLOAT, "gmac"),
-        **columns(INT, "params", "n_val"),
+        "accuracy": number("top-1, or mAP where images have several labels, after the last epoch", "percent"),
+        "accuracy_best": number("the best epoch, of raw or averaged weights; chosen on these images", "percent"),
+        "ema_accuracy": number("the averaged weights after the last epoch", "percent", optional=True),
+        "loss": number("mean on the validation images after the last epoch"),
+        "tokens": text("patch tokens left after each reduction, mean over images"),
+        "gmac": number("multiply-accumulates of an image, attention included", "GMAC"),
+        "params": count("parameters, the method's own included"),
+        "n_val": count("validation images"),
     }
     required = (*REQUIRED, "dataset", "seed", "epochs")
     setting = SETTING
@@ -58,7 +57,8 @@ class MethodGrid(Study):
     def summarise(self, runs: pd.DataFrame) -> pd.DataFrame:
         """Accuracies (percent), loss, GMAC per image and tokens left of every method, as given and after training."""
         key = [*SETTING, *VARIANT]
-        found = over_seeds(runs, key, ["accuracy", "accuracy_best", "ema_accuracy", "loss", "gmac"])
+        metrics = ["accuracy", "accuracy_best", "ema_accuracy", "loss", "gmac"]
+        found = over_seeds(runs, key, metrics, compared=metrics[:3])
         groups = runs.groupby(key, dropna=False, sort=False)
         models = groups.agg(params=("params", "first"), tokens=("tokens", _mean_tokens)).reset_index()
         return in_order(found.merge(models, on=key), SETTING)
@@ -67,12 +67,13 @@ class MethodGrid(Study):
         others = {"ema_accuracy": "running average of the weights, last epoch", "accuracy_best": "best epoch"}
         for _, rows in data.groupby(SETTING, sort=False, dropna=False):
             title, note = f"{setting_title(rows)}, {training_text(rows)}", _grid_note(rows)
-            yield ranked(title, rows, "accuracy", grid_errors(rows), note)
-            cost = [f"{tokens} · {number(gmac, 3)}" for tokens, gmac in zip(rows["tokens"], rows["gmac"], strict=True)]
+            yield ranked(title, rows, "accuracy", note)
+            pairs = zip(rows["tokens"], numbers(rows["gmac"]), strict=True)
+            cost = [f"{tokens} · {gmac}" for tokens, gmac in pairs]
             yield Section(f"{title}: tokens left and GMAC per image", pivot(rows, cost), (_COST_NOTE,))
             for name, what in others.items() if rows["epochs"].iloc[0] else ():
                 if rows[name].notna().any():
-                    yield replace(ranked(f"{title}: {what}", rows, name, seed_errors(rows, name), note), folded=True)
+                    yield replace(ranked(f"{title}: {what}", rows, name, note), folded=True)
 
     def figures(self, runs: pd.DataFrame, others: Mapping[str, pd.DataFrame]) -> Iterator[tuple[str, Figure]]:
         yield "cost", plots.accuracy_mac_pareto(add_speedup(runs, others["throughput"]))
@@ -80,11 +81,9 @@ class MethodGrid(Study):
     def answers(self, data: pd.DataFrame) -> Iterator[Answer]:
         for _, rows in data.groupby(SETTING, sort=False, dropna=False):
             context = f"On {where_text(rows)}, {training_text(rows)}"
-            answer = best_answer(
-                rows.assign(value=rows["accuracy"], sd=rows["accuracy_sd"], error=grid_errors(rows)), context
-            )
-            order = mean_ranks(rows, "accuracy").dropna().sort_values(kind="stable")
-            first = "; ".join(f"{method_label(*model)} {number(rank)}" for model, rank in order.head(3).items())
+            answer = best_answer(rows, "accuracy", context, cost=True)
+            order = mean_ranks(at_equal_cost(rows, "accuracy")).dropna().sort_values(kind="stable")
+            first = "; ".join(f"{method_label(*model)} {rank:.2f}" for model, rank in order.head(3).items())
             yield Answer(
                 answer.text, (*answer.points, f"lowest mean ranks: {first}") if len(order) > 1 else answer.points
             )
@@ -103,11 +102,6 @@ def training_text(rows: pd.DataFrame) -> str:
     """Whether the models of one setting of the grid were trained, and how much."""
     epochs, images = rows["epochs"].iloc[0], rows["n_train"].iloc[0]
     return f"after {counted(epochs, 'epoch')} on {images:,} images" if epochs else "off the shelf"
-
-
-def grid_errors(rows: pd.DataFrame) -> pd.Series:
-    """Standard errors of ``accuracy`` in one setting of the grid: over seeds where it was trained, else over images."""
-    return seed_errors(rows, "accuracy") if rows["epochs"].iloc[0] else image_errors(rows, "accuracy")
 
 
 def _grid_note(rows: pd.DataFrame) -> str:

@@ -8,13 +8,13 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from common import plots
-from common.report.grids import image_errors, pivot, ranked
+from common.report.grids import best_answer, pivot, ranked
 from common.report.rows import VARIANT, holes, in_order, over_seeds
-from common.report.sections import Answer, Section, best_answer, number, setting_title, where_text
-from common.schema import FLOAT, INT, columns
+from common.report.sections import Answer, Section, numbers, setting_title, where_text
+from common.schema import count, number
 from common.studies.base import REQUIRED, Study, register_study
 
-SETTING = ["dataset", "backbone", "img_size", "dtype"]
+SETTING = ["dataset", "backbone", "weights", "recipe", "img_size", "dtype"]
 
 
 @register_study
@@ -25,11 +25,11 @@ class OffTheShelf(Study):
     question = "How much accuracy survives in a trained model that is reduced without further training?"
     place = 30
     columns = {
-        **columns(FLOAT, "accuracy"),
-        **columns(FLOAT, "accuracy_full", optional=True),
-        **columns(FLOAT, "loss"),
-        **columns(INT, "n_val"),
-        **columns(FLOAT, "gmac", "images_per_second"),
+        "accuracy": number("top-1 with the head restricted to the classes of the dataset", "percent"),
+        "accuracy_full": number("top-1 among all classes of the head, where it has others", "percent", optional=True),
+        "loss": number("mean cross-entropy among the classes of the dataset"),
+        "n_val": count("validation images"),
+        "gmac": number("multiply-accumulates of an image, attention included", "GMAC"),
     }
     required = (*REQUIRED, "dataset")
     setting = SETTING
@@ -42,35 +42,33 @@ class OffTheShelf(Study):
     def summarise(self, runs: pd.DataFrame) -> pd.DataFrame:
         """Accuracy (percent), loss and GMAC per image of models that were reduced and not trained."""
         key = [*SETTING, "n_val", *VARIANT]
-        metrics = ["accuracy", "accuracy_full", "loss", "gmac", "images_per_second"]
-        return in_order(over_seeds(runs, key, metrics), SETTING)
+        metrics = ["accuracy", "accuracy_full", "loss", "gmac"]
+        return in_order(over_seeds(runs, key, metrics, compared=metrics[:2]), SETTING)
 
     def sections(self, data: pd.DataFrame) -> Iterator[Section]:
-        heads = (("accuracy", "classes of the dataset only"), ("accuracy_full", "all classes of the head"))
         for _, rows in data.groupby(SETTING, sort=False, dropna=False):
             title, images = setting_title(rows), rows["n_val"].iloc[0]
-            for name, head in heads:
-                if rows[name].notna().any():
-                    note = f"Top-1 accuracy in percent on {images} images, no training; {head}."
-                    yield ranked(f"{title}: {head}", rows, name, image_errors(rows, name), note)
-            gmac = [number(value, 3) for value in rows["gmac"]]
-            yield Section(f"{title}: GMAC per image, attention included", pivot(rows, gmac))
+            for name, head in _heads(rows):
+                note = f"Top-1 accuracy in percent on {images} images, no training; {head}."
+                yield ranked(f"{title}: {head}", rows, name, note)
+            yield Section(f"{title}: GMAC per image, attention included", pivot(rows, numbers(rows["gmac"])))
 
     def figures(self, runs: pd.DataFrame, others: Mapping[str, pd.DataFrame]) -> Iterator[tuple[str, Figure]]:
-        heads = [name for name in ("accuracy", "accuracy_full") if runs[name].notna().any()]
+        heads = [name for name, _ in _heads(runs)]
         yield "", plots.accuracy_vs_keep_rate(runs, value=heads)
         yield "cost", plots.accuracy_mac_pareto(runs, value=heads[-1])
 
     def answers(self, data: pd.DataFrame) -> Iterator[Answer]:
         for _, rows in data.groupby(SETTING, sort=False, dropna=False):
-            for value, head in (
-                ("accuracy", "classes of the dataset only"),
-                ("accuracy_full", "all classes of the head"),
-            ):
-                if rows[value].notna().any():
-                    errors = image_errors(rows, value)
-                    context = f"On {where_text(rows)}, {rows['n_val'].iloc[0]} images, {head}"
-                    yield best_answer(rows.assign(value=rows[value], sd=rows[f"{value}_sd"], error=errors), context)
+            for name, head in _heads(rows):
+                context = f"On {where_text(rows)}, {rows['n_val'].iloc[0]} images, {head}"
+                yield best_answer(rows, name, context, cost=True)
 
     def missing(self, runs: pd.DataFrame) -> list[str]:
         return holes(runs, SETTING)
+
+
+def _heads(rows: pd.DataFrame) -> Iterator[tuple[str, str]]:
+    """The accuracies that there are, and among which classes."""
+    heads = {"accuracy": "classes of the dataset only", "accuracy_full": "all classes of the head"}
+    return ((name, head) for name, head in heads.items() if rows[name].notna().any())
