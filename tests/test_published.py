@@ -9,6 +9,7 @@ from common.errors import UsageError
 from common.results import read_published
 
 METHODS = {"none", "tram", "topk", "ats", "patchmerger"}
+RUN, STATED = "backbone method options keep_rate", "weights recipe epochs batch lr n_train"
 SIZES = ("base", "small", "tiny")
 
 
@@ -24,23 +25,11 @@ def cell(frame: pd.DataFrame, column: str, **where: object) -> object:
 @pytest.mark.parametrize(
     ("name", "rows", "columns"),
     [
-        (
-            "tram_accuracy",
-            60,
-            "source model backbone method options keep_rate img_size fps gflops dataset accuracy weights recipe epochs batch lr n_train",
-        ),
-        (
-            "tram_throughput_vit",
-            30,
-            "source run model backbone method options keep_rate img_size batch fps gflops params",
-        ),
-        (
-            "tram_throughput_simple_vit",
-            18,
-            "source run model backbone method options keep_rate img_size batch fps gflops params",
-        ),
+        ("tram_accuracy", 60, f"source model {RUN} img_size fps gflops dataset accuracy {STATED}"),
+        ("tram_throughput_vit", 30, f"source run model {RUN} img_size batch fps gflops params"),
+        ("tram_throughput_simple_vit", 18, f"source run model {RUN} img_size batch fps gflops params"),
         ("tram_training", 7, None),
-        ("trewa_efficiency", 21, "source model backbone method options keep_rate img_size batch fps gflops"),
+        ("trewa_efficiency", 21, f"source model {RUN} img_size batch fps gflops"),
     ],
 )
 def test_tables_are_complete_and_every_row_names_its_source(name: str, rows: int, columns: str | None) -> None:
