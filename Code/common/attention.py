@@ -40,16 +40,16 @@ class Heads:
     def of(cls, attn: Attention, normed: Tensor, rows: Tensor | None = None) -> Heads:
         """From the normalised tokens (B, N, D), with queries only of the ``rows`` (B, K) where these are given."""
         if rows is None:
-            q, k, v = _split(attn.qkv(normed), 3, attn)
+            q, k, v = _split(attn.qkv(normed), 3, attn)  # (B, H, N, d) each
             return cls(attn.q_norm(q), attn.k_norm(k), v)
-        (q,) = _split(_slice(attn.qkv, take_rows(normed, rows), 0, 1), 1, attn)
-        k, v = _split(_slice(attn.qkv, normed, 1, 3), 2, attn)
+        (q,) = _split(_slice(attn.qkv, take_rows(normed, rows), 0, 1), 1, attn)  # (B, H, K, d)
+        k, v = _split(_slice(attn.qkv, normed, 1, 3), 2, attn)  # (B, H, N, d) each
         return cls(attn.q_norm(q), attn.k_norm(k), v)
 
     @classmethod
     def around(cls, attn: Attention, normed: Tensor, rows: Tensor, k: Tensor) -> Heads:
         """Of the ``rows`` (B, K) of the normalised tokens only, whose keys are among ``k`` (B, H, N, d) of all."""
-        chosen = take_rows(normed, rows)
+        chosen = take_rows(normed, rows)  # (B, K, D)
         (q,), (v,) = (_split(_slice(attn.qkv, chosen, part, part + 1), 1, attn) for part in (0, 2))
         return cls(attn.q_norm(q), take_rows(k.transpose(1, 2), rows).transpose(1, 2), v)
 
@@ -77,8 +77,8 @@ def _slice(qkv: nn.Module, x: Tensor, first: int, last: int) -> Tensor:
 
 def cls_logits(attn: Attention, normed: Tensor) -> tuple[Tensor, Tensor]:
     """Mean over heads of the first token's query times all keys (B, N), float32; and the keys (B, H, N, d)."""
-    (q,) = _split(_slice(attn.qkv, normed[:, :1], 0, 1), 1, attn)
-    (k,) = _split(_slice(attn.qkv, normed, 1, 2), 1, attn)
+    (q,) = _split(_slice(attn.qkv, normed[:, :1], 0, 1), 1, attn)  # (B, H, 1, d)
+    (k,) = _split(_slice(attn.qkv, normed, 1, 2), 1, attn)  # (B, H, N, d)
     q, k = attn.q_norm(q), attn.k_norm(k)
     with without_autocast(normed.device):
         return _logit_mean(attn, q.float(), k.float())[:, 0], k
@@ -86,7 +86,7 @@ def cls_logits(attn: Attention, normed: Tensor) -> tuple[Tensor, Tensor]:
 
 def _logit_mean(attn: Attention, q: Tensor, k: Tensor) -> Tensor:
     """Mean over heads (B, K, N) of the scaled products of queries (B, H, K, d) and keys (B, H, N, d)."""
-    q, k = (each.transpose(1, 2).flatten(2) for each in (q, k))
+    q, k = (each.transpose(1, 2).flatten(2) for each in (q, k))  # (B, K, H·d), (B, N, H·d)
     return (q * (attn.scale / attn.num_heads)) @ k.transpose(-2, -1)
 
 
@@ -96,7 +96,7 @@ def is_gated(attn: Attention) -> bool:
 
 
 def _attention(q: Tensor, k: Tensor, bias: Tensor | None, scale: float) -> Tensor:
-    logits = (q * scale) @ k.transpose(-2, -1)
+    logits = (q * scale) @ k.transpose(-2, -1)  # (B, H, K, N)
     return (logits if bias is None else logits + bias).softmax(-1)
 
 
@@ -111,7 +111,7 @@ def cheap_signals(attn: Attention, heads: Heads, bias: Tensor | None, wanted: fr
     signals = {}
     if "cls_attention" in wanted:
         with without_autocast(heads.q.device):
-            query, key = heads.q[:, :, :1].float(), heads.k.float()
+            query, key = heads.q[:, :, :1].float(), heads.k.float()  # (B, H, 1, d), (B, H, N, d)
             signals["cls_attention"] = _attention(query, key, bias, attn.scale)[:, :, 0]
     if "logit_mean" in wanted:
         with without_autocast(heads.q.device):
@@ -126,7 +126,7 @@ def cheap_signals(attn: Attention, heads: Heads, bias: Tensor | None, wanted: fr
 def mix(attn: Attention, heads: Heads, bias: Tensor | None) -> Tensor:
     """A·V (B, K, H·d) of all K queries by the fused kernel."""
     dropout = attn.attn_drop.p if attn.training else 0.0
-    mixed = F.scaled_dot_product_attention(heads.q, heads.k, heads.v, bias, dropout, scale=attn.scale)
+    mixed = F.scaled_dot_product_attention(heads.q, heads.k, heads.v, bias, dropout, scale=attn.scale)  # (B, H, K, d)
     return mixed.transpose(1, 2).flatten(2)
 
 
@@ -148,7 +148,7 @@ def mix_explicitly(
 
     def chunk_of(part: slice) -> tuple[Tensor, dict[str, Tensor]]:
         attention = _attention(q[part], k[part], None if bias is None else bias[part].to(q.dtype), attn.scale)
-        mixed = (attn.attn_drop(attention).to(v.dtype) @ v[part]).transpose(1, 2).flatten(2)
+        mixed = (attn.attn_drop(attention).to(v.dtype) @ v[part]).transpose(1, 2).flatten(2)  # (b, N, H·d)
         return mixed.to(heads.v.dtype), {name: MAPS[name](attention) for name in wanted & MAPS.keys()}
 
     with without_autocast(q.device):
@@ -172,12 +172,12 @@ def mix_by_policy(attn: Attention, heads: Heads, policy: Tensor) -> Tensor:
     q, k, v = heads.q.float(), heads.k.float(), heads.v.float()
     length = q.shape[2]
     with without_autocast(q.device):
-        logits = (q * attn.scale) @ k.transpose(-2, -1)
+        logits = (q * attn.scale) @ k.transpose(-2, -1)  # (B, H, N, N)
         seen = torch.cat([policy.new_ones(len(policy), length - policy.shape[1]), policy], dim=1)[:, None, None].float()
-        seen = seen + (1 - seen) * torch.eye(length, device=q.device)
+        seen = seen + (1 - seen) * torch.eye(length, device=q.device)  # (B, 1, N, N)
         weight = (logits - logits.detach().amax(-1, keepdim=True)).exp() * seen
         attention = (weight + POLICY_EPS / length) / (weight.sum(-1, keepdim=True) + POLICY_EPS)
-        mixed = attn.attn_drop(attention) @ v
+        mixed = attn.attn_drop(attention) @ v  # (B, H, N, d)
     return mixed.transpose(1, 2).flatten(2).to(heads.v.dtype)
 
 

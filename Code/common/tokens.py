@@ -19,8 +19,8 @@ def take_rows(x: Tensor, index: Tensor) -> Tensor:
     One flat ``index_select`` instead of ``gather`` over an expanded index: three times faster on CPU.
     """
     batch, length = x.shape[:2]
-    offset = torch.arange(batch, device=x.device)[:, None] * length
-    rows = x.reshape(batch * length, *x.shape[2:]).index_select(0, (index + offset).flatten())
+    offset = torch.arange(batch, device=x.device)[:, None] * length  # (B, 1)
+    rows = x.reshape(batch * length, *x.shape[2:]).index_select(0, (index + offset).flatten())  # (B·K, ...)
     return rows.unflatten(0, index.shape)
 
 
@@ -175,7 +175,7 @@ class Tokens:
     def bias_of_selected(self, selection: Selection, bias: Tensor | None) -> Tensor:
         """``bias`` (B, 1, 1, N) or None -> that of prefix and selected queries (B, 1, K, N), for keys "prefix"."""
         chosen = torch.ones_like(selection.index, dtype=torch.bool) if selection.valid is None else selection.valid
-        computed = torch.zeros_like(self.x[:, self.num_prefix_tokens :, 0], dtype=torch.bool)
+        computed = torch.zeros_like(self.x[:, self.num_prefix_tokens :, 0], dtype=torch.bool)  # (B, n)
         computed = computed.scatter(1, selection.index, chosen)
         return self._hide(~computed, bias, self.num_prefix_tokens + selection.index.shape[1])
 
@@ -187,17 +187,17 @@ class Tokens:
 
     def _hide(self, idle: Tensor, bias: Tensor | None, queries: int | None) -> Tensor:
         """Hide ``idle`` (B, n) patches from all queries; or, given their number, from those that are not prefix."""
-        hidden = F.pad(idle, (self.num_prefix_tokens, 0))[:, None]
+        hidden = F.pad(idle, (self.num_prefix_tokens, 0))[:, None]  # (B, 1, N)
         if not self.num_prefix_tokens:  # with nobody left to see, the softmax would be NaN and so would its gradient
             hidden = hidden & ~hidden.all(-1, keepdim=True)
         if queries is not None:
-            hidden = hidden.repeat(1, queries, 1)
+            hidden = hidden.repeat(1, queries, 1)  # (B, queries, N)
             hidden[:, : self.num_prefix_tokens] = False
         return torch.where(hidden[:, None], float("-inf"), self.x.new_zeros(()) if bias is None else bias)
 
     def blend(self, gate: Gate, x: Tensor) -> Tokens:
         """Features ``x`` (B, N, D) of a whole block, as far as ``gate`` lets each patch token change."""
-        opened = F.pad(gate.gate.to(x.dtype), (self.num_prefix_tokens, 0), value=1.0)[..., None]
+        opened = F.pad(gate.gate.to(x.dtype), (self.num_prefix_tokens, 0), value=1.0)[..., None]  # (B, N, 1)
         active = None if self.assignment is None else look_up(gate.computed.long(), self.assignment, 0) > 0
         return replace(self, x=self.x + opened * (x - self.x), active=active)
 
@@ -206,8 +206,8 @@ class Tokens:
         if selection.valid is not None:
             padded = selection.valid.logical_not()[..., None]
             patches = torch.where(padded, take_rows(self.patches, selection.index), x[:, self.num_prefix_tokens :])
-            x = torch.cat([x[:, : self.num_prefix_tokens], patches], dim=1)
-        rows = self.rows(selection)
+            x = torch.cat([x[:, : self.num_prefix_tokens], patches], dim=1)  # (B, prefix + K, D)
+        rows = self.rows(selection)  # (B, prefix + K)
         whole = self.x.scatter(1, rows[..., None].expand(-1, -1, x.shape[-1]), x.to(self.x.dtype))
         active = None if self.assignment is None else look_up(self._places(selection), self.assignment, GONE) != GONE
         return replace(self, x=whole, active=active)
@@ -219,12 +219,12 @@ class Tokens:
 
     def keep(self, selection: Selection, x: Tensor | None = None) -> Tokens:
         """Only the prefix tokens and the selected patch tokens; with features ``x`` if they are at hand already."""
-        rows = self.rows(selection)
+        rows = self.rows(selection)  # (B, prefix + K)
         if selection.valid is None:
             valid = None if self.valid is None else self.valid.gather(1, rows)
         else:
             always = torch.ones_like(rows[:, : self.num_prefix_tokens], dtype=torch.bool)
-            valid = torch.cat([always, selection.valid], dim=1)
+            valid = torch.cat([always, selection.valid], dim=1)  # (B, prefix + K)
         return replace(
             self,
             x=take_rows(self.x, rows) if x is None else x,
@@ -271,7 +271,7 @@ class Tokens:
             origin = torch.full(patches.shape[:2], GONE, device=patches.device) if traced else None
         return replace(
             self,
-            x=torch.cat([self.prefix, patches], dim=1),
+            x=torch.cat([self.prefix, patches], dim=1),  # (B, prefix + K, D)
             valid=None,
             size=None if size is None else torch.cat([size.new_ones(self.prefix.shape[:2]), size], dim=1),
             carry={},

@@ -78,7 +78,7 @@ def _choose_ahead(
     output = None
     if "output" in wanted:
         with _learning(reducer):
-            output = block(tokens.x, attn_mask=tokens.attention_bias())
+            output = block(tokens.x, attn_mask=tokens.attention_bias())  # (B, N, D)
     return *_select(reducer, tokens, Signals(output=output), layer), output
 
 
@@ -112,7 +112,7 @@ def _attend(block: Block, tokens: Tokens, selection: Selection | None) -> Attend
     attn, normed, bias = block.attn, block.norm1(tokens.x), tokens.attention_bias()
     if selection is not None and selection.keys == "prefix":
         bias = tokens.bias_of_selected(selection, bias)
-    rows = None if selection is None else tokens.rows(selection)
+    rows = None if selection is None else tokens.rows(selection)  # (B, prefix + K)
     return Attended(tokens, selection, normed, mix(attn, Heads.of(attn, normed, rows), bias))
 
 
@@ -120,9 +120,9 @@ def _choose_by_keys(block: Block, tokens: Tokens, layer: int, reducer: Reducer) 
     """Keys of all, then the choice, then queries and values of the chosen, who see each other only."""
     attn, normed = block.attn, block.norm1(tokens.x)
     with _learning(reducer):
-        logits, keys = cls_logits(attn, normed)
+        logits, keys = cls_logits(attn, normed)  # (B, N), (B, H, N, d)
     tokens, selection = _select(reducer, tokens, Signals(cls_logits=logits), layer)
-    mixed = mix(attn, Heads.around(attn, normed, tokens.rows(selection), keys), None)
+    mixed = mix(attn, Heads.around(attn, normed, tokens.rows(selection), keys), None)  # (B, K, H·d)
     return Attended(tokens, selection, normed, mixed)
 
 
@@ -133,9 +133,9 @@ def _choose_by_signals(
     attn, normed, bias = block.attn, block.norm1(tokens.x), tokens.attention_bias()
     heads, mixed, maps = Heads.of(attn, normed), None, {}
     if tokens.policy is not None:
-        mixed = mix_by_policy(attn, heads, tokens.policy)
+        mixed = mix_by_policy(attn, heads, tokens.policy)  # (B, N, H·d)
     elif wanted & MAPS.keys():
-        mixed, maps = mix_explicitly(attn, heads, bias, wanted)
+        mixed, maps = mix_explicitly(attn, heads, bias, wanted)  # (B, N, H·d)
     with _learning(reducer):
         signals = Signals(**maps, **cheap_signals(attn, heads, bias, wanted))
 
@@ -145,9 +145,9 @@ def _choose_by_signals(
     else:
         rows = None if choice is None else tokens.rows(choice)
         if mixed is None:
-            mixed = mix(attn, heads.at(rows), bias)
+            mixed = mix(attn, heads.at(rows), bias)  # (B, K, H·d)
         elif rows is not None:
-            mixed = take_rows(mixed, rows)
+            mixed = take_rows(mixed, rows)  # (B, K, H·d)
     return Attended(tokens, choice, normed, mixed, signals)
 
 
@@ -157,7 +157,7 @@ def _finish(block: Block, attended: Attended, layer: int, reducer: Reducer) -> T
     if isinstance(choice, Selection):
         rows = tokens.rows(choice)
         residual, normed = take_rows(residual, rows), take_rows(normed, rows) if is_gated(block.attn) else normed
-    x = residual + block.drop_path1(block.ls1(project(block.attn, attended.mixed, normed)))
+    x = residual + block.drop_path1(block.ls1(project(block.attn, attended.mixed, normed)))  # (B, K, D)
     if isinstance(choice, Gate):
         return tokens.blend(choice, _mlp(block, x))
     if choice is not None and choice.idle:

@@ -124,7 +124,7 @@ class AttentionLayer:
     def between_patches(self) -> Tensor:
         """Maps (B, H, n, n) from patch token to patch token, float32 without gradient; padding attends to nothing."""
         prefix = self.num_prefix_tokens
-        maps = self.attention.detach()[:, :, prefix:, prefix:].float()
+        maps = self.attention.detach()[:, :, prefix:, prefix:].float()  # (B, H, n, n)
         return maps if self.valid is None else maps * self.valid[:, None, :, None]
 
     def to_patches(self, values: Tensor) -> Tensor:
@@ -133,7 +133,7 @@ class AttentionLayer:
         Patches that were dropped before get 0.
         """
         index = self._index(values)
-        count = torch.zeros_like(values).scatter_add_(-1, index, self._held(values))
+        count = torch.zeros_like(values).scatter_add_(-1, index, self._held(values))  # (B, ..., n)
         return (values / count.clamp(min=1)).gather(-1, index) * self._held(values)
 
     def from_patches(self, values: Tensor) -> Tensor:

@@ -37,11 +37,11 @@ class _Reduced:
         Args:
             traced: note from block to block where each patch went (``Tokens.assignment``, ``Tokens.origin``).
         """
-        x = self.norm_pre(self._pos_embed(self.patch_embed(images)))
+        x = self.norm_pre(self._pos_embed(self.patch_embed(images)))  # (B, N, D)
         tokens = Tokens(x, self.num_prefix_tokens, self.patch_grid(images))
         if not traced:
             return tokens
-        patches = torch.arange(tokens.num_patches, device=x.device).expand(len(x), -1)
+        patches = torch.arange(tokens.num_patches, device=x.device).expand(len(x), -1)  # (B, P)
         return replace(tokens, assignment=patches, origin=patches)
 
     def patch_grid(self, images: Tensor) -> tuple[int, int]:
@@ -224,5 +224,5 @@ def masked_mean(x: Tensor, weight: Tensor | None) -> Tensor:
     """Mean (B, 1, D) of the tokens ``x`` (B, N, D) that ``weight`` (B, N), 0 or 1, lets in; None lets all in."""
     if weight is None:
         return x.mean(1, keepdim=True)
-    weight = weight.to(x.dtype)[..., None]
+    weight = weight.to(x.dtype)[..., None]  # (B, N, 1)
     return (x * weight).sum(1, keepdim=True) / weight.sum(1, keepdim=True).clamp(min=1e-6)

@@ -34,7 +34,7 @@ class NormalizedPatchEmbed(PatchEmbed):
         if x.shape[2:] != self.img_size:
             raise UsageError(f"the model was made for images of {self.img_size}, given {tuple(x.shape[2:])}")
         p1, p2 = self.patch_size
-        x = rearrange(x, "b c (h p1) (w p2) -> b (h w) (p1 p2 c)", p1=p1, p2=p2)
+        x = rearrange(x, "b c (h p1) (w p2) -> b (h w) (p1 p2 c)", p1=p1, p2=p2)  # (B, P, p1·p2·C)
         return self.norm(self.proj(self.norm_patch(x)))
 
 
@@ -43,8 +43,8 @@ def sincos_position(grid_size: tuple[int, int], dim: int, temperature: float = 1
     if dim % 4:
         raise UsageError(f"sine-cosine positions need a width divisible by 4, given {dim}")
     y, x = torch.meshgrid(*(torch.arange(size, dtype=torch.float32) for size in grid_size), indexing="ij")
-    omega = temperature ** (-torch.arange(dim // 4) / (dim // 4 - 1))
-    x, y = x.flatten()[:, None] * omega, y.flatten()[:, None] * omega
+    omega = temperature ** (-torch.arange(dim // 4) / (dim // 4 - 1))  # (D/4,)
+    x, y = x.flatten()[:, None] * omega, y.flatten()[:, None] * omega  # (P, D/4) each
     return torch.cat([x.sin(), x.cos(), y.sin(), y.cos()], dim=1)[None]
 
 

@@ -46,7 +46,7 @@ class Trace:
         """Patches (B, P) that are a token, or the centre of one, after block ``layer``."""
         origin = self.origin[layer]
         padded = torch.zeros(len(origin), 1 + self.assignment[layer].shape[1], dtype=torch.bool, device=origin.device)
-        return padded.scatter_(1, origin + 1, True)[:, 1:]
+        return padded.scatter_(1, origin + 1, True)[:, 1:]  # (B, P)
 
     def record(self, layer: int, tokens: Tokens) -> None:
         """Note the state after block ``layer``."""

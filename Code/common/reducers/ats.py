@@ -25,7 +25,7 @@ def significance(cls_attention: Tensor, value_norm: Tensor, alive: Tensor) -> Te
         value_norm: (B, H, n) norm of their values.
         alive: (B, n) False at padding.
     """
-    score = (cls_attention.float() * value_norm).sum(1) * alive
+    score = (cls_attention.float() * value_norm).sum(1) * alive  # (B, n)
     return score / (score.sum(1, keepdim=True) + EPS)
 
 
@@ -41,9 +41,9 @@ def nearest_in_cdf(share: Tensor, alive: Tensor, points: Tensor) -> Tensor:
     Padding, False in ``alive`` (B, n), is never nearest, also where the shares sum to less than a point. Exact
     differences after a binary search: a matrix-product distance would move up to 4 % of the samples.
     """
-    cdf = share.cumsum(1).masked_fill(~alive, float("inf"))
-    points = points.expand(len(cdf), -1).contiguous()
-    above = torch.searchsorted(cdf, points).clamp(max=cdf.shape[1] - 1)
+    cdf = share.cumsum(1).masked_fill(~alive, float("inf"))  # (B, n)
+    points = points.expand(len(cdf), -1).contiguous()  # (B, K)
+    above = torch.searchsorted(cdf, points).clamp(max=cdf.shape[1] - 1)  # (B, K)
     below = (above - 1).clamp(min=0)
     closer_below = (points - cdf.gather(1, below)).abs() <= (cdf.gather(1, above) - points).abs()
     return torch.where(closer_below, below, above)
@@ -82,8 +82,8 @@ class Ats(Reducer):
         if alive is None:
             alive = torch.ones(tokens.patches.shape[:2], dtype=torch.bool, device=tokens.x.device)
         share = significance(signals.cls_attention[:, :, prefix:], signals.value_norm[:, :, prefix:], alive)
-        sampled = self._sample(share, alive, budget)
-        chosen = torch.zeros_like(alive).scatter_(1, sampled, True)
+        sampled = self._sample(share, alive, budget)  # (B, budget)
+        chosen = torch.zeros_like(alive).scatter_(1, sampled, True)  # (B, n)
         few = tokens.count()[:, None] <= budget
         return tokens.with_scores(share), Selection.of_mask(torch.where(few, alive, chosen & alive))
 

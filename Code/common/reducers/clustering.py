@@ -24,8 +24,8 @@ def squared_distances(x: Tensor) -> Tensor:
     """
     x = x.float()
     x = x - x[:, :1]  # what all tokens have in common would cost digits; the mean would make whole numbers inexact
-    norm = x.square().sum(-1)
-    squared = torch.baddbmm(norm[:, :, None] + norm[:, None], x, x.transpose(1, 2), alpha=-2)
+    norm = x.square().sum(-1)  # (B, n)
+    squared = torch.baddbmm(norm[:, :, None] + norm[:, None], x, x.transpose(1, 2), alpha=-2)  # (B, n, n)
     squared = ((squared + squared.transpose(1, 2)) / 2).clamp(min=0)
     squared.diagonal(dim1=1, dim2=2).zero_()
     return squared
@@ -41,7 +41,7 @@ def nearest_center(distance: Tensor, centers: Tensor) -> Tensor:
     Returns:
         (B, n) cluster of every token, 0 to K - 1; no cluster is empty.
     """
-    assignment = take_rows(distance, centers).argmin(1)
+    assignment = take_rows(distance, centers).argmin(1)  # (B, n)
     own = torch.arange(centers.shape[1], device=centers.device).expand_as(centers)
     return assignment.scatter_(1, centers, own)  # a duplicate of an earlier centre would otherwise join that one
 

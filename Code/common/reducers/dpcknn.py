@@ -46,8 +46,8 @@ def log_peak(squared: Tensor, density: Tensor) -> Tensor:
         density: (B, n) logarithms.
     """
     position = torch.arange(density.shape[1], device=density.device)
-    own, other = density[:, :, None], density[:, None]
-    denser = (other > own) | ((other == own) & (position < position[:, None]))
+    own, other = density[:, :, None], density[:, None]  # (B, n, 1), (B, 1, n)
+    denser = (other > own) | ((other == own) & (position < position[:, None]))  # (B, n, n)
     gap = torch.where(denser, squared, float("inf")).amin(-1)
     gap = torch.where(denser.any(-1), gap, squared.amax((1, 2))[:, None])
     return density + gap.log() / 2
@@ -59,7 +59,7 @@ def weighted_means(x: Tensor, log_weight: Tensor, assignment: Tensor, num_cluste
     A softmax within each cluster, so that no weight overflows; with gradient for ``x`` and ``log_weight``.
     """
     outside = log_weight.new_full((len(x), num_clusters, x.shape[1]), float("-inf"))
-    share = outside.scatter(1, assignment[:, None], log_weight[:, None]).softmax(-1)
+    share = outside.scatter(1, assignment[:, None], log_weight[:, None]).softmax(-1)  # (B, K, n)
     return share.to(x.dtype) @ x
 
 
@@ -98,12 +98,12 @@ class DpcKnn(Reducer):
                 log_weight = torch.zeros_like(score)
             else:
                 log_weight = self.log_weights[str(layer)](patches)[..., 0].float()
-            means = weighted_means(patches, log_weight, assignment, target)
+            means = weighted_means(patches, log_weight, assignment, target)  # (B, K, D)
         return tokens.with_scores(score).merged(means, assignment, centers=centers)
 
     @torch.no_grad()
     def _cluster(self, patches: Tensor, target: int) -> tuple[Tensor, Tensor, Tensor]:
-        squared = squared_distances(patches) / patches.shape[-1]
+        squared = squared_distances(patches) / patches.shape[-1]  # (B, n, n)
         score = log_peak(squared, log_density(squared, self.k_neighbors))
-        centers = largest_first(score, target)
+        centers = largest_first(score, target)  # (B, K)
         return centers, nearest_center(squared, centers), score

@@ -45,7 +45,7 @@ class MeanGate(nn.Module):
         init_linear(self)
 
     def forward(self, x: Tensor, patch: Tensor) -> Tensor:
-        means = x.new_zeros(len(x), self.linear.in_features).scatter(1, patch, x.abs().mean(-1))
+        means = x.new_zeros(len(x), self.linear.in_features).scatter(1, patch, x.abs().mean(-1))  # (B, P)
         return self.linear(self.norm(means)).gather(1, patch)
 
 
@@ -119,7 +119,7 @@ class DynamicSlimming(Reducer):
             return tokens, Selection(torch.empty(len(tokens.x), 0, dtype=torch.long, device=tokens.x.device))
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.training):
             tokens = with_patches(tokens)
-            scores = self.score(tokens, layer)
+            scores = self.score(tokens, layer)  # (B, n)
         if tokens.valid is not None:
             scores = scores.masked_fill(~tokens.valid_patches, float("-inf"))
         if scores.requires_grad:
@@ -152,5 +152,5 @@ def with_patches(tokens: Tokens) -> Tokens:
 def straight_through(tokens: Tokens, scores: Tensor) -> Tokens:
     """The same numbers; in the backward pass each patch token is as if multiplied by 1 + its score."""
     finite = scores.masked_fill(scores.isinf(), 0.0)
-    factor = (1 + (finite - finite.detach())).to(tokens.x.dtype)[..., None]
+    factor = (1 + (finite - finite.detach())).to(tokens.x.dtype)[..., None]  # (B, n, 1)
     return tokens.with_x(torch.cat([tokens.prefix, tokens.patches * factor], dim=1))

@@ -37,8 +37,8 @@ class Predictor(nn.Module):
     def forward(self, x: Tensor, policy: Tensor) -> Tensor:
         """Patches (B, n, D) and ``policy`` (B, n), 1 = alive -> log-probabilities (B, n, 2) of keep and drop."""
         with without_autocast(x.device):  # decisions rounded to half precision would tie
-            own, shared = self.embed(x.to(self.embed[1].weight.dtype)).chunk(2, dim=-1)
-            alive = policy[..., None].to(shared.dtype)
+            own, shared = self.embed(x.to(self.embed[1].weight.dtype)).chunk(2, dim=-1)  # (B, n, D/2) each
+            alive = policy[..., None].to(shared.dtype)  # (B, n, 1)
             # eps belongs into the denominator: with every patch dropped the mean is 0, not 0 / 0
             mean = (shared * alive).sum(1, keepdim=True) / (alive.sum(1, keepdim=True) + EPS)
             return self.classify(torch.cat([own, mean.expand_as(shared)], dim=-1)).float().log_softmax(-1)
@@ -91,18 +91,18 @@ class DynamicViT(Reducer):
             return tokens
         patches = tokens.patches
         policy = patches.new_ones(patches.shape[:2]) if tokens.policy is None else tokens.policy
-        log_prob = self.predictors[str(layer)](patches, policy)
+        log_prob = self.predictors[str(layer)](patches, policy)  # (B, n, 2)
         if self.training:
             return self._masked(tokens, log_prob, policy)
         score = log_prob[..., 0]
-        kept = top_in_order(score, target)
+        kept = top_in_order(score, target)  # (B, K)
         return tokens.with_scores(score).keep(Selection(kept))
 
     def _masked(self, tokens: Tokens, log_prob: Tensor, policy: Tensor) -> Tokens:
-        policy = F.gumbel_softmax(log_prob, tau=1.0, hard=True)[..., 0] * policy
+        policy = F.gumbel_softmax(log_prob, tau=1.0, hard=True)[..., 0] * policy  # (B, n)
         decisions = policy[..., None]
         if DECISIONS in tokens.carry:
-            decisions = torch.cat([tokens.carry[DECISIONS], decisions], dim=-1)
+            decisions = torch.cat([tokens.carry[DECISIONS], decisions], dim=-1)  # (B, n, stages so far)
         return replace(tokens, policy=policy).with_carry(**{DECISIONS: decisions})
 
     def training_loss(self, tokens: Tokens, logits: Tensor, teacher: Teaching | None) -> Tensor:

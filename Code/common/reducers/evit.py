@@ -32,8 +32,8 @@ class EViT(Reducer):
         target = self.drops_at(layer, tokens)
         if target is None:
             return tokens
-        attention = signals.cls_attention[:, :, tokens.num_prefix_tokens :].float().mean(1)
-        kept = top_in_order(attention.detach(), target)
+        attention = signals.cls_attention[:, :, tokens.num_prefix_tokens :].float().mean(1)  # (B, n)
+        kept = top_in_order(attention.detach(), target)  # (B, K)
         return fuse(tokens.with_scores(attention.detach()), attention, kept)
 
 

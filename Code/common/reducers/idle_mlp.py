@@ -45,9 +45,9 @@ class Pruner(nn.Module):
         """Prefix tokens (B, N - P, D) and patches (B, P, D) of ``grid`` (rows, columns) -> logits (B, P), float32."""
         with without_autocast(patches.device):
             prefix, patches = prefix.to(self.own.weight.dtype), patches.to(self.own.weight.dtype)
-            hidden = self.own(patches)
+            hidden = self.own(patches)  # (B, P, hidden)
             if self.cls is not None:
-                whole = prefix[:, :1] if prefix.shape[1] else patches.mean(1, keepdim=True)
+                whole = prefix[:, :1] if prefix.shape[1] else patches.mean(1, keepdim=True)  # (B, 1, D)
                 hidden = hidden + self.cls(whole)
             if self.around is not None:
                 squeezed = self.squeeze(patches).transpose(1, 2).unflatten(2, grid)  # (B, hidden / 2, rows, columns)

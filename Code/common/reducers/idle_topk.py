@@ -31,8 +31,8 @@ def cut_errors(logits: Tensor, computed: Tensor) -> Tensor:
     """
     prefix = logits.shape[1] - computed.shape[1]
     member, weight = F.pad(computed.float(), (prefix, 0), value=1.0), logits.softmax(-1)
-    across = ((member[:, :, None] - member[:, None]).abs() * weight)[..., prefix:].sum(-1)
-    inside = member * (weight @ member[..., None])[..., 0]
+    across = ((member[:, :, None] - member[:, None]).abs() * weight)[..., prefix:].sum(-1)  # (B, N)
+    inside = member * (weight @ member[..., None])[..., 0]  # (B, N)
     errors = across.square() + (inside - member).square()
     return errors[:, prefix:] + errors[:, :prefix].sum(1, keepdim=True) / computed.shape[1]
 
@@ -80,7 +80,7 @@ class IdleTopK(Idling):
         return frozenset({"logit_mean"} if self.training else {"cls_logits"})
 
     def score(self, tokens: Tokens, signals: Signals, layer: int) -> tuple[Tokens, Tensor]:
-        logits = signals.logit_mean[:, 0] if self.training else signals.cls_logits
+        logits = signals.logit_mean[:, 0] if self.training else signals.cls_logits  # (B, N)
         return tokens, logits[:, tokens.num_prefix_tokens :].detach()
 
     def select_queries(self, tokens: Tokens, signals: Signals, layer: int) -> tuple[Tokens, Selection | Gate | None]:

@@ -96,7 +96,7 @@ class Idling(Reducer):
         if IDLED in tokens.carry:
             ranked = ranked.masked_fill(tokens.carry[IDLED], float("-inf"))
         count = self.count(layer, tokens.num_patches)
-        best = None if count is None else top_in_order(ranked, count)
+        best = None if count is None else top_in_order(ranked, count)  # (B, K)
         computed = self.passes(ranked, layer) if best is None else torch.zeros_like(ranked).scatter(1, best, 1.0) > 0
         if not self.re_entry:
             tokens = tokens.with_carry(**{IDLED: ~computed})

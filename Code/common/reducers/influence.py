@@ -44,15 +44,15 @@ def rollout(
     """
     x, seen = tokens.x, []
     for block in blocks:
-        y = block(x)
+        y = block(x)  # (B, N, D)
         seen.append((mean_map(block.attn, block.norm1(x)), 1 - similarity(x.float(), y.float())))
         x = y
     prefix = tokens.num_prefix_tokens
-    share = torch.zeros(x.shape[:2], device=x.device)
+    share = torch.zeros(x.shape[:2], device=x.device)  # (B, N)
     share[:, slice(1) if reads_cls else slice(prefix, None)] = 1.0 if reads_cls else 1 / (x.shape[1] - prefix)
     own, read = [], []
     for attention, change in reversed(seen):
         own.append(share)
-        read.append(((share * change)[:, None] @ attention)[:, 0])
+        read.append(((share * change)[:, None] @ attention)[:, 0])  # (B, N)
         share = (share + (share[:, None] @ attention)[:, 0]) / 2
     return Influence(*(x.shape[1] * torch.stack(found[::-1], dim=-1)[:, prefix:] for found in (own, read)))

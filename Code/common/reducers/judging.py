@@ -62,9 +62,9 @@ class Judging(Idling):
     @torch.no_grad()
     def alike(self, tokens: Tokens, output: Tensor, layer: int) -> Tensor:
         """Similarity (B, P) of patches before and after block ``layer``, whose output is (B, N, D), or 1 - the loss."""
-        after = output[:, tokens.num_prefix_tokens :]
+        after = output[:, tokens.num_prefix_tokens :]  # (B, P, D)
         similarity = SIMILARITIES[self.similarity](tokens.patches.float(), after.float())
         if self.influence == "none":
             return similarity
-        loss = tokens.carry[OWN][..., layer] * (1 - similarity)
+        loss = tokens.carry[OWN][..., layer] * (1 - similarity)  # (B, P)
         return 1 - (loss + tokens.carry[READ][..., layer] if self.attention == "standard" else loss)

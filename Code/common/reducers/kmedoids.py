@@ -32,7 +32,7 @@ def farthest_points(distance: Tensor, count: int) -> Tensor:
             position; no token is chosen twice, even where all that are left are duplicates of chosen ones.
     """
     chosen = [distance.sum(-1).argmin(1, keepdim=True)]
-    gap = torch.full_like(distance[:, 0], float("inf"))
+    gap = torch.full_like(distance[:, 0], float("inf"))  # (B, n)
     for _ in range(count - 1):
         gap = torch.minimum(gap, take_rows(distance, chosen[-1])[:, 0]).scatter_(1, chosen[-1], -1.0)
         chosen.append(gap.argmax(1, keepdim=True))
@@ -41,7 +41,7 @@ def farthest_points(distance: Tensor, count: int) -> Tensor:
 
 def cost_within(distance: Tensor, weight: Tensor, assignment: Tensor) -> Tensor:
     """What each token would cost (B, n) as centre of its cluster k: sum over j in k of w_j d_ij."""
-    same = assignment[:, :, None] == assignment[:, None]
+    same = assignment[:, :, None] == assignment[:, None]  # (B, n, n)
     return torch.where(same, distance * weight[:, None], 0.0).sum(-1)
 
 
@@ -126,10 +126,10 @@ class KMedoids(Reducer):
     @torch.no_grad()
     def _cluster(self, tokens: Tokens, target: int) -> tuple[Tensor, Tensor]:
         with without_autocast(tokens.x.device):
-            distance = squared_distances(tokens.patches).sqrt()
+            distance = squared_distances(tokens.patches).sqrt()  # (B, n, n)
             if self.equal_weight:
                 weight, centers = torch.ones_like(distance[:, 0]), farthest_points(distance, target)
             else:
-                weight = tokens.carry[RECEIVED]
-                centers = largest_first(weight, target)
+                weight = tokens.carry[RECEIVED]  # (B, n)
+                centers = largest_first(weight, target)  # (B, K)
             return cluster(distance, weight, centers, self.cluster_iters, parity=self.parity)

@@ -68,7 +68,7 @@ class PatchSlimming(Reducer):
         if tokens.grid_size != self.grid:
             own, given = ("{} x {} patches".format(*grid) for grid in (self.grid, tokens.grid_size))
             raise UsageError(f"the plan is for {own}, the image has {given}")
-        rows: Tensor = getattr(self, f"rows_{layer}")
+        rows: Tensor = getattr(self, f"rows_{layer}")  # (K,)
         return tokens, Selection(rows.expand(len(tokens.x), -1), keys=self.keys)
 
     def training_loss(self, tokens: Tokens, logits: Tensor, teacher: Teaching | None) -> Tensor:

@@ -32,7 +32,7 @@ class Merger(nn.Module):
         x = self.norm(x)
         with without_autocast(x.device):  # in half precision near ties of 1 in 100 weights would go the other way
             exact = x.float()
-            weights = (self.queries.float() @ exact.transpose(1, 2) * self.scale).softmax(-1)
+            weights = (self.queries.float() @ exact.transpose(1, 2) * self.scale).softmax(-1)  # (B, K, n)
             return (weights @ exact).to(x.dtype), weights
 
 

@@ -49,7 +49,7 @@ class SiT(Reducer):
         if tokens.num_patch_tokens <= self.counts.get(layer, tokens.num_patch_tokens):
             return tokens
         patches = tokens.patches
-        weights = self.slimmers[str(layer)](patches)
+        weights = self.slimmers[str(layer)](patches)  # (B, K, n)
         with without_autocast(patches.device):  # the tokens keep the precision of the residual stream
-            merged = weights.to(patches.dtype) @ patches
+            merged = weights.to(patches.dtype) @ patches  # (B, K, D)
         return tokens.merged(merged, weights.argmax(1))

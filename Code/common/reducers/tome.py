@@ -35,10 +35,10 @@ class Matching:
         """Merge the ``num_merged`` sources with the best partner by cosine similarity of ``metric`` (B, n, d)."""
         metric = F.normalize(metric.float(), dim=-1)
         with without_autocast(metric.device):  # similarities of half precision would tie
-            similarity = metric[:, 1::2] @ metric[:, ::2].transpose(1, 2)
-        best, partner = similarity.max(-1)
+            similarity = metric[:, 1::2] @ metric[:, ::2].transpose(1, 2)  # (B, sources, targets)
+        best, partner = similarity.max(-1)  # (B, sources) each
         order = best.argsort(dim=1, descending=True, stable=True)
-        merged = order[:, :num_merged]
+        merged = order[:, :num_merged]  # (B, r)
         return cls(order[:, num_merged:].sort(dim=1).values, merged, partner.gather(1, merged))
 
     def destination(self, length: int) -> Tensor:
@@ -54,7 +54,7 @@ class Matching:
     def sum(self, x: Tensor) -> Tensor:
         """Sums (B, n - r, D) over the tokens ``x`` (B, n, D) that become one."""
         sources, targets = x[:, 1::2], x[:, ::2]
-        index = self.partner[..., None].expand(-1, -1, x.shape[-1])
+        index = self.partner[..., None].expand(-1, -1, x.shape[-1])  # (B, r, D)
         targets = targets.scatter_add(1, index, take_rows(sources, self.merged))
         return torch.cat([take_rows(sources, self.kept), targets], dim=1)
 
@@ -106,7 +106,7 @@ def merge(tokens: Tokens, metric: Tensor, num_merged: int) -> tuple[Tokens, Tens
     size = tokens.size[:, prefix:] if tokens.size is not None else torch.ones_like(tokens.patches[..., 0]).float()
     with torch.no_grad():
         matching = Matching.of(metric, num_merged)
-        new_size = matching.sum(size[..., None])
+        new_size = matching.sum(size[..., None])  # (B, n - r, 1)
         new_metric = matching.sum(metric * size[..., None]) / new_size
     patches = matching.sum(tokens.patches * size[..., None]) / new_size  # float32, so that half precision adds up
     return tokens.merged(patches.to(tokens.x.dtype), matching.destination(length), size=new_size[..., 0]), new_metric

@@ -34,6 +34,6 @@ class TopK(Reducer):
 
     @torch.no_grad()
     def select_queries(self, tokens: Tokens, signals: Signals, layer: int) -> tuple[Tokens, Selection | None]:
-        attention = signals.cls_attention[:, :, tokens.num_prefix_tokens :].float()
-        score = HEAD_FUSION[self.head_fusion](attention)
+        attention = signals.cls_attention[:, :, tokens.num_prefix_tokens :].float()  # (B, H, n)
+        score = HEAD_FUSION[self.head_fusion](attention)  # (B, n)
         return tokens.with_scores(score), Selection(top_in_order(score, self.drops_at(layer, tokens)))

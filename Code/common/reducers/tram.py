@@ -25,7 +25,7 @@ def weighted_in_degree(adjacency: Tensor) -> Tensor:
         (B, n) c_j = sum_i A_ij d_i with d_j = sum_i A_ij, that is (A^T)^2 1.
     """
     ones = adjacency.new_ones(len(adjacency), 1, adjacency.shape[1])
-    in_degree = torch.bmm(ones, adjacency)
+    in_degree = torch.bmm(ones, adjacency)  # (B, 1, n)
     return torch.bmm(in_degree, adjacency)[:, 0]
 
 
@@ -49,7 +49,7 @@ class Tram(Reducer):
     @torch.no_grad()
     def select_queries(self, tokens: Tokens, signals: Signals, layer: int) -> tuple[Tokens, Selection | None]:
         prefix = tokens.num_prefix_tokens
-        centrality = weighted_in_degree(signals.head_max[:, prefix:, prefix:].float())
+        centrality = weighted_in_degree(signals.head_max[:, prefix:, prefix:].float())  # (B, n)
         centrality = centrality * ((layer + 1) / self.depth) + tokens.carry.get(CENTRALITY, 0.0)
         tokens = tokens.with_carry(**{CENTRALITY: centrality}).with_scores(centrality)
         target = self.drops_at(layer, tokens)
