@@ -1,7 +1,5 @@
 """The published cost columns, the closed forms and the counters must tell the same story."""
 
-import doctest
-
 import pandas as pd
 import pytest
 import thop
@@ -10,7 +8,6 @@ import torch
 from backbones import FAMILIES, make
 from torch import nn
 
-from common.cost import closed_form, counter
 from common.cost.closed_form import Shape, block_parts, total_macs
 from common.cost.counter import count_macs
 from common.cost.methods import scheduled_macs, scheduled_parts
@@ -143,7 +140,3 @@ def test_counting_leaves_the_model_as_it_was():
     assert model.training and not any(m._forward_hooks for m in model.modules() if isinstance(m, nn.Linear))
     assert torch.equal(before, torch.get_rng_state())
     assert count_macs(model, 64) == first
-
-
-def test_examples():
-    assert doctest.testmod(closed_form) == (0, 2) and doctest.testmod(counter) == (0, 2)

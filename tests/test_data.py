@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
 import os
 from pathlib import Path
 from urllib.error import URLError
@@ -14,7 +13,7 @@ from PIL import Image
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import InterpolationMode
 
-from common.data import catalog, check_dataset, dataset_classes, list_datasets, load_dataset, make_loader, subset
+from common.data import check_dataset, dataset_classes, list_datasets, load_dataset, make_loader, subset
 from common.data.check import check_files
 from common.data.pictures import ImageFiles
 from common.data.transforms import make_transform, normalisation
@@ -123,10 +122,6 @@ def test_folder_classes_and_root_from_environment(folder, monkeypatch):
         (folder / split).rename(folder / "imagenet" / split)
     monkeypatch.setenv("DATA_ROOT", str(folder))
     assert len(load_dataset("imagenet", "train", img_size=16)) == 9
-
-
-def test_examples_in_docstrings_run():
-    assert doctest.testmod(catalog) == (0, 4)
 
 
 def test_list_datasets():

@@ -18,6 +18,14 @@ Options = tuple[tuple[str, object], ...]
 class Registry(Generic[Class]):
     """Classes that can be chosen by name. The options of one are the keyword-only parameters of its constructor.
 
+    >>> SHAPES = Registry("shape")
+    >>> @SHAPES.register("circle")
+    ... class Circle:
+    ...     def __init__(self, *, radius: float = 1.0) -> None:
+    ...         self.radius = radius
+    >>> SHAPES.names(), SHAPES.options("circle"), SHAPES.read("circle:radius=2.5")
+    (['circle'], ['radius'], ('circle', (('radius', 2.5),)))
+
     Their annotations say what is allowed, see :mod:`common.options`; a registered class refuses anything else before
     its constructor runs. One that takes ``**`` others hands them to the class that it inherits from.
 

@@ -18,7 +18,10 @@ ALLOWED = "a ratio in (0, 1] that compounds, one ratio in (0, 1] per stage, or o
 
 
 def default_reduction_loc(depth: int) -> tuple[int, ...]:
-    """The blocks at 1/4, 1/2 and 3/4 of the depth: (3, 6, 9) of 12.
+    """The blocks at 1/4, 1/2 and 3/4 of the depth.
+
+    >>> default_reduction_loc(12)
+    (3, 6, 9)
 
     Raises:
         UsageError: when the transformer has fewer than four blocks.
@@ -46,6 +49,9 @@ Blocks = Annotated[Many[Whole], MinLen(1), Predicate(_increasing), "increasing 0
 @dataclass(frozen=True)
 class Schedule:
     """Patch tokens to keep at each reduction stage.
+
+    >>> Schedule(0.7, (3, 6, 9)).counts(196)
+    (137, 96, 67)
 
     Args:
         keep_rate: one ratio r, which compounds (relative to P, not to the truncated count before: 96, not 95, of 196

@@ -44,7 +44,7 @@ class Setup:
     Example:
         >>> setup = Setup("vit_digits", "", "digits", img_size=32, limit_val=20)
         >>> setup.vit.embed_dim, len(setup.val_set), setup.conditions["weights"]
-        (96, 20, 'random')
+        (64, 20, 'random')
     """
 
     backbone: str

@@ -36,6 +36,14 @@ class Explanation:
 class Explainer:
     """Base of all explainers: ``explainer(images, labels)`` gives heatmaps and leaves the model as it was.
 
+    >>> class Brightness(Explainer):
+    ...     def explain(self, images, labels):
+    ...         heat = torch.nn.functional.adaptive_avg_pool2d(images.mean(1), self.model.patch_grid(images))
+    ...         return Explanation(heat, predicted(self.model(images), labels))
+    >>> from common import create_model
+    >>> Brightness(create_model("vit_digits"))(torch.rand(2, 3, 32, 32), labels=3).heatmaps.shape
+    torch.Size([2, 8, 8])
+
     Class attributes:
         differentiates: the method needs gradients.
 
@@ -117,7 +125,13 @@ ExplainerText = Annotated[str, accepted_by(EXPLAINERS.read)]
 
 
 def create_explainer(text: str, model: VisionTransformer, **options: object) -> Explainer:
-    """The explainer written as ``name`` or ``name:key=value,key=value`` for ``model``; ``options`` may add to it."""
+    """The explainer written as ``name`` or ``name:key=value,key=value`` for ``model``; ``options`` may add to it.
+
+    >>> from common import create_model
+    >>> explainer = create_explainer("raw_attention:head_fusion=max", create_model("vit_digits"))
+    >>> explainer(torch.rand(2, 3, 32, 32)).heatmaps.shape
+    torch.Size([2, 8, 8])
+    """
     name, written = EXPLAINERS.read(text)
     return EXPLAINERS.get(name)(model, **{**options, **dict(written)})
 

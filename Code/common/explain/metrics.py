@@ -84,6 +84,12 @@ def insertion_deletion(
 ) -> Curves:
     """Insertion and deletion curves of a batch.
 
+    >>> from common import create_model
+    >>> images, heatmaps, labels = torch.rand(2, 3, 32, 32), torch.rand(2, 8, 8), torch.tensor([3, 0])
+    >>> curves = insertion_deletion(create_model("vit_digits").eval(), images, heatmaps, labels, 0 * images)
+    >>> curves.insertion.shape, curves.insertion_auc.shape
+    (torch.Size([2, 13]), torch.Size([2]))
+
     Args:
         model: normalised images -> logits (B, classes), in eval mode.
         images: (B, 3, H, W).

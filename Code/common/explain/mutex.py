@@ -41,6 +41,11 @@ MASKS = tuple(product(AGGREGATIONS, DEGREES, STATISTICS))  # (aggregation, degre
 class Mutex(Explainer):
     """Masks from 54 centralities of the patches, weighed by what the model still says when only they are shown.
 
+    >>> from common import create_model
+    >>> found = Mutex(create_model("vit_digits"), token_ratio=0.5)(torch.rand(1, 3, 32, 32))
+    >>> found.heatmaps.shape, found.masks.shape, found.confidences.shape
+    (torch.Size([1, 8, 8]), torch.Size([1, 54, 8, 8]), torch.Size([1, 54]))
+
     The attention maps of one pass, their heads aggregated in three ways, are three multiplex networks; the in- and
     out-degrees of a patch in their layers, summed up by nine statistics, give 54 rankings, and each ranking a mask of
     the patches to show. The heat of a patch is the mean probability of the label over the masks that show it, or 0 if

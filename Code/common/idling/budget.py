@@ -30,6 +30,13 @@ def solve_thresholds(model: ReducedVisionTransformer, loader: DataLoader, cut: f
     quantile of p that lets this many patches idle. As attention costs the square of what an image computes, images that
     differ in it cost more than their mean: what the thresholds miss is added to the aim, and they are solved again.
 
+    >>> from common import create_model
+    >>> from common.data import load_dataset, make_loader
+    >>> loader = make_loader(load_dataset("digits", "val", img_size=32, limit=10), 10, shuffle=False, seed=0)
+    >>> model = create_model("vit_digits", reducer="idle_mlp", score_threshold=0.5, attention="standard")
+    >>> len(solve_thresholds(model, loader, cut=0.2))
+    6
+
     Args:
         model: an ``idle_mlp`` with a ``score_threshold``; its buffer ``thresholds`` is overwritten.
         loader: calibration images; all their states are held in memory at once.

@@ -66,7 +66,15 @@ class Outcome:
 def outcomes(
     models: Mapping[Hashable, ReducedVisionTransformer], loader: DataLoader
 ) -> tuple[dict[Hashable, Outcome], Tensor]:
-    """What each of ``models``, put in eval mode, does with the images of ``loader``; and all their labels."""
+    """What each of ``models``, put in eval mode, does with the images of ``loader``; and all their labels.
+
+    >>> from common import create_model
+    >>> from common.data import load_dataset, make_loader
+    >>> loader = make_loader(load_dataset("digits", "val", img_size=32, limit=4), 4, shuffle=False, seed=0)
+    >>> found, labels = outcomes({"idle": create_model("vit_digits", reducer="idle_topk", keep_rate=0.5)}, loader)
+    >>> found["idle"].counts
+    (64, 32, 32, 16, 8, 8)
+    """
     count = len(loader.sampler)
     rows = {key: (Rows(count), Rows(count), Rows(count)) for key in models}
     labels = Rows(count)
@@ -129,7 +137,15 @@ class LayerQuality:
 
 
 def pruner_quality(model: ReducedVisionTransformer, loader: DataLoader) -> dict[int, LayerQuality]:
-    """Judge the predictions of an ``idle_mlp`` on the states that its own decisions lead to; block -> quality."""
+    """Judge the predictions of an ``idle_mlp`` on the states that its own decisions lead to; block -> quality.
+
+    >>> from common import create_model
+    >>> from common.data import load_dataset, make_loader
+    >>> loader = make_loader(load_dataset("digits", "val", img_size=32, limit=4), 4, shuffle=False, seed=0)
+    >>> quality = pruner_quality(create_model("vit_digits", reducer="idle_mlp", keep_rate=0.5), loader)
+    >>> list(quality), quality[1].confusion.sum().item()
+    ([1, 2, 3, 4, 5], 1.0)
+    """
     judge, seen = model.reducer, defaultdict(list)
 
     def see(layer: int, tokens: Tokens, signals: Signals, choice: Selection | None) -> None:

@@ -37,6 +37,10 @@ def create_model(
 ) -> ReducedVisionTransformer:
     """Create a timm backbone that runs on fewer tokens.
 
+    >>> model = create_model("vit_digits", reducer="tram", keep_rate=0.5).eval()
+    >>> model(torch.rand(2, 3, 32, 32)).shape
+    torch.Size([2, 10])
+
     Args:
         name: any timm VisionTransformer, or one of this package's ``simple_vit_*``.
         reducer: one of :func:`common.list_reducers`.

@@ -143,6 +143,12 @@ def reduce_tokens(
     The result shares all weights with ``vit``, which stays usable and unreduced; names in the state dict are timm's,
     a method's own parameters stand under ``reducer.``.
 
+    >>> vit = VisionTransformer(img_size=64, patch_size=16, embed_dim=32, depth=4, num_heads=2)
+    >>> fast = reduce_tokens(vit, "topk", keep_rate=0.5).eval()
+    >>> logits, trace = fast.trace(torch.rand(1, 3, 64, 64))
+    >>> [tokens.item() for tokens in trace.num_tokens]  # of 16 patches
+    [16, 8, 4, 2]
+
     Args:
         vit: a timm ``VisionTransformer``: ViT, DeiT (distilled too), DeiT-III, DINOv2, SigLIP, SimpleViT.
         reducer: one of :func:`common.list_reducers`.

@@ -70,6 +70,20 @@ class Reducer(nn.Module):
     ``after_attention``, MLP; and ``finish`` once after the last block. A reducer keeps no state between images:
     what it must remember from block to block travels in ``Tokens.carry``.
 
+    >>> import torch
+    >>> from common.models.factory import create_backbone
+    >>> from common.models.reduced import attach
+    >>> class EverySecond(Reducer):
+    ...     def before_block(self, tokens, layer):
+    ...         if layer not in self.blocks:
+    ...             return tokens
+    ...         kept = torch.arange(0, tokens.num_patch_tokens, 2).expand(len(tokens.x), -1)  # (B, K)
+    ...         return tokens.keep(Selection(kept))
+    >>> vit = create_backbone("vit_digits")
+    >>> _, trace = attach(vit, EverySecond(vit, Schedule(1.0, (2,)))).trace(torch.rand(1, 3, 32, 32))
+    >>> [tokens.item() for tokens in trace.num_tokens]
+    [64, 64, 32, 32, 32, 32]
+
     Class attributes:
         needs_class_token: the method reads the attention of a CLS token.
         reads_prefix_only: the method may drop all patches, so the head must read prefix tokens alone.

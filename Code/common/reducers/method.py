@@ -12,7 +12,13 @@ from common.registry import Options, options_text
 
 @dataclass(frozen=True)
 class Method:
-    """A reducer and its options; written ``topk`` or ``topk:head_fusion=mean`` or ``name:key=value,key=value``."""
+    """A reducer and its options; written ``topk`` or ``topk:head_fusion=mean`` or ``name:key=value,key=value``.
+
+    >>> Method.parse("topk:head_fusion=mean")
+    Method(name='topk', options=(('head_fusion', 'mean'),))
+    >>> str(Method("tome").having(parity=True))
+    'tome:parity=true'
+    """
 
     name: str
     options: Options = ()

@@ -56,6 +56,10 @@ class LayerRecord:
 class SlimmingPlan:
     """The tokens that every block computes.
 
+    >>> plan = SlimmingPlan.of_patches([(0, 1, 2, 3), (1, 3), ()], num_patches=4)
+    >>> plan.masks, plan.lengths
+    (((0, 1, 2, 3, 4), (0, 2, 4), (0,)), (5, 3, 1))
+
     Attributes:
         masks: per block the tokens it computes, increasing; prefix tokens come first, patch p of the image is
             ``num_prefix_tokens + p`` in every block. Masks are nested: what is dropped never comes back.

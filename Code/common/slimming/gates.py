@@ -33,6 +33,11 @@ def fit_gates(
     The target of a gate is the logarithm of the scores of its block in the unreduced network, standardised within the
     image: scores span decades, and only their order counts. Loss: smooth L1.
 
+    >>> from common import create_model
+    >>> model = create_model("vit_digits", reducer="dynamic_slimming", keep_rate=0.5)
+    >>> len(fit_gates(model, torch.rand(4, 3, 32, 32), epochs=2))
+    2
+
     Args:
         model: reduced by "dynamic_slimming".
         images: (n, 3, H, W), or a dataset of this package; no labels are used.
@@ -95,6 +100,13 @@ def calibrate_thresholds(model: ReducedVisionTransformer, images: Calibration, *
 
     From the first block on, because which patches are left to score hangs on the thresholds before. The features of
     all ``images`` are held for one block.
+
+    >>> from common import create_model
+    >>> model = create_model("vit_digits", reducer="dynamic_slimming", keep_rate=0.5, budget="threshold").eval()
+    >>> images = torch.rand(4, 3, 32, 32)
+    >>> calibrate_thresholds(model, images, batch_size=4)
+    >>> model.trace(images)[1].num_tokens[1].sum().item()  # of 4 x 64
+    128
 
     Args:
         model: reduced by "dynamic_slimming:budget=threshold", with trained gates.

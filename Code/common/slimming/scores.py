@@ -77,6 +77,10 @@ def significance(
 ) -> Tensor:
     """Significance (P,) of every patch in block ``layer``, mean over ``images``, float64; only ratios mean anything.
 
+    >>> from common.models.factory import create_backbone
+    >>> significance(create_backbone("vit_digits"), torch.rand(2, 3, 32, 32), layer=3).shape
+    torch.Size([64])
+
     Args:
         model: a timm model, or one reduced by "patch_slimming", which must keep all patches up to block ``layer``.
         images: (n, 3, H, W), or a dataset of this package.

@@ -46,6 +46,13 @@ def search(
 ) -> SlimmingPlan:
     """Find the plan of ``model`` and tune its blocks, in place, to follow it.
 
+    >>> import torch
+    >>> from common.models.factory import create_backbone
+    >>> vit = create_backbone("vit_digits")
+    >>> plan = search(vit, torch.rand(8, 3, 32, 32), lengths=(65, 33, 33, 17, 9, 1), epochs=1)
+    >>> plan.lengths, reduce_tokens(vit, "patch_slimming", plan=plan)(torch.rand(2, 3, 32, 32)).shape
+    ((65, 33, 33, 17, 9, 1), torch.Size([2, 10]))
+
     Args:
         model: a timm backbone that classifies from its prefix tokens; afterwards its blocks are the tuned ones:
             ``reduce_tokens(model, "patch_slimming", plan=plan)`` is the slim model.

@@ -1,0 +1,37 @@
+"""Every public call has an example in its docstring, and all examples in docstrings run."""
+
+import doctest
+import inspect
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+import common
+
+ROOT = Path(common.__file__).parent
+WITH_EXAMPLES = sorted(
+    ".".join(("common", *file.relative_to(ROOT).with_suffix("").parts))
+    for file in ROOT.rglob("*.py")
+    if ">>> " in file.read_text(encoding="utf-8")
+)
+CALLS = [
+    (package, name)
+    for package in ("common", "common.explain", "common.idling", "common.slimming")
+    for name in import_module(package).__all__
+    if not inspect.ismodule(getattr(import_module(package), name)) and name != "Explanation"  # what calls return
+]
+CALLS += [("common.reducers", name) for name in ("Method", "Reducer", "Schedule", "register_reducer")]
+
+
+@pytest.mark.parametrize("module", WITH_EXAMPLES)
+def test_examples_run(module):
+    result = doctest.testmod(import_module(module))
+    assert result.failed == 0 < result.attempted
+
+
+@pytest.mark.parametrize(("package", "name"), CALLS)
+def test_a_public_call_has_an_example(package, name):
+    call = getattr(import_module(package), name)
+    owner = type(call.__self__) if inspect.ismethod(call) else call  # a method of a registry: that of the registry
+    assert ">>> " in owner.__doc__
