@@ -85,7 +85,7 @@ class _AsPublished(nn.Module):
         for layer, block in enumerate(self.model.blocks):
             tokens = self.model.reducer.before_block(tokens, layer)
             x = tokens.x + self._attention(block, block.norm1(tokens.x))  # (B, N, D)
-            kept = self.schedule.target(layer, tokens.grid_size)
+            kept = self.schedule.target(layer, tokens.num_patches)
             x = x if kept is None else x[:, : tokens.num_prefix_tokens + kept]  # (B, N', D)
             tokens = tokens.with_x(x + block.mlp(block.norm2(x)))
         return self.model.classify(tokens.with_x(self.model.norm(tokens.x)))
