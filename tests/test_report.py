@@ -7,10 +7,12 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from fake_runs import found_in, method_grid_run, throughput_run, training_run, whole_study
 
 from common.report import page as report
+from common.report.accepted import sha256
 from common.report.rows import add_speedup
 from common.results import read_runs
 from common.studies import all_studies, find_study
@@ -114,6 +116,15 @@ def test_published_numbers_stand_in_their_own_section(page: str) -> None:
     assert "96.36" not in before
     assert "TRAM README since commit cfb65fb" in after
     assert "94.89" in after and "94.89" not in before
+
+
+def test_the_page_says_which_results_stand_although_the_code_changed(tmp_path: Path) -> None:
+    path = throughput_run(tmp_path, {("none", 1.0): 1.0, ("tram", 0.5): 1.9})
+    assert "Accepted" not in report.render(tmp_path, all_studies())
+    row = {"table": "throughput", "run_id": path.stem, "csv_sha256": sha256(path), "code_sha256": "0"}
+    pd.DataFrame([{**row, "date": "2026-01-02", "commit": "abc1234"}]).to_csv(tmp_path / "accepted.csv", index=False)
+    page = report.render(tmp_path, all_studies())
+    assert "accepted as they are (2026-01-02, commit abc1234): throughput (1)." in page
 
 
 def test_studies_that_were_not_run_are_said_to_be(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from common import plots
 from common.errors import UsageError
 from common.plots.frames import backbone_name
 from common.plots.style import explainer_label
+from common.report.accepted import accepted_sentences
 from common.report.published import published_sections
 from common.report.sections import Answer, falling, method_label, percent
 from common.report.tables import Findings, findings, shortened
@@ -98,7 +99,7 @@ def render(results_dir: str | Path, studies: Mapping[str, Study], *, title: str 
     return environment.get_template("page.html.j2").render(
         title=title or f"Token reduction: {', '.join(sorted(runs['profile'].unique()))}",
         about=about,
-        facts=facts(runs, [study.name for study in studies.values() if study.explains]),
+        facts=facts(runs, [study.name for study in studies.values() if study.explains], accepted_sentences(folder)),
         chapters=list(_chapters(folder, found)),
         published=published_sections(),
         open_sections=_OPEN_SECTIONS,
@@ -114,12 +115,13 @@ def write_report(results_dir: str | Path, studies: Mapping[str, Study], *, title
     return path
 
 
-def facts(runs: pd.DataFrame, explaining: Sequence[str] = ()) -> dict[str, str]:
+def facts(runs: pd.DataFrame, explaining: Sequence[str] = (), accepted: Sequence[str] = ()) -> dict[str, str]:
     """What was run, for the head of the page: name -> text.
 
     Args:
         runs: of all studies.
         explaining: the studies whose ``method`` is an explainer.
+        accepted: what is said of runs that earlier code made.
     """
     explained = runs["study"].isin(explaining)
     reduced = runs[(runs["method"] != "none") & ~explained]
@@ -129,6 +131,7 @@ def facts(runs: pd.DataFrame, explaining: Sequence[str] = ()) -> dict[str, str]:
         "Runs": f"{runs['run_id'].groupby(runs['study']).nunique().sum()}",
         "Datasets": _several(runs["dataset"]),
         "Backbones": _several(runs["backbone"].map(backbone_name)),
+        "Weights": _several(runs["weights"]),
         "Methods": ", ".join(dict.fromkeys(method_label(method) for method in reduced["method"])),
         "Explainers": ", ".join(explainers),
         "Keep rates": ", ".join(map(percent, falling(reduced["keep_rate"]))),
@@ -138,6 +141,7 @@ def facts(runs: pd.DataFrame, explaining: Sequence[str] = ()) -> dict[str, str]:
         "Threads": _several(runs["threads"]),
         "Versions": f"torch {_several(runs['torch'])}, timm {_several(runs['timm'])}",
         "Commit": _several(runs["commit"]),
+        "Accepted": " ".join(accepted),
         "Dates": " to ".join(dict.fromkeys([runs["date"].min(), runs["date"].max()])),
     }
     return {name: text for name, text in found.items() if text}
