@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from common.report.sections import Answer
@@ -207,6 +208,7 @@ def explain_run(root: Path, explainers: tuple[str, ...] = ("mutex",)) -> Path:
         {
             "method": explainer,
             "reducer": "none",
+            "baseline": "black",
             "image": f"val-{digit}",
             "class_name": str(digit),
             "predicted": "3",
@@ -228,14 +230,26 @@ def quality_row(method: str, insertion: float, deletion: float, **given: Any) ->
     return {**row, **areas, "seconds": 0.05, **given}
 
 
+def areas_by_image(row: dict[str, Any], insertion: list[float], deletion: list[float]) -> dict[str, Any]:
+    """``row`` with areas that differ from its means by these amounts on single images."""
+    moved = {"insertion_auc": insertion, "deletion_auc": deletion}
+    return row | {f"{name}_by_image": row[name] + np.array(values) for name, values in moved.items()}
+
+
 def explain_benchmark_run(root: Path, *rows: dict[str, Any], name: str = "a", **given: Any) -> Path:
     """One run of these rows, see :func:`quality_row`."""
     run = {"threads": 2, **EXPLAINED, **BASE, **given}
     return write_run(rows, find_study("explain_benchmark"), root / f"runs/explain_benchmark/{name}.csv", **run)
 
 
+def mutex_row(parameter: str, value: float, insertion: float, deletion: float, **given: Any) -> dict[str, Any]:
+    """One row of MUTEX with another value of a parameter."""
+    changed = {"part": "parameters", "parameter": parameter, "value": value, "options": f"{parameter}={value}"}
+    return quality_row("mutex", insertion, deletion, **{**changed, **given})
+
+
 def whole_benchmark(root: Path) -> Path:
-    """Three explainers, and two rows of each study of MUTEX."""
+    """Three explainers, and two values of each parameter of MUTEX."""
     gain = {"insertion_gain": 0.2, "insertion_p": 0.0001, "deletion_gain": 0.15, "deletion_p": 0.02}
     none = {"insertion_gain": 0.01, "insertion_p": 0.4, "deletion_gain": -0.03, "deletion_p": 0.3}
     box = {"pointing": 0.75, "pointing_sem": 0.05, "mass": 0.4, "mass_sem": 0.02}
@@ -246,9 +260,7 @@ def whole_benchmark(root: Path) -> Path:
     ]
     studied = {"min_cut": (0.1, 0.01), "token_ratio": (0.9, 0.5), "starting_layer": (11, 2)}
     rows += [
-        quality_row("mutex", 0.6, 0.25 + value / 100, **gain, part=study, options=f"{study}={value}")
-        for study, values in studied.items()
-        for value in values
+        mutex_row(name, value, 0.6, 0.25 + value / 100, **gain) for name, values in studied.items() for value in values
     ]
     parts = ("statistic=min", "degree=in", "all")
     rows += [quality_row("mutex", 0.5, 0.3, part="masks", masks=part, seconds=None) for part in parts]
@@ -263,16 +275,17 @@ def explain_agreement_run(root: Path) -> Path:
         {
             "method": explainer,
             "reducer": reducer,
-            "layer": layer,
+            "block": block,
             "n_images": 60,
             "rank_correlation": None if reducer == "l2" else correlation,
             "rank_correlation_sem": None if reducer == "l2" else 0.02,
             "iou": overlap,
             "iou_sem": 0.01,
             "iou_chance": 0.25,
+            "above_chance": overlap - 0.25,
         }
         for explainer, correlation, overlap in (("random", 0.0, 0.25), ("mutex", 0.5, 0.375))
-        for reducer, layer in (("l2", 3), ("topk:head_fusion=mean", 4))
+        for reducer, block in (("l2", 3), ("topk:head_fusion=mean", 4))
     ]
     run = {**EXPLAINED, **BASE, "keep_rate": 0.5}
     return write_run(rows, find_study("explain_agreement"), root / "runs/explain_agreement/a.csv", **run)

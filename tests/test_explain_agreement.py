@@ -8,18 +8,21 @@ from scipy.stats import spearmanr
 from torch.utils.data import TensorDataset
 
 from common import create_model, list_reducers
+from common.data import make_loader
 from common.errors import UsageError
-from common.explain.agreement import agreement, agreement_rows, decisions_of, iou, iou_by_chance, rank_correlation
+from common.explain.agreement import Decisions, agreement, iou, iou_by_chance, rank_correlation
+from common.explain.agreement import decisions_of as decisions_on
 from common.explain.base import Explanation
+from common.explain.explanations import Explanations
 from common.reducers import reducer_class
 from common.results import read_run, write_run
-from common.studies.explain_agreement import ExplainAgreement
+from common.setup import Setup
+from common.studies.explain_agreement import ExplainAgreement, agreement_row, agreement_rows
 
 PLANNED = {"patch_slimming"}  # the same patches in every image, by a plan and without a score
 SELECTING = sorted({name for name in list_reducers() if reducer_class(name).selects} - PLANNED)
 PATTERNS = ["l1", "l2", "linf"]
 KEYS = ["method", "options", "reducer"]
-COLUMNS = ["layer", "n_images", "rank_correlation", "rank_correlation_sem", "iou", "iou_sem", "iou_chance"]
 
 
 def patches(*positions, count=6):
@@ -39,6 +42,10 @@ def reduced(reducer, keep_rate=0.5, **options):
 @pytest.fixture(scope="module")
 def dataset():
     return TensorDataset(torch.randn(5, 3, 32, 32, generator=torch.Generator().manual_seed(1)), torch.zeros(5))
+
+
+def decisions_of(model, dataset, block=None, batch_size=32):
+    return decisions_on(model, make_loader(dataset, batch_size, shuffle=False, seed=0), block)
 
 
 def on_grid(values):
@@ -135,13 +142,15 @@ def test_heat_with_nan_is_refused(measure):
 def test_every_selecting_reducer_agrees_wholly_with_itself(reducer, dataset):
     """Its own scores as heat correlate by 1, and what it keeps as heat overlaps wholly."""
     decisions = decisions_of(reduced(reducer), dataset, batch_size=3)
-    assert decisions.layer == 4 and decisions.kept.shape == (5, 64)
+    assert decisions.block == 4 and decisions.kept.shape == (5, 64)
     with_itself = agreement(on_grid(decisions.kept), decisions)
     torch.testing.assert_close(with_itself.iou, torch.ones(5))
     assert (with_itself.iou_chance < 0.5).all()
     if reducer in PATTERNS:
         assert decisions.scores is None and with_itself.rank_correlation is None
-        assert with_itself.summary()["rank_correlation"] is with_itself.summary()["rank_correlation_sem"] is None
+        assert (
+            agreement_row(Explanation(on_grid(decisions.kept), torch.zeros(5)), decisions)["rank_correlation"] is None
+        )
     else:
         found = agreement(on_grid(decisions.scores), decisions)
         torch.testing.assert_close(found.rank_correlation, torch.ones(5))
@@ -150,7 +159,7 @@ def test_every_selecting_reducer_agrees_wholly_with_itself(reducer, dataset):
 @pytest.mark.parametrize("reducer", ["topk", "tram", "evit"])
 def test_the_first_stage_keeps_the_patches_of_the_highest_scores(reducer, dataset):
     """32 of 64 after block 1: scores as heat overlap wholly with them, and turned round not at all."""
-    decisions = decisions_of(reduced(reducer), dataset, layer=1)
+    decisions = decisions_of(reduced(reducer), dataset, block=1)
     assert decisions.kept.sum(1).tolist() == [32] * 5
     same, opposite = (agreement(on_grid(sign * decisions.scores), decisions) for sign in (1, -1))
     torch.testing.assert_close(same.iou, torch.ones(5))
@@ -184,9 +193,9 @@ def test_the_batch_size_changes_nothing_and_the_model_stays_as_it_was(dataset):
         (("tome",), {}, "reducer ToMe does not select patches; allowed: ats, dpcknn,"),
         (("none", 1.0), {}, "reducer NoReduction does not select patches"),
         (("topk", 1.0), {}, "no patch is dropped up to block 4"),
-        (("topk",), {"layer": 0}, "no patch is dropped up to block 0"),
-        (("topk",), {"layer": 6}, "layer=6 is not allowed; allowed: blocks 0 to 5"),
-        (("topk",), {"layer": -1}, "layer=-1 is not allowed"),
+        (("topk",), {"block": 0}, "no patch is dropped up to block 0"),
+        (("topk",), {"block": 6}, "block=6 is not allowed; allowed: blocks 0 to 5"),
+        (("topk",), {"block": -1}, "block=-1 is not allowed"),
     ],
 )
 def test_models_without_a_decision_to_compare_are_refused_in_one_line(model, options, message, dataset):
@@ -209,36 +218,50 @@ def test_heatmaps_of_another_grid_or_number_of_images_are_refused(dataset):
             agreement(torch.rand(shape), decisions)
 
 
-def test_rows_of_every_explanation_with_every_model(dataset):
-    labels = torch.zeros(5, dtype=torch.long)
-    heat = {"mutex:parity=true": torch.rand(5, 8, 8), "rollout": torch.rand(5, 8, 8)}
-    explanations = {name: Explanation(heatmaps, labels) for name, heatmaps in heat.items()}
-    models = {"topk:head_fusion=mean": reduced("topk", head_fusion="mean"), "linf": reduced("linf")}
-    rows = agreement_rows(explanations, models, dataset, layer=3, batch_size=2)
+def test_a_row_has_means_and_errors_of_what_is_compared():
+    """Two images of four patches: the first agrees wholly, of the second nothing is shared; 2 of 4 by chance: 4/9."""
+    kept = torch.tensor([[1, 1, 0, 0], [1, 1, 0, 0]]).bool()
+    heat = torch.tensor([[4.0, 3, 2, 1], [1, 2, 3, 4]]).view(2, 2, 2)
+    scores = torch.tensor([[4.0, 3, 2, 1], [4, 3, 2, 1]])
+    found = agreement_row(Explanation(heat, torch.zeros(2)), Decisions(9, kept, scores))
+    assert (found["block"], found["n_images"]) == (9, 2)
+    assert (found["iou"], found["iou_sem"]) == pytest.approx((0.5, 0.5))
+    # shared 0, 1, 2 of 2 with chances 1/6, 4/6, 1/6: IoU 0, 1/3, 1
+    assert (found["iou_chance"], found["iou_chance_sem"]) == pytest.approx((4 / 18 + 1 / 6, 0), abs=1e-6)
+    assert found["above_chance"] == pytest.approx(0.5 - 7 / 18)
+    assert found["above_chance_by_image"].tolist() == pytest.approx([11 / 18, -7 / 18])
+    assert (found["rank_correlation"], found["rank_correlation_sem"]) == pytest.approx((0, 1))
+    assert found["rank_correlation_by_image"].tolist() == pytest.approx([1, -1])
+
+
+def explained(number):
+    torch.manual_seed(0)
+    return Explanations(Setup("vit_digits", "", "digits", img_size=32, device="cpu"), number)
+
+
+def test_rows_of_every_explainer_with_every_reducer():
+    found, reducers = explained(5), ["topk:head_fusion=mean", "linf"]
+    rows = list(agreement_rows(found, ["mutex:parity=true", "rollout"], reducers, 0.5, block=3))
     explainers = [("mutex", "parity=true"), ("rollout", "")]
-    assert [tuple(r[key] for key in KEYS) for r in rows] == [(*e, model) for model in models for e in explainers]
-    assert all(list(r) == [*KEYS, *COLUMNS] and r["n_images"] == 5 and r["layer"] == 3 for r in rows)
-    single = agreement(heat["rollout"], decisions_of(models["linf"], dataset, layer=3))
-    assert rows[3] == {"method": "rollout", "options": "", "reducer": "linf", **single.summary()}
-    expected = agreement(heat["rollout"], decisions_of(models["topk:head_fusion=mean"], dataset, layer=3))
-    assert rows[1]["iou"] == pytest.approx(expected.iou.mean().item())
-    assert rows[1]["rank_correlation_sem"] == pytest.approx(expected.rank_correlation.std().item() / 5**0.5, rel=1e-4)
+    assert [tuple(r[key] for key in KEYS) for r in rows] == [(*e, model) for model in reducers for e in explainers]
+    assert {(r["n_images"], r["block"], r["keep_rate"]) for r in rows} == {(5, 3, 0.5)}
+    model = found.setup.reduced("linf", keep_rate=0.5)
+    single = agreement(found.explain("rollout").heatmaps, decisions_on(model, found.setup.loader(found.dataset), 3))
+    assert rows[3]["iou"] == pytest.approx(single.iou.mean().item())
     assert rows[1]["iou_chance"] == pytest.approx(iou_by_chance(patches(*range(16), count=64)).item())
 
 
-def test_rows_are_rows_of_the_table(dataset, tmp_path):
+def test_rows_are_rows_of_the_table(tmp_path):
     """Written and read back; what a pattern has no scores for stays empty, as does the error of a single image."""
-    explanations = {"rollout": Explanation(torch.rand(1, 8, 8), torch.zeros(1, dtype=torch.long))}
-    models = {"topk": reduced("topk"), "linf": reduced("linf")}
-    rows = agreement_rows(explanations, models, TensorDataset(*(part[:1] for part in dataset.tensors)))
-    given = {"profile": "test", "backbone": "vit_digits", "dataset": "noise", "img_size": 32, "keep_rate": 0.5}
-    path = write_run(rows, ExplainAgreement, tmp_path / "run.csv", **given)
-    frame = read_run(path, ExplainAgreement)
+    found = explained(1)
+    rows = list(agreement_rows(found, ["rollout"], ["topk", "linf"], 0.5))
+    given = {"profile": "test", "image_ids": found.dataset.image_ids, **found.setup.conditions}
+    frame = read_run(write_run(rows, ExplainAgreement, tmp_path / "run.csv", **given), ExplainAgreement)
     assert frame["reducer"].tolist() == ["topk", "linf"] and frame["rank_correlation"].isna().tolist() == [False, True]
     assert frame["iou_sem"].isna().all() and frame["iou"].tolist() == pytest.approx([row["iou"] for row in rows])
+    assert frame["block"].tolist() == [4, 4] and frame["weights"].tolist() == ["random", "random"]
 
 
-def test_an_unknown_explainer_is_refused(dataset):
-    explanations = {"guess": Explanation(torch.rand(5, 8, 8), torch.zeros(5, dtype=torch.long))}
+def test_an_unknown_explainer_is_refused():
     with pytest.raises(UsageError, match="unknown explainer 'guess'"):
-        agreement_rows(explanations, {"topk": reduced("topk")}, dataset)
+        list(agreement_rows(explained(1), ["guess"], ["topk"], 0.5))

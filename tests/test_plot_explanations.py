@@ -17,8 +17,9 @@ from common import plots
 from common.errors import UsageError
 from common.explain import Mutex, list_explainers
 from common.explain.mutex import MASKS
-from common.plots.heat import overlay
-from common.plots.mutex_studies import MASK_PARTS, PARAMETERS, parameter_value
+from common.plots.explainer_gallery import panel_side
+from common.plots.heat import fitted_picture, overlay
+from common.plots.mutex_studies import MASK_KINDS, PARAMETERS, masks_of_kind
 
 SHARES = np.array([0, 0.1, 0.5, 1.0])
 SETTING = {"options": "", "backbone": "vit_digits", "dataset": "digits", "img_size": 32, "keep_rate": 1.0, "seed": 0}
@@ -35,8 +36,10 @@ def benchmark() -> pd.DataFrame:
     rows.append(score("mutex", 0.5, 0.3, options="token_ratio=0.25"))
     values = {"min_cut": (0.1, 0.0, 0.01), "token_ratio": (0.9, 0.5), "starting_layer": (11, 0, 2)}
     rows += [
-        score("mutex", 0.6 + value / 100, 0.25, part=study, options=f"{study}={value}")
-        for study, chosen in values.items()
+        score(
+            "mutex", 0.6 + value / 100, 0.25, part="parameters", parameter=name, value=value, options=f"{name}={value}"
+        )
+        for name, chosen in values.items()
         for value in chosen
     ]
     parts = {"all": 0.6, "statistic=min": 0.5, "aggregation=min": 0.55, "degree=in": 0.52}
@@ -47,17 +50,18 @@ def benchmark() -> pd.DataFrame:
 def agreement() -> pd.DataFrame:
     numbers = {("mutex", "tram"): (0.5, 0.375), ("chefer", "tram"): (-0.25, 0.2), ("mutex", "l2"): (np.nan, 0.25)}
     rows = [
-        {**SETTING, "method": explainer, "reducer": reducer, "layer": 3, "rank_correlation": ranks, "iou": iou}
+        {**SETTING, "method": explainer, "reducer": reducer, "block": 3, "rank_correlation": ranks}
+        | {"above_chance": iou - 0.25}
         for (explainer, reducer), (ranks, iou) in numbers.items()
     ]
-    return pd.DataFrame(rows).assign(iou_chance=0.25, rank_correlation_sem=0.02, iou_sem=0.034, keep_rate=0.5)
+    return pd.DataFrame(rows).assign(rank_correlation_sem=0.02, above_chance_sem=0.034, keep_rate=0.5)
 
 
 TABLES = {
     "insertion_deletion_plane": (plots.insertion_deletion_plane, benchmark, "deletion_auc_sem"),
     "parameter_study": (plots.parameter_study, benchmark, "insertion_auc"),
     "mask_ablation": (plots.mask_ablation, benchmark, "masks"),
-    "agreement_matrix": (plots.agreement_matrix, agreement, "iou_chance"),
+    "agreement_matrix": (plots.agreement_matrix, agreement, "above_chance"),
 }
 
 
@@ -106,12 +110,11 @@ def test_labels_put_options_in_brackets():
 def test_studies_know_the_parameters_and_masks_of_mutex():
     signature = inspect.signature(Mutex).parameters
     assert {name: signature[name].default for name in PARAMETERS} == {name: PARAMETERS[name][0] for name in PARAMETERS}
-    for place, (count, kinds) in enumerate(MASK_PARTS.values()):
+    for place, (group, kinds) in enumerate(MASK_KINDS.items()):
         found = [mask[place] for mask in MASKS]
         assert set(found) == set(kinds)
-        assert {found.count(kind) for kind in kinds} == {count}
-    assert parameter_value("min_cut", "token_ratio=0.25,min_cut=0.1") == 0.1
-    assert parameter_value("min_cut", "") == 0.01
+        assert {found.count(kind) for kind in kinds} == {masks_of_kind(group)}
+    assert [masks_of_kind(group) for group in MASK_KINDS] == [18, 27, 6]
 
 
 # --- what all figures of tables refuse ------------------------------------------------------------------------------
@@ -139,7 +142,7 @@ def test_unknown_explainers_are_refused(name):
 
 
 @pytest.mark.parametrize("name", ["insertion_deletion_plane", "parameter_study", "mask_ablation"])
-def test_figures_say_which_study_is_missing(name):
+def test_figures_say_which_part_is_missing(name):
     draw, table, _ = TABLES[name]
     with pytest.raises(UsageError, match=rf"{name} needs rows of part .*; given: reduced$"):
         draw(table().assign(part="reduced"))
@@ -159,7 +162,7 @@ def test_heat_over_photographs_fits_into_a_file(tmp_path):
 
 
 def test_one_image_has_five_panels_and_shows_its_numbers():
-    fig = plots.heatmaps([row(predicted="golf ball")], title="MUTEX")
+    fig = plots.heatmaps([row(predicted="golf ball")])
     image, heat, patches, insertion, deletion = fig.axes
     assert (image.get_title(), heat.get_title(), patches.get_title()) == ("tench", "Heat", "Heat per patch")
     assert image.get_xlabel() == "predicted (98.1 %):\ngolf ball"
@@ -171,7 +174,6 @@ def test_one_image_has_five_panels_and_shows_its_numbers():
     assert insertion.lines[0].get_xydata().tolist() == [[0, 0], [10, 0.5], [50, 0.75], [100, 1]]
     assert deletion.lines[0].get_ydata().tolist() == [1, 0.25, 0, 0]
     assert insertion.get_ylabel() == "Probability of\ngolf ball"
-    assert fig.texts[0].get_text() == "MUTEX"
 
 
 def test_the_filled_area_is_the_auc():
@@ -183,7 +185,7 @@ def test_the_filled_area_is_the_auc():
 
 
 def test_rows_have_headings_once_and_their_own_names():
-    rows = [row(label="ViT-Ti/16"), row(label="DeiT-S/16", explained="church", predicted="church")]
+    rows = [row(label="ViT-Ti/16"), row(label="DeiT-S/16", predicted="church")]
     axes = np.array(plots.heatmaps(rows).axes).reshape(2, 5)
     assert [ax.get_title() for ax in axes[1, :3]] == ["tench", "", ""]
     assert [ax.get_ylabel() for ax in axes[:, 0]] == ["ViT-Ti/16", "DeiT-S/16"]
@@ -248,11 +250,10 @@ def test_gallery_has_a_column_per_explainer_and_says_what_is_signed():
     images = [row().image, row(224).image]
     noise = np.random.default_rng(0).uniform(size=(2, 4, 4))
     heat = {"mutex:token_ratio=0.25": noise, "integrated_gradients": noise - [[[0.5]], [[0.0]]]}
-    fig = plots.explainer_gallery(images, heat, titles=["tench", "golf ball"])
+    fig = plots.explainer_gallery(images, heat)
     axes, scales = np.array(fig.axes[:6]).reshape(2, 3), fig.axes[6:]
     assert [ax.get_title() for ax in axes[0]] == ["image", "MUTEX\n(token_ratio=0.25)", "integrated\ngradients"]
     assert [ax.get_title() for ax in axes[1]] == ["", "", ""]
-    assert [ax.get_ylabel() for ax in axes[:, 0]] == ["tench", "golf ball"]
     assert [ax.get_xlabel().partition("\n")[0] for ax in scales] == ["Heat", "Signed heat"]
     second = picture(axes[1, 2])
     assert second == pytest.approx(overlay(_shown(images[1], 6), noise[1], signed=True)), "signed as its column is"
@@ -260,10 +261,7 @@ def test_gallery_has_a_column_per_explainer_and_says_what_is_signed():
 
 
 def _shown(image: np.ndarray, count: int) -> np.ndarray:
-    from common.plots.explainer_gallery import _Grid
-    from common.plots.heat import fitted_picture
-
-    return fitted_picture(image, count, _Grid(2, 3).side)
+    return fitted_picture(image, count, panel_side(3))
 
 
 def test_gallery_refuses():
@@ -271,10 +269,8 @@ def test_gallery_refuses():
     for images, maps in (([], {"mutex": heat}), ([image], {})):
         with pytest.raises(UsageError, match="explainer_gallery needs images and explainers"):
             plots.explainer_gallery(images, maps)
-    with pytest.raises(UsageError, match=r"heatmaps of 'mutex' have shape \(1, 4, 4\); allowed: \(2, h, w\)"):
+    with pytest.raises(UsageError, match=r"heat of 'mutex' has shape \(1, 4, 4\); allowed: \(2, h, w\)"):
         plots.explainer_gallery([image] * 2, {"mutex": heat})
-    with pytest.raises(UsageError, match="2 titles for 1 images"):
-        plots.explainer_gallery([image], {"mutex": heat}, titles=["a", "b"])
 
 
 def test_small_images_keep_their_pixels_and_torch_is_taken():
@@ -357,7 +353,7 @@ def test_parameters_stand_in_order_with_their_default_named():
     assert insertion.get_ydata() == pytest.approx([0.6, 0.62, 0.71])
     assert np.ptp(errors[0].get_segments()[0][:, 1]) == pytest.approx(0.02)
     assert axes[1, 0].containers[0].lines[0].get_ydata().tolist() == [0.25] * 3
-    only = benchmark().query("part == 'token_ratio'")
+    only = benchmark().query("parameter == 'token_ratio'")
     assert len(plots.parameter_study(only).axes) == 2
 
 
@@ -392,14 +388,14 @@ def test_agreement_is_written_into_its_cells():
     assert [text.get_text() for text in ranks.texts] == ["+0.50", "\N{MINUS SIGN}0.25"]
     assert [text.get_text() for text in overlap.texts] == ["+0.12", "0.00", "\N{MINUS SIGN}0.05", ""]
     assert ranks.get_images()[0].get_clim() == (-0.5, 0.5)
-    assert overlap.get_xlabel() == "standard errors of the IoU up to 0.03"
+    assert overlap.get_xlabel() == "standard errors up to 0.03"
 
 
 def test_blocks_are_named_where_a_reducer_was_read_after_several():
-    later = agreement().assign(layer=9)
+    later = agreement().assign(block=9)
     _, overlap = plots.agreement_matrix(pd.concat([agreement(), later])).axes
     labels = [tick.get_text() for tick in overlap.get_xticklabels()]
-    assert labels == ["TRAM, block 4", "TRAM, block 10", "l2 pattern, block 4", "l2 pattern, block 10"]
+    assert labels == ["TRAM, block 3", "TRAM, block 9", "l2 pattern, block 3", "l2 pattern, block 9"]
     with pytest.raises(UsageError, match="unknown reducer 'trim'"):
         plots.agreement_matrix(agreement().replace({"reducer": {"tram": "trim"}}))
 

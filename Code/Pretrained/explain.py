@@ -34,11 +34,10 @@
 import pandas as pd
 
 from common import plots
-from common.explain.benchmark import open_benchmark
-from common.explain.panels import heatmap_rows, pictures, table_rows
+from common.explain.explanations import Explanations
 from common.results import resolve, write_run
-from common.studies.explain import Explain
-from common.training import torch_device
+from common.setup import Setup
+from common.studies.explain import Explain, heatmap_rows, image_rows, pictures
 
 # %% tags=["parameters"]
 profile = "notebook"
@@ -62,9 +61,9 @@ figure = "results/notebook/explain.png"
 # Every backbone sees the images normalised as its own weights expect, and is asked about what it predicts itself.
 
 # %%
-options = {"images": images, "img_size": img_size, "recipe": recipe, "seed": seed, "device": device}
-options |= {"baseline": baseline, "batch_size": batch_size}
-benches = [open_benchmark(name, given, dataset, **options) for name, given in zip(backbones, weights, strict=True)]
+same = {"img_size": img_size, "recipe": recipe, "batch_size": batch_size, "seed": seed, "device": device}
+setups = [Setup(name, given, dataset, **same) for name, given in zip(backbones, weights, strict=True)]
+explained = [Explanations(setup, images, baseline) for setup in setups]
 
 # %% [markdown]
 # ## Heatmaps, insertion and deletion
@@ -72,7 +71,7 @@ benches = [open_benchmark(name, given, dataset, **options) for name, given in zi
 # the probability of the predicted class while patches are inserted and deleted, the hottest first.
 
 # %%
-fig = plots.heatmaps([row for bench in benches for row in heatmap_rows(bench, explainer)])
+fig = plots.heatmaps([row for found in explained for row in heatmap_rows(found, explainer)])
 plots.save(fig, figure)
 fig
 
@@ -81,8 +80,9 @@ fig
 # Each heatmap has its own colour scale.
 
 # %%
-found = {text: benches[0].explain(text).explanation for text in [explainer, *others]}
-fig = plots.explainer_gallery(pictures(benches[0].subject), {text: each.heatmaps for text, each in found.items()})
+first = explained[0]
+heat = {text: first.explain(text).heatmaps for text in [explainer, *others]}
+fig = plots.explainer_gallery(pictures(first), heat)
 plots.save(fig, resolve(figure).with_suffix("") / "explainers.png")
 fig
 
@@ -90,8 +90,6 @@ fig
 # ## Save
 
 # %%
-rows = [row for bench in benches for row in table_rows(bench, explainer)]
-constant = {"dataset": dataset, "img_size": img_size, "keep_rate": 1.0, "seed": seed, "dtype": "float32"}
-constant |= {"batch": batch_size, "device": str(torch_device(device))}
-write_run(rows, Explain, csv, profile=profile, **constant)
+rows = [row for found in explained for row in image_rows(found, explainer)]
+write_run(rows, Explain, csv, profile=profile, seed=seed, **first.setup.conditions)
 pd.DataFrame(rows)

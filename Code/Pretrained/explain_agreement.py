@@ -31,13 +31,11 @@
 # %%
 import pandas as pd
 
-from common import plots, reduce_tokens
-from common.explain.agreement import agreement_rows
-from common.explain.benchmark import open_benchmark
-from common.reducers import Method
+from common import plots
+from common.explain.explanations import Explanations
 from common.results import write_run
-from common.studies.explain_agreement import ExplainAgreement
-from common.training import torch_device
+from common.setup import Setup
+from common.studies.explain_agreement import ExplainAgreement, agreement_rows
 
 # %% tags=["parameters"]
 profile = "notebook"
@@ -58,35 +56,22 @@ csv = "results/notebook/explain_agreement.csv"
 figure = "results/notebook/explain_agreement.png"
 
 # %% [markdown]
-# ## Explanations of the unreduced model
+# ## Explanations of the unreduced model, and what the reducers keep
+# `block` is the one after which the patches left are read, counted from 0 as timm's `blocks.N`.
 
 # %%
-images = {"images": num_images, "img_size": img_size, "recipe": recipe, "seed": seed, "device": device}
-settings = {"batch_size": batch_size, "checkpoints": checkpoints}
-bench = open_benchmark(backbone, weights, dataset, **images, **settings)
-subject = bench.subject
-explanations = {text: bench.explain(text).explanation for text in explainers}
-print(f"{len(subject.labels)} images of {dataset}, {len(explanations)} explainers")
-
-# %% [markdown]
-# ## What the reducers keep
-
-# %%
-methods = {text: Method.parse(text) for text in reducers}
-models = {
-    text: reduce_tokens(subject.model, method.name, keep_rate=keep_rate, **dict(method.options))
-    for text, method in methods.items()
-}
-rows = agreement_rows(explanations, models, subject.dataset, batch_size=batch_size)
+same = {"img_size": img_size, "recipe": recipe, "batch_size": batch_size, "seed": seed, "device": device}
+setup = Setup(backbone, weights, dataset, folder=checkpoints, **same)
+found = Explanations(setup, num_images)
+rows = list(agreement_rows(found, explainers, reducers, keep_rate))
 pd.DataFrame(rows).style.format(precision=3, na_rep="").hide(axis="index")
 
 # %% [markdown]
 # ## Save
 
 # %%
-constant = {"profile": profile, "backbone": backbone, "dataset": dataset, "img_size": img_size, "seed": seed}
-constant |= {"keep_rate": keep_rate, "dtype": "float32", "batch": batch_size}
-write_run(rows, ExplainAgreement, csv, device=str(torch_device(device)), **constant)
-fig = plots.agreement_matrix(pd.DataFrame(rows).assign(**constant))
+given = {"image_ids": found.dataset.image_ids, "profile": profile, "seed": seed}
+write_run(rows, ExplainAgreement, csv, **given, **setup.conditions)
+fig = plots.agreement_matrix(pd.DataFrame(rows).assign(**setup.conditions))
 plots.save(fig, figure)
 fig

@@ -33,11 +33,10 @@
 import pandas as pd
 
 from common import plots
-from common.explain.benchmark import open_benchmark
-from common.explain.studies import explainer_rows, reduced_rows
+from common.explain.explanations import Explanations
 from common.results import resolve, write_run
-from common.studies.explain_benchmark import ExplainBenchmark
-from common.training import torch_device
+from common.setup import Setup
+from common.studies.explain_benchmark import ExplainBenchmark, explainer_rows, reduced_rows
 
 # %% tags=["parameters"]
 profile = "notebook"
@@ -75,31 +74,28 @@ figure = "results/notebook/explain_benchmark.png"
 # Every image is asked about what the model predicts for it, right or wrong.
 
 # %%
-images = {"images": num_images, "img_size": img_size, "recipe": recipe, "seed": seed, "device": device}
-settings = {"baseline": baseline, "batch_size": batch_size, "checkpoints": checkpoints}
-bench = open_benchmark(backbone, weights, dataset, **images, **settings)
-subject = bench.subject
-print(f"{len(subject.labels)} images of {dataset}, {backbone}: mean confidence {subject.probabilities.mean():.3f}")
+same = {"img_size": img_size, "recipe": recipe, "batch_size": batch_size, "seed": seed, "device": device}
+setup = Setup(backbone, weights, dataset, folder=checkpoints, **same)
+found = Explanations(setup, num_images, baseline)
+print(f"{num_images} images of {dataset}, {backbone}: mean confidence {found.probabilities.mean():.3f}")
 
 # %% [markdown]
 # ## All explainers
 # `gain` is the mean difference to random heatmaps, positive when better in both columns, `p` that of the paired t test.
 
 # %%
-rows = list(explainer_rows(bench, explainers, num_sensitive=num_sensitive))
-constant = {"profile": profile, "backbone": backbone, "dataset": dataset, "img_size": img_size, "seed": seed}
-constant |= {"dtype": "float32", "batch": batch_size}
+rows = list(explainer_rows(found, explainers, num_sensitive=num_sensitive))
 shown = ["method", "insertion_auc", "insertion_auc_sem", "insertion_gain", "insertion_p"]
 shown += ["deletion_auc", "deletion_auc_sem", "deletion_gain", "deletion_p", "pointing", "mass", "seconds"]
 pd.DataFrame(rows)[shown].style.format("{:.3g}", subset=shown[1:], na_rep="").hide(axis="index")
 
 # %%
-plane = plots.insertion_deletion_plane(pd.DataFrame(rows).assign(**constant))
+plane = plots.insertion_deletion_plane(pd.DataFrame(rows).assign(**setup.conditions))
 plots.save(plane, figure)
 plane
 
 # %%
-curves = plots.mean_curves({text: bench.quality(text) for text in explainers})
+curves = plots.mean_curves({text: found.quality(text) for text in explainers})
 plots.save(curves, resolve(figure).with_suffix("") / "curves.png")
 curves
 
@@ -108,7 +104,7 @@ curves
 # Each reduced model is asked about its own predictions, and insertion and deletion run on it as well.
 
 # %%
-rows += reduced_rows(bench, reducers, keep_rate, reduced_explainers)
+rows += reduced_rows(found, reducers, keep_rate, reduced_explainers)
 reduced = pd.DataFrame(rows).query("part == 'reduced'")
 shown = ["reducer", "keep_rate", *shown[:-3], "seconds"]
 reduced[shown].style.format("{:.3g}", subset=shown[3:], na_rep="").hide(axis="index")
@@ -117,5 +113,7 @@ reduced[shown].style.format("{:.3g}", subset=shown[3:], na_rep="").hide(axis="in
 # ## Save
 
 # %%
-written = write_run(rows, ExplainBenchmark, csv, device=str(torch_device(device)), **constant)
+written = write_run(
+    rows, ExplainBenchmark, csv, profile=profile, seed=seed, image_ids=found.dataset.image_ids, **setup.conditions
+)
 print(f"{len(rows)} rows in {written.name}")

@@ -18,7 +18,7 @@
 #
 # **Question:** how much hangs on MUTEX's three parameters, and on which of its 54 masks? Each parameter is varied
 # alone; each kind of mask (one way to aggregate heads, one degree, one statistic over the layers) gives the heatmap
-# that remains when only the masks of that kind are used. Judged by insertion (large is good) and deletion (small is
+# that remains when only the masks of that kind are used. Measured by insertion (large is good) and deletion (small is
 # good).
 #
 # | | |
@@ -32,11 +32,10 @@
 import pandas as pd
 
 from common import plots
-from common.explain.benchmark import open_benchmark
-from common.explain.studies import mask_rows, parameter_rows
+from common.explain.explanations import Explanations
 from common.results import resolve, write_run
-from common.studies.explain_benchmark import ExplainBenchmark
-from common.training import torch_device
+from common.setup import Setup
+from common.studies.explain_benchmark import ExplainBenchmark, mask_rows, parameter_rows
 
 # %% tags=["parameters"]
 profile = "notebook"
@@ -58,11 +57,10 @@ csv = "results/notebook/mutex_study.csv"
 figure = "results/notebook/mutex_study.png"
 
 # %%
-images = {"images": num_images, "img_size": img_size, "recipe": recipe, "seed": seed, "device": device}
-settings = {"baseline": baseline, "batch_size": batch_size, "checkpoints": checkpoints}
-bench = open_benchmark(backbone, weights, dataset, **images, **settings)
-subject = bench.subject
-print(f"{len(subject.labels)} images of {dataset}, {backbone}: mean confidence {subject.probabilities.mean():.3f}")
+same = {"img_size": img_size, "recipe": recipe, "batch_size": batch_size, "seed": seed, "device": device}
+setup = Setup(backbone, weights, dataset, folder=checkpoints, **same)
+found = Explanations(setup, num_images, baseline)
+print(f"{num_images} images of {dataset}, {backbone}: mean confidence {found.probabilities.mean():.3f}")
 
 # %% [markdown]
 # ## Parameters, one at a time
@@ -70,10 +68,8 @@ print(f"{len(subject.labels)} images of {dataset}, {backbone}: mean confidence {
 
 # %%
 values = {"min_cut": min_cuts, "token_ratio": token_ratios, "starting_layer": starting_layers}
-rows = list(parameter_rows(bench, values))
-constant = {"profile": profile, "backbone": backbone, "dataset": dataset, "img_size": img_size, "seed": seed}
-constant |= {"dtype": "float32", "batch": batch_size}
-parameters = plots.parameter_study(pd.DataFrame(rows).assign(**constant))
+rows = list(parameter_rows(found, values))
+parameters = plots.parameter_study(pd.DataFrame(rows).assign(**setup.conditions))
 plots.save(parameters, figure)
 parameters
 
@@ -81,8 +77,8 @@ parameters
 # ## Masks, one kind at a time
 
 # %%
-rows += mask_rows(bench)
-masks = plots.mask_ablation(pd.DataFrame(rows).assign(**constant))
+rows += mask_rows(found)
+masks = plots.mask_ablation(pd.DataFrame(rows).assign(**setup.conditions))
 plots.save(masks, resolve(figure).with_suffix("") / "masks.png")
 masks
 
@@ -90,5 +86,7 @@ masks
 # ## Save
 
 # %%
-written = write_run(rows, ExplainBenchmark, csv, device=str(torch_device(device)), **constant)
+written = write_run(
+    rows, ExplainBenchmark, csv, profile=profile, seed=seed, image_ids=found.dataset.image_ids, **setup.conditions
+)
 print(f"{len(rows)} rows in {written.name}")

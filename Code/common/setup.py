@@ -39,7 +39,8 @@ class Setup:
         device: None = CUDA where there is one.
         limit_train, limit_val, limit_calibration: images, the classes as even as possible; None = all, for training
             all that do not calibrate.
-        folder: of trainings, relative to the repository, so that a stopped one goes on; "" = they are not kept.
+        folder: of trainings and explanations, relative to the repository, so that what was done in a run that was
+            stopped is not done again; "" = they are not kept.
 
     Example:
         >>> setup = Setup("vit_digits", "", "digits", img_size=32, limit_val=20)
@@ -146,7 +147,7 @@ class Setup:
         return replace(config, seed=self.seed, device=self.device)
 
     def place(self, name: str) -> Path | None:
-        """Where the training called ``name`` is kept."""
+        """Where what is called ``name`` is kept."""
         return resolve(self.folder) / re.sub(r"[^A-Za-z0-9.]+", "-", name) if self.folder else None
 
     def distil(

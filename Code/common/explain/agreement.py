@@ -5,7 +5,6 @@ The reducer drops patches before it knows the class; the explainer says, afterwa
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,16 +12,13 @@ import torch
 from scipy.stats import hypergeom, rankdata
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
-from torch.utils.data import Dataset
-from tqdm import tqdm
+from torch.utils.data import DataLoader
 
-from common.data import make_loader
 from common.errors import UsageError
-from common.explain.base import Explanation, explainer_columns
-from common.models.observe import as_reduced, untouched
+from common.models.observe import as_reduced
 from common.models.reduced import ReducedVisionTransformer
 from common.reducers import list_reducers, reducer_class
-from common.training.metrics import mean_and_error
+from common.training import inference_pass
 
 
 def rank_correlation(heat: Tensor, scores: Tensor) -> Tensor:
@@ -73,56 +69,51 @@ class Decisions:
     """What a reducer made of the P patches of n images.
 
     Attributes:
-        layer: the block after which ``kept`` was read.
+        block: after which ``kept`` was read, from 0.
         kept: (n, P) True where a patch is still a token then, or the centre of one.
         scores: (n, P) by which the first stage chose among all patches, larger = rather kept; None for reducers
             that choose without any.
     """
 
-    layer: int
+    block: int
     kept: Tensor
     scores: Tensor | None
 
 
-def decisions_of(
-    model: VisionTransformer, dataset: Dataset, *, layer: int | None = None, batch_size: int = 32
-) -> Decisions:
-    """Trace the reduced ``model`` on all images of ``dataset``; it is left as it was.
+def decisions_of(model: VisionTransformer, loader: DataLoader, block: int | None = None) -> Decisions:
+    """Trace the reduced ``model`` on all images of ``loader``; it is left as it was.
 
     Args:
-        dataset: items (image, label), normalised as the model expects them.
-        layer: the block after which to look at what is left; by default the last one in which the model reduces.
-        batch_size: images that go through the model at once.
+        loader: batches (images, labels), normalised as the model expects them.
+        block: after which to look at what is left; by default the last one in which the model reduces.
 
     Raises:
-        UsageError: the reducer does not select patches, or nothing is dropped up to ``layer``.
+        UsageError: the reducer does not select patches, or nothing is dropped up to ``block``.
     """
     model = as_reduced(model)
-    layer = _checked_layer(model, layer)
+    block = _checked_block(model, block)
     first = min(model.reducer.schedule.drops(model.patch_embed.num_patches), default=None)
-    device = next(model.parameters()).device
-    loader = make_loader(dataset, batch_size, shuffle=False, seed=0)
     kept, scores = [], []
-    with untouched(model):
-        for images, _ in tqdm(loader, "decisions", leave=False):
-            _, trace = model.trace(images.to(device))
-            kept.append(trace.selected(layer).cpu())
+    with inference_pass([model], loader, "decisions") as batches:
+        for images, _ in batches:
+            _, trace = model.trace(images)
+            kept.append(trace.selected(block).cpu())
             if first in trace.scores:
                 scores.append(trace.scores[first].cpu())
     kept = torch.cat(kept)
     if kept.all():
-        raise UsageError(f"no patch is dropped up to block {layer}; give a keep_rate below 1 and a block from there on")
-    return Decisions(layer, kept, torch.cat(scores) if scores else None)
+        raise UsageError(f"no patch is dropped up to block {block}; give a keep_rate below 1 and a block from there on")
+    return Decisions(block, kept, torch.cat(scores) if scores else None)
 
 
-def _checked_layer(model: ReducedVisionTransformer, layer: int | None) -> int:
+def _checked_block(model: ReducedVisionTransformer, block: int | None) -> int:
     if not model.reducer.selects:
         selecting = ", ".join(name for name in list_reducers() if reducer_class(name).selects)
         raise UsageError(f"reducer {type(model.reducer).__name__} does not select patches; allowed: {selecting}")
-    layer = model.reducer.blocks[-1] if layer is None else layer
-    if type(layer) is not int or layer not in range(len(model.blocks)):
-        raise UsageError(f"layer={layer!r} is not allowed; allowed: blocks 0 to {len(model.blocks) - 1}")
-    return layer
+    block = model.reducer.blocks[-1] if block is None else block
+    if type(block) is not int or block not in range(len(model.blocks)):
+        raise UsageError(f"block={block!r} is not allowed; allowed: blocks 0 to {len(model.blocks) - 1}")
+    return block
 
 
 @dataclass(frozen=True)
@@ -130,60 +121,20 @@ class Agreement:
     """Heatmaps of n images compared with what a reducer decided on them.
 
     Attributes:
-        layer: the block after which the patches were left that ``iou`` is about.
         iou, iou_chance: (n,), see :func:`iou` and :func:`iou_by_chance`.
         rank_correlation: (n,) with the scores of the reducer's first stage, None where it has none.
     """
 
-    layer: int
     iou: Tensor
     iou_chance: Tensor
     rank_correlation: Tensor | None
-
-    def summary(self) -> dict[str, float | int | None]:
-        """Means and standard errors over the images, as columns of the table "explain_agreement"."""
-        ranks = (None, None) if self.rank_correlation is None else mean_and_error(self.rank_correlation)
-        overlap = mean_and_error(self.iou)
-        return {
-            "layer": self.layer,
-            "n_images": len(self.iou),
-            **dict(zip(("rank_correlation", "rank_correlation_sem"), ranks, strict=True)),
-            **dict(zip(("iou", "iou_sem"), overlap, strict=True)),
-            "iou_chance": self.iou_chance.mean().item(),
-        }
 
 
 def agreement(heatmaps: Tensor, decisions: Decisions) -> Agreement:
     """Compare ``heatmaps`` (n, h, w) with the ``decisions`` on the same n images of h x w patches."""
     heat, kept, scores = heatmaps.flatten(1).cpu(), decisions.kept, decisions.scores
     correlation = None if scores is None else rank_correlation(heat, scores)
-    return Agreement(decisions.layer, iou(heat, kept), iou_by_chance(kept), correlation)
-
-
-def agreement_rows(
-    explanations: Mapping[str, Explanation],
-    models: Mapping[str, VisionTransformer],
-    dataset: Dataset,
-    *,
-    layer: int | None = None,
-    batch_size: int = 32,
-) -> list[dict[str, str | float | int | None]]:
-    """Every explanation compared with every reduced model on the images of ``dataset``, which each model sees once.
-
-    Args:
-        explanations: of all images in their order, by their explainer, as ``mutex`` or ``mutex:token_ratio=0.25``.
-        models: by their reducer, as ``topk`` or ``topk:head_fusion=mean``; layer, batch_size: see :func:`decisions_of`.
-
-    Returns:
-        A row of the table "explain_agreement" per model and explanation; "method" and "options" are the explainer's.
-    """
-    explainers, rows = {text: explainer_columns(text) for text in explanations}, []
-    for reducer, model in models.items():
-        decisions = decisions_of(model, dataset, layer=layer, batch_size=batch_size)
-        for text, columns in explainers.items():
-            found = agreement(explanations[text].heatmaps, decisions).summary()
-            rows.append({**columns, "reducer": reducer, **found})
-    return rows
+    return Agreement(iou(heat, kept), iou_by_chance(kept), correlation)
 
 
 def _check(heat: Tensor, other: Tensor) -> None:

@@ -20,14 +20,26 @@ from common.plots.labels import Label, place_labels
 from common.plots.patches import as_numpy
 from common.plots.style import EXPLAINERS, METHODS, RC, explainer_label, explainer_style, method_style, new_figure
 
-_WHERE = ("profile", "dataset", "backbone", "img_size", "keep_rate", "baseline", "n_images", "seed", "dtype")
+_WHERE = (
+    "profile",
+    "dataset",
+    "backbone",
+    "weights",
+    "recipe",
+    "img_size",
+    "keep_rate",
+    "baseline",
+    "n_images",
+    "seed",
+    "dtype",
+)
 SETTING = (*_WHERE, "reducer")
 NAMED = ("dataset", "backbone")  # what the title of a panel always says
 _AUCS = ("insertion_auc", "insertion_auc_sem", "deletion_auc", "deletion_auc_sem")
 # Title, column of the standard errors, and what those are of.
 _AGREEMENT = {
     "rank_correlation": ("Rank correlation", "rank_correlation_sem", "standard errors"),
-    "above_chance": ("IoU minus chance", "iou_sem", "standard errors of the IoU"),
+    "above_chance": ("IoU minus chance", "above_chance_sem", "standard errors"),
 }
 _VARIANT_LINES = ("-", "--", "-.", ":")
 
@@ -71,11 +83,11 @@ def mean_curves(curves: Mapping[str, Curves]) -> Figure:
 def insertion_deletion_plane(df: pd.DataFrame) -> Figure:
     """Draw every explainer as a point: deletion AUC across, insertion AUC up, bars of one standard error.
 
-    ``df`` holds explain_benchmark rows, of which those of study "explainers" are shown, a panel per setting. The shaded
+    ``df`` holds explain_benchmark rows, of which those of part "explainers" are shown, a panel per setting. The shaded
     corner is better than random in both. Raises :class:`UsageError` on a missing column, no such row, an unknown
     explainer or two rows for one point.
     """
-    df = of_studies(df, ("explainers",), (), "insertion_deletion_plane")
+    df = of_part(df, "explainers", (), "insertion_deletion_plane")
     df = require_table(df, (), (*SETTING, "method", "options"), "insertion_deletion_plane")
     panels = list(split_panels(df, SETTING, NAMED))
     columns = min(len(panels), 2)
@@ -96,13 +108,12 @@ def agreement_matrix(df: pd.DataFrame) -> Figure:
     """Draw how well explainers (rows) agree with what reducers (columns) keep: rank correlation, and IoU above chance.
 
     ``df`` holds explain_agreement rows; every setting has its own two panels. A reducer that was read after several
-    blocks has a column for each, and blocks are counted from 1. Colours are centred on 0 and shared by the panels of
-    one measure. A pair that was not measured stays empty. Raises :class:`UsageError` on a missing column, no row, an
-    unknown explainer or reducer, or two rows for one cell.
+    blocks has a column for each, and blocks count from 0, as timm's ``blocks.N``. Colours are centred on 0 and shared
+    by the panels of one measure. A pair that was not measured stays empty. Raises :class:`UsageError` on a missing
+    column, no row, an unknown explainer or reducer, or two rows for one cell.
     """
-    columns = ("method", "reducer", "layer", "rank_correlation", "iou", "iou_chance")
-    df = require_table(df, columns, (*_WHERE, "method", "options", "reducer", "layer"), "agreement_matrix")
-    df = df.assign(above_chance=df["iou"] - df["iou_chance"])
+    columns = ("method", "reducer", "block", *_AGREEMENT)
+    df = require_table(df, columns, (*_WHERE, "method", "options", "reducer", "block"), "agreement_matrix")
     panels = list(split_panels(df, _WHERE, NAMED))
     names = [name for name in _AGREEMENT if df[name].notna().any()]
     count = len(_looks(zip(df["method"], df["options"], strict=True)))
@@ -155,7 +166,7 @@ def _matrix(ax: Axes, rows: pd.DataFrame, name: str, norm: Normalize) -> None:
     rows = rows[rows["reducer"].isin(rows.loc[rows[name].notna(), "reducer"])]  # not every reducer scores patches
     pairs = list(_looks(zip(rows["method"], rows["options"], strict=True)))
     columns = _reducers(rows)
-    wide = rows.pivot(index=["method", "options"], columns=["reducer", "layer"], values=name)
+    wide = rows.pivot(index=["method", "options"], columns=["reducer", "block"], values=name)
     wide = wide.reindex(index=pd.MultiIndex.from_tuples(pairs), columns=pd.MultiIndex.from_tuples(columns))
     ax.imshow(np.ma.masked_invalid(wide.to_numpy(float)), norm=norm, cmap="RdBu", aspect="auto")
     for (row, column), value in np.ndenumerate(wide.to_numpy(float)):
@@ -175,19 +186,19 @@ def _matrix(ax: Axes, rows: pd.DataFrame, name: str, norm: Normalize) -> None:
 
 
 def _reducers(rows: pd.DataFrame) -> dict[tuple[str, int], str]:
-    """Labels of (reducer, layer), reducers in their fixed order; they name the block where there are several."""
-    several = rows["layer"].nunique() > 1
+    """Labels of (reducer, block), reducers in their fixed order; they name the block where there are several."""
+    several = rows["block"].nunique() > 1
     labels = {}
-    for text, layer in sorted(set(zip(rows["reducer"], rows["layer"], strict=True)), key=_place_of):
+    for text, block in sorted(set(zip(rows["reducer"], rows["block"], strict=True)), key=_place_of):
         name, _, options = text.partition(":")
-        label = method_style(name).label + (f", block {layer + 1}" if several else "")
-        labels[text, layer] = label + (f"\n({options})" if options else "")
+        label = method_style(name).label + (f", block {block}" if several else "")
+        labels[text, block] = label + (f"\n({options})" if options else "")
     return labels
 
 
 def _place_of(column: tuple[str, int]) -> tuple[int, str, int]:
-    text, layer = column
-    return (list(METHODS).index(require_choice(text.partition(":")[0], METHODS, "reducer")), text, layer)
+    text, block = column
+    return (list(METHODS).index(require_choice(text.partition(":")[0], METHODS, "reducer")), text, block)
 
 
 def _looks(pairs: Iterable[tuple[str, str]]) -> dict[tuple[str, str], dict]:
@@ -208,13 +219,12 @@ def _looks(pairs: Iterable[tuple[str, str]]) -> dict[tuple[str, str], dict]:
     return looks
 
 
-def of_studies(df: pd.DataFrame, studies: Sequence[str], columns: Sequence[str], what: str) -> pd.DataFrame:
-    """Return the rows of ``studies``, empty options as ""; raise :class:`UsageError` on none or a missing column."""
+def of_part(df: pd.DataFrame, part: str, columns: Sequence[str], what: str) -> pd.DataFrame:
+    """Return the rows of ``part``, empty options as ""; raise :class:`UsageError` on none or a missing column."""
     df = require_columns(df, ("part", "method", "n_images", *columns, *_AUCS), what)
-    rows = df[df["part"].isin(studies)]
+    rows = df[df["part"] == part]
     if rows.empty:
-        given = ", ".join(sorted(set(df["part"])))
-        raise UsageError(f"{what} needs rows of part {', '.join(studies)}; given: {given}")
+        raise UsageError(f"{what} needs rows of part {part}; given: {', '.join(sorted(set(df['part'])))}")
     return rows
 
 

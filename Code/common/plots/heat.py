@@ -6,12 +6,15 @@ from collections.abc import Sequence
 
 import numpy as np
 from matplotlib import colormaps
+from matplotlib.axes import Axes
 from matplotlib.colors import Colormap, Normalize
+from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 from PIL import Image
 
 from common.errors import UsageError
 from common.plots.patches import as_numpy
+from common.plots.style import WIDTH, new_figure
 
 # A figure's file has 256 colours and 150 kB at most. So heat has few levels, the odd number with one for 0; so does the
 # grey below it; and all images together have few colours and pixels.
@@ -48,16 +51,12 @@ def heat_scale(values: np.ndarray, signed: bool) -> tuple[Normalize, Colormap]:
     return Normalize(low, high if high > low else low + 1), HEAT  # heat that is the same everywhere is lowest
 
 
-def heat_values(heatmap: ArrayLike) -> np.ndarray:
-    """Return one heatmap (h, w) as floats."""
+def heat_values(heatmap: ArrayLike, what: str = "heatmap", count: int | None = None) -> np.ndarray:
+    """Return one heatmap (h, w), or ``count`` of them (count, h, w), as floats."""
     values = np.asarray(as_numpy(heatmap), float)
-    if values.ndim != 2:
-        raise UsageError(f"heatmap has shape {values.shape}; allowed: (h, w), a value per patch")
-    return finite(values, "heatmap")
-
-
-def finite(values: np.ndarray, what: str) -> np.ndarray:
-    """Return ``values``, or raise UsageError where ``what`` has a value without a colour."""
+    if values.ndim != (2 if count is None else 3) or count not in (None, len(values)):
+        allowed = "(h, w), a value per patch" if count is None else f"({count}, h, w), one per image"
+        raise UsageError(f"{what} has shape {values.shape}; allowed: {allowed}")
     if not np.isfinite(values).all():
         raise UsageError(f"{what} has NaN or infinite values; give finite ones")
     return values
@@ -89,3 +88,27 @@ def of_one_palette(pictures: Sequence[np.ndarray]) -> list[np.ndarray]:
     found = np.asarray(few.convert("RGB"))[0] / 255
     ends = np.cumsum([picture.shape[0] * picture.shape[1] for picture in pictures])[:-1]
     return [part.reshape(picture.shape) for part, picture in zip(np.split(found, ends), pictures, strict=True)]
+
+
+def picture_page(
+    rows: int,
+    side: float,
+    widths: Sequence[float],
+    gaps: Sequence[float],
+    *,
+    top: float,
+    below: float,
+    bottom: float,
+    width: float = WIDTH,
+) -> tuple[Figure, list[list[Axes]]]:
+    """Return a figure and its panels by row, all sizes in inches.
+
+    Panels are ``side`` high, ``widths`` wide and ``gaps`` apart, the first from the left edge; ``below`` is free under
+    each row, ``top`` above the first and ``bottom`` under the last.
+    """
+    height = top + rows * (side + below) + bottom
+    fig = new_figure(height, width=width, layout=None)
+    ends = np.cumsum(np.add(widths, gaps))
+    places = [(end - panel, panel) for end, panel in zip(ends, widths, strict=True)]
+    floors = [height - top - row * (side + below) - side for row in range(rows)]
+    return fig, [[fig.add_axes((x / width, y / height, w / width, side / height)) for x, w in places] for y in floors]

@@ -12,11 +12,21 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
 from common.errors import UsageError
-from common.plots.heat import TITLE, fitted_picture, heat_scale, heat_values, of_one_palette, overlay
+from common.plots.heat import (
+    TITLE,
+    fitted_picture,
+    heat_scale,
+    heat_values,
+    of_one_palette,
+    overlay,
+    picture_page,
+)
 from common.plots.patches import RIGHT, WRONG, as_numpy, fitting_size, shorten, show_picture
-from common.plots.style import RC, WIDTH, new_figure
+from common.plots.style import RC
 
 INSERTION, DELETION = "#0072B2", "#D55E00"
+_SIDE = 1.37  # inches of a picture
+_WIDTHS, _GAPS = [_SIDE] * 3 + [1.56] * 2, [0.32, 0.12, 0.12, 0.82, 0.204]
 
 
 @dataclass(frozen=True)
@@ -29,9 +39,8 @@ class HeatmapRow:
         predicted, probability: what the model says; a fraction.
         heatmap: (h, w), one value per patch.
         shares: (K,) share of the image that is inserted or deleted, from 0 to 1.
-        insertion, deletion: (K,) probability of the explained class.
+        insertion, deletion: (K,) probability of the predicted class, which is explained.
         insertion_auc, deletion_auc: the areas under them.
-        explained: the class that was explained; None is the predicted one.
         label: stands left of the row, such as the name of the model.
     """
 
@@ -45,12 +54,11 @@ class HeatmapRow:
     deletion: ArrayLike
     insertion_auc: float
     deletion_auc: float
-    explained: str | None = None
     label: str = ""
 
 
 @rc_context(RC)
-def heatmaps(rows: Sequence[HeatmapRow], *, title: str = "") -> Figure:
+def heatmaps(rows: Sequence[HeatmapRow]) -> Figure:
     """Draw a row per explained image: image, heat over it, heat of every patch, insertion and deletion curve.
 
     The heat over the image is interpolated between the centres of the patches; below the heat of the patches stands its
@@ -59,39 +67,34 @@ def heatmaps(rows: Sequence[HeatmapRow], *, title: str = "") -> Figure:
     """
     if not rows:
         raise UsageError("heatmaps needs at least one row; given: none")
-    page = _Rows(len(rows), top=0.55 if title else 0.28)
     maps = [heat_values(row.heatmap) for row in rows]
-    images = [fitted_picture(row.image, 2 * len(rows), page.side) for row in rows]
+    images = [fitted_picture(row.image, 2 * len(rows), _SIDE) for row in rows]
     shown = of_one_palette(images)
-    fig = new_figure(page.height, layout=None)
-    for number, (row, values, image) in enumerate(zip(rows, maps, images, strict=True)):
-        cells = [fig.add_axes(place) for place in page.places(number)]
-        show_picture(cells[0], shown[number], interpolation="nearest")
+    fig, axes = picture_page(len(rows), _SIDE, _WIDTHS, _GAPS, top=0.28, below=0.66, bottom=-0.1)
+    for cells, row, values, image, picture in zip(axes, rows, maps, images, shown, strict=True):
+        show_picture(cells[0], picture, interpolation="nearest")
         show_picture(cells[1], overlay(image, values), interpolation="nearest")
         _patch_heat(cells[2], values)
-        _name(cells[0], row, page.side)
+        _name(cells[0], row)
         _curve(cells[3], row.shares, row.insertion, row.insertion_auc, INSERTION, "Insertion")
         _curve(cells[4], row.shares, row.deletion, row.deletion_auc, DELETION, "Deletion")
-        cells[3].set_ylabel(f"Probability of\n{shorten(row.explained or row.predicted)}", fontsize=TITLE)
+        cells[3].set_ylabel(f"Probability of\n{shorten(row.predicted)}", fontsize=TITLE)
         cells[4].tick_params(labelleft=False)
-        if number == 0:
-            cells[1].set_title("Heat", fontsize=TITLE, pad=4)
-            cells[2].set_title("Heat per patch", fontsize=TITLE, pad=4)
-    cells[3].set_xlabel("% of the image shown", fontsize=TITLE)
-    cells[4].set_xlabel("% of the image removed", fontsize=TITLE)
-    if title:
-        fig.text(0.5, 1 - 0.08 / page.height, title, ha="center", va="top", fontsize=10.5, fontweight="bold")
+    for ax, title in zip(axes[0][1:3], ("Heat", "Heat per patch"), strict=True):
+        ax.set_title(title, fontsize=TITLE, pad=4)
+    for ax, what in zip(axes[-1][3:], ("shown", "removed"), strict=True):
+        ax.set_xlabel(f"% of the image {what}", fontsize=TITLE)
     return fig
 
 
-def _name(ax: Axes, row: HeatmapRow, inches: float) -> None:
+def _name(ax: Axes, row: HeatmapRow) -> None:
     """Write true and predicted class around an image."""
     name, share = shorten(row.predicted), f"predicted ({100 * row.probability:.1f} %):"
     color = RIGHT if row.predicted == row.class_name else WRONG
-    ax.set_title(shorten(row.class_name), fontsize=fitting_size(shorten(row.class_name), inches), pad=4)
-    size = min(fitting_size(text, inches) for text in (name, share))
+    ax.set_title(shorten(row.class_name), fontsize=fitting_size(shorten(row.class_name), _SIDE), pad=4)
+    size = min(fitting_size(text, _SIDE) for text in (name, share))
     ax.set_xlabel(f"{share}\n{name}", fontsize=size, color=color, labelpad=4)
-    ax.set_ylabel(row.label, fontsize=fitting_size(row.label, inches), labelpad=4)
+    ax.set_ylabel(row.label, fontsize=fitting_size(row.label, _SIDE), labelpad=4)
 
 
 def _patch_heat(ax: Axes, values: np.ndarray) -> None:
@@ -116,28 +119,3 @@ def _curve(ax: Axes, shares: ArrayLike, values: ArrayLike, auc: float, color: st
     ax.set(xlim=(0, 100), ylim=(0, 1.02), xticks=[0, 25, 50, 75, 100], yticks=[0, 0.25, 0.5, 0.75, 1])
     ax.tick_params(labelsize=7.5)
     ax.set_title(f"{name}, AUC {auc:.3f}", fontsize=TITLE, pad=4)
-
-
-@dataclass(frozen=True)
-class _Rows:
-    """Where the panels of :func:`heatmaps` lie: sizes in inches, places as fractions of the page."""
-
-    count: int
-    top: float
-
-    left, right, gap, ticks, side, wide, below = 0.32, 0.16, 0.12, 0.82, 1.37, 1.56, 0.66
-
-    @property
-    def height(self) -> float:
-        return self.top + self.count * (self.side + self.below) - 0.1
-
-    def places(self, row: int) -> list[tuple[float, float, float, float]]:
-        y = self.height - self.top - row * (self.side + self.below) - self.side
-        widths = [self.side] * 3 + [self.wide] * 2
-        gaps = [0, self.gap, self.gap, self.ticks, 1.7 * self.gap]
-        x, found = self.left, []
-        for width, gap in zip(widths, gaps, strict=True):
-            x += gap
-            found.append((x / WIDTH, y / self.height, width / WIDTH, self.side / self.height))
-            x += width
-        return found

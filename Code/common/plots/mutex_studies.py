@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from math import prod
 
 import numpy as np
 import pandas as pd
@@ -11,67 +12,66 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from common.errors import require_choice
-from common.plots.explanations import NAMED, SETTING, of_studies
+from common.plots.explanations import NAMED, SETTING, of_part
 from common.plots.frames import panel_axes, require_table, split_panels
 from common.plots.heatmaps import DELETION, INSERTION
 from common.plots.style import RC, new_figure
 
-_MEASURES = {"insertion_auc": (INSERTION, "o"), "deletion_auc": (DELETION, "s")}
-_BETTER = {"insertion_auc": "Insertion AUC (higher is better)", "deletion_auc": "Deletion AUC (lower is better)"}
+_MEASURES = {
+    "insertion_auc": ("Insertion AUC (higher is better)", INSERTION, "o"),
+    "deletion_auc": ("Deletion AUC (lower is better)", DELETION, "s"),
+}
 # Default of each parameter of MUTEX that is studied, and what its axis says.
 PARAMETERS = {
     "min_cut": (0.01, "min_cut (share of the strongest arc)"),
     "token_ratio": (0.5, "token_ratio (share hidden by a mask)"),
     "starting_layer": (0, "starting_layer (first block used)"),
 }
-# Kinds of masks: how many of the 54 are of each kind of the group, and their names. "min" is one of two groups.
-MASK_PARTS = {
-    "aggregation": (18, {"min": "minimum", "max": "maximum", "sum": "sum"}),
-    "degree": (27, {"in": "in-degree", "out": "out-degree"}),
-    "statistic": (
-        6,
-        {
-            "coherence": "coherence",
-            "max": "maximum",
-            "min": "minimum",
-            "sum": "sum",
-            "std": "standard deviation",
-            "sum_over_std": "sum / standard deviation",
-            "median": "median",
-            "skewness": "skewness",
-            "kurtosis": "kurtosis",
-        },
-    ),
+# Kinds of masks by what they differ in, in the order of MUTEX's, with their names.
+MASK_KINDS = {
+    "aggregation": {"min": "minimum", "max": "maximum", "sum": "sum"},
+    "degree": {"in": "in-degree", "out": "out-degree"},
+    "statistic": {
+        "coherence": "coherence",
+        "max": "maximum",
+        "min": "minimum",
+        "sum": "sum",
+        "std": "standard deviation",
+        "sum_over_std": "sum / standard deviation",
+        "median": "median",
+        "skewness": "skewness",
+        "kurtosis": "kurtosis",
+    },
 }
-_GROUPS = {"aggregation": "Heads aggregated by", "degree": "Centrality", "statistic": "Layers aggregated by"}
-_GROUP_COLORS = {"aggregation": "#0072B2", "degree": "#D55E00", "statistic": "#009E73"}
-_BAR = {"linestyle": "none", "elinewidth": 1.4, "markersize": 5.5}
+_GROUPS = {
+    "aggregation": ("Heads aggregated by", "#0072B2"),
+    "degree": ("Centrality", "#D55E00"),
+    "statistic": ("Layers aggregated by", "#009E73"),
+}
 
 
 @rc_context(RC)
 def parameter_study(df: pd.DataFrame) -> Figure:
     """Draw insertion and deletion AUC of MUTEX against each of its parameters, bars of one standard error.
 
-    ``df`` holds explain_benchmark rows, of which those of the studies "min_cut", "token_ratio" and "starting_layer" are
-    shown: a column per study, two rows per setting. The value of a row is read from its ``options``; a row that does
-    not set it has the default. Values stand in order, at equal distances. Raises :class:`UsageError` on a
-    missing column, no such row, or two rows for one point.
+    ``df`` holds explain_benchmark rows, of which those of part "parameters" are shown: a column per ``parameter``, two
+    rows per setting. Values stand in order, at equal distances. Raises :class:`UsageError` on a missing column, no such
+    row, or two rows for one point.
     """
-    df = of_studies(df, tuple(PARAMETERS), ("options",), "parameter_study")
-    df = df.assign(value=[parameter_value(*pair) for pair in zip(df["part"], df["options"], strict=True)])
-    df = require_table(df, (), (*SETTING, "part", "method", "value"), "parameter_study")
-    studies = [study for study in PARAMETERS if (df["part"] == study).any()]
+    df = of_part(df, "parameters", ("parameter", "value"), "parameter_study")
+    df = require_table(df, (), (*SETTING, "parameter", "method", "value"), "parameter_study")
+    parameters = [name for name in PARAMETERS if (df["parameter"] == name).any()]
     panels = list(split_panels(df, SETTING, NAMED))
     fig = new_figure(4.2 * len(panels))
-    axes = np.array(panel_axes(fig, 2 * len(panels) * len(studies), len(studies), sharey="row"))
+    axes = np.array(panel_axes(fig, 2 * len(panels) * len(parameters), len(parameters), sharey="row"))
     for (title, rows), pair in zip(panels, axes.reshape(len(panels), 2, -1), strict=True):
         for name, cells in zip(_MEASURES, pair, strict=True):
-            for study, ax in zip(studies, cells, strict=True):
-                _line(ax, rows[rows["part"] == study], study, name)
-            cells[0].set_ylabel(_BETTER[name].replace(" (", "\n("))
-        for study, above, below in zip(studies, *pair, strict=True):
+            for parameter, ax in zip(parameters, cells, strict=True):
+                _line(ax, rows[rows["parameter"] == parameter], parameter, name)
+            cells[0].set_ylabel(_MEASURES[name][0].replace(" (", "\n("))
+        for parameter, above, below in zip(parameters, *pair, strict=True):
             above.tick_params(labelbottom=False)
-            below.set_xlabel(PARAMETERS[study][1])
+            below.set_xlabel(PARAMETERS[parameter][1])
         pair[0, 0].set_title(title, loc="left")
     return fig
 
@@ -80,12 +80,12 @@ def parameter_study(df: pd.DataFrame) -> Figure:
 def mask_ablation(df: pd.DataFrame) -> Figure:
     """Draw insertion and deletion AUC of MUTEX with some of its masks only, bars of one standard error.
 
-    ``df`` holds explain_benchmark rows, of which those of study "masks" are shown, two panels per setting. Their
-    ``part`` is "all" or names the masks used: "aggregation=min", "degree=in", "statistic=coherence" (see
-    ``MASK_PARTS``). The band is the standard error with all masks. Raises :class:`UsageError` on a missing column, no
-    such row, an unknown part or two rows for one.
+    ``df`` holds explain_benchmark rows, of which those of part "masks" are shown, two panels per setting. Their
+    ``masks`` is "all" or names those used: "aggregation=min", "degree=in", "statistic=coherence" (see ``MASK_KINDS``).
+    The band is the standard error with all masks. Raises :class:`UsageError` on a missing column, no such row, unknown
+    masks or two rows for the same.
     """
-    df = of_studies(df, ("masks",), ("masks",), "mask_ablation")
+    df = of_part(df, "masks", ("masks",), "mask_ablation")
     df = require_table(df, (), (*SETTING, "method", "options", "masks"), "mask_ablation")
     places = _mask_places(df["masks"].unique())
     panels = list(split_panels(df, SETTING, NAMED))
@@ -94,21 +94,19 @@ def mask_ablation(df: pd.DataFrame) -> Figure:
     for (title, rows), cells in zip(panels, axes, strict=True):
         for ax, name in zip(cells, _MEASURES, strict=True):
             _dots(ax, rows.set_index("masks"), name, places)
-            ax.set(title=title, xlabel=_BETTER[name])
+            ax.set(title=title, xlabel=_MEASURES[name][0])
     return fig
 
 
-def parameter_value(study: str, options: str) -> float:
-    """Return the value of MUTEX's parameter ``study`` in the text ``options``, or its default."""
-    given = dict(option.split("=", 1) for option in options.split(",") if option)
-    return float(given.get(study, PARAMETERS[study][0]))
+def masks_of_kind(group: str) -> int:
+    """How many of MUTEX's masks are of each kind of ``group``."""
+    return prod(len(kinds) for other, kinds in MASK_KINDS.items() if other != group)
 
 
-def _line(ax: Axes, rows: pd.DataFrame, study: str, name: str) -> None:
-    rows = rows.sort_values("value")
-    places, (color, marker) = np.arange(len(rows)), _MEASURES[name]
+def _line(ax: Axes, rows: pd.DataFrame, parameter: str, name: str) -> None:
+    rows, (_, color, marker) = rows.sort_values("value"), _MEASURES[name]
+    places, usual = np.arange(len(rows)), PARAMETERS[parameter][0]
     ax.errorbar(places, rows[name], yerr=rows[f"{name}_sem"], color=color, marker=marker, markersize=5)
-    usual = PARAMETERS[study][0]
     # two lines for all, or they would not stand on one
     ax.set_xticks(places, [f"{value:g}\n{'default' if value == usual else ' '}" for value in rows["value"]])
     ax.margins(x=0.08)
@@ -120,29 +118,31 @@ def _dots(ax: Axes, rows: pd.DataFrame, name: str, places: pd.DataFrame) -> None
         mean, sem = rows.loc["all", name], rows.loc["all", f"{name}_sem"]
         ax.axvspan(mean - sem, mean + sem, color="#000000", alpha=0.1, linewidth=0, zorder=0)
         ax.axvline(mean, color="#000000", linewidth=1, linestyle="--", zorder=1)
-    for part, place in places[places["masks"].isin(rows.index)].set_index("masks").iterrows():
-        look = {**_BAR, "color": place["color"], "marker": "o"}
-        ax.errorbar(rows.loc[part, name], place["y"], xerr=rows.loc[part, f"{name}_sem"], **look)
+    look = {"linestyle": "none", "elinewidth": 1.4, "markersize": 5.5, "marker": "o"}
+    for masks, place in places[places["masks"].isin(rows.index)].set_index("masks").iterrows():
+        row = rows.loc[masks]
+        ax.errorbar(row[name], place["y"], xerr=row[f"{name}_sem"], color=place["color"], **look)
     ax.set_ylim(max(places["y"]) + 0.7, -0.7)
     ax.set_yticks(places["y"], places["label"], fontsize=8.5)
-    for tick, part in zip(ax.yaxis.get_major_ticks(), places["masks"], strict=True):
-        tick.label1.set_fontweight("normal" if part else "bold")
+    for tick, masks in zip(ax.yaxis.get_major_ticks(), places["masks"], strict=True):
+        tick.label1.set_fontweight("normal" if masks else "bold")
     ax.tick_params(axis="y", length=0)
     ax.grid(axis="y", visible=False)
 
 
-def _mask_places(parts: Iterable[str]) -> pd.DataFrame:
-    """Lines of the figure, from above: ``part`` ("" is a heading), label, colour and place ``y``."""
-    known = {f"{group}={kind}" for group, (_, kinds) in MASK_PARTS.items() for kind in kinds}
-    parts = {require_choice(part, {"all", *known}, "part of the masks") for part in parts}
-    lines = [("all", "all 54 masks", "#000000", 0.0)] if "all" in parts else []
+def _mask_places(given: Iterable[str]) -> pd.DataFrame:
+    """Lines of the figure, from above: ``masks`` ("" is a heading), label, colour and place ``y``."""
+    known = {f"{group}={kind}" for group, kinds in MASK_KINDS.items() for kind in kinds}
+    given = {require_choice(masks, {"all", *known}, "part of the masks") for masks in given}
+    lines = [("all", "all 54 masks", "#000000", 0.0)] if "all" in given else []
     y = 0.0
-    for group, (count, kinds) in MASK_PARTS.items():
-        found = [kind for kind in kinds if f"{group}={kind}" in parts]
+    for group, kinds in MASK_KINDS.items():
+        found = [kind for kind in kinds if f"{group}={kind}" in given]
+        heading, color = _GROUPS[group]
         if found:
             y += 1.4
-            lines.append(("", f"{_GROUPS[group]} ({count} masks each)", "", y))
+            lines.append(("", f"{heading} ({masks_of_kind(group)} masks each)", "", y))
         for kind in found:
             y += 1
-            lines.append((f"{group}={kind}", kinds[kind], _GROUP_COLORS[group], y))
+            lines.append((f"{group}={kind}", kinds[kind], color, y))
     return pd.DataFrame(lines, columns=["masks", "label", "color", "y"])

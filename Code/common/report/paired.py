@@ -72,3 +72,12 @@ def leader_of(rows: pd.DataFrame, name: str, *, highest: bool = True) -> Lead | 
     if column not in rows or rows[column].isna().any() or rows["images"].nunique() != 1:
         return None
     return paired_leader(list(rows[column]), highest=highest)
+
+
+def lead_text(lead: Lead | None, names: Sequence[str], digits: int = 2) -> str:
+    """What stands behind the best of several models: by how much it is ahead, with the 95 % interval."""
+    if lead is None:
+        return " (not tested: no values by image)"
+    interval = f"{lead.difference:+.{digits}f} [{lead.low:+.{digits}f}, {lead.high:+.{digits}f}]"
+    certain = "ahead of" if lead.certain else "not certainly ahead of"
+    return f" ({certain} {names[lead.other]}: {interval})"

@@ -4,26 +4,81 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
 import pandas as pd
 
-from common.plots import EXPLAINERS
+from common.explain.base import explainer_columns
+from common.explain.explanations import Explanations
+from common.explain.images import class_names, output_names
+from common.plots import HeatmapRow
 from common.plots.frames import backbone_name
-from common.report.explained import (
-    AREAS,
-    OPEN_ROWS,
+from common.report.sections import Answer, Section
+from common.schema import number, text
+from common.studies._explained import (
+    BASELINE,
+    REDUCER,
+    SETTING,
+    areas_note,
     digits_note,
     explained_models,
     explainer_labels,
+    in_table,
     numbers,
-    seed_title,
     times,
+    title_of,
 )
-from common.report.rows import in_order, refuse_repeats
-from common.report.sections import Answer, Section, number, setting_title
-from common.schema import FLOAT, TEXT, columns
 from common.studies.base import REQUIRED, Study, register_study
+from common.visualize import denormalise
 
-SETTING = ["dataset", "backbone", "img_size", "reducer", "keep_rate", "seed"]
+_TABLE = [*SETTING, "reducer", "keep_rate", "baseline", "seed"]
+_OPEN_ROWS = 30  # a table of more rows starts closed
+_SHOWN = ("class_name", "predicted", "probability", "insertion_auc", "deletion_auc")
+
+
+def pictures(found: Explanations) -> list[np.ndarray]:
+    """The images (H, W, 3) that are explained, in [0, 1]."""
+    dataset = found.dataset
+    images = denormalise(dataset.stack(), dataset.mean, dataset.std)  # (n, 3, H, W)
+    return list(images.permute(0, 2, 3, 1).numpy())
+
+
+def image_rows(found: Explanations, explainer: str) -> list[dict[str, object]]:
+    """Rows of the table "explain", one per image."""
+    quality, outputs = found.quality(explainer), found.model.num_classes
+    names, true = output_names(outputs, found.dataset), class_names(outputs, found.dataset)
+    conditions = found.setup.conditions
+    same = {name: conditions[name] for name in ("backbone", "weights")}
+    same |= {**explainer_columns(explainer), "reducer": found.reducer, "keep_rate": found.keep_rate}
+    same |= {"baseline": found.baseline, "seconds": found.seconds(explainer)}
+    return [
+        {
+            **same,
+            "image": image,
+            "class_name": true[place],
+            "predicted": names[found.labels[place]],
+            "probability": found.probabilities[place].item(),
+            "insertion_auc": quality.insertion_auc[place].item(),
+            "deletion_auc": quality.deletion_auc[place].item(),
+        }
+        for place, image in enumerate(found.dataset.image_ids)
+    ]
+
+
+def heatmap_rows(found: Explanations, explainer: str) -> list[HeatmapRow]:
+    """What :func:`common.plots.heatmaps` draws, a row per image."""
+    quality, heat, images = found.quality(explainer), found.explain(explainer).heatmaps, pictures(found)
+    return [
+        HeatmapRow(
+            image=images[place],
+            heatmap=heat[place],
+            shares=quality.shares,
+            insertion=quality.insertion[place],
+            deletion=quality.deletion[place],
+            label=backbone_name(found.setup.backbone),
+            **{name: row[name] for name in _SHOWN},
+        )
+        for place, row in enumerate(image_rows(found, explainer))
+    ]
 
 
 @register_study
@@ -34,11 +89,18 @@ class Explain(Study):
     question = "Which patches of a picture speak for what the model says of it?"
     place = 100
     columns = {
-        **columns(TEXT, "reducer", "image", "class_name", "predicted"),
-        **columns(FLOAT, "probability", "insertion_auc", "deletion_auc", "seconds"),
+        "reducer": REDUCER,
+        "baseline": BASELINE,
+        "image": text("of the dataset, by its id"),
+        "class_name": text("the true class"),
+        "predicted": text("the most probable class, which is explained"),
+        "probability": number("of that class", "share"),
+        "insertion_auc": number("area under its probability while patches are shown, the hottest first", "share"),
+        "deletion_auc": number("area under its probability while patches are removed, the hottest first", "share"),
+        "seconds": number("that explaining took per image, mean over all of the run", "s"),
     }
     required = (*REQUIRED, "dataset")
-    setting = SETTING
+    setting = _TABLE
     captions = {
         "": "The image, its heat, and the probability of the explained class while patches are shown or removed, the "
         "hottest first; or the same images under several explainers.",
@@ -48,14 +110,11 @@ class Explain(Study):
 
     def summarise(self, runs: pd.DataFrame) -> pd.DataFrame:
         """One row per image and explainer: what the model says, areas under insertion and deletion, seconds."""
-        first = [*SETTING, "image"]
-        key = [*first, "method", "options"]
-        refuse_repeats(runs, key)
-        measures = ["class_name", "predicted", "probability", "insertion_auc", "deletion_auc", "seconds"]
-        return in_order(runs[[*key, *measures]], first, EXPLAINERS)
+        first = [*_TABLE, "image"]
+        return in_table(runs, first, [*first, "method", "options"], [*_SHOWN, "seconds"])
 
     def sections(self, data: pd.DataFrame) -> Iterator[Section]:
-        for _, rows in data.groupby(SETTING, sort=False, dropna=False):
+        for _, rows in data.groupby(_TABLE, sort=False, dropna=False):
             unit, seconds = times(rows["seconds"])
             columns = {
                 "Image": [f"{name} ({image})" for name, image in zip(rows["class_name"], rows["image"], strict=True)],
@@ -67,15 +126,15 @@ class Explain(Study):
                 unit: seconds,
             }
             model = explained_models(rows.head(1))[0] if rows["reducer"].iloc[0] != "none" else ""
-            title = ", ".join(filter(None, (setting_title(rows), model, seed_title(rows, data))))
-            yield Section(title, pd.DataFrame(columns), (AREAS, *digits_note(rows)), folded=len(rows) > OPEN_ROWS)
+            notes, title = (areas_note(rows), *digits_note(rows)), title_of(rows, data, model)
+            yield Section(title, pd.DataFrame(columns), notes, folded=len(rows) > _OPEN_ROWS)
 
     def answers(self, data: pd.DataFrame) -> Iterator[Answer]:
-        for _, rows in data.groupby([*SETTING, "image"], sort=False, dropna=False):
+        for _, rows in data.groupby([*_TABLE, "image"], sort=False, dropna=False):
             row = rows.iloc[0]
             said = f"{backbone_name(row['backbone'])} says {row['predicted']} ({100 * row['probability']:.1f} %)"
-            areas = zip(explainer_labels(rows), rows["insertion_auc"], rows["deletion_auc"], strict=True)
-            points = [
-                f"{name}: insertion AUC {number(up, 3)}, deletion AUC {number(down, 3)}" for name, up, down in areas
-            ]
+            areas = zip(
+                explainer_labels(rows), numbers(rows["insertion_auc"]), numbers(rows["deletion_auc"]), strict=True
+            )
+            points = [f"{name}: insertion AUC {inserted}, deletion AUC {deleted}" for name, inserted, deleted in areas]
             yield Answer(f"{row['image']} ({row['class_name']}): {said}.", tuple(points))

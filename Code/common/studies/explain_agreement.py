@@ -5,17 +5,75 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 import pandas as pd
+import torch
 from matplotlib.figure import Figure
 
 from common import plots
-from common.plots import EXPLAINERS
-from common.report.explained import digits_note, explainer_labels, model_place, seed_title, with_errors
-from common.report.rows import in_order, refuse_repeats
-from common.report.sections import NONE, Answer, Section, method_label, percent, setting_title, where_text
-from common.schema import FLOAT, INT, TEXT, columns
+from common.explain.agreement import Decisions, agreement, decisions_of
+from common.explain.base import Explanation, explainer_columns
+from common.explain.explanations import Explanations, with_error
+from common.report.paired import lead_text, leader_of
+from common.report.sections import NONE, Answer, Section, percent, where_text
+from common.results import BY_IMAGE
+from common.schema import count, means, number
+from common.studies._explained import (
+    REDUCER,
+    SETTING,
+    digits_note,
+    explainer_labels,
+    in_table,
+    reducer_label,
+    reducer_place,
+    title_of,
+    with_errors,
+)
 from common.studies.base import REQUIRED, Study, register_study
 
-SETTING = ["dataset", "backbone", "img_size", "keep_rate", "n_images", "seed"]
+_TABLE = [*SETTING, "keep_rate", "n_images", "seed"]
+_CORRELATION = (
+    "Spearman's correlation, in [-1, 1], of the heat with the scores by which the reducer's first stage chooses; mean "
+    "± standard error over images."
+)
+_OVERLAP = (
+    "Intersection over union of the patches that the reducer has left and as many of the hottest; mean ± standard "
+    "error over images; in brackets the difference to random heat."
+)
+_BLOCKS = "Blocks count from 0, as timm's blocks.N; what is left is read after the block named."
+_LEADING = {"rank_correlation": "rank correlation is highest", "above_chance": "IoU exceeds chance most"}
+Row = dict[str, object]
+
+
+def agreement_rows(
+    found: Explanations,
+    explainers: Sequence[str],
+    reducers: Sequence[str],
+    keep_rate: float | tuple[float, ...],
+    block: int | None = None,
+) -> Iterator[Row]:
+    """Explanations of the unreduced backbone compared with what each reducer, which sees every image once, keeps.
+
+    Args:
+        block: see :func:`common.explain.agreement.decisions_of`.
+    """
+    loader = found.setup.loader(found.dataset)
+    for reducer in reducers:
+        decisions = decisions_of(found.setup.reduced(reducer, keep_rate=keep_rate), loader, block)
+        for explainer in explainers:
+            same = {**explainer_columns(explainer), "reducer": reducer, "keep_rate": keep_rate}
+            yield same | agreement_row(found.explain(explainer), decisions)
+
+
+def agreement_row(explanation: Explanation, decisions: Decisions) -> Row:
+    """What one explainer shares with one reducer, as columns of the table "explain_agreement"."""
+    compared = agreement(explanation.heatmaps, decisions)
+    above = compared.iou - compared.iou_chance
+    row = {"block": decisions.block, "n_images": len(above), "rank_correlation": None}
+    row |= with_error("iou", compared.iou) | with_error("iou_chance", compared.iou_chance)
+    row |= with_error("above_chance", above) | {"above_chance" + BY_IMAGE: above.numpy()}
+    ranks = compared.rank_correlation
+    row |= {} if ranks is None else with_error("rank_correlation", ranks)
+    known = torch.full_like(above, float("nan")) if ranks is None else ranks
+    return row | {"rank_correlation" + BY_IMAGE: known.numpy()}
 
 
 @register_study
@@ -26,15 +84,18 @@ class ExplainAgreement(Study):
     question = "Do reducers keep the patches that an explanation calls important?"
     place = 120
     columns = {
-        **columns(TEXT, "reducer"),
-        **columns(INT, "layer", "n_images"),
-        **columns(FLOAT, "rank_correlation", "rank_correlation_sem", optional=True),
-        **columns(FLOAT, "iou"),
-        **columns(FLOAT, "iou_sem", optional=True),
-        **columns(FLOAT, "iou_chance"),
+        "reducer": REDUCER,
+        "block": count("after which the patches that are left are read", "block"),
+        "n_images": count("that are explained"),
+        **means(
+            rank_correlation=number("of the heat with the scores of the first stage", "correlation", optional=True),
+            iou=number("Jaccard index of the patches left and as many of the hottest", "share"),
+            iou_chance=number("its exact mean over all random heatmaps", "share"),
+            above_chance=number("iou minus iou_chance", "difference"),
+        ),
     }
     required = (*REQUIRED, "dataset")
-    setting = SETTING
+    setting = _TABLE
     captions = {
         "": "Explainers (rows) against reducers (columns): rank correlation of the heat with the scores of the "
         "reducer's first stage, and how far the hottest patches overlap with those left, above chance.",
@@ -42,64 +103,48 @@ class ExplainAgreement(Study):
     explains = True
 
     def summarise(self, runs: pd.DataFrame) -> pd.DataFrame:
-        """Rank correlation and IoU of every explainer with every reducer; ``above_chance`` = IoU - that of chance."""
-        key = [*SETTING, "reducer", "layer", "method", "options"]
-        refuse_repeats(runs, key)
-        measures = ["rank_correlation", "rank_correlation_sem", "iou", "iou_sem", "iou_chance"]
-        table = in_order(runs[[*key, *measures]], SETTING, EXPLAINERS)
-        table = table.assign(above_chance=table["iou"] - table["iou_chance"], _model=table["reducer"].map(model_place))
-        by = [*SETTING, "_model", "reducer", "layer"]
+        """Rank correlation and IoU of every explainer with every reducer."""
+        key = [*_TABLE, "reducer", "block", "method", "options"]
+        table = in_table(runs, _TABLE, key, self.columns)
+        table = table.assign(_model=table["reducer"].map(reducer_place))
+        by = [*_TABLE, "_model", "reducer", "block"]
         return table.sort_values(by, kind="stable", ignore_index=True).drop(columns="_model")
 
     def sections(self, data: pd.DataFrame) -> Iterator[Section]:
-        correlation = (
-            "Spearman's correlation, in [-1, 1], of the heat with the scores by which the reducer's first stage "
-            "chooses; mean ± standard error over images."
-        )
-        overlap = (
-            "Intersection over union of the patches that the reducer has left and as many of the hottest; mean ± "
-            "standard error over images; in brackets the difference to random heat. Blocks are counted from 1."
-        )
-        for _, rows in data.groupby(SETTING, sort=False, dropna=False):
-            row = rows.iloc[0]
-            title = f"{setting_title(rows)}, keep rate {percent(row['keep_rate'])}, {row['n_images']} images"
-            title = ", ".join(filter(None, (title, seed_title(rows, data))))
+        for _, rows in data.groupby(_TABLE, sort=False, dropna=False):
+            row, notes = rows.iloc[0], (_BLOCKS, *digits_note(rows))
+            title = title_of(rows, data, f"keep rate {percent(row['keep_rate'])}", f"{row['n_images']} images")
             scored = rows[rows["rank_correlation"].notna()]
             if len(scored):
                 cells = with_errors(scored, "rank_correlation", 2)
-                yield Section(f"{title}: rank correlation", _matrix(scored, cells), (correlation, *digits_note(rows)))
+                yield Section(f"{title}: rank correlation", _matrix(scored, cells), (_CORRELATION, *notes))
             pairs = zip(with_errors(rows, "iou", 2), rows["above_chance"], strict=True)
             cells = [f"{text} ({difference:+.2f})" for text, difference in pairs]
-            yield Section(f"{title}: IoU", _matrix(rows, cells), (overlap, *digits_note(rows)))
+            yield Section(f"{title}: IoU", _matrix(rows, cells), (_OVERLAP, *notes))
 
     def figures(self, runs: pd.DataFrame, others: Mapping[str, pd.DataFrame]) -> Iterator[tuple[str, Figure]]:
         yield "", plots.agreement_matrix(runs)
 
     def answers(self, data: pd.DataFrame) -> Iterator[Answer]:
-        measures = {"rank_correlation": "rank correlation is highest", "above_chance": "IoU exceeds chance most"}
-        for _, rows in data.groupby(SETTING, sort=False, dropna=False):
-            points = []
-            for name, what in measures.items():
-                known = rows[rows[name].notna()]
-                if len(known):
-                    place = int(known[name].argmax())
-                    reducer = method_label(*known["reducer"].iloc[place].partition(":")[::2])
-                    points.append(
-                        f"{what} between {explainer_labels(known)[place]} and {reducer}: {known[name].iloc[place]:+.2f}"
-                    )
-            row = rows.iloc[0]
-            where = f"{where_text(rows)}, keep rate {percent(row['keep_rate'])}"
-            yield Answer(f"On {row['n_images']} images of {where}:", tuple(points))
+        for _, rows in data.groupby(_TABLE, sort=False, dropna=False):
+            where = f"{where_text(rows)}, keep rate {percent(rows['keep_rate'].iloc[0])}"
+            points = [_best(rows[rows[name].notna()], name) for name in _LEADING if rows[name].notna().any()]
+            yield Answer(f"On {rows['n_images'].iloc[0]} images of {where}:", tuple(points))
+
+
+def _best(rows: pd.DataFrame, name: str) -> str:
+    """Which explainer and reducer agree most, and how far they are ahead on the same images."""
+    reducers = rows["reducer"].map(reducer_label)
+    pairs = [f"{explainer} and {reducer}" for explainer, reducer in zip(explainer_labels(rows), reducers, strict=True)]
+    place = int(rows[name].argmax())
+    ahead = lead_text(leader_of(rows, name), pairs) if len(rows) > 1 else ""
+    return f"{_LEADING[name]} between {pairs[place]}: {rows[name].iloc[place]:+.2f}{ahead}"
 
 
 def _matrix(rows: pd.DataFrame, cells: Sequence[str]) -> pd.DataFrame:
     """``cells``, one for each of ``rows``, with explainers down and reducers, as they were read, across."""
-    wide = rows.assign(cell=cells, label=explainer_labels(rows)).pivot(
-        index="label", columns=["reducer", "layer"], values="cell"
-    )
-    wide = wide.reindex(list(dict.fromkeys(explainer_labels(rows)))).fillna(NONE)
-    columns = dict.fromkeys(zip(rows["reducer"], rows["layer"], strict=True))
-    named = {f"{method_label(*name.partition(':')[::2])}, block {layer + 1}": (name, layer) for name, layer in columns}
-    return pd.DataFrame(
-        {"Explainer": wide.index.tolist(), **{label: wide[key].tolist() for label, key in named.items()}}
-    )
+    rows = rows.assign(cell=cells, label=explainer_labels(rows))
+    wide = rows.pivot(index="label", columns=["reducer", "block"], values="cell").reindex(rows["label"].unique())
+    read = dict.fromkeys(zip(rows["reducer"], rows["block"], strict=True))
+    columns = {f"{reducer_label(reducer)}, block {block}": wide[reducer, block] for reducer, block in read}
+    return pd.DataFrame(columns).fillna(NONE).reset_index(names="Explainer")
