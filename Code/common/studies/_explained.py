@@ -9,7 +9,7 @@ import pandas as pd
 from common.plots import EXPLAINERS, METHODS
 from common.plots.style import explainer_label
 from common.report.rows import in_order, refuse_repeats
-from common.report.sections import WHOLE, method_label, number, percent, setting_title, spread
+from common.report.sections import WHOLE, method_label, numbers, percent, setting_title, spread
 from common.results import BY_IMAGE
 from common.schema import SEM, text
 
@@ -66,10 +66,6 @@ def reducer_place(reducer: str) -> int:
 
 def with_errors(rows: pd.DataFrame, name: str, digits: int = 3) -> list[str]:
     return [spread(mean, error, digits) for mean, error in zip(rows[name], rows[name + SEM], strict=True)]
-
-
-def numbers(values: pd.Series, digits: int = 3) -> list[str]:
-    return [number(value, digits) for value in values]
 
 
 def times(seconds: pd.Series) -> tuple[str, list[str]]:

@@ -12,7 +12,7 @@ from common.explain.explanations import Explanations
 from common.explain.images import class_names, output_names
 from common.plots import HeatmapRow
 from common.plots.frames import backbone_name
-from common.report.sections import Answer, Section
+from common.report.sections import Answer, Section, numbers
 from common.schema import number, text
 from common.studies._explained import (
     BASELINE,
@@ -23,7 +23,6 @@ from common.studies._explained import (
     explained_models,
     explainer_labels,
     in_table,
-    numbers,
     times,
     title_of,
 )
