@@ -15,7 +15,7 @@ from common.errors import UsageError
 from common.models.block import reduced_block
 from common.models.reduced import applicable_reducers, attach, obstacle, reduce_tokens
 from common.reducers import Method, Reducer, Schedule, list_reducers, reducer_class, register_reducer
-from common.reducers.base import NOTHING
+from common.reducers.base import NO_SIGNALS
 from common.tokens import Selection, look_up
 
 PAIRS = [
@@ -94,7 +94,7 @@ class Chosen(Reducer):
         self.index, self.how = index, how
 
     def needs(self, layer, tokens):
-        return NOTHING if layer in self.blocks else None
+        return NO_SIGNALS if layer in self.blocks else None
 
     def select_queries(self, tokens, signals, layer):
         return tokens, Selection(self.index.expand(len(tokens.x), -1), **self.how)

@@ -173,8 +173,8 @@ def test_stages_hold_what_the_trace_says(text):
 def test_stages_of_idling_hold_who_was_computed_in_each_block(tmp_path, text, keep_rate):
     """From the first stage on, or wherever thresholds decide; images may differ in number, all patches stay."""
     data, model = noise(), reduced(text, keep_rate=float(keep_rate))
-    for pruner in getattr(model.reducer, "pruners", {}).values():
-        torch.nn.init.normal_(pruner.own.weight)
+    for predictor in getattr(model.reducer, "predictors", {}).values():
+        torch.nn.init.normal_(predictor.own.weight)
     record = evaluate_model(model, data, batch_size=BATCH, method=text, backbone="vit_tiny_patch16_224", device="cpu")
     _, trace = model.trace(data.images)
     assert tuple(record.stages) == ((1, 2, 3) if keep_rate < 1 else (0, 1, 2, 3))

@@ -9,14 +9,14 @@ from counting import executed_macs
 
 from common.cost.closed_form import Shape, total_macs
 from common.cost.counter import count_macs
-from common.cost.methods import BY_KEYS, attention_of, deciding_macs, idle_block_macs, idle_macs, pruner_macs
+from common.cost.methods import BY_KEYS, attention_of, deciding_macs, idle_block_macs, idle_macs, predictor_macs
 from common.errors import UsageError
 from common.models.block import GROUP, reduced_block
 from common.models.factory import create_model
 from common.models.reduced import reduce_tokens
 from common.reducers import reducer_class
 from common.reducers.base import Teaching, reducer_options
-from common.reducers.idle_mlp import LABELS, LOGITS, Pruner
+from common.reducers.idle_mlp import LABELS, LOGITS, Predictor
 from common.reducers.idle_topk import CUT, cut_errors
 from common.reducers.idling import ATTENTION, ragged
 from common.reducers.influence import rollout
@@ -32,9 +32,9 @@ def idling(family="vit", reducer="idle_mlp", keep_rate=1.0, **options):
     vit = make(family)
     torch.manual_seed(1)
     model = reduce_tokens(vit, reducer, keep_rate=keep_rate, **options).eval()
-    for pruner in getattr(model.reducer, "pruners", {}).values():
-        torch.nn.init.normal_(pruner.own.weight, std=0.2)
-        torch.nn.init.normal_(pruner.out.weight, std=0.2)
+    for predictor in getattr(model.reducer, "predictors", {}).values():
+        torch.nn.init.normal_(predictor.own.weight, std=0.2)
+        torch.nn.init.normal_(predictor.out.weight, std=0.2)
     return model, vit
 
 
@@ -258,32 +258,32 @@ def test_random_idling_is_its_seed():
 def base():
     with torch.device("meta"):
         vit = timm.create_model("vit_base_patch16_224")
-    return Shape.of(vit), pruner_macs(Pruner(768, 64, "none").to("meta"), 196)
+    return Shape.of(vit), predictor_macs(Predictor(768, 64, "none").to("meta"), 196)
 
 
 @pytest.mark.parametrize(
     ("attention", "idle", "cut"), [("standard", 40, 20.2), ("standard", 68, 34.6), ("modified", 40, 16.3)]
 )
 def test_the_published_savings(base, attention, idle, cut):
-    """ViT-B, the same number of idle patches in all blocks, pruners counted."""
-    shape, pruner = base
+    """ViT-B, the same number of idle patches in all blocks, predictors counted."""
+    shape, predictor = base
     dense = shape.unreduced
-    saved = 1 - (idle_macs(shape, dict.fromkeys(range(12), 196 - idle), attention) + 12 * pruner) / dense
+    saved = 1 - (idle_macs(shape, dict.fromkeys(range(12), 196 - idle), attention) + 12 * predictor) / dense
     assert 100 * saved == pytest.approx(cut, abs=0.05)
     assert dense / 1e9 == pytest.approx(17.56, abs=0.01)
 
 
-def test_the_published_pruner(base):
+def test_the_published_predictor(base):
     shape, macs = base
-    assert sum(p.numel() for p in Pruner(768, 64, "none").parameters()) == 49_281
+    assert sum(p.numel() for p in Predictor(768, 64, "none").parameters()) == 49_281
     assert macs == 196 * (64 * 768 + 64) and 100 * 12 * macs / shape.unreduced == pytest.approx(0.66, abs=0.005)
 
 
 @pytest.mark.parametrize("context", ["cls", "conv", "both"])
 def test_context_costs_less_than_two_percent(base, context):
     shape, _ = base
-    pruner = Pruner(768, 64, context)
-    assert 12 * pruner_macs(pruner, 196) < 0.02 * shape.unreduced
+    predictor = Predictor(768, 64, context)
+    assert 12 * predictor_macs(predictor, 196) < 0.02 * shape.unreduced
 
 
 def test_idlevit_at_70_percent():
@@ -434,11 +434,11 @@ def test_teacher_is_matched_by_divergence():
 # --- weights and refusals -------------------------------------------------------------------------------------------
 
 
-def test_pruners_of_all_blocks_serve_a_schedule(tmp_path):
+def test_predictors_of_all_blocks_serve_a_schedule(tmp_path):
     model = create_model("vit_digits", reducer="idle_mlp", score_threshold=0.4)
     save_state(model, tmp_path / "w.safetensors")
     fewer = create_model("vit_digits", reducer="idle_mlp", keep_rate=0.5, weights=tmp_path / "w.safetensors")
-    assert list(fewer.reducer.pruners) == ["1", "2", "3", "4", "5"]
+    assert list(fewer.reducer.predictors) == ["1", "2", "3", "4", "5"]
     for name, value in fewer.reducer.state_dict().items():
         assert torch.equal(value, model.reducer.state_dict()[name])
     again = create_model("vit_digits", reducer="idle_mlp", score_threshold=0.9, weights=tmp_path / "w.safetensors")
@@ -450,15 +450,15 @@ def test_pruners_of_all_blocks_serve_a_schedule(tmp_path):
 
 def test_context_by_formula():
     torch.manual_seed(0)
-    pruner = Pruner(8, 6, "both")
+    predictor = Predictor(8, 6, "both")
     prefix, patches = torch.randn(2, 1, 8), torch.randn(2, 6, 8)
-    grid = pruner.squeeze(patches).mT.unflatten(2, (2, 3))
-    around = F.conv2d(grid, pruner.around.weight, padding=1, groups=3).flatten(2).mT
+    grid = predictor.squeeze(patches).mT.unflatten(2, (2, 3))
+    around = F.conv2d(grid, predictor.around.weight, padding=1, groups=3).flatten(2).mT
     both = F.linear(
-        torch.cat([patches, prefix.expand(-1, 6, -1)], -1), torch.cat([pruner.own.weight, pruner.cls.weight], 1)
+        torch.cat([patches, prefix.expand(-1, 6, -1)], -1), torch.cat([predictor.own.weight, predictor.cls.weight], 1)
     )
-    expected = pruner.out((both + pruner.own.bias + pruner.expand(around)).relu())[..., 0]
-    torch.testing.assert_close(pruner(prefix, patches, (2, 3)), expected)
+    expected = predictor.out((both + predictor.own.bias + predictor.expand(around)).relu())[..., 0]
+    torch.testing.assert_close(predictor(prefix, patches, (2, 3)), expected)
 
 
 @pytest.mark.parametrize(
@@ -500,8 +500,8 @@ def test_bounds_are_no_methods_of_the_default_lists():
 def ragged_batch():
     """A model, and more images than one group holds, each with another number of patches that it computes."""
     model, vit = idling(score_threshold=0.5, attention="standard")
-    for pruner in model.reducer.pruners.values():
-        torch.nn.init.normal_(pruner.own.weight, std=1.0)
+    for predictor in model.reducer.predictors.values():
+        torch.nn.init.normal_(predictor.own.weight, std=1.0)
     x = torch.randn(2 * GROUP + 3, *images(vit).shape[1:], generator=torch.Generator().manual_seed(0))
     counts = active(model, x).sum(2)
     assert len(set(counts[3].tolist())) > 2, "the batch is not ragged"

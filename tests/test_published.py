@@ -166,14 +166,14 @@ def test_idling_thresholds_and_logs() -> None:
     tables = frame.groupby("table").size().to_dict()
     assert tables == {"thresholds": 4, "logs": 13} and frame["source"].str.len().min() > 10
     printed = frame[(frame["table"] == "thresholds") & (frame["method"] == "idle_mlp")]
-    columns = ["attention", "patches_idle", "tau", "macs_cut", "accuracy"]
+    columns = ["attention", "patches_idle", "tau", "mac_cut_percent", "accuracy"]
     assert printed[columns].values.tolist() == [
         ["standard", 40, 0.95, 20, 85.2],
         ["standard", 68, 0.90, 35, 77.0],
         ["modified", 40, 0.95, 16, 85.4],
     ]
     assert cell(frame, "accuracy", table="thresholds", method="none") == 89.8
-    assert cell(frame, "accuracy", model="pruners only, frozen backbone") == 50.9
+    assert cell(frame, "accuracy", model="predictors only, frozen backbone") == 50.9
     oracle = frame[frame["method"] == "idle_oracle"]
     assert oracle["accuracy"].tolist() == [85.2, 88.1, 88.2, 88.9, 24.3, 80.0, 76.9, 79.9]
     assert oracle["idle_percent"].tolist() == [24.7, 21.8, 15.4, 13.8, 55.5, 48.5, 18.6, 15.5]

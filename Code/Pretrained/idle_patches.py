@@ -16,13 +16,13 @@
 # %% [markdown]
 # # Pretrained: which patches may skip a block?
 #
-# **Question:** how much does a block change a patch, can a small perceptron foresee it, and what does it cost to let
-# the patches idle that hardly change, or whose change hardly matters? A patch that idles passes the block as it is and
-# may come back in the next one.
+# **Question:** how much does a block change a patch, can a predictor, a small perceptron per block, foresee it, and
+# what does it cost to let the patches idle that hardly change, or whose change hardly matters? A patch that idles
+# passes the block as it is and may come back in the next one.
 #
 # | | |
 # |---|---|
-# | Defaults | embedded digits, the small ViT of `Scratch/train_test`, two epochs for the perceptrons, backbone frozen |
+# | Defaults | embedded digits, the small ViT of `Scratch/train_test`, two epochs for the predictors, backbone frozen |
 # | Expected | some blocks change patches little, and most idling happens there; accuracy falls with the MAC saved |
 # | Time | a minute on 2 CPU cores, the first time with the training of the small ViT |
 # | Real images | `./run_all.sh imagenette`: ViT-Ti, an hour on one core |
@@ -39,13 +39,11 @@ from dataclasses import replace
 import pandas as pd
 
 from common import plots
-from common.idling.candidates import Candidate, build, fit, tau_for, with_attention, within_budget
-from common.idling.states import alikeness
-from common.idling.study import computed_patches, measure
-from common.idling.training import LABEL_STAGE
+from common.idling.candidates import LABEL_STAGE, THRESHOLD, Candidate, fit, tau_for, variant, within_budget
+from common.idling.similarity import patch_similarities
 from common.results import read_published, resolve, write_run
 from common.setup import Setup
-from common.studies.idling import Idling
+from common.studies.idling import Idling, computed_patches, idle_shares_by_block, measure, similarity_rows
 
 # %% tags=["parameters"]
 profile = "notebook"
@@ -77,29 +75,20 @@ figure = "results/notebook/idle_patches.png"
 limits = {"limit_train": limit_train, "limit_val": limit_val, "limit_calibration": limit_calibration}
 shared = {"img_size": img_size, "recipe": recipe, "batch_size": batch_size, "seed": seed, "device": device}
 setup = Setup(backbone, weights, dataset, **shared, **limits, folder=checkpoints)
-dense, few = build(setup, "none"), setup.some(limit_states)
+dense, few = setup.reduced("none"), setup.some(limit_states)
 print(f"{len(setup.val_set)} validation images of {dataset}, {backbone}; states of {len(few)}")
 
 # %% [markdown]
-# ## How alike are patches?
-# Above, the cosine of the same patch before and after each block; below, the mean cosine of different patches.
+# ## How similar are patches?
+# Above, the cosine of the same patch before and after each block; below, the mean cosine of different patches. Blocks
+# count from 0, as timm's `blocks.N`.
 
 # %%
-states = alikeness(build(setup, "idle_oracle:similarity=raw_cos"), setup.loader(few))
-across, within = states.across.double().mean(0), states.within
-similarity = plots.patch_similarity(across, within)
+states = patch_similarities(setup.reduced("idle_oracle:similarity=raw_cos"), setup.loader(few))
+rows = similarity_rows(states, seed)
+similarity = plots.patch_similarity(states.across.double().mean(0), states.within.double().mean(0))
 plots.save(similarity, resolve(figure).with_suffix("") / "similarity.png")
 similarity
-
-# %%
-rows = [{"layer": 0, "within_similarity": within[0].item()}]
-rows += [
-    {"layer": layer + 1, "similarity": across[layer].mean().item(), "within_similarity": within[layer + 1].item()}
-    for layer in range(len(across))
-]
-rows = [{"part": "similarity", "method": "none", "keep_rate": 1.0, **row} for row in rows]
-rows = [{**row, "attention": "standard", "stage": "frozen", "n_train": 0, "epochs": 0} for row in rows]
-rows = [{**row, "n_val": len(few), "seed": seed} for row in rows]
 
 # %% [markdown]
 # ## The threshold tau
@@ -108,14 +97,14 @@ rows = [{**row, "n_val": len(few), "seed": seed} for row in rows]
 # lets the same shares idle.
 
 # %%
-blends = alikeness(build(setup, "idle_oracle:similarity=blend"), setup.loader())
+blends = patch_similarities(setup.reduced("idle_oracle:similarity=blend"), setup.loader())
 taus = [0.95, 0.9, *map(blends.tau, idle_shares)]
 idle = {tau: 100 * (blends.across > tau).double().mean().item() for tau in taus}
 pd.Series(idle, name="patches that may idle (%)").rename_axis("tau").round(3).to_frame()
 
 # %% [markdown]
-# ## The perceptrons, and what they cost
-# For each tau perceptrons learn its labels on the frozen backbone. Then thresholds on their output are solved, block by
+# ## The predictors, and what they cost
+# For each tau predictors learn its labels on the frozen backbone. Then thresholds on their output are solved, block by
 # block, for the share of multiply-accumulates to save. With modified attention idle patches are still seen: first with
 # the same thresholds, then with thresholds for the same cost.
 #
@@ -125,26 +114,32 @@ pd.Series(idle, name="patches that may idle (%)").rename_axis("tau").round(3).to
 
 # %%
 config = replace(LABEL_STAGE, epochs=epochs, lr=lr, batch_size=batch_size)
-texts = [f"idle_mlp:hidden={hidden},{label}" for label in labels]
-fitted, weighted = (
-    [fit(setup, text, tau_for(setup, text, share), config, limit_labels) for share in idle_shares] for text in texts
-)
-unseen = [with_attention(setup, each, "standard") for each in fitted]
-standard, same_cost, influential = (
-    [within_budget(setup, each, cut) for each, cut in zip(group, cuts, strict=True)]
-    for group in (unseen, fitted, weighted)
-)
-same_thresholds = [with_attention(setup, each, "modified") for each in standard]
-models = [*standard, *same_thresholds, *same_cost, *influential]
-table, found = measure(setup, [Candidate("none", dense, seed=seed), *models])
-rows += [{**row, "part": "thresholds"} for row in table]
+
+
+def fitted(text):
+    return [fit(setup, text, tau_for(setup, text, share), config, limit_labels) for share in idle_shares]
+
+
+def budgeted(candidates):
+    return [within_budget(setup, each, cut) for each, cut in zip(candidates, cuts, strict=True)]
+
+
+def attending(candidates, attention):
+    return [variant(setup, each, {"attention": attention}, score_threshold=THRESHOLD) for each in candidates]
+
+
+by_change, by_influence = (fitted(f"idle_mlp:hidden={hidden},{label}") for label in labels)
+standard, same_cost, influential = map(budgeted, (attending(by_change, "standard"), by_change, by_influence))
+same_thresholds = attending(standard, "modified")
+models = [Candidate("none", dense, seed=seed), *standard, *same_thresholds, *same_cost, *influential]
+table, found = measure(setup, "thresholds", models)
 
 # %% [markdown]
 # ### Measured
 
 # %%
-shown = ["options", "tau", "patches_idle", "came_back", "macs_cut", "accuracy", "accuracy_full"]
-pd.DataFrame(table)[shown].style.format(precision=3, na_rep="").hide(axis="index")
+shown = ["options", "tau", "patches_idle", "reactivated", "mac_cut", "accuracy", "accuracy_full", "accuracy_change"]
+pd.DataFrame(table).reindex(columns=shown).style.format(precision=3, na_rep="").hide(axis="index")
 
 # %% [markdown]
 # ### Published (ViT-B/16, CIFAR-100)
@@ -153,8 +148,8 @@ pd.DataFrame(table)[shown].style.format(precision=3, na_rep="").hide(axis="index
 read_published("patch_idling").query("table == 'thresholds'").drop(columns=["source", "table"]).style.hide(axis="index")
 
 # %% [markdown]
-# ## Who idles where?
-# First by influence: what nobody reads any more is left out.
+# ## Which patches idle in which block?
+# First by influence: what no other patch reads any more is left out.
 
 # %%
 pictures, computed, names = computed_patches(setup, influential[-1].model, images)
@@ -172,10 +167,7 @@ plots.save(masks, resolve(figure).with_suffix("") / "change.png")
 masks
 
 # %%
-kinds = [f"change, {kind}" for kind in ("standard", "modified", "modified") for _ in cuts] + ["influence" for _ in cuts]
-saved = [f"{kind}, {row['macs_cut']:.0f} % saved" for kind, row in zip(kinds, table[1:], strict=True)]
-profiles = {name: each.idle_per_layer for name, each in zip(saved, found[1:], strict=True)}
-profile_figure = plots.idle_profile(profiles, dense.patch_embed.num_patches)
+profile_figure = plots.idle_profile(idle_shares_by_block(table, found))
 plots.save(profile_figure, resolve(figure).with_suffix("") / "profile.png")
 profile_figure
 
@@ -183,5 +175,6 @@ profile_figure
 # ## Save
 
 # %%
+rows += table
 write_run(rows, Idling, csv, profile=profile, **setup.conditions)
 print(f"{len(rows)} rows")

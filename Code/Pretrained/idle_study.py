@@ -16,10 +16,10 @@
 # %% [markdown]
 # # Pretrained: what makes idling work?
 #
-# **Question:** given the number of patches that each block computes, how far is the perceptron from an oracle that
-# knows what the block will change, and from chance? Does it help to know how much a change matters? What do training
-# the backbone, context for the perceptron and the way back contribute, and is IdleViT, which asks the CLS token in
-# place of a perceptron, better?
+# **Question:** given the number of patches that each block computes, how far is the predictor, a perceptron, from an
+# oracle that knows what the block will change, and from chance? Does it help to know how much a change matters? What do
+# training the backbone, context for the predictor and re-entry contribute, and is IdleViT, which asks the CLS token in
+# place of a predictor, better?
 #
 # | | |
 # |---|---|
@@ -31,9 +31,9 @@
 # What came out on real images (ViT-Ti, Imagenette, top-1 among all 1000 classes, 20 % of the MAC saved, one seed). On
 # all 3,925 validation images 74.2 % without idling; by what would be lost 70.8 % with the backbone frozen and 73.8 %
 # after an epoch of distillation on 2,000 images; by change 19.9 % and 72.5 %. At equal numbers in every block, on 500
-# images, the oracle has 73.8 %, the perceptron 68.6 %, chance 48.9 %; by change 32.0, 17.0 and 34.1 %: how little a
-# block changes a patch says nothing about who may skip it. Context raises the AUROC from 0.928 to 0.935, not the
-# accuracy. The way back hurts a backbone that was not trained for it: at a keep rate of 70 % 56.2 % with it and 67.4 %
+# images, the oracle has 73.8 %, the predictor 68.6 %, chance 48.9 %; by change 32.0, 17.0 and 34.1 %: how little a
+# block changes a patch does not tell which patches may skip it. Context raises the AUROC from 0.928 to 0.935, not the
+# accuracy. Re-entry hurts a backbone that was not trained for it: at a keep rate of 70 % 56.2 % with it and 67.4 %
 # without, IdleViT 26.0 and 70.0 %. After an epoch on 500 images IdleViT has 49.2 % with its cut loss and 48.8 %
 # without.
 
@@ -44,12 +44,10 @@ from operator import itemgetter
 import pandas as pd
 
 from common import plots
-from common.idling.candidates import Candidate, at_rate, build, fit, tau_for, tune, within_budget
-from common.idling.study import bounds, measure, prediction, speeds, try_rates
-from common.idling.training import LABEL_STAGE
+from common.idling.candidates import LABEL_STAGE, Candidate, bounds, fit, tau_for, tune, variant, within_budget
 from common.results import resolve, write_run
 from common.setup import Setup
-from common.studies.idling import Idling
+from common.studies.idling import Idling, idle_shares_by_block, measure, prediction, speeds, try_rates
 from common.training.distillation import DISTILLATION
 
 # %% tags=["parameters"]
@@ -88,15 +86,21 @@ figure = "results/notebook/idle_study.png"
 limits = {"limit_train": limit_train, "limit_val": limit_val, "limit_calibration": limit_calibration}
 shared = {"img_size": img_size, "recipe": recipe, "batch_size": batch_size, "seed": seed, "device": device}
 setup = Setup(backbone, weights, dataset, **shared, **limits, folder=checkpoints)
-dense, few, rows = Candidate("none", build(setup, "none"), seed=seed), setup.some(limit_study), []
+dense, few = Candidate("none", setup.reduced("none"), seed=seed), setup.some(limit_study)
 stage_1 = replace(LABEL_STAGE, epochs=epochs, lr=lr, batch_size=batch_size)
 stage_2 = replace(DISTILLATION, epochs=tune_epochs, batch_size=batch_size)
-shown = ["method", "options", "stage", "patches_idle", "came_back", "macs_cut", "accuracy", "accuracy_full"]
+shown = ["method", "options", "stage", "patches_idle", "reactivated", "mac_cut", "accuracy", "accuracy_full"]
+
+
+def table_of(rows, *more):
+    return pd.DataFrame(rows).reindex(columns=[*shown, *more]).style.format(precision=3, na_rep="").hide(axis="index")
+
+
 print(f"{len(setup.val_set)} validation images of {dataset}, {len(few)} for the variants")
 
 # %% [markdown]
 # ## Frozen and tuned
-# Perceptrons learn two kinds of labels. The published one: a patch may idle where the block changes it little, by
+# Predictors learn two kinds of labels. The published one: a patch may idle where the block changes it little, by
 # cosine and distance; idle patches are still seen. The other: where little would be lost. What is lost is the change of
 # the patch and, as idle patches are not seen, its share in what the block tells the others, each as far as it can be
 # traced to what the head reads through the attention of all later blocks.
@@ -109,22 +113,18 @@ texts = [f"idle_mlp:hidden={hidden},{label}" for label in labels]
 fitted = [fit(setup, text, tau_for(setup, text, idle_share), stage_1, limit_labels) for text in texts]
 frozen = [within_budget(setup, each, cut) for each in fitted]
 rates = try_rates(setup, frozen[-1], cut, stage_2, tune_rates, limit_variants)
-rows += [{"part": "rates", **row} for row in rates]
 best = replace(stage_2, lr=min(rates, key=itemgetter("divergence"))["lr"])
-pd.DataFrame(rates)[["lr", "divergence", "macs_cut", "accuracy"]].style.format(precision=5).hide(axis="index")
+pd.DataFrame(rates)[["lr", "divergence", "mac_cut", "accuracy"]].style.format(precision=5).hide(axis="index")
 
 # %%
-tuned = [tune(setup, each, cut, best) for each in frozen]
-table, found = measure(setup, models := [dense, *frozen, *tuned])
-table = [{**row, "speedup": speed} for row, speed in zip(table, speeds(setup, models), strict=True)]
-rows += [{"part": "tuning", **row} for row in table]
-pd.DataFrame(table)[[*shown, "speedup"]].style.format(precision=3, na_rep="").hide(axis="index")
+models = [dense, *frozen, *(tune(setup, each, cut, best) for each in frozen)]
+tuning, found = measure(setup, "tuning", models)
+for row, speed in zip(tuning, speeds(setup, models), strict=True):
+    row["speedup"] = speed
+table_of(tuning, "accuracy_change", "speedup")
 
 # %%
-kinds = ["influence" if "influence" in row["options"] else "change" for row in table[1:]]
-names = [f"{kind}, {row['stage']}, {row['macs_cut']:.0f} % saved" for kind, row in zip(kinds, table[1:], strict=True)]
-profiles = {name: each.idle_per_layer for name, each in zip(names, found[1:], strict=True)}
-profile_figure = plots.idle_profile(profiles, dense.model.patch_embed.num_patches)
+profile_figure = plots.idle_profile(idle_shares_by_block(tuning, found))
 plots.save(profile_figure, resolve(figure).with_suffix("") / "profile.png")
 profile_figure
 
@@ -134,51 +134,52 @@ profile_figure
 # predictor learns.
 
 # %%
-pairs = zip(frozen, found[1:], strict=False)
-table, _ = measure(setup, [model for each, seen in pairs for model in bounds(setup, each, seen, random_seeds)], few)
-rows += [{"part": "bounds", **row} for row in table]
-pd.DataFrame(table)[shown].style.format(precision=3, na_rep="").hide(axis="index")
+bounded = []
+for each, seen in zip(frozen, found[1:], strict=False):
+    bounded += bounds(setup, each, seen.counts, random_seeds)
+bounded, _ = measure(setup, "bounds", bounded, few)
+table_of(bounded)
 
 # %% [markdown]
-# ## Context for the perceptron
+# ## Context for the predictor
 # The CLS token, the neighbours of the patch; all at the same budget, which pays for them, by the last labels.
 
 # %%
 tau = fitted[-1].tau
 around = [fit(setup, f"{texts[-1]},context={context}", tau, stage_1, limit_labels) for context in contexts]
 variants = [frozen[-1], *(within_budget(setup, each, cut) for each in around)]
-table, _ = measure(setup, variants, few)
-table = [{**row, **prediction(setup, each, few)} for row, each in zip(table, variants, strict=True)]
-rows += [{"part": "context", **row} for row in table]
-quality = ["pruner_accuracy", "balanced_accuracy", "auroc"]
-pd.DataFrame(table)[[*shown, *quality]].style.format(precision=3, na_rep="").hide(axis="index")
+context, _ = measure(setup, "context", variants, few)
+for row, each in zip(context, variants, strict=True):
+    row.update(prediction(setup, each, few))
+table_of(context, "predictor_accuracy", "balanced_accuracy", "auroc")
 
 # %% [markdown]
-# ## The way back, and IdleViT
+# ## Re-entry, and IdleViT
 # The schedule of IdleViT; without re-entry a patch that idled once is never computed again.
 
 # %%
-starts = [fitted[-1], Candidate("idle_topk:cut_weight=20.0", build(setup, "idle_topk"), seed=seed)]
-variants = [at_rate(setup, start, keep_rate, re_entry) for start in starts for re_entry in (True, False)]
-table, _ = measure(setup, variants, few)
-rows += [{"part": "re_entry", **row} for row in table]
-pd.DataFrame(table)[shown].style.format(precision=3, na_rep="").hide(axis="index")
+starts = [fitted[-1], Candidate("idle_topk:cut_weight=20.0", setup.reduced("idle_topk"), seed=seed)]
+variants = []
+for each in starts:
+    variants += [variant(setup, each, {"re_entry": back}, keep_rate=keep_rate) for back in (True, False)]
+re_entry, _ = measure(setup, "re_entry", variants, few)
+table_of(re_entry)
 
 # %% [markdown]
 # ## IdleViT, distilled with and without its token cut loss
 
 # %%
 texts = [f"idle_topk:cut_weight={weight}" for weight in cut_weights]
-starts = [Candidate(text, build(setup, text, keep_rate=keep_rate), seed=seed) for text in texts]
-table, _ = measure(setup, [tune(setup, each, None, best, limit_variants) for each in starts], few)
-rows += [{"part": "idlevit", **row} for row in table]
-pd.DataFrame(table)[shown].style.format(precision=3, na_rep="").hide(axis="index")
+starts = [Candidate(text, setup.reduced(text, keep_rate=keep_rate), seed=seed) for text in texts]
+idlevit, _ = measure(setup, "idlevit", [tune(setup, each, None, best, limit_variants) for each in starts], few)
+table_of(idlevit)
 
 # %% [markdown]
 # ## Save
 
 # %%
+rows = [*rates, *tuning, *bounded, *context, *re_entry, *idlevit]
 write_run(rows, Idling, csv, profile=profile, **setup.conditions)
-trade = plots.idle_tradeoff(pd.DataFrame(rows).query("part in ('tuning', 'bounds')"))
+trade = plots.idle_tradeoff(pd.DataFrame([*tuning, *bounded]))
 plots.save(trade, figure)
 trade

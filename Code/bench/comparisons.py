@@ -91,12 +91,12 @@ def _idling(scale: Scale) -> Pair:
     vit, images = _backbone(scale.backbone, scale)
     assert_identity(vit, images[:1])
     model = reduce_tokens(vit, "idle_mlp", score_threshold=0.5, attention="standard").eval()
-    for pruner in model.reducer.pruners.values():
-        torch.nn.init.normal_(pruner.own.weight, std=0.2)
+    for predictor in model.reducer.predictors.values():
+        torch.nn.init.normal_(predictor.own.weight, std=0.2)
     loader = make_loader([(image, 0) for image in images.cpu()], scale.images, shuffle=False, seed=0)
     solve_thresholds(model, loader, 0.35)
-    found, _ = outcomes({"unreduced": reduce_tokens(vit, "none"), "idle": model}, loader)
-    return Pair(vit, model, images, (found["unreduced"].macs.mean() / found["idle"].macs.mean()).item())
+    (unreduced, idle), _ = outcomes([reduce_tokens(vit, "none"), model], loader)
+    return Pair(vit, model, images, (unreduced.macs.mean() / idle.macs.mean()).item())
 
 
 def _kmedoids(scale: Scale, parity: bool) -> Pair:

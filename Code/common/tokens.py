@@ -43,7 +43,7 @@ class Selection:
         valid: (B, K) False where a row is padding, or None when every row is a token.
         idle: the other patch tokens skip the block and go on unchanged; False = they are dropped.
         keys: whom the selected tokens attend to: "all"; "selected", each other only; "prefix", as that, but prefix
-            tokens attend to all. The latter two only where the reducer chooses before attention (``NOTHING``).
+            tokens attend to all. The latter two only where the reducer chooses before attention (``NO_SIGNALS``).
     """
 
     index: Tensor

@@ -13,7 +13,7 @@ from common.cost.closed_form import Number, Shape, block_macs, block_parts, tota
 from common.errors import require_choice
 from common.models.reduced import ReducedVisionTransformer
 from common.reducers import Schedule
-from common.reducers.idle_mlp import Pruner
+from common.reducers.idle_mlp import Predictor
 from common.reducers.idling import ATTENTION, Idling
 
 SCHEDULED = ("none", "tram", "topk", "patchmerger")
@@ -128,17 +128,17 @@ def idle_macs(shape: Shape, computed: Mapping[int, Number], attention: str) -> N
     return total_macs(shape, blocks)
 
 
-def pruner_macs(pruner: Pruner, num_patches: int) -> int:
+def predictor_macs(predictor: Predictor, num_patches: int) -> int:
     """MAC of predicting for ``num_patches`` patches; the CLS token's part is computed once."""
-    weights = {name: weight.numel() for name, weight in pruner.named_parameters() if name.endswith("weight")}
+    weights = {name: weight.numel() for name, weight in predictor.named_parameters() if name.endswith("weight")}
     once = weights.pop("cls.weight", 0)
     return once + num_patches * sum(weights.values())
 
 
 def deciding_macs(model: ReducedVisionTransformer, layers: Sequence[int]) -> int:
-    """MAC that the pruners of ``layers`` spend on one image; 0 for methods without."""
-    pruners = getattr(model.reducer, "pruners", {})
-    return sum(pruner_macs(pruners[str(layer)], model.patch_embed.num_patches) for layer in layers if pruners)
+    """MAC that the predictors of ``layers`` spend on one image; 0 for methods without."""
+    predictors = getattr(model.reducer, "predictors", {})
+    return sum(predictor_macs(predictors[str(layer)], model.patch_embed.num_patches) for layer in layers if predictors)
 
 
 def attention_of(reducer: Idling) -> str:

@@ -27,7 +27,7 @@ from common.explain.network import (
 from common.models.observe import watch
 from common.models.reduced import ReducedVisionTransformer, attach
 from common.options import Count, Share, Whole
-from common.reducers.base import NOTHING, Reducer, Signal, Signals
+from common.reducers.base import NO_SIGNALS, Reducer, Signal, Signals
 from common.reducers.none import NoReduction
 from common.reducers.patch_slimming import PatchSlimming
 from common.reducers.patterns import FixedPattern
@@ -128,7 +128,7 @@ class _PrefixAtLast(Reducer):
         super().__init__(vit, Schedule(1.0, (len(vit.blocks) - 1,)))
 
     def needs(self, layer: int, tokens: Tokens) -> frozenset[Signal] | None:
-        return NOTHING if layer in self.blocks else None
+        return NO_SIGNALS if layer in self.blocks else None
 
     def select_queries(self, tokens: Tokens, signals: Signals, layer: int) -> tuple[Tokens, Selection | None]:
         return tokens, Selection(torch.empty(len(tokens.x), 0, dtype=torch.long, device=tokens.x.device))

@@ -1,6 +1,6 @@
-"""Around the methods that let patches idle: their cost, their thresholds for a budget, their training, their study."""
+"""Around the methods that let patches idle: their thresholds for a budget, their training, what they do with images."""
 
 from common.idling.budget import solve_thresholds
-from common.idling.outcomes import outcomes, pruner_quality
+from common.idling.outcomes import outcomes, predictor_quality
 
-__all__ = ["outcomes", "pruner_quality", "solve_thresholds"]
+__all__ = ["outcomes", "predictor_quality", "solve_thresholds"]

@@ -1,34 +1,36 @@
-"""Thresholds for a budget: how sure a pruner must be in every block, so that the model costs what it may."""
+"""Thresholds for a budget: how sure a predictor must be in every block, so that the model costs what it may."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from common.cost.closed_form import Shape
-from common.cost.methods import deciding_macs, idle_block_macs, idle_macs, pruner_macs
+from common.cost.methods import deciding_macs, idle_block_macs, idle_macs, predictor_macs
 from common.errors import UsageError
 from common.models.block import reduced_block
-from common.models.observe import untouched
 from common.models.reduced import ReducedVisionTransformer
-from common.reducers.base import Reducer
+from common.reducers.base import Reducer, Signals
+from common.reducers.idle_mlp import IdleMlp
 from common.tokens import Tokens
-from common.training.accelerator import progress
+from common.training import inference_pass
 
 ROUNDS, CLOSE_ENOUGH = 4, 5e-4  # of the search for thresholds; shares of the MAC
-NEVER = 1.0  # p >= 1 for nobody: float32 gets there for logits above 16 only, and such a patch may be computed
+NEVER = 1.0  # p >= 1 for no patch: float32 gets there for logits above 16 only, and such a patch may be computed
 
 
-@torch.inference_mode()
 def solve_thresholds(model: ReducedVisionTransformer, loader: DataLoader, cut: float) -> list[float]:
     """Set the thresholds of an Idling MLP so that the images of ``loader`` cost a share ``cut`` less than unreduced.
 
     How many patches idle in which block follows from one level of p for all blocks, on the states of the unreduced
-    model: the patches of least p, wherever they are. A block that would save less than its pruner costs computes all.
-    Then, from the first block to the last and on the states to which the thresholds before lead, each threshold is the
-    quantile of p that lets this many patches idle. As attention costs the square of what an image computes, images that
-    differ in it cost more than their mean: what the thresholds miss is added to the aim, and they are solved again.
+    model: the patches of least p, wherever they are. A block that would save less than its predictor costs computes
+    all. Then, from the first block to the last and on the states to which the thresholds before lead, each threshold is
+    the quantile of p that lets this many patches idle. As attention costs the square of what an image computes, images
+    that differ in it cost more than their mean: what the thresholds miss is added to the aim, and they are solved
+    again.
 
     >>> from common import create_model
     >>> from common.data import load_dataset, make_loader
@@ -40,7 +42,7 @@ def solve_thresholds(model: ReducedVisionTransformer, loader: DataLoader, cut: f
     Args:
         model: an ``idle_mlp`` with a ``score_threshold``; its buffer ``thresholds`` is overwritten.
         loader: calibration images; all their states are held in memory at once.
-        cut: share of the MAC to save, pruners paid for.
+        cut: share of the MAC to save, predictors paid for.
 
     Returns:
         The thresholds, one for each block; 0 where a block computes all.
@@ -49,12 +51,12 @@ def solve_thresholds(model: ReducedVisionTransformer, loader: DataLoader, cut: f
         UsageError: the model decides by numbers, or cannot save that much.
     """
     reducer = model.reducer
-    if not getattr(reducer, "by_threshold", False):
+    if not (isinstance(reducer, IdleMlp) and reducer.by_score):
         raise UsageError(f"{type(reducer).__name__} has no thresholds to solve; give idle_mlp with a score_threshold")
-    with untouched(model):
-        device = reducer.thresholds.device
-        states = [model.embed(images.to(device)) for images, _ in progress(loader, "calibration", quiet=False)]
-        chances, aim = _advance_whole(model, states), cut
+    with inference_pass([model], loader, "calibration") as batches:
+        states, whole = [model.embed(images) for images, _ in batches], Reducer(model, reducer.schedule)
+        found = [_chances(reducer, layer, entering) for layer, entering in _entering(model, states, whole)]
+        chances, aim = torch.stack(found), cut  # (blocks, n, P)
         for _ in range(ROUNDS):
             missed = cut - _saved(model, states, shares_of_budget(model, chances, aim))
             if abs(missed) < CLOSE_ENOUGH:
@@ -66,29 +68,30 @@ def solve_thresholds(model: ReducedVisionTransformer, loader: DataLoader, cut: f
 def _saved(model: ReducedVisionTransformer, states: list[Tokens], counts: list[float | None]) -> float:
     """Set the thresholds for ``counts`` on the embedded images ``states``; the share of the MAC that they save."""
     reducer, computed = model.reducer, {}
-    for layer, block in enumerate(model.blocks):
+    for layer, entering in _entering(model, states, reducer):
         reducer.thresholds[layer] = 0.0
         if counts[layer] is not None:
-            scores = torch.cat([_chance(reducer, layer, tokens) for tokens in states])
+            scores = _chances(reducer, layer, entering)  # (n, P)
             reducer.thresholds[layer] = _threshold(scores, counts[layer])
             computed[layer] = reducer.passes(scores, layer).sum(1).double()
-        states = [reduced_block(block, tokens, layer, reducer) for tokens in states]
     shape = Shape.of(model)
     spent = idle_macs(shape, computed, reducer.attention) + deciding_macs(model, list(computed))
     return 1 - torch.as_tensor(spent / shape.unreduced).mean().item()
 
 
-def _chance(reducer: Reducer, layer: int, tokens: Tokens) -> Tensor:
-    return reducer.pruners[str(layer)](tokens.prefix, tokens.patches, tokens.grid_size).sigmoid()
+def _chances(reducer: Reducer, layer: int, states: list[Tokens]) -> Tensor:
+    """p (n, P) of all images in block ``layer``."""
+    return torch.cat([reducer.score(tokens, Signals(), layer)[1] for tokens in states])
 
 
-def _advance_whole(model: ReducedVisionTransformer, states: list[Tokens]) -> Tensor:
-    """p (blocks, n, P) on the states of the unreduced model."""
-    chances = []
-    for layer, block in enumerate(model.blocks):
-        chances.append(torch.cat([_chance(model.reducer, layer, tokens) for tokens in states]))
-        states = [tokens.with_x(block(tokens.x)) for tokens in states]
-    return torch.stack(chances)
+def _entering(
+    model: ReducedVisionTransformer, states: list[Tokens], reducer: Reducer
+) -> Iterator[tuple[int, list[Tokens]]]:
+    """Each block, and what enters it under ``reducer``; what leaves the last block is not computed."""
+    for layer in range(len(model.blocks)):
+        if layer:
+            states = [reduced_block(model.blocks[layer - 1], tokens, layer - 1, reducer) for tokens in states]
+        yield layer, states
 
 
 def shares_of_budget(model: ReducedVisionTransformer, chances: Tensor, cut: float) -> list[float | None]:
@@ -99,7 +102,7 @@ def shares_of_budget(model: ReducedVisionTransformer, chances: Tensor, cut: floa
     """
     shape, attention = Shape.of(model), model.reducer.attention
     whole = idle_block_macs(shape, shape.num_patches, "standard")
-    price = pruner_macs(model.reducer.pruners["0"], shape.num_patches)
+    price = predictor_macs(model.reducer.predictors["0"], shape.num_patches)
     target = (1 - cut) * shape.unreduced
 
     def at(level: float) -> list[float | None]:

@@ -3,33 +3,35 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 
 from common.idling.budget import solve_thresholds
 from common.idling.outcomes import acting_blocks, outcomes
-from common.idling.states import alikeness
-from common.idling.training import LABEL_STAGE, fit_pruners
-from common.models.reduced import ReducedVisionTransformer, reduce_tokens
+from common.idling.similarity import patch_similarities
+from common.models.reduced import ReducedVisionTransformer
 from common.reducers import Method
-from common.reducers.base import Reducer
 from common.setup import Setup, follow
-from common.training import TrainConfig, torch_device
-from common.training.distillation import DISTILLATION
+from common.training import TrainConfig, train
+from common.training.distillation import DISTILLATION, in_the_heads_classes
+
+LABEL_STAGE = TrainConfig(epochs=3, lr=1e-3, batch_size=32, label_weight=0.0, reducer_only=True, schedule="cosine")
+THRESHOLD = 0.5  # of p, before others are solved
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A model under comparison, and what a row of the table ``idling`` says of how it came about.
+    """A model under comparison, and how it came about.
 
     Attributes:
         text: the method as :class:`common.reducers.Method` writes it.
-        model: it.
-        stage: "frozen" or "tuned".
-        tau: of the labels that its pruners learnt.
+        model: the backbone under that method.
+        stage: of the backbone, "frozen" or "tuned".
+        tau: of the labels that its predictors learnt.
         cut: share of the MAC that its thresholds were solved to save.
-        n_train, epochs: of its last training.
+        lr, n_train, epochs: of its last training.
         seed: of what is drawn.
     """
 
@@ -38,37 +40,33 @@ class Candidate:
     stage: str = "frozen"
     tau: float | None = None
     cut: float | None = None
+    lr: float | None = None
     n_train: int = 0
     epochs: int = 0
     seed: int = 0
 
 
-def build(setup: Setup, text: str, pruners: Reducer | None = None, **options: object) -> ReducedVisionTransformer:
-    """A reduced model that shares the weights of the backbone and has a copy of those ``pruners``."""
-    method = Method.parse(text)
-    model = reduce_tokens(setup.vit, method.name, **dict(method.options), **options)
-    if pruners is not None:
-        model.reducer.load_state_dict(pruners.state_dict())
-    return model.to(torch_device(setup.device)).eval()
-
-
 def tau_for(setup: Setup, text: str, share: float) -> float:
     """The tau at which a ``share`` of all patches in all blocks may idle, by the labels that ``text`` learns."""
-    return alikeness(build(setup, text, score_threshold=0.5), setup.loader()).tau(share)
+    return patch_similarities(setup.reduced(text, score_threshold=THRESHOLD), setup.loader()).tau(share)
 
 
 def fit(setup: Setup, text: str, tau: float, config: TrainConfig = LABEL_STAGE, count: int | None = None) -> Candidate:
-    """Stage 1 on the frozen backbone: an Idling MLP whose pruners know the labels of ``tau``.
+    """Stage 1: the predictors of an ``idle_mlp`` learn the labels of ``tau``; the backbone stays as it is.
 
     Args:
-        count: training images, as for :func:`tune`; None = all.
+        config: how; it should train the reducer only.
+        count: training images; None = all.
     """
     torch.manual_seed(setup.seed)
-    model = build(setup, text, score_threshold=0.5, tau=tau)
-    config, data = setup.settings(config), setup.training(count)
-    epochs = fit_pruners(model, data, config, setup.place(f"{text}-tau{tau:.4f}-labels"))
-    follow(epochs, f"pruners of {text}, tau {tau:.3f}", config)
-    return Candidate(text, model.eval(), tau=tau, n_train=len(data[0]), epochs=config.epochs, seed=setup.seed)
+    model = setup.reduced(text, score_threshold=THRESHOLD, tau=tau)
+    config, data, folder = setup.settings(config), setup.training(count), setup.place(f"{text}-tau{tau:.4f}-predictors")
+    model.reducer.learns = "labels"
+    epochs = train(model, *in_the_heads_classes(model, data), config, output_dir=folder)
+    follow(epochs, f"predictors of {text}, tau {tau:.3f}", config)
+    model.reducer.learns = "task"
+    trained = {"lr": config.lr, "n_train": len(data[0]), "epochs": config.epochs}
+    return Candidate(text, model.eval(), tau=tau, seed=setup.seed, **trained)
 
 
 def within_budget(setup: Setup, fitted: Candidate, cut: float) -> Candidate:
@@ -78,18 +76,31 @@ def within_budget(setup: Setup, fitted: Candidate, cut: float) -> Candidate:
     return copied
 
 
-def with_attention(setup: Setup, fitted: Candidate, attention: str) -> Candidate:
-    """``fitted`` on the frozen backbone, with its thresholds, whatever they then save, and another attention."""
-    text = str(Method.parse(fitted.text).having(attention=attention))
-    model = build(setup, text, fitted.model.reducer, score_threshold=0.5, tau=fitted.tau)
-    return replace(fitted, text=text, model=model, cut=None)
+def variant(setup: Setup, start: Candidate, changed: Mapping[str, object], **how: object) -> Candidate:
+    """``start`` with the same predictors and thresholds, on the weights of the backbone, under other options.
 
-
-def at_rate(setup: Setup, start: Candidate, keep_rate: float, re_entry: bool) -> Candidate:
-    """``start`` with numbers of patches that follow from ``keep_rate``, and a way back or none."""
-    text = str(Method.parse(start.text).having(re_entry=re_entry))
-    model = build(setup, text, start.model.reducer, keep_rate=keep_rate)
+    Args:
+        changed: options that are noted in the method's text.
+        how: what decides how many patches are computed: ``score_threshold``, ``keep_rate`` or ``counts``.
+    """
+    text = str(Method.parse(start.text).having(**changed))
+    labels = {} if start.tau is None else {"tau": start.tau}
+    model = setup.reduced(text, **how, **labels)
+    model.reducer.load_state_dict(start.model.reducer.state_dict())
     return replace(start, text=text, model=model, cut=None)
+
+
+def bounds(setup: Setup, fitted: Candidate, counts: Sequence[int], seeds: Sequence[int]) -> list[Candidate]:
+    """Oracle, predictor and, for each of ``seeds``, random patches, each with ``counts`` patches in the blocks.
+
+    The oracle knows what the predictor of ``fitted`` learnt.
+    """
+    learnt = fitted.model.reducer
+    oracle = f"idle_oracle:attention={learnt.attention},similarity={learnt.similarity},influence={learnt.influence}"
+    chance = f"idle_random:attention={learnt.attention}"
+    found = [Candidate(oracle, setup.reduced(oracle, counts=counts), seed=fitted.seed)]
+    found.append(variant(setup, fitted, {}, counts=counts))
+    return [*found, *(Candidate(chance, setup.reduced(chance, seed=s, counts=counts), seed=s) for s in seeds)]
 
 
 def tune(
@@ -98,12 +109,12 @@ def tune(
     """Stage 2 of a copy of ``start``, distilled from the backbone; new thresholds where a ``cut`` is given."""
     model, data = copy.deepcopy(start.model), setup.training(count)
     if cut is not None:
-        found = outcomes({"": model}, setup.loader())[0][""]
-        acting = acting_blocks(model)
-        model.reducer.keep_target = found.computed[:, acting].double().mean().item() / found.num_patches
+        (found,), _ = outcomes([model], setup.loader())
+        model.reducer.keep_target = found.active[:, acting_blocks(model)].double().mean().item()
     budget = model.reducer.schedule.keep_rate if cut is None else f"cut{cut}"
-    folder = setup.place(f"{start.text}-{budget}-n{len(data[0])}-lr{config.lr}-task")
+    folder = setup.place(f"{start.text}-{budget}-n{len(data[0])}-lr{config.lr}-distilled")
     setup.distil(model, data, config, title=f"{start.text}, distilled", folder=folder)
     if cut is not None:
-        solve_thresholds(model.eval(), setup.loader(), cut)
-    return replace(start, model=model.eval(), stage="tuned", n_train=len(data[0]), epochs=config.epochs)
+        solve_thresholds(model, setup.loader(), cut)
+    trained = {"lr": config.lr, "n_train": len(data[0]), "epochs": config.epochs}
+    return replace(start, model=model.eval(), stage="tuned", **trained)

@@ -25,11 +25,9 @@ from common.attention import (
     project,
 )
 from common.precision import without_autocast
-from common.reducers.base import NOTHING, Reducer, Signal, Signals
+from common.reducers.base import BLOCK_OUTPUT, CLS_LOGITS, NO_SIGNALS, Reducer, Signal, Signals
 from common.tokens import Gate, Selection, Tokens, take_rows
 
-AHEAD: frozenset[Signal] = frozenset({"output"})  # no part of the block's own attention
-BY_KEYS: frozenset[Signal] = frozenset({"cls_logits"})
 Choice = Selection | Gate | None
 GROUP = 8  # images of similar length that run together where each computes another number of tokens
 
@@ -59,24 +57,24 @@ def reduced_block(block: Block, tokens: Tokens, layer: int, reducer: Reducer) ->
     wanted = reducer.needs(layer, tokens)
     if wanted is None and tokens.policy is None:
         return tokens.with_x(block(tokens.x, attn_mask=tokens.attention_bias()))
-    if tokens.policy is not None or wanted not in (NOTHING, AHEAD, BY_KEYS):
-        attended = _choose_by_signals(block, tokens, layer, reducer, wanted or NOTHING)
-    elif wanted == BY_KEYS:
+    if tokens.policy is not None or wanted not in (NO_SIGNALS, BLOCK_OUTPUT, CLS_LOGITS):
+        attended = _choose_by_signals(block, tokens, layer, reducer, wanted or NO_SIGNALS)
+    elif wanted == CLS_LOGITS:
         attended = _choose_by_keys(block, tokens, layer, reducer)
     else:
-        tokens, choice, output = _choose_ahead(block, tokens, layer, reducer, wanted)
+        tokens, choice, output = _choose_before_attention(block, tokens, layer, reducer, wanted)
         if isinstance(choice, Gate) or (choice is not None and choice.keys == "selected"):
             return _run_whole(block, tokens, choice, output)
         attended = _attend(block, tokens, choice)
     return _finish(block, attended, layer, reducer)
 
 
-def _choose_ahead(
+def _choose_before_attention(
     block: Block, tokens: Tokens, layer: int, reducer: Reducer, wanted: frozenset[Signal]
 ) -> tuple[Tokens, Choice, Tensor | None]:
     """The choice before the block computes anything of its own, and its whole output where that was asked for."""
     output = None
-    if "output" in wanted:
+    if wanted == BLOCK_OUTPUT:
         with _learning(reducer):
             output = block(tokens.x, attn_mask=tokens.attention_bias())  # (B, N, D)
     return *_select(reducer, tokens, Signals(output=output), layer), output

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from common.errors import UsageError
 from common.models.reduced import ReducedVisionTransformer, attach, is_reduced, reduce_tokens
-from common.reducers.base import NOTHING, Reducer, Signal, Signals, Teaching
+from common.reducers.base import NO_SIGNALS, Reducer, Signal, Signals, Teaching
 from common.tokens import GONE, Gate, Selection, Tokens
 
 Choice = Selection | Gate | None
@@ -73,7 +73,7 @@ class Observer(Reducer):
     def needs(self, layer: int, tokens: Tokens) -> frozenset[Signal] | None:
         wanted = self.reducer.needs(layer, tokens)
         self._rests = wanted is None
-        return None if self._rests and not self.resting else (wanted or NOTHING) | self.signals
+        return None if self._rests and not self.resting else (wanted or NO_SIGNALS) | self.signals
 
     def before_block(self, tokens: Tokens, layer: int) -> Tokens:
         return self.reducer.before_block(tokens, layer)

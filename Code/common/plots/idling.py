@@ -1,4 +1,4 @@
-"""Idle patches: how alike patches are, which ones skip each block, and what that costs in accuracy."""
+"""Idle patches: how similar patches are, which ones skip each block, and what that costs in accuracy."""
 
 from __future__ import annotations
 
@@ -13,17 +13,19 @@ from numpy.typing import ArrayLike
 
 from common.errors import UsageError
 from common.plots.frames import legend_below, require_columns
-from common.plots.patches import on_grid, pixels_of, show_picture
+from common.plots.patches import mask_patches, pixels_of, show_picture
 from common.plots.style import RC, WIDTH, new_figure
 
 _GREY = np.array([0.299, 0.587, 0.114])
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+_COLUMNS = 6  # blocks beside each other
+# Label, color and marker of a method, or of what became of the backbone of the others.
 _TRADE = {
-    "dense": ("unreduced", "#000000", "X"),
-    "oracle": ("oracle (labels as decisions)", "#E69F00", "^"),
+    "none": ("unreduced", "#000000", "X"),
+    "idle_oracle": ("oracle (labels as decisions)", "#E69F00", "^"),
     "tuned": ("predictor, backbone tuned", "#009E73", "D"),
     "frozen": ("predictor, backbone frozen", "#0072B2", "o"),
-    "random": ("random", "#777777", "v"),
+    "idle_random": ("random", "#777777", "v"),
 }
 
 
@@ -41,14 +43,11 @@ def patch_similarity(across: ArrayLike, within: ArrayLike) -> Figure:
     image = heat.imshow(across, aspect="auto", cmap="viridis", interpolation="nearest")
     fig.colorbar(image, ax=heat, pad=0.01, label="cosine")
     heat.grid(False)
-    heat.set_yticks(range(len(across)), range(1, len(across) + 1))
+    heat.set_yticks(range(len(across)))
     heat.set(title="The same patch before and after a block", xlabel="patch, row by row", ylabel="block")
-    places = np.arange(len(within))
-    bars.bar(places, within, color=_COLORS[0], width=0.7)
-    for place, value in zip(places, within, strict=True):
-        bars.annotate(f"{value:.2f}", (place, value), (0, 2), textcoords="offset points", ha="center", fontsize=8)
+    drawn = bars.bar(["input", *map(str, range(len(across)))], within, color=_COLORS[0], width=0.7)
+    bars.bar_label(drawn, fmt="%.2f", padding=2, fontsize=8)
     bars.grid(False, axis="x")
-    bars.set_xticks(places, ["input", *map(str, range(1, len(within)))])
     bars.set(title="Different patches of one hidden state, mean over all pairs", ylabel="cosine", xlabel="after block")
     bars.margins(y=0.15)
     return fig
@@ -62,75 +61,59 @@ def idle_patches(
 
     ``images`` are (3, H, W) in [0, 1], ``computed`` bool (blocks, P), ``names`` their titles.
     """
-    columns = 6
-    lines = ceil(len(computed[0]) / columns)
-    fig = new_figure(len(images) * (lines * (WIDTH / (columns + 1) + 0.22) + 0.1), width=WIDTH)
-    for part, image, masks, name in zip(
-        np.atleast_1d(fig.subfigures(len(images))), images, computed, names, strict=True
-    ):
-        axes = part.subplots(lines, columns + 1).ravel()
-        grey = colormaps["inferno"](0.15 + 0.85 * (pixels_of(image, patch_grid) @ _GREY))[..., :3]
-        show_picture(axes[0], pixels_of(image, patch_grid))
-        axes[0].set_title(name)
-        blocks = [ax for place, ax in enumerate(axes) if place % (columns + 1)]
-        for place in range(1, lines):
-            axes[place * (columns + 1)].axis("off")
-        for layer, ax in enumerate(blocks):
-            if layer >= len(masks):
-                ax.axis("off")
-                continue
-            mask = np.asarray(masks[layer]).astype(bool)
-            height, width = (grey.shape[side] // patch_grid[side] for side in (0, 1))
-            shown = on_grid(mask, patch_grid, "computed").repeat(height, axis=0).repeat(width, axis=1)
-            show_picture(ax, np.where(shown[..., None], grey, 0.0))
-            ax.set_title(f"block {layer + 1}", fontweight="normal")
-            ax.set_xlabel(f"{int((~mask).sum())} idle", fontsize=8.5)
+    lines = ceil(len(computed[0]) / _COLUMNS)
+    fig = new_figure(len(images) * (lines * (WIDTH / (_COLUMNS + 1) + 0.22) + 0.1), width=WIDTH)
+    parts = np.atleast_1d(fig.subfigures(len(images)))
+    for part, image, masks, name in zip(parts, images, computed, names, strict=True):
+        axes, pixels = part.subplots(lines, _COLUMNS + 1, squeeze=False), pixels_of(image, patch_grid)  # (H, W, 3)
+        show_picture(axes[0, 0], pixels)
+        axes[0, 0].set_title(name)
+        blocks = axes[:, 1:].ravel()
+        for unused in [*axes[1:, 0], *blocks[len(masks) :]]:
+            unused.axis("off")
+        warm = colormaps["inferno"](0.15 + 0.85 * (pixels @ _GREY))[..., :3]
+        for block, (ax, mask) in enumerate(zip(blocks, np.asarray(masks).astype(bool), strict=False)):
+            show_picture(ax, mask_patches(warm.transpose(2, 0, 1), mask, patch_grid))
+            ax.set_title(f"block {block}", fontweight="normal")
+            ax.set_xlabel(f"{(~mask).sum()} idle", fontsize=8.5)
     return fig
 
 
 @rc_context(RC)
-def idle_profile(profiles: Mapping[str, ArrayLike], num_patches: int) -> Figure:
-    """Draw how many of ``num_patches`` idle in each block: label -> means over images (blocks,)."""
+def idle_profile(profiles: Mapping[str, ArrayLike]) -> Figure:
+    """Draw the share of patches that idle in each block: label -> means over images (blocks,)."""
     if not profiles:
         raise UsageError("idle_profile needs at least one profile; given: none")
     fig = new_figure(3.4)
     ax = fig.subplots()
     looks = ((color, line) for line in ("-", "--", ":") for color in _COLORS)
-    for (label, values), (color, line) in zip(profiles.items(), looks, strict=False):
-        blocks = np.arange(1, len(values) + 1)
-        share = 100 * np.asarray(values) / num_patches
-        ax.plot(blocks, share, marker="o", color=color, linestyle=line, label=label)
-    ax.set_xticks(blocks)
-    ax.set(xlabel="block", ylabel="patches that idle (%)", title="Who skips which block", ylim=(0, None))
+    for (label, shares), (color, line) in zip(profiles.items(), looks, strict=False):
+        ax.plot(100 * np.asarray(shares), marker="o", color=color, linestyle=line, label=label)
+    ax.set_xticks(range(len(shares)))
+    ax.set(xlabel="block", ylabel="patches that idle (%)", title="Idle patches in each block", ylim=(0, None))
     legend_below(fig, [ax])
     return fig
 
 
 @rc_context(RC)
 def idle_tradeoff(df: pd.DataFrame) -> Figure:
-    """Draw top-1 accuracy against the MAC saved; rows of the table ``idling`` with ``macs_cut`` (percent).
+    """Draw top-1 accuracy against the MAC saved, of rows of the study ``idling``.
 
     Accuracy is that of the full head where it was measured. Standard attention is drawn hollow.
     """
-    rows = require_columns(df, ["method", "attention", "stage", "macs_cut", "accuracy"], "the trade-off of idling")
+    rows = require_columns(df, ["method", "attention", "stage", "mac_cut", "accuracy"], "the trade-off of idling")
     value = "accuracy_full" if "accuracy_full" in rows and rows["accuracy_full"].notna().any() else "accuracy"
-    kinds = [_kind(*pair) for pair in zip(rows["method"], rows["stage"], strict=True)]
+    kinds = rows["method"].where(rows["method"].isin(_TRADE), rows["stage"])
     fig = new_figure(4.2)
     ax = fig.subplots()
     for kind, (label, color, marker) in _TRADE.items():
-        own = rows[[found == kind for found in kinds]]
-        for hollow, part in own.groupby((own["attention"] == "standard") & (kind != "dense")):
-            part = part.sort_values("macs_cut")
-            face = "white" if hollow else color
+        for attention, part in rows[kinds == kind].sort_values("mac_cut").groupby("attention"):
+            hollow = attention == "standard" and kind != "none"
             line = {"color": color, "linestyle": ":" if hollow else "-", "linewidth": 1}
-            name = label if kind == "dense" else f"{label}, {'standard' if hollow else 'modified'} attention"
-            ax.plot(part["macs_cut"], part[value], marker=marker, markerfacecolor=face, label=name, **line)
+            name = label if kind == "none" else f"{label}, {attention} attention"
+            face = "white" if hollow else color
+            ax.plot(100 * part["mac_cut"], part[value], marker=marker, markerfacecolor=face, label=name, **line)
     classes = "all classes of the head" if value == "accuracy_full" else "classes of the dataset"
     ax.set(xlabel="MAC saved (%)", ylabel=f"top-1 (%), {classes}", title="What idling saves, and what it costs")
     legend_below(fig, [ax])
     return fig
-
-
-def _kind(method: str, stage: str) -> str:
-    special = {"none": "dense", "idle_oracle": "oracle", "idle_random": "random"}
-    return special.get(method, stage)

@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 Signal = Literal[
     "cls_attention", "head_max", "attention", "received", "key_mean", "value_norm", "logit_mean", "cls_logits", "output"
 ]
-NOTHING: frozenset[Signal] = frozenset()  # the reducer acts in this block, and needs nothing of it
+# What :meth:`Reducer.needs` may return besides sets of signals of the attention.
+NO_SIGNALS: frozenset[Signal] = frozenset()  # the reducer acts in this block, and chooses before it computes anything
+CLS_LOGITS: frozenset[Signal] = frozenset({"cls_logits"})  # it chooses once the keys are there
+BLOCK_OUTPUT: frozenset[Signal] = frozenset({"output"})  # it compares patches before and after the whole block
 
 
 @dataclass(frozen=True)
@@ -121,7 +124,7 @@ class Reducer(nn.Module):
     def needs(self, layer: int, tokens: Tokens) -> frozenset[Signal] | None:
         """Signals for block ``layer``; None: the block runs as timm's own and the two hooks below rest.
 
-        With :data:`NOTHING` tokens are selected before the block computes anything, and only the selected get queries.
+        With :data:`NO_SIGNALS` tokens are selected before the block computes anything; only the selected get queries.
         """
         return None
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from common.errors import UsageError
-from common.reducers.base import NOTHING, Reducer, Signal, Signals, init_linear, register_reducer
+from common.reducers.base import NO_SIGNALS, Reducer, Signal, Signals, init_linear, register_reducer
 from common.reducers.clustering import counts_where_dropping
 from common.reducers.patch_slimming import check_plan
 from common.reducers.slimming_plan import SlimmingPlan
@@ -107,7 +107,7 @@ class DynamicSlimming(Reducer):
         return self.schedule.reduction_loc if self.plan is None else tuple(self.counts)
 
     def needs(self, layer: int, tokens: Tokens) -> frozenset[Signal] | None:
-        return None if self._target(layer, tokens) is None else NOTHING
+        return None if self._target(layer, tokens) is None else NO_SIGNALS
 
     def _target(self, layer: int, tokens: Tokens) -> int | None:
         by_schedule = self.plan is None and self.budget == "fixed"

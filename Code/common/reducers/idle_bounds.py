@@ -1,4 +1,4 @@
-"""Bounds for the methods that let patches idle: who could not be better chosen, and who is not chosen at all.
+"""Bounds for the methods that let patches idle: the best choice that labels allow, and a choice by chance.
 
 They are no methods: the oracle computes every block whole before it decides.
 """
@@ -8,40 +8,33 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from common.reducers.base import Signals, register_reducer
+from common.reducers.base import BLOCK_OUTPUT, Signals, register_reducer
 from common.reducers.idling import Idling
-from common.reducers.judging import Judging
+from common.reducers.similarity import IdlingBySimilarity
 from common.tokens import Tokens
 
 
 @register_reducer("idle_oracle")
-class IdleOracle(Judging):
+class IdleOracle(IdlingBySimilarity):
     """Computes the patches whose change matters most: what a predictor learns, as the decision.
 
     Args:
         tau: where ``keep_rate`` is 1, compute the patches whose similarity is below it, however many these are.
-        shared: see :class:`common.reducers.judging.Judging`.
+        shared: see :class:`common.reducers.similarity.IdlingBySimilarity`.
     """
 
-    signals = frozenset({"output"})
+    signals = BLOCK_OUTPUT
     learns_from_signals = True  # in training the block's own pass is that output
 
     def __init__(self, vit, schedule, *, tau: float | None = None, **shared) -> None:
         super().__init__(vit, schedule, **shared)
-        self.tau = tau
-        if tau is not None:
+        self.tau, self.by_score = tau, tau is not None
+        if self.by_score:
             self._require_all_kept("tau", vit.patch_embed.num_patches)
-
-    @property
-    def blocks(self) -> tuple[int, ...]:
-        return super().blocks if self.tau is None else tuple(range(self.depth))
-
-    def acts(self, layer: int, tokens: Tokens) -> bool:
-        return self.tau is not None or super().acts(layer, tokens)
 
     @torch.no_grad()
     def score(self, tokens: Tokens, signals: Signals, layer: int) -> tuple[Tokens, Tensor]:
-        return tokens, -self.alike(tokens, signals.output, layer)
+        return tokens, -self.patch_similarity(tokens, signals.output, layer)
 
     def passes(self, score: Tensor, layer: int) -> Tensor:
         return -score < self.tau

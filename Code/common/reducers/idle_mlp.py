@@ -1,4 +1,7 @@
-"""Idling MLP: a small perceptron per block foresees which patches the block would hardly change, and lets them idle."""
+"""Idling MLP: a small perceptron per block predicts which patches the block would hardly change, and lets them idle.
+
+Its report calls the perceptrons pruners; here they are predictors, as in all methods that have some.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +14,10 @@ from torch import Tensor, nn
 from common.errors import UsageError
 from common.options import Count, NonNegative, Share
 from common.precision import without_autocast
-from common.reducers.base import NOTHING, Signal, Signals, Teaching, register_reducer
-from common.reducers.judging import Judging
+from common.reducers.base import BLOCK_OUTPUT, NO_SIGNALS, Signal, Signals, Teaching, register_reducer
+from common.reducers.idling import append_block
 from common.reducers.losses import divergence
+from common.reducers.similarity import IdlingBySimilarity
 from common.tokens import Tokens
 
 Context = Literal["none", "cls", "conv", "both"]
@@ -21,7 +25,7 @@ LOGITS, LABELS, GATES = "logits", "labels", "gates"
 MOST_POSITIVE_WEIGHT = 10.0
 
 
-class Pruner(nn.Module):
+class Predictor(nn.Module):
     """Logit of computing each patch, from its own features and perhaps what is around it.
 
     Args:
@@ -56,7 +60,7 @@ class Pruner(nn.Module):
 
 
 @register_reducer("idle_mlp")
-class IdleMlp(Judging):
+class IdleMlp(IdlingBySimilarity):
     """Computes the patches whose predicted chance of changing is high; p = sigmoid(W2 relu(W1 x_i + b1) + b2).
 
     A patch's label in a block is 1 (compute it) where the similarity of its features before and after the whole block,
@@ -66,23 +70,23 @@ class IdleMlp(Judging):
     compute all and predict nothing; :func:`common.idling.budget.solve_thresholds` fills it for a number of MACs.
 
     Training has two stages. ``learns="labels"``: binary cross-entropy against the labels, on the states that the gates
-    of the blocks before lead to; pruners only (``reducer_only`` of :class:`common.training.TrainConfig`). "task":
+    of the blocks before lead to; predictors only (``reducer_only`` of :class:`common.training.TrainConfig`). "task":
     the gates pass gradients straight through to p, and the loss adds, the former with a teacher::
 
         w_d KL(teacher || model) + w_b (mean of the gates - keep_target)^2
 
-    A file of weights may hold pruners of blocks in which a ``keep_rate`` computes everything; they are left out.
+    A file of weights may hold predictors of blocks in which a ``keep_rate`` computes everything; they are left out.
 
     Args:
         score_threshold: decide by p; not with ``keep_rate`` below 1 or ``counts``.
         tau: of the labels.
-        hidden, context: of the pruners, see :class:`Pruner`.
+        hidden, context: of the predictors, see :class:`Predictor`.
         learns: "labels" or "task".
         on_policy: share of images whose patches idle, block by block, while labels are learnt; the rest is computed.
         distill_weight: w_d.
         budget_weight: w_b.
         keep_target: share of patches to compute, mean over the blocks that act; None = no such term.
-        shared: see :class:`common.reducers.judging.Judging`.
+        shared: see :class:`common.reducers.similarity.IdlingBySimilarity`.
     """
 
     learns_from_signals = True
@@ -107,52 +111,46 @@ class IdleMlp(Judging):
         super().__init__(vit, schedule, **shared)
         self.tau, self.learns, self.on_policy = tau, learns, on_policy
         self.distill_weight, self.budget_weight, self.keep_target = distill_weight, budget_weight, keep_target
-        self.by_threshold = score_threshold is not None
-        if self.by_threshold:
+        self.by_score = score_threshold is not None
+        if self.by_score:
             self._require_all_kept("score_threshold", vit.patch_embed.num_patches)
             if self.counts is not None:
                 raise UsageError("score_threshold with counts is not possible; give one of them")
             self.register_buffer("thresholds", torch.full((self.depth,), score_threshold, device="cpu"))
-        always = self.by_threshold or vit.dynamic_img_size
+        always = self.by_score or vit.dynamic_img_size
         acting = [layer for layer in self.blocks if always or self.count(layer, vit.patch_embed.num_patches)]
-        self.pruners = nn.ModuleDict({str(layer): Pruner(vit.embed_dim, hidden, context) for layer in acting})
+        self.predictors = nn.ModuleDict({str(layer): Predictor(vit.embed_dim, hidden, context) for layer in acting})
         self.register_load_state_dict_pre_hook(_leave_out_resting)
 
     @property
-    def blocks(self) -> tuple[int, ...]:
-        return tuple(range(self.depth)) if self.by_threshold else super().blocks
-
-    @property
-    def judges(self) -> bool:
+    def compares(self) -> bool:
         return self.training and self.learns == "labels"
 
     def acts(self, layer: int, tokens: Tokens) -> bool:
-        if self.by_threshold:
-            return bool(self.thresholds[layer] > 0)
-        return super().acts(layer, tokens)
+        return bool(self.thresholds[layer] > 0) if self.by_score else super().acts(layer, tokens)
 
     def needs(self, layer: int, tokens: Tokens) -> frozenset[Signal] | None:
         if not self.acts(layer, tokens):
             return None
-        return frozenset({"output"}) if self.judges else NOTHING
+        return BLOCK_OUTPUT if self.compares else NO_SIGNALS
 
     def score(self, tokens: Tokens, signals: Signals, layer: int) -> tuple[Tokens, Tensor]:
-        logits = self.pruners[str(layer)](tokens.prefix.detach(), tokens.patches.detach(), tokens.grid_size)
+        logits = self.predictors[str(layer)](tokens.prefix.detach(), tokens.patches.detach(), tokens.grid_size)
         if signals.output is not None:
-            tokens = _note(tokens, LOGITS, logits)
-            tokens = _note(tokens, LABELS, self.labels(tokens, signals.output, layer))
+            tokens = append_block(tokens, LOGITS, logits)
+            tokens = append_block(tokens, LABELS, self.labels(tokens, signals.output, layer))
         return tokens, logits.sigmoid()
 
     def labels(self, tokens: Tokens, output: Tensor, layer: int) -> Tensor:
         """Of each patch (B, P): 1.0 where block ``layer``, whose output is (B, N, D), changes more than tau allows."""
-        return (self.alike(tokens, output, layer) < self.tau).float()
+        return (self.patch_similarity(tokens, output, layer) < self.tau).float()
 
     def passes(self, score: Tensor, layer: int) -> Tensor:
         return score >= self.thresholds[layer]
 
     def select_queries(self, tokens: Tokens, signals: Signals, layer: int):
         tokens, choice = super().select_queries(tokens, signals, layer)
-        return (_note(tokens, GATES, choice.gate), choice) if self.training else (tokens, choice)
+        return (append_block(tokens, GATES, choice.gate), choice) if self.training else (tokens, choice)
 
     def gate(self, computed: Tensor, score: Tensor) -> Tensor:
         hard = computed.float()
@@ -162,9 +160,10 @@ class IdleMlp(Judging):
         return torch.where(whole, 1.0, hard)
 
     def training_loss(self, tokens: Tokens, logits: Tensor, teacher: Teaching | None) -> Tensor:
+        nothing = logits.new_zeros((), dtype=torch.float32)
         if self.learns == "labels":
-            return self._label_loss(tokens) if LOGITS in tokens.carry else logits.new_zeros((), dtype=torch.float32)
-        loss = logits.new_zeros((), dtype=torch.float32)
+            return self._label_loss(tokens) if LOGITS in tokens.carry else nothing
+        loss = nothing
         if self.keep_target is not None and GATES in tokens.carry:
             loss = loss + self.budget_weight * (tokens.carry[GATES].mean() - self.keep_target).square()
         return loss if teacher is None else loss + self.distill_weight * divergence(logits, teacher.logits)
@@ -179,16 +178,10 @@ class IdleMlp(Judging):
         return each.mean((0, 1)).sum()
 
 
-def _note(tokens: Tokens, name: str, values: Tensor) -> Tokens:
-    """Append ``values`` (B, P) of one block to what ``tokens`` carry under ``name`` (B, P, blocks so far)."""
-    values = values[..., None]
-    return tokens.with_carry(**{name: torch.cat([tokens.carry.get(name, values[..., :0]), values], dim=-1)})
-
-
 def _leave_out_resting(module: IdleMlp, state: dict[str, Tensor], prefix: str, *_) -> None:
-    """Forget pruners of blocks in which ``module`` has none, and thresholds where it decides by numbers."""
+    """Forget predictors of blocks in which ``module`` has none, and thresholds where it decides by numbers."""
     for name in [name for name in state if name.startswith(prefix)]:
         kind, _, rest = name.removeprefix(prefix).partition(".")
-        resting = kind == "pruners" and rest.partition(".")[0] not in module.pruners
-        if resting or (kind == "thresholds" and not module.by_threshold):
+        resting = kind == "predictors" and rest.partition(".")[0] not in module.predictors
+        if resting or (kind == "thresholds" and not module.by_score):
             del state[name]

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from common.options import Count, Many, NonNegative
-from common.reducers.base import Signal, Signals, Teaching, register_reducer
-from common.reducers.idling import Idling
+from common.reducers.base import CLS_LOGITS, Signal, Signals, Teaching, register_reducer
+from common.reducers.idling import Idling, append_block
 from common.reducers.losses import divergence
 from common.tokens import Gate, Selection, Tokens
 
@@ -77,7 +77,7 @@ class IdleTopK(Idling):
     def needs(self, layer: int, tokens: Tokens) -> frozenset[Signal] | None:
         if not self.acts(layer, tokens):
             return None
-        return frozenset({"logit_mean"} if self.training else {"cls_logits"})
+        return frozenset({"logit_mean"}) if self.training else CLS_LOGITS
 
     def score(self, tokens: Tokens, signals: Signals, layer: int) -> tuple[Tokens, Tensor]:
         logits = signals.logit_mean[:, 0] if self.training else signals.cls_logits  # (B, N)
@@ -86,8 +86,7 @@ class IdleTopK(Idling):
     def select_queries(self, tokens: Tokens, signals: Signals, layer: int) -> tuple[Tokens, Selection | Gate | None]:
         tokens, choice = super().select_queries(tokens, signals, layer)
         if isinstance(choice, Gate) and self.cut_weight:
-            errors = cut_errors(signals.logit_mean, choice.computed)[..., None]
-            tokens = tokens.with_carry(**{CUT: torch.cat([tokens.carry.get(CUT, errors[..., :0]), errors], dim=-1)})
+            tokens = append_block(tokens, CUT, cut_errors(signals.logit_mean, choice.computed))
         return tokens, choice
 
     def training_loss(self, tokens: Tokens, logits: Tensor, teacher: Teaching | None) -> Tensor:

@@ -1,4 +1,4 @@
-"""What all methods share whose patches skip blocks and come back: how many idle, who sees whom, how it is trained."""
+"""What all methods share whose patches skip blocks and come back: how many idle, what attends to what, training."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from common.errors import UsageError
 from common.options import Count, Many
-from common.reducers.base import NOTHING, Reducer, Signal, Signals
+from common.reducers.base import NO_SIGNALS, Reducer, Signal, Signals
 from common.tokens import Gate, Keys, Selection, Tokens, top_in_order
 
 ATTENTION: dict[str, Keys] = {"standard": "selected", "modified": "all", "cls_sees_all": "prefix"}
@@ -29,14 +29,15 @@ class Idling(Reducer):
     and gradients for the idle ones.
 
     Args:
-        attention: whom computed patches attend to. "standard": each other and the prefix tokens; "modified": all, idle
+        attention: what computed patches attend to. "standard": each other and the prefix tokens; "modified": all, idle
             ones too, whose keys and values are then paid for; "cls_sees_all": as "standard", but prefix tokens see all.
         counts: patches to compute in every block, one number per block, where ``keep_rate`` is 1.
         re_entry: whether a patch that idled may be computed again in a later block.
     """
 
     idles = True
-    signals: frozenset[Signal] = NOTHING  # what :meth:`score` reads
+    by_score = False  # how many patches are computed follows from their scores, in every block
+    signals: frozenset[Signal] = NO_SIGNALS  # what :meth:`score` reads
 
     def __init__(
         self,
@@ -71,7 +72,7 @@ class Idling(Reducer):
     @property
     def blocks(self) -> tuple[int, ...]:
         """The blocks in which patches may idle."""
-        return tuple(range(0 if self.counts else self.schedule.reduction_loc[0], self.depth))
+        return tuple(range(0 if self.counts or self.by_score else self.schedule.reduction_loc[0], self.depth))
 
     def count(self, layer: int, num_patches: int) -> int | None:
         """How many patches block ``layer`` computes, None = all of them."""
@@ -84,7 +85,7 @@ class Idling(Reducer):
 
     def acts(self, layer: int, tokens: Tokens) -> bool:
         """Whether any patch may idle in block ``layer``."""
-        return self.count(layer, tokens.num_patches) is not None
+        return self.by_score or self.count(layer, tokens.num_patches) is not None
 
     def needs(self, layer: int, tokens: Tokens) -> frozenset[Signal] | None:
         return self.signals if self.acts(layer, tokens) else None
@@ -114,12 +115,18 @@ class Idling(Reducer):
         raise NotImplementedError
 
     def gate(self, computed: Tensor, score: Tensor) -> Tensor:
-        """``computed`` (B, P) as zeros and ones, with a gradient where the method learns whom to compute."""
+        """``computed`` (B, P) as zeros and ones, with a gradient where the method learns which to compute."""
         return computed.float()
 
     def extra_repr(self) -> str:
         how = f", counts={list(self.counts)}" if self.counts else ""
         return f"{super().extra_repr()}{how}, attention={self.attention}, re_entry={self.re_entry}"
+
+
+def append_block(tokens: Tokens, name: str, values: Tensor) -> Tokens:
+    """Append ``values`` (B, P) of one block to what ``tokens`` carry under ``name`` (B, P, blocks so far)."""
+    values = values[..., None]
+    return tokens.with_carry(**{name: torch.cat([tokens.carry.get(name, values[..., :0]), values], dim=-1)})
 
 
 def ragged(computed: Tensor, keys: Keys) -> Selection | None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from common.errors import UsageError
 from common.options import NonNegative
-from common.reducers.base import NOTHING, Reducer, Signal, Signals, Teaching, register_reducer
+from common.reducers.base import NO_SIGNALS, Reducer, Signal, Signals, Teaching, register_reducer
 from common.reducers.losses import divergence
 from common.reducers.slimming_plan import SlimmingPlan
 from common.schedule import Schedule
@@ -62,7 +62,7 @@ class PatchSlimming(Reducer):
         return tuple(layer for layer in range(self.plan.depth) if lengths[layer + 1] < lengths[layer])
 
     def needs(self, layer: int, tokens: Tokens) -> frozenset[Signal] | None:
-        return NOTHING if layer in self.blocks else None
+        return NO_SIGNALS if layer in self.blocks else None
 
     def select_queries(self, tokens: Tokens, signals: Signals, layer: int) -> tuple[Tokens, Selection | None]:
         if tokens.grid_size != self.grid:

@@ -161,8 +161,8 @@ def _idling() -> Iterator[Section]:
     rows = read_published("patch_idling", as_printed=True)
     model = {"model": "Model", "dataset": "Dataset"}
     setting = {**model, "attention": "Attention", "epochs": "Epochs"}
-    found = {"patches_idle": "Idle", "tau": "Tau", "macs_cut": "FLOPs cut (about, %)", "accuracy": "Top-1"}
-    logged = {"idle_percent": "Idle (%)", "pruner_accuracy": "Pruner accuracy", "accuracy": "Top-1"}
+    found = {"patches_idle": "Idle", "tau": "Tau", "mac_cut_percent": "FLOPs cut (about, %)", "accuracy": "Top-1"}
+    logged = {"idle_percent": "Idle (%)", "predictor_accuracy": "Predictor accuracy", "accuracy": "Top-1"}
     yield _printed(rows[rows["table"] == "thresholds"], "Idling MLP: thresholds", {**setting, **found}, folded=True)
     title = "Idling MLP: training logs, 1,000 test images"
     yield _printed(rows[rows["table"] == "logs"], title, {**model, **logged}, folded=True)

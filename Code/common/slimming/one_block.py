@@ -11,7 +11,7 @@ from torch import Tensor
 from common.cost.closed_form import Shape
 from common.errors import require_choice
 from common.models.reduced import ReducedVisionTransformer, attach, reduce_tokens
-from common.reducers.base import NOTHING, Reducer, Signal, Signals
+from common.reducers.base import NO_SIGNALS, Reducer, Signal, Signals
 from common.schedule import Schedule
 from common.setup import Setup
 from common.slimming.branches import best_first, dropped_at, slimmed
@@ -42,7 +42,7 @@ class OneBlock(Reducer):
         return tuple(sorted({self._layer, self._last}))
 
     def needs(self, layer: int, tokens: Tokens) -> frozenset[Signal] | None:
-        return NOTHING if layer in self.blocks else None
+        return NO_SIGNALS if layer in self.blocks else None
 
     def select_queries(self, tokens: Tokens, signals: Signals, layer: int) -> tuple[Tokens, Selection | None]:
         rows = self._rows[:0] if layer == self._last else self._rows

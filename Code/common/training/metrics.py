@@ -85,3 +85,16 @@ def mean_and_error(values: Tensor) -> tuple[float, float]:
     """Mean of ``values`` (n,) and its standard error, NaN for a single one."""
     error = values.std() / len(values) ** 0.5 if len(values) > 1 else torch.tensor(float("nan"))
     return values.mean().item(), error.item()
+
+
+def means_with_errors(**values: Tensor) -> dict[str, float]:
+    """The mean of each of ``values`` (n,) under its name, and its standard error under that and ``_sem``.
+
+    Example:
+        >>> means_with_errors(accuracy=torch.tensor([0.0, 100.0, 100.0, 100.0]))
+        {'accuracy': 75.0, 'accuracy_sem': 25.0}
+    """
+    found = {}
+    for name, each in values.items():
+        found[name], found[f"{name}_sem"] = mean_and_error(each.double())
+    return found
