@@ -138,7 +138,7 @@ def test_other_modules_and_subclasses_are_refused_by_class():
         ({"reducer": "topk", "head_fusion": "min"}, "'min'", "max, mean"),
         ({"reducer": "tram", "keep_rate": 0}, "keep_rate=0 ", "(0, 1]"),
         ({"reducer": "tram", "keep_rate": 1.2}, "keep_rate=1.2 ", "(0, 1]"),
-        ({"reducer": "tram", "keep_rate": (0.5, 0.2)}, "keep_rate=[0.5, 0.2]", "per stage"),
+        ({"reducer": "tram", "keep_rate": (0.5, 0.2)}, "keep_rate=(0.5, 0.2)", "per stage"),
         ({"reducer": "tram", "keep_rate": float("nan")}, "keep_rate=nan", "(0, 1]"),
         ({"reducer": "tram", "keep_rate": 0.5, "reduction_loc": (1, 2, 6)}, "[1, 2, 6]", "0 to 5"),
     ],

@@ -1,10 +1,13 @@
 """The backbones that this package adds to timm's registry; importing this module registers them.
 
 ``simple_vit_{tiny,small,base}_patch16_{160,224}`` have the published sizes of SimpleViT: depth 12, heads 64 wide.
-``vit_digits`` and ``simple_vit_digits`` are small enough to be trained from scratch on the embedded digits in seconds.
+``vit_digits`` and ``simple_vit_digits`` are small enough to be trained from scratch on the embedded digits in seconds;
+the former learns its positions, starting from sine-cosine.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
@@ -44,10 +47,6 @@ default_cfgs = generate_default_cfgs(
 )
 
 
-def _simple_vit(variant: str, pretrained: bool, **kwargs) -> VisionTransformer:
-    return build_model_with_cfg(simple_vit, variant, pretrained, **{"patch_size": 16, **kwargs})
-
-
 def _vit_digits(**kwargs) -> VisionTransformer:
     model = VisionTransformer(**kwargs)
     start = sincos_position(model.patch_embed.grid_size, model.embed_dim, DIGITS_TEMPERATURE)
@@ -56,52 +55,18 @@ def _vit_digits(**kwargs) -> VisionTransformer:
     return model
 
 
-@register_model
-def simple_vit_tiny_patch16_160(pretrained: bool = False, **kwargs) -> VisionTransformer:
-    """SimpleViT-Ti/16 at 160 px."""
-    return _simple_vit("simple_vit_tiny_patch16_160", pretrained, **{**TINY, **kwargs})
+def _register(name: str, make: Callable[..., VisionTransformer], sizes: dict, **build) -> None:
+    """Add the model ``name`` to timm's registry; ``sizes`` are those of ``make``, ``build`` says how files are read."""
+
+    def entrypoint(pretrained: bool = False, **kwargs) -> VisionTransformer:
+        return build_model_with_cfg(make, name, pretrained, **build, **{**sizes, **kwargs})
+
+    entrypoint.__name__ = entrypoint.__qualname__ = name
+    register_model(entrypoint)
 
 
-@register_model
-def simple_vit_small_patch16_160(pretrained: bool = False, **kwargs) -> VisionTransformer:
-    """SimpleViT-S/16 at 160 px."""
-    return _simple_vit("simple_vit_small_patch16_160", pretrained, **{**SMALL, **kwargs})
-
-
-@register_model
-def simple_vit_base_patch16_160(pretrained: bool = False, **kwargs) -> VisionTransformer:
-    """SimpleViT-B/16 at 160 px."""
-    return _simple_vit("simple_vit_base_patch16_160", pretrained, **{**BASE, **kwargs})
-
-
-@register_model
-def simple_vit_tiny_patch16_224(pretrained: bool = False, **kwargs) -> VisionTransformer:
-    """SimpleViT-Ti/16 at 224 px."""
-    return _simple_vit("simple_vit_tiny_patch16_224", pretrained, **{**TINY, **kwargs})
-
-
-@register_model
-def simple_vit_small_patch16_224(pretrained: bool = False, **kwargs) -> VisionTransformer:
-    """SimpleViT-S/16 at 224 px."""
-    return _simple_vit("simple_vit_small_patch16_224", pretrained, **{**SMALL, **kwargs})
-
-
-@register_model
-def simple_vit_base_patch16_224(pretrained: bool = False, **kwargs) -> VisionTransformer:
-    """SimpleViT-B/16 at 224 px."""
-    return _simple_vit("simple_vit_base_patch16_224", pretrained, **{**BASE, **kwargs})
-
-
-@register_model
-def vit_digits(pretrained: bool = False, **kwargs) -> VisionTransformer:
-    """A small ViT with CLS token for 32 px digits in 4 px patches; positions are learned, starting from sine-cosine."""
-    kwargs = {**DIGITS, **kwargs}
-    return build_model_with_cfg(
-        _vit_digits, "vit_digits", pretrained, pretrained_filter_fn=checkpoint_filter_fn, **kwargs
-    )
-
-
-@register_model
-def simple_vit_digits(pretrained: bool = False, **kwargs) -> VisionTransformer:
-    """A small SimpleViT for 32 px digits in 4 px patches."""
-    return _simple_vit("simple_vit_digits", pretrained, **{**DIGITS, "temperature": DIGITS_TEMPERATURE, **kwargs})
+for _size, _sizes in {"tiny": TINY, "small": SMALL, "base": BASE}.items():
+    for _side in (160, 224):
+        _register(f"simple_vit_{_size}_patch16_{_side}", simple_vit, {"patch_size": 16, **_sizes})
+_register("vit_digits", _vit_digits, DIGITS, pretrained_filter_fn=checkpoint_filter_fn)
+_register("simple_vit_digits", simple_vit, {**DIGITS, "temperature": DIGITS_TEMPERATURE})
