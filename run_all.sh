@@ -9,10 +9,12 @@ usage() {
     cat <<END
 usage: ./run_all.sh [PROFILE] [options] [Snakemake options]
        ./run_all.sh test [options] [pytest options]
+       ./run_all.sh lab [options] [JupyterLab options]
        ./run_all.sh bench [COMPARISON ...] [options] [--rounds N] [--device D] [--quick] [--save]
 
 Runs every experiment of a profile that is missing or stale, then makes the tables, the figures and report.html in
-results/PROFILE. Started again after an interruption, it goes on where it was. Without PROFILE: quick.
+results/PROFILE. Started again after an interruption, it goes on where it was. PROFILE is a name or the path of a YAML
+file; without it: quick. "lab" opens the notebooks in JupyterLab, with this environment's kernel.
 "bench" times what is fast beside what it replaces and prints the ratios next to those of results/bench.csv, which
 --save writes; let nothing else run meanwhile. --quick only tries whether all of it runs.
 
@@ -23,11 +25,12 @@ options:
   --no-install    do not install or update anything
   --results DIR   put the results in DIR (relative to this script) instead of results/PROFILE
   --threads N     cores for each run instead of all (on a cluster: instead of 8)
+  --accept [RUN]  results that are there, all or those of runs called RUN, stand although code has changed since
   -n, --dry-run   only say what would run
   -h, --help      show this
 
 Any other option goes to Snakemake, such as --cores 4, --forcerun RUN or --executor slurm (README.md, Profiles, has the
-whole command), or, after "test", to pytest.
+whole command), or, after "test" and "lab", to pytest and JupyterLab.
 DATA_ROOT names the folder that holds the data sets (default: ~/.cache/token-reduction).
 END
 }
@@ -96,6 +99,19 @@ run_tests() { # pytest options; without any everything runs, on two cores or mor
     return "$status"
 }
 
+open_lab() { # JupyterLab options
+    if ! "$PYTHON" -c 'import importlib.util as u, sys; sys.exit(not u.find_spec("jupyterlab"))'; then
+        [[ $INSTALL == yes ]] || fail "JupyterLab is not installed in $PYTHON; run without --no-install"
+        echo "installing JupyterLab"
+        "$PYTHON" -m pip install --quiet --disable-pip-version-check -c requirements.txt --editable "$HERE[lab]"
+    fi
+    local kernel=$HERE/.snakemake/jupyter # comes before a kernel of the same name, of another Python, in the home folder
+    "$PYTHON" -m ipykernel install --prefix "$kernel" >/dev/null 2>&1
+    export JUPYTER_PATH=$kernel/share/jupyter${JUPYTER_PATH:+:$JUPYTER_PATH}
+    # the repository is the root, so that saving a notebook also writes its text under Code
+    exec "$PYTHON" -m jupyterlab --ServerApp.root_dir="$HERE" --LabApp.default_url=/lab/tree/notebooks "$@"
+}
+
 VENV=yes INSTALL=yes
 rest=()
 for argument in "$@"; do
@@ -113,9 +129,14 @@ if [[ $# -gt 0 && $1 != -* ]]; then
     target=$1
     shift
 fi
-if [[ $target != test && $target != bench && ! -f $PROFILES/$target.yaml ]]; then
-    fail "unknown profile '$target'; allowed: $(profiles) (or test, bench)"
-fi
+case $target in
+    test | bench | lab) ;;
+    *.yaml | *.yml)
+        [[ -f $target ]] || fail "there is no profile '$target'"
+        target=$(cd -- "$(dirname -- "$target")" && pwd -P)/$(basename -- "$target")
+        ;;
+    *) [[ -f $PROFILES/$target.yaml ]] || fail "unknown profile '$target'; allowed: $(profiles), the path of a YAML file (or test, bench, lab)" ;;
+esac
 
 if [[ $VENV == yes ]]; then
     [[ $INSTALL == no ]] || make_venv
@@ -135,5 +156,6 @@ if [[ $target == test ]]; then
     run_tests "$@"
     exit
 fi
+[[ $target != lab ]] || open_lab "$@"
 [[ $target != bench ]] || exec "$PYTHON" Code/bench/bench.py "$@"
 exec "$PYTHON" Code/workflow/launch.py "$target" "$@"

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
 from typing import Literal
@@ -437,7 +438,44 @@ def test_unknown_profile_is_refused_before_anything_is_installed(tmp_path):
     done = run_all("papper", cwd=tmp_path)
     assert done.returncode == 2
     assert done.stdout == ""
-    assert done.stderr == f"error: unknown profile 'papper'; allowed: {', '.join(list_profiles())} (or test, bench)\n"
+    allowed = f"{', '.join(list_profiles())}, the path of a YAML file (or test, bench, lab)"
+    assert done.stderr == f"error: unknown profile 'papper'; allowed: {allowed}\n"
+
+
+def test_profile_is_taken_by_its_path_from_where_one_is(toy, results):
+    write_profile(toy, {"name": "mine"})
+    options = ["--no-venv", "--no-install", "--dry-run", "--results", results]
+    done = run_all("toy.yaml", *options, cwd=toy.parent)
+    assert done.returncode == 0, done.stderr
+    assert "scratch--mine" in done.stdout + done.stderr
+    missing = run_all("other.yaml", *options, cwd=toy.parent)
+    assert (missing.returncode, missing.stderr) == (2, "error: there is no profile 'other.yaml'\n")
+
+
+def test_lab_opens_the_notebooks_with_this_environment(tmp_path):
+    """A module in JupyterLab's place says how it was called, and which Python is the kernel "python3"."""
+    (tmp_path / "jupyterlab.py").write_text(
+        "import sys\n"
+        "from jupyter_client.kernelspec import get_kernel_spec\n"
+        "print(get_kernel_spec('python3').argv[0], *sys.argv[1:], sep='\\n')\n"
+    )
+    path = os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")]))
+    command = [ROOT / "run_all.sh", "lab", "--no-venv", "--no-install", "--no-browser"]
+    done = subprocess.run(command, capture_output=True, text=True, env={**environment(), "PYTHONPATH": path})
+    wanted = [
+        sys.executable,
+        f"--ServerApp.root_dir={ROOT}",
+        "--LabApp.default_url=/lab/tree/notebooks",
+        "--no-browser",
+    ]
+    assert done.stdout.splitlines() == wanted
+
+
+@pytest.mark.skipif(find_spec("jupyterlab") is not None, reason="JupyterLab is installed")
+def test_lab_that_is_missing_is_said_in_one_line():
+    done = run_all("lab", "--no-venv", "--no-install")
+    line = f"error: JupyterLab is not installed in {sys.executable}; run without --no-install\n"
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", line)
 
 
 def test_bench_hands_its_options_on_and_refuses_like_the_rest():
