@@ -17,7 +17,7 @@ from common.reducers import Method
 from common.reducers.base import Teaching
 from common.slimming import SlimmingPlan
 from common.slimming.allocation import uniform_lengths
-from common.slimming.branches import branches, dropped_at, nested, slimmed
+from common.slimming.plans import dropped_at, encode_all, nested, slimmed
 from common.weights import save_state
 from references import FIGURE_5
 
@@ -137,14 +137,14 @@ def test_square_attention_sees_less():
         torch.testing.assert_close(square.advance(first, range(1)).x, alone, rtol=0, atol=1e-5)
 
 
-def test_branches_are_the_models_they_stand_for():
+def test_what_models_share_runs_once_and_changes_no_logits():
     vit = make("vit")
     x = images(vit)
     whole = reduce_tokens(vit, "none")
     plans = {"a": plan_for(vit, 0.3), "late": dropped_at(whole, 9, [3, 5]), "none": SlimmingPlan.whole(vit)}
     with torch.inference_mode():
         slim = {key: slimmed(whole, plan) for key, plan in plans.items()}
-        found = {key: whole.classify(tokens) for key, tokens in branches(whole, slim, x)}
+        found = {key: whole.classify(tokens) for key, tokens in encode_all(whole, slim, x)}
         for key, plan in plans.items():
             expected = reduce_tokens(vit, "patch_slimming", plan=plan)(x)
             torch.testing.assert_close(found.pop(key), expected, rtol=0, atol=1e-5)

@@ -14,8 +14,8 @@ from common.cost.closed_form import Shape
 from common.errors import UsageError
 from common.models.reduced import reduce_tokens
 from common.slimming import SlimmingPlan, significance
-from common.slimming.baselines import SCORES
-from common.slimming.branches import slimmed
+from common.slimming.plans import slimmed
+from common.slimming.ranking import IMAGE_SCORES
 from common.slimming.scores import Feature, HeadHandling, Scoring, image_significances, influences, significances
 from references import significance_by_paths
 
@@ -112,13 +112,13 @@ def test_one_pass_scores_all_blocks():
         torch.testing.assert_close(scores, significance(vit, images(vit), layer), rtol=1e-4, atol=0)
 
 
-@pytest.mark.parametrize("name", SCORES)
-def test_scores_and_their_rivals_have_one_shape(name):
+@pytest.mark.parametrize("name", IMAGE_SCORES)
+def test_all_scores_have_one_shape(name):
     vit = make("vit")
     model = slimmed(reduce_tokens(vit, "none"), SlimmingPlan.whole(vit))
     with torch.inference_mode():
         tokens = model.advance(model.embed(images(vit)), range(5))
-        found = SCORES[name](model, tokens, 5, Scoring(), 0)
+        found = IMAGE_SCORES[name](model, tokens, 5, Scoring(), 0)
     assert found.shape == (3, 16) and found.isfinite().all()
 
 
@@ -138,6 +138,7 @@ def test_the_model_is_left_as_it_was():
         ("siglip-map", {}, r"global_pool='map'"),
         ("vit", {"layer": 11}, r"layer=11 is not allowed; allowed: blocks 0 to 10, the last one drops all patches"),
         ("vit", {"layer": -1}, r"layer=-1 is not allowed"),
+        ("vit", {"layer": True}, r"layer=True is not allowed; give a whole number >= 0"),
         ("vit", {"head_handling": "mean"}, r"unknown head_handling 'mean'; allowed: path_energy, rollout"),
         ("vit", {"feature": "keys"}, r"unknown feature 'keys'; allowed: ln, none, raw, value"),
         ("vit", {"paths": 0}, r"paths=0 is not allowed; give a whole number >= 1"),

@@ -11,9 +11,8 @@ from common.models.factory import create_backbone
 from common.models.observe import watching
 from common.models.reduced import reduce_tokens
 from common.slimming import search
-from common.slimming.branches import best_first
-from common.slimming.coverage import carried, coverage
-from common.slimming.ranking import block_scores, network_scores
+from common.slimming.plans import best_first
+from common.slimming.ranking import block_scores, carried, coverage, network_scores
 from common.slimming.scores import Scoring
 
 

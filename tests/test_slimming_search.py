@@ -13,11 +13,11 @@ from common.cost.methods import slim_macs
 from common.errors import UsageError
 from common.models.factory import create_backbone
 from common.models.reduced import reduce_tokens
-from common.slimming import SlimmingPlan, calibrate_thresholds, fit_gates, search, trials, tuning
+from common.slimming import SlimmingPlan, calibrate_thresholds, fit_gates, search, top_down, tuning
 from common.slimming.allocation import SHARES, added_error, allocate, error_curves, sensitivity, uniform_lengths
-from common.slimming.branches import dropped_at, slimmed
 from common.slimming.calibration import split
 from common.slimming.gates import standardised
+from common.slimming.plans import dropped_at, slimmed
 from common.slimming.scores import significances
 from common.slimming.tuning import LayerFeatures, Tuning, errors, measure, tune_block, two_blocks
 from common.training.checkpoint import RunFolder
@@ -173,7 +173,7 @@ def test_a_killed_search_goes_on_where_it_was(vit, x, tmp_path, monkeypatch):
         search(copy.deepcopy(twin), x, output_dir=tmp_path, **how)
     monkeypatch.undo()
     asked = []
-    monkeypatch.setattr(trials, "measure", lambda *args: asked.append(args[1]) or measure(*args))
+    monkeypatch.setattr(top_down, "measure", lambda *args: asked.append(args[1]) or measure(*args))
     plan = search(twin, x, output_dir=tmp_path, **how)
     assert plan == whole and sorted(set(asked)) == [0, 1]
     assert all(torch.equal(value, vit.state_dict()[key]) for key, value in twin.state_dict().items())

@@ -309,16 +309,17 @@ def test_a_rate_per_stage_is_one_value_of_one_run(toy):
 
 # --- the vocabulary
 
+OF_STUDIES = {name: kind for study in all_studies().values() for name, kind in study.parameters.items()}
+
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
 def test_every_parameter_of_a_notebook_is_in_the_vocabulary_and_its_default_passes(notebook):
     (cell,) = [cell for cell in read_notebook(notebook).cells if "parameters" in cell.metadata["tags"]]
     defaults = {}
     exec(cell.source, {}, defaults)
-    more = {name: kind for study in all_studies().values() for name, kind in study.parameters.items()}
-    assert [name for name in defaults if kind_of(name, more) is None] == []
+    assert [name for name in defaults if kind_of(name, OF_STUDIES) is None] == []
     for name, value in defaults.items():
-        check(name, value, kind_of(name, more))
+        check(name, value, kind_of(name, OF_STUDIES))
 
 
 @pytest.mark.parametrize(
@@ -328,8 +329,8 @@ def test_every_parameter_of_a_notebook_is_in_the_vocabulary_and_its_default_pass
         ("reduced_explainers", ["mutex:parity=3"], "explainer 'mutex': parity=3 is not allowed; give true or false"),
         ("labels", ["similarity=l2"], "reducer 'idle_mlp': unknown similarity 'l2'"),
         ("labels", "similarity=blend", "give a list, each text"),
-        ("pruned", ["gone"], "give a list of dropped, idle, zero"),
-        ("schedules", ["learned, coverage", "greedy"], "give a list of learned, learned, attention"),
+        ("pruning", ["gone"], "give a list of dropped, idle, zero"),
+        ("lengths", ["learned", "greedy"], "give a list of learned, uniform"),
         ("scores", ["luck"], "give a list of attention, coverage"),
         ("recipe", "crop", "unknown recipe 'crop'; allowed: center_crop, pretrained, scratch, which_tokens"),
         ("optimizer", "sgdd", "unknown optimizer 'sgdd'"),
@@ -352,7 +353,7 @@ def test_every_parameter_of_a_notebook_is_in_the_vocabulary_and_its_default_pass
 )
 def test_a_parameter_that_no_notebook_could_work_with_is_refused(name, value, message):
     with pytest.raises(UsageError) as refused:
-        check(name, value, kind_of(name))
+        check(name, value, kind_of(name, OF_STUDIES))
     assert message in str(refused.value) and "\n" not in str(refused.value)
 
 

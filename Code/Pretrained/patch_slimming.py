@@ -44,7 +44,7 @@
 # network learns to take them for fewer others.
 
 # %%
-import copy
+from itertools import product
 
 import pandas as pd
 
@@ -52,11 +52,8 @@ from common import plots
 from common.cost.closed_form import Shape
 from common.results import read_published, resolve, write_run
 from common.setup import Setup
-from common.slimming import search
 from common.slimming.allocation import uniform_lengths
-from common.slimming.study import distilled, stage_rows
-from common.slimming.variants import budget_rows, dynamic_rows
-from common.studies.slimming import Slimming
+from common.studies.slimming import Slimming, budget_rows, distilled, dynamic_rows, searched, stage_rows
 from common.weights import save_state
 
 # %% tags=["parameters"]
@@ -66,7 +63,8 @@ recipe = "pretrained"
 backbone = "vit_digits"
 weights = "digits"
 mac_budget = 0.55
-schedules = ["learned", "uniform"]
+lengths = ["learned", "uniform"]
+scores = ["significance"]
 num_calibration = 256
 error_images = 32
 epochs = 2
@@ -93,36 +91,34 @@ figure = "results/notebook/patch_slimming.png"
 sizes = {"img_size": img_size, "recipe": recipe, "batch_size": batch_size, "seed": seed, "device": device}
 limits = {"limit_calibration": num_calibration, "limit_train": limit_train, "limit_val": limit_val}
 setup = Setup(backbone, weights, dataset, **limits, **sizes)
-vit, shape, folder = setup.vit, Shape.of(setup.vit), resolve(figure).with_suffix("")
+shape, folder = Shape.of(setup.vit), resolve(figure).with_suffix("")
 print(f"{len(setup.calibration)} images of {dataset} to tune on, {len(setup.val_set)} to validate; {backbone}")
 
 # %% [markdown]
 # ## The search
-# A name after the schedule is the score that patches are chosen by, as in "learned, coverage"; without one it is the
-# published significance. With a folder for `checkpoints` a killed search goes on from its last finished block.
+# For every way to share out the budget, with patches by every one of the scores. With a folder for `checkpoints` a
+# stopped search goes on from its last finished block.
 
 # %%
 goals = {"learned": {"mac_budget": mac_budget}, "uniform": {"lengths": uniform_lengths(shape, mac_budget)}}
-how = {"epochs": epochs, "lr": lr, "error_norm": error_norm, "error_images": error_images, "seed": seed}
+how = {"epochs": epochs, "lr": lr, "error_norm": error_norm, "error_images": error_images}
 found = {}
-for schedule in schedules:
-    goal, _, score = schedule.partition(", ")
-    tuned, how["score"] = copy.deepcopy(vit), score or "significance"
-    kept = resolve(checkpoints) / f"{mac_budget}-{schedule}" if checkpoints else None
-    plan = search(tuned, setup.calibration_images, output_dir=kept, **goals[goal], **how)
-    found[schedule] = (plan, {"tuned": tuned})
+for name, score in product(lengths, scores):
+    kept = resolve(checkpoints) / f"{mac_budget}-{name}-{score}" if checkpoints else None
+    found[name, score] = searched(setup, kept, score=score, **goals[name], **how)
 
 # %%
-lengths = plots.slimming_schedule({name: plan.lengths for name, (plan, _) in found.items()}, shape.num_tokens)
-plots.save(lengths, figure)
-lengths
+plans = {", ".join(name): stages[0].plan for name, stages in found.items()}
+fig = plots.slimming_lengths({name: plan.lengths for name, plan in plans.items()}, shape.num_tokens)
+plots.save(fig, figure)
+fig
 
 # %% [markdown]
-# The patches that each block computes, the same in every image:
+# The patches that each block of the first of these plans computes, the same in every image; blocks count from 0:
 
 # %%
-plan, trained = found["learned"]
-masks = plots.slimming_masks(plan.kept, vit.patch_embed.grid_size)
+plan = found[lengths[0], scores[0]][0].plan
+masks = plots.slimming_masks(plan.kept, setup.vit.patch_embed.grid_size)
 plots.save(masks, folder / "masks.png")
 masks
 
@@ -132,20 +128,21 @@ masks
 
 # %%
 if distill_epochs:
-    for _, (plan_, stages) in found.items():
-        stages["distilled"] = distilled(setup, plan_, stages["tuned"], distill_epochs, distill_lr)
+    for stages in found.values():
+        stages.append(distilled(setup, stages[-1], distill_epochs, distill_lr))
 
 # %% [markdown]
 # ## Accuracy before and after
 # `gmac` is what the slim model executes, `gmac_paper` what the authors' way of counting gives, in which keys and values
-# are paid for all tokens. `accuracy_full` is among all classes of the head; `gain`, of these, is the difference of
-# learned to uniform lengths at the same stage and on the same images, with its standard error.
+# are paid for all tokens; `mac_cut` is the share saved. `accuracy` is among the classes of the dataset, `accuracy_full`
+# among all classes of the head; `gain`, of the latter, is the difference to uniform lengths after the same training and
+# on the same images. Each has its standard error behind it.
 
 # %%
-rows = stage_rows(setup, found, mac_budget)
-shown = ["schedule", "stage", "accuracy", "accuracy_full", "accuracy_sem", "gain", "gain_sem", "gmac", "cut"]
-shown += ["gmac_paper", "cut_paper"]
-pd.DataFrame(rows)[shown].style.format("{:.3g}", subset=shown[2:], na_rep="").hide(axis="index")
+rows = list(stage_rows(setup, found, mac_budget))
+shown = ["lengths", "score", "training", "accuracy", "accuracy_sem", "accuracy_full", "accuracy_full_sem", "gain"]
+shown += ["gain_sem", "gmac", "mac_cut", "gmac_paper", "mac_cut_paper"]
+pd.DataFrame(rows).reindex(columns=shown).style.format("{:.3g}", subset=shown[3:], na_rep="").hide(axis="index")
 
 # %% [markdown]
 # What the authors print, ImageNet-1k, GFLOPs by their counter, after fine-tuning of the whole network on labels:
@@ -157,30 +154,30 @@ published.query("method != 'other'")[["model", "method", "accuracy", "drop", "gf
 # %% [markdown]
 # ## Patches for each image
 # Gates predict, before a block computes anything, how significant each patch of this image is. Both variants compute as
-# many patches as the learned plan: `fixed` in every image, `threshold` on average. Nothing but the gates is trained;
-# `gain` is the difference to the plan, which is the same for all images, with its standard error.
+# many patches as the plan above: `fixed` in every image, `threshold` on average. Nothing but the gates is trained;
+# `gain` is the difference to the plan, which is the same for all images.
 
 # %%
 gating = {"epochs": gate_epochs, "num_images": gate_images, "limit_val": limit_dynamic}
-dynamic = list(dynamic_rows(setup, found["learned"][0], **gating)) if gate_epochs else []
+dynamic = list(dynamic_rows(setup, plan, **gating)) if gate_epochs else []
 rows += dynamic
-pd.DataFrame(dynamic).reindex(columns=["schedule", "accuracy", "accuracy_sem", "gain", "gain_sem", "tokens"])
+pd.DataFrame(dynamic).reindex(columns=["gates", "accuracy_full", "accuracy_full_sem", "gain", "gain_sem", "tokens"])
 
 # %% [markdown]
 # ## Budgets, scores and keys
-# Without any tuning; all patches by the scores of the unreduced network. `share` is the budget, `gain` the difference
-# to uniform lengths with patches by significance. `square`: patches that a block does not compute are not seen in it
-# either, so that more tokens cost the same.
+# Without any tuning; all patches by the scores of the unreduced network. `gain` is the difference to uniform lengths
+# with patches by significance. `selected` keys: patches that a block does not compute are not seen in it either, so
+# that more tokens cost the same.
 
 # %%
 sweep = list(budget_rows(setup, budgets, error_images, limit_budgets))
 rows += sweep
-wide = pd.DataFrame(sweep).reindex(columns=["share", "schedule", "accuracy", "accuracy_sem", "gain", "gain_sem", "cut"])
-wide.style.format("{:.3g}", subset=list(wide.columns[2:])).hide(axis="index")
+shown = ["lengths", "score", "keys", "mac_budget", "accuracy_full", "accuracy_full_sem", "gain", "gain_sem", "mac_cut"]
+pd.DataFrame(sweep).reindex(columns=shown).style.format("{:.3g}", subset=shown[3:]).hide(axis="index")
 
 # %%
-measured = pd.DataFrame(rows).query("part in ('stages', 'budgets')")
-tradeoff = plots.slimming_tradeoff(measured)
+measured = pd.DataFrame(rows).reindex(columns=["method", *Slimming.columns])
+tradeoff = plots.slimming_tradeoff(measured[measured["part"].isin(["stages", "budgets"])])
 plots.save(tradeoff, folder / "budgets.png")
 tradeoff
 
@@ -190,10 +187,11 @@ tradeoff
 
 # %%
 plan.save(resolve(csv).with_suffix(".plan.json"))
+last = found[lengths[0], scores[0]][-1]
 if checkpoints:
-    last = list(trained)[-1]
-    save_state(trained[last], resolve(checkpoints) / f"{mac_budget}-learned-{last}.safetensors")
-constant = {"keep_rate": 1.0, "seed": seed, "epochs": epochs, **setup.conditions}
+    name = f"{mac_budget}-{lengths[0]}-{scores[0]}-{last.training}"
+    save_state(last.vit, resolve(checkpoints) / f"{name}.safetensors")
+constant = {"method": "patch_slimming", "keep_rate": 1.0, "seed": seed, "epochs": 0, **setup.conditions}
 rows = [{**row, "n_calibration": len(setup.calibration)} for row in rows]
 written = write_run(rows, Slimming, csv, profile=profile, **constant)
 print(f"{len(rows)} rows in {written.name}")

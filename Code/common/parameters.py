@@ -14,19 +14,12 @@ from common.explain.metrics import Baseline
 from common.options import Count, Many, NonNegative, Positive, Share, Whole, accepted_by, field_kinds
 from common.reducers import Method
 from common.reducers.idle_mlp import Context
-from common.slimming.one_block import PRUNED
-from common.slimming.ranking import RANKINGS
-from common.slimming.settings import SearchSettings
-from common.slimming.study import LEARNED, RIVALS, SIGNIFICANCES, UNIFORM
 from common.training.config import TrainConfig
 from common.training.experiment import Experiment
 
-_SCHEDULES = tuple(f"{way}{score}" for way in (LEARNED, UNIFORM) for score in ("", *(f", {name}" for name in RANKINGS)))
-_search = field_kinds(SearchSettings)
 _label = Annotated[str, accepted_by(lambda text: Method.parse(f"idle_mlp:{text}"))]
 
 PARAMETERS: dict[str, Any] = {
-    **{name: _search[name] for name in ("mac_budget", "tolerance", "step", "error_norm", "error_images")},
     **field_kinds(TrainConfig),
     **field_kinds(Experiment),
     "weights": str | Many[str],
@@ -40,14 +33,11 @@ PARAMETERS: dict[str, Any] = {
     "baseline": Baseline,
     "label": _label,
     "context": Context,
-    "schedules": Many[Literal[_SCHEDULES]],
-    "pruned": Many[Literal[PRUNED]],
-    "score": Literal[(*SIGNIFICANCES, *RIVALS)],
     **dict.fromkeys(("profile", "csv", "figure", "checkpoint", "checkpoints"), str),
     **dict.fromkeys(("num_images", "num_shown", "num_calibration", "gate_images", "rounds", "stage", "hidden"), Count),
     **dict.fromkeys(("tune_epochs", "distill_epochs", "gate_epochs", "tolerance_epochs", "random_masks"), Whole),
     **dict.fromkeys(("num_sensitive", "layer", "starting_layer", "random_seed"), Whole),
-    **dict.fromkeys(("budget", "cut", "idle_share", "min_cut", "sensitivity_share", "share", "token_ratio"), Share),
+    **dict.fromkeys(("budget", "cut", "idle_share", "min_cut", "token_ratio"), Share),
     **dict.fromkeys(("distill_lr", "tune_rate"), Positive),
     "cut_weight": NonNegative,
 }

@@ -15,8 +15,8 @@ from common.plots.patches import Example, ExampleRow, kept_patches, mask_patches
 from common.plots.slimming import (
     block_sensitivity,
     one_block_gain,
+    slimming_lengths,
     slimming_masks,
-    slimming_schedule,
     slimming_tolerances,
     slimming_tradeoff,
 )
@@ -55,8 +55,8 @@ __all__ = [
     "patch_similarity",
     "published_vs_counted",
     "save",
+    "slimming_lengths",
     "slimming_masks",
-    "slimming_schedule",
     "slimming_tolerances",
     "slimming_tradeoff",
     "speedup_vs_keep_rate",

@@ -7,52 +7,44 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 from matplotlib import rc_context
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from common.plots.frames import legend_below, panel_axes, require_columns
 from common.plots.style import RC, new_figure
 
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#777777", "#56B4E9", "#000000")
-_SCORES = {
-    "significance": "significance",
-    "attention": "norm of the attention map",
-    "single_block": "score of one block",
-}
-_SCHEDULES = {
-    "uniform, single_block": "uniform, score of one block",
-    "uniform, single_block, square": "the same, square attention",
-}
-_PRUNED = {"idle": "pass the block unchanged", "zero": "are zero after the block", "dropped": "are dropped for good"}
+_SCORES = {"attention": "norm of the attention map", "single_block": "score of one block"}
+_OTHERS = {"idle": "pass the block unchanged", "zero": "are zero after the block", "dropped": "are dropped for good"}
+
+
+def _unreduced(ax: Axes, height: float) -> None:
+    ax.axhline(height, color="#000000", linestyle="--", linewidth=1, label="unreduced")
 
 
 @rc_context(RC)
-def slimming_schedule(lengths: Mapping[str, Sequence[int]], num_tokens: int) -> Figure:
-    """Draw the tokens that each block computes, a line for each of the schedules ``lengths``; dashed is all of them."""
+def slimming_lengths(lengths: Mapping[str, Sequence[int]], num_tokens: int) -> Figure:
+    """Draw the tokens that each block computes, a line for each of the plans ``lengths``; dashed is all of them."""
     fig = new_figure(3.4)
     ax = fig.subplots()
     for (label, values), color in zip(lengths.items(), _COLORS, strict=False):
-        blocks = np.arange(1, len(values) + 1)
-        ax.step(blocks, values, where="mid", color=color, label=label)
-        ax.plot(blocks, values, "o", color=color, markersize=4)
-    ax.axhline(num_tokens, color="#000000", linestyle="--", linewidth=1, label="unreduced")
-    ax.set(xlabel="Block", ylabel="Tokens computed", ylim=(0, 1.08 * num_tokens))
-    ax.set_xticks(blocks)
+        ax.step(range(len(values)), values, where="mid", color=color, label=label, marker="o", markersize=4)
+    _unreduced(ax, num_tokens)
+    ax.set(xlabel="Block", ylabel="Tokens computed", ylim=(0, 1.08 * num_tokens), xticks=range(len(values)))
     legend_below(fig, [ax])
     return fig
 
 
 @rc_context(RC)
 def slimming_masks(kept: Sequence[Sequence[int]], grid_size: tuple[int, int]) -> Figure:
-    """Draw which patches of the grid each block computes (dark), the first block first."""
+    """Draw which patches of the grid each block computes (dark), block 0 first."""
     columns = min(6, len(kept))
-    rows = -(-len(kept) // columns)
-    fig = new_figure(1.75 * rows)
+    fig = new_figure(1.75 * -(-len(kept) // columns))
     for layer, (ax, patches) in enumerate(zip(panel_axes(fig, len(kept), columns), kept, strict=True)):
-        mask = np.zeros(grid_size[0] * grid_size[1])
-        mask[list(patches)] = 1
-        ax.imshow(mask.reshape(grid_size), cmap="Blues", vmin=0, vmax=1.25)
-        ax.set_title(f"block {layer + 1}: {len(patches)}")
-        ax.set(xticks=[], yticks=[])
+        mask = np.zeros(grid_size)
+        mask.flat[list(patches)] = 1
+        ax.imshow(mask, cmap="Blues", vmin=0, vmax=1.25)
+        ax.set(title=f"block {layer}: {len(patches)}", xticks=[], yticks=[])
         ax.grid(visible=False)
     return fig
 
@@ -61,53 +53,48 @@ def slimming_masks(kept: Sequence[Sequence[int]], grid_size: tuple[int, int]) ->
 def slimming_tradeoff(df: pd.DataFrame) -> Figure:
     """Draw accuracy against multiplications: untuned plans of several budgets as lines, what training gives as points.
 
-    ``df`` holds the rows "budgets" and "stages" of the table "slimming"; accuracy is that among all classes of the
+    ``df`` holds the rows "budgets" and "stages" of the study "slimming"; accuracy is that among all classes of the
     head, bars are one standard error over images.
     """
-    needed = ("part", "schedule", "stage", "gmac", "accuracy", "accuracy_full", "accuracy_sem")
+    needed = ("part", "method", "lengths", "score", "keys", "training", "gmac", "accuracy_full", "accuracy_full_sem")
     df = require_columns(df, needed, "slimming_tradeoff")
-    df = df.assign(accuracy=df["accuracy_full"].astype(float).fillna(df["accuracy"]))
+    unreduced, plans = df[df["method"] == "none"], df[df["method"] != "none"]
+    plans = plans.assign(name=[_plan_name(*names) for names in plans[["lengths", "score", "keys"]].to_numpy()])
     fig = new_figure(3.8)
     ax = fig.subplots()
-    lines, stages = df[df["part"] == "budgets"], df[df["part"] == "stages"]
-    names = [*stages["schedule"].dropna().unique(), *lines["schedule"].unique()]
-    colors = dict(zip((name for name in dict.fromkeys(names) if name), _COLORS, strict=False))
-    for name, color in colors.items():
-        rows = lines[lines["schedule"] == name].sort_values("gmac")
-        if len(rows):
-            look = {"color": color, "marker": "o", "markersize": 4, "label": f"{_SCHEDULES.get(name, name)}, untuned"}
-            ax.errorbar(rows["gmac"], rows["accuracy"], yerr=rows["accuracy_sem"], **look)
-    for stage, marker in (("tuned", "^"), ("distilled", "*")):
-        for name, color in colors.items():
-            rows = stages[(stages["schedule"] == name) & (stages["stage"] == stage)]
-            if len(rows):
-                look = {"color": color, "marker": marker, "markersize": 10, "linestyle": "none"}
-                ax.plot(
-                    rows["gmac"],
-                    rows["accuracy"],
-                    **look,
-                    markeredgecolor="white",
-                    label=f"{_SCHEDULES.get(name, name)}, {stage}",
-                )
-    whole = stages.loc[stages["stage"] == "unreduced", "accuracy"]
-    ax.axhline(whole.iloc[0], color="#000000", linestyle="--", linewidth=1, label="unreduced")
+    for (name, cells), color in zip(plans.groupby("name", sort=False), _COLORS, strict=False):
+        lines, stages = cells[cells["part"] == "budgets"].sort_values("gmac"), cells[cells["part"] == "stages"]
+        if len(lines):
+            look = {"color": color, "marker": "o", "markersize": 4, "label": f"{name}, untuned"}
+            ax.errorbar(lines["gmac"], lines["accuracy_full"], yerr=lines["accuracy_full_sem"], **look)
+        for training, marker, label in (("blocks", "^", "blocks tuned"), ("network", "*", "distilled")):
+            trained = stages[stages["training"] == training]
+            if len(trained):
+                look = {"color": color, "markersize": 10, "markeredgecolor": "white", "zorder": 3}
+                ax.plot(trained["gmac"], trained["accuracy_full"], marker, label=f"{name}, {label}", **look)
+    _unreduced(ax, unreduced["accuracy_full"].iloc[0])
     ax.set(xlabel="GMAC", ylabel="Accuracy (%), all classes")
     legend_below(fig, [ax])
     return fig
+
+
+def _plan_name(lengths: str, score: str, keys: object) -> str:
+    chosen = "" if score == "significance" else f", {_SCORES.get(score, score)}"
+    return f"{lengths}{chosen}{', square attention' if keys == 'selected' else ''}"
 
 
 @rc_context(RC)
 def slimming_tolerances(df: pd.DataFrame, published: pd.DataFrame | None = None) -> Figure:
     """Draw the accuracy that searches lose against what they save, each point with its tolerance.
 
-    ``df`` holds the rows "tolerances" of the table "slimming": bars are one standard error of the difference to the
+    ``df`` holds the rows "tolerances" of the study "slimming": bars are one standard error of the difference to the
     unreduced network on the same images. ``published`` has columns ``cut`` and ``drop`` in percent, ``tolerance``, and
     ``model``: another network, other data and tolerances of another error.
     """
-    df = require_columns(df, ("stage", "tolerance", "cut_paper", "gain", "gain_sem"), "slimming_tolerances")
+    df = require_columns(df, ("training", "tolerance", "mac_cut_paper", "gain", "gain_sem"), "slimming_tolerances")
     df = df.sort_values("tolerance")
-    trained = "nothing trained" if (df["stage"] == "searched").all() else "blocks tuned"
-    panels = [(f"This run, {trained}", 100 * df["cut_paper"], df["gain"], df["gain_sem"], df["tolerance"])]
+    trained = "nothing trained" if (df["training"] == "none").all() else "blocks tuned"
+    panels = [(f"This run, {trained}", 100 * df["mac_cut_paper"], df["gain"], df["gain_sem"], df["tolerance"])]
     if published is not None:
         name = f"Published: {published['model'].iloc[0]}, ImageNet-1k, trained again"
         panels.append((name, published["cut"], published["drop"], None, published["tolerance"]))
@@ -128,19 +115,18 @@ def slimming_tolerances(df: pd.DataFrame, published: pd.DataFrame | None = None)
 def block_sensitivity(df: pd.DataFrame) -> Figure:
     """Draw accuracy against the one block that computes fewer patches, a line per share that it computes.
 
-    ``df`` holds the rows "sensitivity" of the table "slimming"; bars are one standard error over images. In the last
+    ``df`` holds the rows "sensitivity" of the study "slimming"; bars are one standard error over images. In the last
     block no patch matters: its points are the accuracy of the unreduced network.
     """
-    df = require_columns(df, ("layer", "share", "accuracy", "accuracy_sem"), "block_sensitivity")
+    df = require_columns(df, ("block", "kept_share", "accuracy_full", "accuracy_full_sem"), "block_sensitivity")
     fig = new_figure(3.4)
     ax = fig.subplots()
-    for share, color in zip(sorted(df["share"].unique(), reverse=True), _COLORS, strict=False):
-        rows = df[df["share"] == share].sort_values("layer")
+    for (share, cells), color in zip(sorted(df.groupby("kept_share"), reverse=True), _COLORS, strict=False):
+        rows = cells.sort_values("block")
         look = {"color": color, "marker": "o", "markersize": 4, "label": f"{100 * (1 - share):g} % pruned"}
-        ax.errorbar(rows["layer"] + 1, rows["accuracy"], yerr=rows["accuracy_sem"], **look)
-    ax.axhline(rows["accuracy"].iloc[-1], color="#000000", linestyle="--", linewidth=1, label="unreduced")
-    ax.set(xlabel="Block that computes fewer patches", ylabel="Accuracy (%), all classes")
-    ax.set_xticks(sorted(df["layer"].unique() + 1))
+        ax.errorbar(rows["block"], rows["accuracy_full"], yerr=rows["accuracy_full_sem"], **look)
+    _unreduced(ax, rows["accuracy_full"].iloc[-1])
+    ax.set(xlabel="Block that computes fewer patches", ylabel="Accuracy (%), all classes", xticks=rows["block"])
     legend_below(fig, [ax])
     return fig
 
@@ -149,25 +135,24 @@ def block_sensitivity(df: pd.DataFrame) -> Figure:
 def one_block_gain(df: pd.DataFrame) -> Figure:
     """Draw what each score gains over random masks, by the block that computes fewer patches.
 
-    A panel for each share and for what becomes of the others. ``df`` holds the rows "single_block" of the table
+    A panel for each share and for what becomes of the others. ``df`` holds the rows "single_block" of the study
     "slimming"; bars are one standard error of the difference on the same images.
     """
-    needed = ("schedule", "layer", "share", "pruned", "gain", "gain_sem")
-    df = require_columns(df, needed, "one_block_gain")
-    panels = list(df.groupby(["pruned", "share"], sort=False))
+    df = require_columns(df, ("score", "block", "kept_share", "pruning", "gain", "gain_sem"), "one_block_gain")
+    panels = list(df.groupby(["pruning", "kept_share"], sort=False))
     fig = new_figure(3.2 * -(-len(panels) // 2))
     axes = panel_axes(fig, len(panels), min(2, len(panels)))
-    names = [name for name in df["schedule"].unique() if name != "random"]
-    layers = sorted(df["layer"].unique())
-    for ax, ((pruned, share), cells) in zip(axes, panels, strict=True):
+    names = [name for name in df["score"].unique() if name != "random"]
+    blocks = sorted(df["block"].unique())
+    for ax, ((pruning, share), cells) in zip(axes, panels, strict=True):
         for place, (name, color) in enumerate(zip(names, _COLORS, strict=False)):
-            rows = cells[cells["schedule"] == name].sort_values("layer")
-            at = np.arange(len(layers)) + 0.8 * ((place + 0.5) / len(names) - 0.5)
-            label = _SCORES.get(name, name)
-            ax.bar(at, rows["gain"], 0.8 / len(names), yerr=rows["gain_sem"], color=color, label=label)
+            rows = cells[cells["score"] == name].sort_values("block")
+            at = np.arange(len(blocks)) + 0.8 * ((place + 0.5) / len(names) - 0.5)
+            look = {"color": color, "label": _SCORES.get(name, name)}
+            ax.bar(at, rows["gain"], 0.8 / len(names), yerr=rows["gain_sem"], **look)
         ax.axhline(0, color="#000000", linewidth=1)
-        ax.set(title=f"{100 * (1 - share):g} % {_PRUNED[pruned]}", xlabel="Block")
-        ax.set_xticks(range(len(layers)), [layer + 1 for layer in layers])
+        ax.set(title=f"{100 * (1 - share):g} % {_OTHERS[pruning]}", xlabel="Block")
+        ax.set_xticks(range(len(blocks)), blocks)
     for ax in axes[::2]:
         ax.set_ylabel("Gain over random (points)")
     legend_below(fig, axes)

@@ -10,6 +10,7 @@ import pandas as pd
 from common.plots import METHODS
 from common.plots.frames import backbone_name
 from common.schedule import ratio_of, read_keep_rate
+from common.schema import SEM
 
 NONE = "-"
 WHOLE = "1"  # the keep rate that keeps everything
@@ -23,7 +24,7 @@ _LEFT = {
     "Source",
     "Status",
     "Start",
-    "Schedule",
+    "Lengths",
     "Stage",
     "Tokens by block",
     "Chosen by",
@@ -81,6 +82,11 @@ def numbers(values: pd.Series, digits: int = 3) -> list[str]:
 def spread(mean: float, sd: float, digits: int = 2) -> str:
     """``mean ± sd``; the mean alone when there is one seed."""
     return number(mean, digits) + ("" if pd.isna(sd) or pd.isna(mean) else f" ± {sd:.{digits}f}")
+
+
+def with_errors(rows: pd.DataFrame, name: str, digits: int = 3) -> list[str]:
+    """The means ``name`` of ``rows``, each with its standard error."""
+    return [spread(mean, error, digits) for mean, error in zip(rows[name], rows[name + SEM], strict=True)]
 
 
 def quartiles(row: pd.Series, name: str, digits: int) -> str:

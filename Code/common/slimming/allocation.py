@@ -13,19 +13,20 @@ blocks the same error E_l(n) instead charges deep blocks for what shallow ones d
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated
 
 import numpy as np
 import torch
+from annotated_types import Ge, Le
 from scipy.interpolate import PchipInterpolator
 from torch import Tensor
-from tqdm import tqdm
 
 from common.cost.closed_form import Shape
 from common.cost.methods import slim_block_macs, slim_macs
-from common.errors import UsageError
 from common.models.reduced import ReducedVisionTransformer
-from common.slimming.branches import branches, dropped_at, slimmed
-from common.slimming.calibration import Batches, Calibration
+from common.options import check
+from common.slimming.calibration import Calibration, batches
+from common.slimming.plans import dropped_at, encode_all, slimmed
 from common.slimming.tuning import errors
 
 SHARES = (0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
@@ -46,10 +47,10 @@ def sensitivity(
     counts = [round(share * scores.shape[1]) for share in shares]
     cells = [(layer, place) for layer in range(len(orders)) for place in range(len(counts))]
     slim = {cell: slimmed(model, dropped_at(model, cell[0], orders[cell[0]][: counts[cell[1]]])) for cell in cells}
-    total, parameter = torch.zeros(len(orders), len(counts), dtype=torch.float64), next(model.parameters())
-    for batch in tqdm(Batches(images, 16), "sensitivity", leave=False):
-        target = model.encode(model.embed(batch.to(parameter))).prefix
-        for cell, tokens in branches(model, slim, batch.to(parameter)):
+    total = torch.zeros(len(orders), len(counts), dtype=torch.float64)
+    for batch in batches(images, 16, model, "sensitivity"):
+        target = model.encode(model.embed(batch)).prefix
+        for cell, tokens in encode_all(model, slim, batch):
             total[cell] += errors(tokens.prefix, target, "rel").double().sum().item()
     return total / len(images)
 
@@ -98,11 +99,8 @@ def uniform_lengths(shape: Shape, budget: float, counter: str = "compact") -> tu
     prefix = shape.num_prefix_tokens
     every = [(*[length] * (shape.depth - 1), prefix) for length in range(prefix, shape.num_tokens + 1)]
     least = slim_macs(shape, every[0], counter) / shape.unreduced
-    if isinstance(budget, bool) or not isinstance(budget, (int, float)) or not least <= budget <= 1:
-        raise UsageError(
-            f"mac_budget={budget!r} is not allowed; give the share of the multiplications to spend by the counter "
-            f"{counter!r}, from {least:.2f} to 1"
-        )
+    allowed = f"the share of the multiplications to spend by the counter {counter!r}, from {least:.2f} to 1"
+    check("mac_budget", budget, Annotated[float, Ge(least), Le(1), allowed])
     return max(lengths for lengths in every if slim_macs(shape, lengths, counter) <= budget * shape.unreduced)
 
 

@@ -1,4 +1,4 @@
-"""The images that a slimming is measured and tuned on; nobody asks for their labels."""
+"""The images that patches are scored and blocks are tuned on, without their labels."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from common.data.base import LabelledDataset
 from common.errors import UsageError
-from common.models.reduced import SUPPORTED, obstacle
+from common.training.accelerator import progress
 
 Calibration = Tensor | LabelledDataset  # (n, 3, H, W), or a dataset whose images are decoded when they are needed
 
@@ -23,17 +23,11 @@ def take(images: Calibration, places: Tensor) -> Tensor:
     return images.stack(places.tolist())
 
 
-class Batches:
-    """``images`` in order, ``size`` at a time; has a length, so that progress can be shown."""
-
-    def __init__(self, images: Calibration, size: int) -> None:
-        self.images, self._parts = images, torch.arange(len(images)).split(size)
-
-    def __len__(self) -> int:
-        return len(self._parts)
-
-    def __iter__(self) -> Iterator[Tensor]:
-        return (take(self.images, part) for part in self._parts)
+def batches(images: Calibration, size: int, model: VisionTransformer, title: str) -> Iterator[Tensor]:
+    """``images`` in order, ``size`` at a time, on the device and in the dtype of ``model``, with a progress bar."""
+    parameter = next(model.parameters())
+    for places in progress(torch.arange(len(images)).split(size), title, quiet=False):
+        yield take(images, places).to(parameter)
 
 
 def split(images: Calibration, held_out: float, seed: int) -> tuple[Tensor, Tensor]:
@@ -59,12 +53,3 @@ def digest(vit: VisionTransformer, images: Calibration) -> str:
     else:
         found.update(repr((images.name, images.image_ids)).encode())
     return found.hexdigest()[:16]
-
-
-def check_backbone(vit: VisionTransformer) -> None:
-    """Refuse backbones of which nothing can be slimmed, with the reason."""
-    if not isinstance(vit, VisionTransformer):
-        raise UsageError(f"backbone {type(vit).__name__} is not supported; allowed: {SUPPORTED}")
-    reason = obstacle(vit, "patch_slimming")
-    if reason:
-        raise UsageError(reason)

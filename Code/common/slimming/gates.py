@@ -5,28 +5,32 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm import tqdm
 
 from common.errors import UsageError
 from common.models.block import reduced_block
 from common.models.observe import untouched
 from common.models.reduced import ReducedVisionTransformer, attach
+from common.options import Count, Positive, Whole, checked
 from common.reducers.dynamic_slimming import DynamicSlimming, with_patches
 from common.reducers.none import NoReduction
 from common.schedule import Schedule
-from common.slimming.calibration import Batches, Calibration
-from common.slimming.scores import Scoring, image_significances
+from common.slimming.calibration import Calibration, batches
+from common.slimming.scores import HeadHandling, Scoring, image_significances
 from common.tokens import Tokens
+from common.training.accelerator import progress
+
+GATE_LR = 1e-3
 
 
+@checked
 def fit_gates(
     model: ReducedVisionTransformer,
     images: Calibration,
     *,
-    epochs: int = 5,
-    lr: float = 1e-3,
-    batch_size: int = 16,
-    head_handling: str = "path_energy",
+    epochs: Whole = 5,
+    lr: Positive = GATE_LR,
+    batch_size: Count = 16,
+    head_handling: HeadHandling = "path_energy",
 ) -> list[float]:
     """Teach the gates of ``model``, in place, to predict each image's own significance scores; nothing else learns.
 
@@ -50,13 +54,13 @@ def fit_gates(
     if not layers:
         return []
     span, how = range(layers[0], layers[-1] + 1), Scoring(head_handling)
-    losses, parts, targets = [], Batches(images, batch_size), {}
+    losses, targets = [], {}
     with untouched(model):
         gates.requires_grad_(True)
         optimizer = torch.optim.AdamW(gates.parameters(), lr=lr, weight_decay=0.0)
         for epoch in range(epochs):
             total = 0.0
-            for number, batch in enumerate(tqdm(parts, f"gates, epoch {epoch + 1}", leave=False)):
+            for number, batch in enumerate(batches(images, batch_size, whole, f"gates, epoch {epoch + 1}")):
                 inputs = _inputs(whole, batch, layers)
                 if number not in targets:
                     with torch.inference_mode():
@@ -73,7 +77,7 @@ def fit_gates(
 @torch.no_grad()
 def _inputs(whole: ReducedVisionTransformer, batch: Tensor, layers: list[int]) -> list[Tokens]:
     """The tokens that enter each of the blocks ``layers`` of the unreduced network."""
-    tokens, at, found = whole.embed(batch.to(next(whole.parameters()))), 0, []
+    tokens, at, found = whole.embed(batch), 0, []
     for layer in layers:
         tokens, at = whole.advance(tokens, range(at, layer)), layer
         found.append(with_patches(tokens))
@@ -114,10 +118,9 @@ def calibrate_thresholds(model: ReducedVisionTransformer, images: Calibration, *
     reducer = _reducer(model)
     if reducer.budget != "threshold":
         raise UsageError(f"budget {reducer.budget!r} has no thresholds; allowed: threshold")
-    parameter = next(model.parameters())
     with untouched(model):
-        chunks = [with_patches(model.embed(batch.to(parameter))) for batch in Batches(images, batch_size)]
-        for layer, block in enumerate(tqdm(model.blocks, "thresholds", leave=False)):
+        chunks = [with_patches(model.embed(batch)) for batch in batches(images, batch_size, model, "patches")]
+        for layer, block in enumerate(progress(model.blocks, "thresholds", quiet=False)):
             if str(layer) in reducer.gates:
                 scores = torch.cat([_alive(reducer.score(tokens, layer), tokens.valid_patches) for tokens in chunks])
                 wanted = min(reducer.counts[layer] * len(images), len(scores))

@@ -1,24 +1,21 @@
-"""One block alone computes fewer patches: what becomes of the others, and what accuracy is left without any tuning."""
+"""Models of which one block alone computes fewer patches, and what becomes of the others."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor
 
 from common.cost.closed_form import Shape
 from common.errors import require_choice
-from common.models.reduced import ReducedVisionTransformer, attach, reduce_tokens
+from common.models.reduced import ReducedVisionTransformer, attach
 from common.reducers.base import NO_SIGNALS, Reducer, Signal, Signals
 from common.schedule import Schedule
-from common.setup import Setup
-from common.slimming.branches import best_first, dropped_at, slimmed
-from common.slimming.study import Row, compared, cost, mean_scores, slim_hits
+from common.slimming.plans import dropped_at, slimmed
 from common.tokens import Selection, Tokens
 
-PRUNED = ("idle", "zero", "dropped")
+PRUNING = ("idle", "zero", "dropped")  # what becomes of the patches that the block does not compute
 
 
 class OneBlock(Reducer):
@@ -57,92 +54,26 @@ class OneBlock(Reducer):
 
 
 def one_block(
-    model: ReducedVisionTransformer, layer: int, patches: Sequence[int], pruned: str
+    model: ReducedVisionTransformer, layer: int, patches: Sequence[int], pruning: str
 ) -> ReducedVisionTransformer:
     """``model`` whose block ``layer`` computes ``patches`` alone, and whose last block the prefix tokens.
 
     Args:
-        pruned: what becomes of the other patches: "idle", they pass the block unchanged and the next one computes them
+        pruning: what becomes of the other patches: "idle", they pass the block unchanged and the next one computes them
             again; "zero", the same, but their rows are zero after the block, as equation 2 of Tang et al. (CVPR 2022)
             is printed; "dropped", they are gone for good. Their figure 6 has the first block far more fragile than the
             second and every block from the ninth on nearly free: only "idle" has both, since to drop patches for good
             costs the same in the first two blocks, and blocks that come late and see zeros fail.
     """
-    require_choice(pruned, PRUNED, "pruned")
-    if pruned == "dropped":
+    require_choice(pruning, PRUNING, "pruning")
+    if pruning == "dropped":
         return slimmed(model, dropped_at(model, layer, patches))
-    return attach(model, OneBlock(model, layer, patches, zero=pruned == "zero"))
+    return attach(model, OneBlock(model, layer, patches, zero=pruning == "zero"))
 
 
-def one_block_cost(vit: VisionTransformer, layer: int, count: int, pruned: str) -> Row:
-    """Multiplications when block ``layer`` computes ``count`` patches; only what is dropped costs no keys later."""
-    shape = Shape.of(vit)
-    few, last = shape.num_prefix_tokens + count, shape.num_prefix_tokens
-    after = few if pruned == "dropped" else shape.num_tokens
+def one_block_lengths(shape: Shape, layer: int, count: int, pruning: str) -> list[int]:
+    """Tokens that each block of :func:`one_block` computes, ``count`` patches in block ``layer``."""
+    few = shape.num_prefix_tokens + count
+    after = few if pruning == "dropped" else shape.num_tokens
     lengths = [shape.num_tokens] * layer + [few] + [after] * (shape.depth - layer - 1)
-    return cost(shape, [*lengths[:-1], last], "compact" if pruned == "dropped" else "paper")
-
-
-def one_block_rows(
-    setup: Setup,
-    *,
-    layers: Sequence[int],
-    shares: Sequence[float],
-    scores: Sequence[str],
-    pruned: Sequence[str] = ("idle",),
-    random_masks: int = 5,
-    limit_val: int | None = None,
-) -> Iterator[Row]:
-    """Accuracy when one block computes a share of its patches, chosen by a score or by chance, without any tuning.
-
-    ``gain`` is the difference to random masks (the mean over several) on the same images, with its standard error.
-
-    Args:
-        scores: see :func:`common.slimming.study.mean_scores`.
-        random_masks: how many; with 0 there is no gain.
-        limit_val: validation images; None = all.
-    """
-    names = [(score, 0) for score in scores] + [("random", seed) for seed in range(random_masks)]
-    ranks = {name: mean_scores(setup.vit, setup.calibration_images, *name) for name in names}
-    model = reduce_tokens(setup.vit, "none")
-    cells = [(how, layer, share) for how in pruned for layer in layers for share in shares]
-    slim = {
-        (name, cell): one_block(model, cell[1], _highest(ranked, *cell[1:]), cell[0])
-        for name, ranked in ranks.items()
-        for cell in cells
-    }
-    hits = slim_hits(setup, slim, limit_val)
-    for cell in cells:
-        yield from _rows(setup.vit, hits, cell, scores, random_masks)
-
-
-def _highest(ranked: Tensor, layer: int, share: float) -> list[int]:
-    """Patches of block ``layer``, a ``share`` of them; the last block computes none."""
-    if layer == len(ranked):
-        return []
-    return best_first(ranked[layer])[: round(share * ranked.shape[1])]
-
-
-def _rows(
-    vit: VisionTransformer,
-    hits: Mapping[Hashable, Tensor],
-    cell: tuple[str, int, float],
-    scores: Sequence[str],
-    random_masks: int,
-) -> Iterator[Row]:
-    pruned, layer, share = cell
-    shown = {name: hits[(name, 0), cell] for name in scores}
-    if random_masks:
-        shown["random"] = torch.stack([hits[("random", seed), cell] for seed in range(random_masks)]).mean(0)
-    count = 0 if layer == len(vit.blocks) - 1 else round(share * vit.patch_embed.num_patches)
-    for name, right in shown.items():
-        yield {
-            "schedule": name,
-            "layer": layer,
-            "share": share,
-            "pruned": pruned,
-            "stage": "searched",
-            "method": "patch_slimming",
-            **one_block_cost(vit, layer, count, pruned),
-            **compared(right, shown.get("random")),
-        }
+    return [*lengths[:-1], shape.num_prefix_tokens]

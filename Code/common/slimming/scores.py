@@ -15,21 +15,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor
-from tqdm import tqdm
 
 from common.errors import UsageError
 from common.models.block import Heads
 from common.models.observe import AttentionLayer, as_reduced, untouched, watching
-from common.models.reduced import ReducedVisionTransformer
-from common.options import Count, Whole, check_fields
+from common.models.reduced import ReducedVisionTransformer, obstacle
+from common.options import Count, Whole, check, check_fields
 from common.reducers.patch_slimming import PatchSlimming
 from common.reducers.slimming_plan import SlimmingPlan
-from common.slimming.calibration import Batches, Calibration, check_backbone
+from common.slimming.calibration import Calibration, batches
 from common.tokens import Tokens
 
 HeadHandling = Literal["path_energy", "rollout", "same_head", "sampled"]
@@ -67,13 +66,10 @@ def significance(
     model: VisionTransformer,
     images: Calibration,
     layer: int,
-    head_handling: str = "path_energy",
+    head_handling: HeadHandling = "path_energy",
     *,
-    feature: str = "raw",
-    shortcut: bool = False,
-    paths: int = 64,
-    seed: int = 0,
     batch_size: int = 16,
+    **scoring: Any,
 ) -> Tensor:
     """Significance (P,) of every patch in block ``layer``, mean over ``images``, float64; only ratios mean anything.
 
@@ -84,15 +80,14 @@ def significance(
     Args:
         model: a timm model, or one reduced by "patch_slimming", which must keep all patches up to block ``layer``.
         images: (n, 3, H, W), or a dataset of this package.
-        layer: the block, first = 0, up to the last but one.
-        head_handling, feature, shortcut, paths, seed: see :class:`Scoring`.
+        layer: the block, 0 to the last but one.
         batch_size: images at once; the maps of a ViT-S with 197 tokens take 11 MB per image.
+        head_handling, **scoring: of :class:`Scoring`.
 
     Raises:
         UsageError: the head averages the patches, so that none can go; or a choice that does not exist.
     """
-    how = Scoring(head_handling, feature, shortcut, paths, seed)
-    model = as_reduced(model)
+    how, model = Scoring(head_handling, **scoring), as_reduced(model)
     check_backbone(model)
     _check_layer(model, layer)
     return significances(model, images, range(layer, layer + 1), how, batch_size=batch_size)[0]
@@ -108,10 +103,9 @@ def significances(
 ) -> Tensor:
     """:func:`significance` (len(layers), P) in several blocks, from one pass over the images."""
     total = torch.zeros(len(layers), model.patch_embed.num_patches, dtype=torch.float64)
-    parameter = next(model.parameters())
     with untouched(model), torch.inference_mode():
-        for number, batch in enumerate(tqdm(Batches(images, batch_size), "significance", leave=False)):
-            tokens = model.advance(model.embed(batch.to(parameter)), range(layers.start))
+        for number, batch in enumerate(batches(images, batch_size, model, "significance")):
+            tokens = model.advance(model.embed(batch), range(layers.start))
             total += image_significances(model, tokens, layers, how, number).double().sum(0).cpu()
     return total / len(images)
 
@@ -212,9 +206,16 @@ def energy(block: Block, seen: AttentionLayer, how: Scoring = Scoring()) -> Tens
     return (seen.attention.float() @ feature.float().abs()).square().sum(-1)
 
 
+def check_backbone(vit: VisionTransformer) -> None:
+    """Refuse a backbone whose head reads the patches, so that it can do without none."""
+    reason = obstacle(vit, "patch_slimming")
+    if reason:
+        raise UsageError(reason)
+
+
 def _check_layer(model: ReducedVisionTransformer, layer: int) -> None:
     last = len(model.blocks) - 2
-    if isinstance(layer, bool) or not isinstance(layer, int) or not 0 <= layer <= last:
-        raise UsageError(f"layer={layer!r} is not allowed; allowed: blocks 0 to {last}, the last one drops all patches")
+    if check("layer", layer, Whole) > last:
+        raise UsageError(f"layer={layer} is not allowed; allowed: blocks 0 to {last}, the last one drops all patches")
     if plan_of(model).lengths[layer] < plan_of(model).num_tokens:
         raise UsageError(f"the model drops patches up to block {layer}; give one that keeps all of them up to there")

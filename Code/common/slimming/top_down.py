@@ -8,41 +8,78 @@ significant others, ``step`` at a time, until the output of block l + 1 is again
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 from tqdm import tqdm
 
 from common.cost.closed_form import Shape
+from common.cost.methods import COUNTERS
 from common.errors import UsageError
 from common.models.observe import untouched
-from common.models.reduced import is_reduced, reduce_tokens
-from common.options import check_names, field_kinds
-from common.reducers.slimming_plan import LayerRecord, SlimmingPlan, record_of
+from common.models.reduced import check_supported, reduce_tokens
+from common.options import Count, Many, NonNegative, Share, Whole, check_names, field_kinds
+from common.reducers.slimming_plan import Candidate, LayerRecord, SlimmingPlan, record_of
 from common.slimming.allocation import allocate, error_curves, sensitivity
-from common.slimming.branches import best_first, slimmed
-from common.slimming.calibration import Calibration, check_backbone, digest, split, take
-from common.slimming.ranking import block_scores, network_scores
-from common.slimming.settings import SearchSettings
-from common.slimming.trials import Trials
-from common.slimming.tuning import LayerFeatures
+from common.slimming.calibration import Calibration, digest, split, take
+from common.slimming.plans import best_first, slimmed
+from common.slimming.ranking import SCORES, block_scores, network_scores
+from common.slimming.scores import Scoring, check_backbone
+from common.slimming.tuning import LayerFeatures, Tuning, measure, tune_block
 from common.tokens import Tokens
 from common.training.checkpoint import RunFolder
 
 
+@dataclass(frozen=True)
+class SearchSettings(Tuning, Scoring):
+    """How to search, to score (see :class:`Scoring`) and to tune each candidate (see :class:`Tuning`).
+
+    Args:
+        tolerance: error, by ``error_norm``, that a block may make; the paper's 0.01 to 0.02 are of an unknown norm.
+        mac_budget: share of the multiplications to spend, by ``counter``; shared out among the
+            blocks so that the least error reaches the output before tuning, see :mod:`common.slimming.allocation`.
+        lengths: tokens of every block, prefix tokens included; the last block computes these alone. One of these
+            three says how far to go.
+        step: patches to add at a time (the paper's r0).
+        counter: "compact", what the slim model executes, or "paper", see :func:`common.cost.methods.slim_block_macs`.
+        reset: every candidate starts from the original weights, not from those tuned for the one before.
+        score: by which patches are added: "significance", as published, or another of :mod:`common.slimming.ranking`.
+        score_images: images that patches are scored on, of those to tune on.
+        error_images: held-out images that a budget is shared out on.
+        held_out: share of the images that errors are measured on, and nothing is tuned on.
+        chunk: images whose features are computed at once.
+        cache_mb: memory for the features of one block; what does not fit is computed again in every epoch.
+        seed: of the split, of the order of images and of sampled paths.
+    """
+
+    tolerance: NonNegative | None = None
+    mac_budget: Share | None = None
+    lengths: Many[Count] | None = None
+    step: Count = 10
+    counter: Literal[COUNTERS] = "compact"
+    reset: bool = False
+    score: Literal[SCORES] = "significance"
+    score_images: Count = 128
+    error_images: Count = 32
+    held_out: Share = 0.25
+    chunk: Count = 32
+    cache_mb: Whole = 1024
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        goals = [name for name in ("tolerance", "mac_budget", "lengths") if getattr(self, name) is not None]
+        if len(goals) != 1:
+            raise UsageError(f"a search needs one of tolerance, mac_budget and lengths; given: {goals or 'none'}")
+
+
 def search(
-    model: VisionTransformer,
-    calibration: Calibration,
-    *,
-    tolerance: float | None = None,
-    mac_budget: float | None = None,
-    lengths: Sequence[int] | None = None,
-    output_dir: str | Path | None = None,
-    **settings: Any,
+    model: VisionTransformer, calibration: Calibration, *, output_dir: str | Path | None = None, **settings: Any
 ) -> SlimmingPlan:
     """Find the plan of ``model`` and tune its blocks, in place, to follow it.
 
@@ -57,9 +94,8 @@ def search(
         model: a timm backbone that classifies from its prefix tokens; afterwards its blocks are the tuned ones:
             ``reduce_tokens(model, "patch_slimming", plan=plan)`` is the slim model.
         calibration: images (n, 3, H, W), or a dataset of this package; no labels are used.
-        tolerance, mac_budget, lengths: how far to go, one of the three, see :class:`SearchSettings`.
         output_dir: a folder where the search keeps each finished block, and from where a stopped one goes on.
-        **settings: of :class:`SearchSettings`.
+        **settings: of :class:`SearchSettings`; ``tolerance``, ``mac_budget`` or ``lengths`` says how far to go.
 
     Returns:
         The plan with its errors and scores. Where a tolerance cannot be met, the best candidate was taken, and its
@@ -69,10 +105,8 @@ def search(
         UsageError: a backbone that averages its patches, settings that do not fit, a folder of another search.
     """
     check_names(settings, field_kinds(SearchSettings), "setting of a search")
-    goal = {"tolerance": tolerance, "mac_budget": mac_budget, "lengths": lengths}
-    how = SearchSettings(**goal, **settings)
-    if is_reduced(model):
-        raise UsageError("the model is reduced already; search the timm model it was made from")
+    how = SearchSettings(**settings)
+    check_supported(model)
     check_backbone(model)
     with untouched(model):
         return _Search(model, calibration, how, output_dir).run()
@@ -90,42 +124,37 @@ class _Search:
         settings = {**asdict(how), "images": len(images), "digest": digest(vit, images)}
         self.folder = None if output_dir is None else RunFolder(Path(output_dir).absolute(), settings)
         self.depth, self.prefix, self.num_patches = len(vit.blocks), vit.num_prefix_tokens, vit.patch_embed.num_patches
+        self.lengths: Sequence[int] | None = None  # where they are not the search's own to find
         self.kept: dict[int, tuple[int, ...]] = {self.depth - 1: ()}
         self.records: list[LayerRecord] = []
 
     def run(self) -> SlimmingPlan:
         self._resume()
-        lengths = self._lengths()
+        if not self.records:
+            self.lengths = self._given_lengths()
         todo = range(self.depth - 2 - len(self.records), -1, -1)
         with tqdm(todo, "blocks", initial=len(self.records), total=self.depth - 1) as bar:
             for layer in bar:
-                record = self._search_block(layer, None if lengths is None else lengths[layer])
-                self.records.append(record)
-                self._save(lengths)
-                error = record.candidates[-1].after[self.how.error_norm]
+                self.records.append(self._search_block(layer))
+                self._save()
+                error = self.records[-1].candidates[-1].after[self.how.error_norm]
                 bar.set_postfix(block=layer, tokens=self.prefix + len(self.kept[layer]), error=f"{error:.2g}")
-        return replace(self._plan(), settings=self._described(lengths), layers=tuple(self.records[::-1]))
+        lengths = None if self.lengths is None else list(self.lengths)
+        settings = {**asdict(self.how), "lengths": lengths, "images": len(self.images)}
+        settings = {key: value for key, value in settings.items() if value is not None}
+        return replace(self._plan(), settings=settings, layers=tuple(self.records[::-1]))
 
-    def _described(self, lengths: Sequence[int] | None) -> dict[str, Any]:
-        """Plain values for the plan's file."""
-        shown = {key: value for key, value in asdict(self.how).items() if value is not None and key != "lengths"}
-        if lengths is not None:
-            shown["lengths"] = list(lengths)
-        return {**shown, "images": len(self.images)}
-
-    def _lengths(self) -> tuple[int, ...] | None:
-        """The tokens of every block where they are not the search's own to find."""
+    def _given_lengths(self) -> Sequence[int] | None:
+        """The tokens of every block by the settings: as they are given, or shared out by a budget."""
         how = self.how
         if how.mac_budget is None:
             return how.lengths if how.lengths is None else self._checked(how.lengths)
-        if self.records:
-            return self.given
         scored, measured = self.tuned_on[: how.score_images], self.measured_on[: how.error_images]
-        scores = network_scores(how.score, self.teacher, take(self.images, scored), how.scoring)
+        scores = network_scores(how.score, self.teacher, take(self.images, scored), how)
         curves = error_curves(sensitivity(self.teacher, take(self.images, measured), scores), self.num_patches)
         return allocate(curves, self.shape, how.mac_budget, how.counter)
 
-    def _checked(self, lengths: Sequence[int]) -> tuple[int, ...]:
+    def _checked(self, lengths: Sequence[int]) -> Sequence[int]:
         wanted = [self.prefix + self.num_patches, *lengths]
         falls = all(a >= b for a, b in zip(wanted, lengths, strict=False))
         if len(lengths) != self.depth or not falls or lengths[-1] != self.prefix:
@@ -133,36 +162,52 @@ class _Search:
                 f"lengths={list(lengths)} are not allowed; give {self.depth} numbers of tokens, from at most "
                 f"{wanted[0]} down to {self.prefix} in the last block, that never grow"
             )
-        return tuple(lengths)
+        return lengths
 
-    def _search_block(self, layer: int, length: int | None) -> LayerRecord:
-        """Try candidates for block ``layer`` until one is good enough, and keep the weights tuned for it."""
-        rows = self._plan().masks[layer + 1]
-        memory = {"chunk": self.how.chunk, "cache": self.how.cache_mb * 2**20 // 2}
-        tuned_on, measured_on = (
-            LayerFeatures(self.teacher, self.images, places, layer, rows, **memory)
-            for places in (self.tuned_on, self.measured_on)
-        )
-        above = self.kept[layer + 1]
-        scores = self._scores(layer, tuned_on, above)
+    def _search_block(self, layer: int) -> LayerRecord:
+        """Try candidates for block ``layer`` until one is good enough, and keep the weights tuned for the best."""
+        how, above, block = self.how, self.kept[layer + 1], self.student.blocks[layer]
+        tuned_on, measured_on = self._features(layer, self.tuned_on), self._features(layer, self.measured_on)
+        scores = self._scores(layer, tuned_on)
         order = best_first(scores, above)
-        sizes = self._sizes(len(order)) if length is None else [length - self.prefix - len(above)]
-        tried = Trials(self.how, self.student.blocks[layer], layer)
+        sizes = [*range(0, len(order), how.step), len(order)]
+        if self.lengths is not None:
+            sizes = [self.lengths[layer] - self.prefix - len(above)]
+        generator = torch.Generator().manual_seed(how.seed * 1_000_003 + layer)
+        start, candidates, least = copy.deepcopy(block.state_dict()), [], math.inf
         for size in sizes:
+            if how.reset:
+                block.load_state_dict(start)
             self.kept[layer] = (*above, *order[:size])
-            candidate = tried.add(slimmed(self.student, self._plan()), tuned_on, measured_on, self.kept[layer])
-            if length is None and candidate.after[self.how.error_norm] <= self.how.tolerance:
+            candidates.append(self._tuned(layer, tuned_on, measured_on, generator))
+            error = candidates[-1].after[how.error_norm]
+            if len(candidates) == 1 or error < least:
+                least, best = error, (self.kept[layer], copy.deepcopy(block.state_dict()))
+            if how.tolerance is not None and error <= how.tolerance:
                 break
-        self.kept[layer], reached = tried.best(self.how.tolerance)
-        return LayerRecord(layer, tuple(scores.tolist()), tuple(tried.candidates), reached)
+        self.kept[layer], weights = best
+        block.load_state_dict(weights)
+        reached = how.tolerance is None or least <= how.tolerance
+        return LayerRecord(layer, tuple(scores.tolist()), tuple(candidates), reached)
 
-    def _sizes(self, available: int) -> list[int]:
-        return [*range(0, available, self.how.step), available]
+    def _features(self, layer: int, places: Tensor) -> LayerFeatures:
+        memory = {"chunk": self.how.chunk, "cache": self.how.cache_mb * 2**20 // 2}
+        return LayerFeatures(self.teacher, self.images, places, layer, self._plan().masks[layer + 1], **memory)
 
-    def _scores(self, layer: int, features: LayerFeatures, above: tuple[int, ...]) -> Tensor:
-        """Score (P,) in block ``layer``: below it the original network, above it the slim one."""
+    def _tuned(
+        self, layer: int, tuned_on: LayerFeatures, measured_on: LayerFeatures, generator: torch.Generator
+    ) -> Candidate:
+        """Tune block ``layer`` for the patches that it keeps now, and measure it before and after."""
         model = slimmed(self.student, self._plan())
-        return block_scores(self.how.score, model, self._scored(features), layer, self.how.scoring, above)
+        before = measure(model, layer, measured_on)
+        tune_block(model, layer, tuned_on, self.how, generator)
+        after = measure(model, layer, measured_on) if self.how.epochs else before
+        return Candidate(self.prefix + len(self.kept[layer]), before, after)
+
+    def _scores(self, layer: int, features: LayerFeatures) -> Tensor:
+        """Score (P,) in block ``layer``: below it the original network, above it the slim one."""
+        model, entering = slimmed(self.student, self._plan()), self._scored(features)
+        return block_scores(self.how.score, model, entering, layer, self.how, self.kept[layer + 1])
 
     def _scored(self, features: LayerFeatures) -> Iterator[Tokens]:
         """What enters the block of ``features``, of as many images as are scored."""
@@ -178,20 +223,18 @@ class _Search:
         kept = [self.kept.get(layer, range(self.num_patches)) for layer in range(self.depth)]
         return SlimmingPlan.of_patches(kept, self.num_patches, self.prefix)
 
-    def _save(self, lengths: Sequence[int] | None) -> None:
-        if self.folder is None:
-            return
-        blocks = {str(record.layer): self.student.blocks[record.layer].state_dict() for record in self.records}
-        state = {"blocks": blocks, "kept": dict(self.kept), "lengths": lengths}
-        self.folder.save(state, [asdict(record) for record in self.records])
+    def _save(self) -> None:
+        if self.folder is not None:
+            blocks = {str(record.layer): self.student.blocks[record.layer].state_dict() for record in self.records}
+            state = {"blocks": blocks, "kept": dict(self.kept), "lengths": self.lengths}
+            self.folder.save(state, [asdict(record) for record in self.records])
 
     def _resume(self) -> None:
         found = None if self.folder is None else self.folder.load()
         if found is None:
             return
         state, history = found
-        self.records = [record_of(record) for record in history]
+        self.records, self.lengths = [record_of(record) for record in history], state["lengths"]
         self.kept = {int(layer): tuple(patches) for layer, patches in state["kept"].items()}
-        self.given = state["lengths"]
         for layer, weights in state["blocks"].items():
             self.student.blocks[int(layer)].load_state_dict(weights)

@@ -27,8 +27,6 @@ ERRORS = {
     "mse": lambda difference, target: difference.mean((1, 2)),
     "raw": lambda difference, target: difference.sum((1, 2)),
 }
-
-
 ErrorNorm = Literal[tuple(ERRORS)]
 
 
@@ -45,8 +43,29 @@ def errors(found: Tensor, target: Tensor, norm: str = "rel") -> Tensor:
     return ERRORS[norm]((found.float() - target).square(), target)
 
 
+@dataclass(frozen=True)
+class Tuning:
+    """How a block is tuned: by AdamW without weight decay at a constant learning rate.
+
+    Args:
+        epochs: passes over the images to tune on; 0 leaves the weights alone.
+        lr, batch_size: of AdamW.
+        error_norm: "rel", "token", "mse" or "raw", see :func:`errors`.
+    """
+
+    epochs: Whole = 3
+    lr: Positive = 1e-4
+    batch_size: Count = 32
+    error_norm: ErrorNorm = "rel"
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
 class LayerFeatures:
-    """What enters block ``layer`` of the original network, and what leaves the block after it, chunk by chunk.
+    """Inputs (c, N, D) of block ``layer`` in the original network, and outputs (c, n, D) of the block after it.
+
+    A sequence of such pairs, one for each chunk of c images.
 
     Args:
         teacher: the original network, unreduced, in eval mode.
@@ -74,13 +93,7 @@ class LayerFeatures:
     def __len__(self) -> int:
         return len(self._parts)
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Inputs (c, N, D) and targets (c, n, D) of all chunks in order."""
-        return (self[number] for number in range(len(self)))
-
     def __getitem__(self, number: int) -> tuple[Tensor, Tensor]:
-        if number >= len(self):
-            raise IndexError(number)
         if number in self._kept:
             return self._kept[number]
         pair = self._compute(take(self._images, self._parts[number]))
@@ -113,23 +126,6 @@ def measure(model: ReducedVisionTransformer, layer: int, features: LayerFeatures
         for norm, values in found.items():
             values.append(errors(outputs, targets, norm).double())
     return {norm: torch.cat(values).mean().item() for norm, values in found.items()}
-
-
-@dataclass(frozen=True)
-class Tuning:
-    """How a block is tuned: AdamW without weight decay at a constant rate.
-
-    Args:
-        epochs: passes over the calibration images; 0 leaves the weights alone.
-    """
-
-    epochs: Whole = 3
-    lr: Positive = 1e-4
-    batch_size: Count = 32
-    error_norm: ErrorNorm = "rel"
-
-    def __post_init__(self) -> None:
-        check_fields(self)
 
 
 def tune_block(

@@ -9,9 +9,9 @@ import pandas as pd
 from common.plots import EXPLAINERS, METHODS
 from common.plots.style import explainer_label
 from common.report.rows import in_order, refuse_repeats
-from common.report.sections import WHOLE, method_label, numbers, percent, setting_title, spread
+from common.report.sections import WHOLE, method_label, numbers, percent, setting_title
 from common.results import BY_IMAGE
-from common.schema import SEM, text
+from common.schema import text
 
 SETTING = ["dataset", "backbone", "weights", "recipe", "img_size"]
 REDUCER = text("of the explained model, as name:key=value; none where it is not reduced")
@@ -62,10 +62,6 @@ def reducer_place(reducer: str) -> int:
     """Place of a reducer, written ``name:key=value``, among the methods."""
     name = reducer.partition(":")[0]
     return list(METHODS).index(name) if name in METHODS else len(METHODS)
-
-
-def with_errors(rows: pd.DataFrame, name: str, digits: int = 3) -> list[str]:
-    return [spread(mean, error, digits) for mean, error in zip(rows[name], rows[name + SEM], strict=True)]
 
 
 def times(seconds: pd.Series) -> tuple[str, list[str]]:

@@ -13,7 +13,7 @@ from common.explain.agreement import Decisions, agreement, decisions_of
 from common.explain.base import Explanation, explainer_columns
 from common.explain.explanations import Explanations, with_error
 from common.report.paired import lead_text, leader_of
-from common.report.sections import NONE, Answer, Section, percent, where_text
+from common.report.sections import NONE, Answer, Section, percent, where_text, with_errors
 from common.results import BY_IMAGE
 from common.schema import count, means, number
 from common.studies._explained import (
@@ -25,7 +25,6 @@ from common.studies._explained import (
     reducer_label,
     reducer_place,
     title_of,
-    with_errors,
 )
 from common.studies.base import REQUIRED, Study, register_study
 

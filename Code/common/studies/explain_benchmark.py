@@ -18,7 +18,7 @@ from common.plots.mutex_studies import MASK_KINDS, PARAMETERS, masks_of_kind
 from common.plots.style import explainer_label
 from common.report.paired import NOT_PAIRED, PAIRED, Lead, lead_text, leader_of
 from common.report.rows import VARIANT
-from common.report.sections import NONE, Answer, Section, counted, numbers, spread, where_text
+from common.report.sections import NONE, Answer, Section, counted, numbers, spread, where_text, with_errors
 from common.results import BY_IMAGE
 from common.schedule import ratio_of
 from common.schema import SEM, count, means, number, text
@@ -34,7 +34,6 @@ from common.studies._explained import (
     reducer_place,
     times,
     title_of,
-    with_errors,
 )
 from common.studies.base import REQUIRED, Study, register_study
 

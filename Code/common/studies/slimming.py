@@ -1,78 +1,56 @@
-"""Patch slimming: plans before and after tuning, and what they could be chosen by."""
+"""Patch slimming: plans before and after training, and what their patches could be chosen by."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import copy
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, get_args
 
+import numpy as np
 import pandas as pd
+import torch
+from scipy.stats import spearmanr
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor
 
+from common.cost.closed_form import Shape
+from common.cost.methods import slim_macs
+from common.errors import require_choice
+from common.models.reduced import ReducedVisionTransformer, reduce_tokens
+from common.options import Many, Share, Whole, field_kinds
+from common.reducers.slimming_plan import SlimmingPlan
 from common.report.rows import refuse_repeats
-from common.report.sections import NONE, Answer, Section, number, percent, setting_title, spread
-from common.schema import FLOAT, INT, TEXT, columns
+from common.report.sections import NONE, Answer, Section, numbers, percent, setting_title, with_errors
+from common.rows import Rows
+from common.schema import count, means, number, text
+from common.setup import Setup
+from common.slimming.allocation import allocate, error_curves, sensitivity, uniform_lengths
+from common.slimming.gates import GATE_LR, calibrate_thresholds, fit_gates
+from common.slimming.one_block import PRUNING, one_block, one_block_lengths
+from common.slimming.plans import best_first, encode_all, nested, slimmed
+from common.slimming.ranking import SCORES, network_scores
+from common.slimming.scores import HeadHandling, Scoring
+from common.slimming.top_down import SearchSettings, search
 from common.studies.base import REQUIRED, Study, register_study
+from common.training import inference_pass
+from common.training.distillation import DISTILLATION
+from common.training.metrics import hits_by_image, means_with_errors
 
+Row = dict[str, object]
 SETTING = ["dataset", "backbone", "img_size", "seed"]
-
-
-_STAGES = {
-    "unreduced": "unreduced",
-    "searched": "before tuning",
-    "tuned": "after block tuning",
-    "distilled": "after distillation",
+LEARNED, UNIFORM = "learned", "uniform"  # how a budget is shared out among the blocks
+# Other ways to sum the paths of heads, to see the features and the shortcut.
+SIGNIFICANCES = {
+    "significance, ln": Scoring(feature="ln"),
+    "significance, value": Scoring(feature="value"),
+    "significance, shortcut": Scoring(shortcut=True),
+    **{f"significance, {name}": Scoring(name) for name in get_args(HeadHandling)[1:]},
 }
-
-
-_PRUNED = {"idle": "idle", "zero": "zero", "dropped": "dropped for good"}
-
-
-_COUNTERS = (
-    "GMAC is what the slim model executes; GMAC, paper counts as the authors do: keys and values for all tokens. "
-    "Cut: share saved."
-)
-
-
-_ACCURACY = (
-    "Accuracy: among the classes of the dataset; all classes: among all of the head, ± one standard error over images. "
-    "Gain: difference to uniform lengths at the same stage, with patches by the same score, among all classes and on "
-    "the same images, ± its standard error. Coverage: patches that carry what others carry do not count. Tuned on "
-    "images only."
-)
-
-
-_GAIN = (
-    "One block computes a part of its patches, nothing is tuned. The others idle: they pass it unchanged, and the next "
-    "computes them again; or they are dropped for good. Gain: difference to random masks on the same images, ± its "
-    "standard error. Accuracy among all classes of the head. Blocks are counted from 1."
-)
-
-
-_SENSITIVITY = (
-    "Accuracy (%) among all classes of the head when the most significant patches of one block are computed and the "
-    "others pass it unchanged, by block, counted from 1. No head reads the patches of the last one."
-)
-
-
-_BUDGETS = (
-    "Nothing is tuned. Budget: share of the multiplications that may be spent. Gain: difference to uniform lengths "
-    "with patches by significance, on the same images, ± its standard error. Accuracy among all classes of the head. "
-    "Square: patches that a block does not compute are not seen in it either."
-)
-
-
-_TOLERANCES = (
-    "Each block keeps the fewest patches with which the output of the next one errs by no more than the tolerance, a "
-    "share of its squared norm (mean over tokens). Gain: difference to the unreduced network on the same images, ± its "
-    "standard error. Accuracy among all classes of the head."
-)
-
-
-_DYNAMIC = (
-    "Nothing but the gates is trained. Fixed: as many patches in every image; threshold: as many on average, ± the "
-    "standard deviation over images. Gain: difference to the plan, the same in all images, ± its standard error."
-)
-
-
-_HEADS = "Spearman's correlation with the exact significance, by block, counted from 1."
+_SEARCHED, _ONE_BLOCK = ("stages", "tolerances", "budgets"), ("sensitivity", "single_block")
+_MEASURED = (*_SEARCHED, "dynamic", *_ONE_BLOCK)
+_search = field_kinds(SearchSettings)
 
 
 @register_study
@@ -83,155 +61,500 @@ class Slimming(Study):
     question = "How many tokens can each block do without, the same in every image, after tuning on images alone?"
     place = 90
     columns = {
-        **columns(TEXT, "part"),
-        **columns(TEXT, "schedule", optional=True),
-        **columns(TEXT, "stage"),
-        **columns(INT, "layer", optional=True),
-        **columns(
-            FLOAT, "tolerance", "share", "accuracy", "accuracy_full", "accuracy_sem", "gain", "gain_sem", optional=True
+        "part": text("what the row is of"),
+        "lengths": text("how tokens are shared out among the blocks: learned, uniform", optional=True).only(
+            "stages", "budgets"
         ),
-        **columns(TEXT, "pruned", optional=True),
-        **columns(FLOAT, "rank_correlation", "gmac", "gmac_paper", "cut", "cut_paper", optional=True),
-        **columns(TEXT, "tokens", optional=True),
-        **columns(INT, "n_val", optional=True),
-        **columns(INT, "n_calibration"),
+        "score": text("what patches are chosen by", optional=True),
+        "keys": text("tokens seen in a block: all, or the selected, which it computes").only("budgets"),
+        "gates": text("none, of a plan; or how many patches they choose: fixed, threshold").only("dynamic"),
+        "training": text("none; of the blocks one by one; of the network").only("stages", "tolerances"),
+        "mac_budget": number("share of the MAC that may be spent", "share").only("stages", "budgets"),
+        "tolerance": number("error that a block may make, as a share of its output", "ratio").only("tolerances"),
+        "block": count("that is scored, or alone computes fewer patches", "block").only(*_ONE_BLOCK, "heads"),
+        "kept_share": number("share of its patches that this block computes", "share").only(*_ONE_BLOCK),
+        "pruning": text("what becomes of its other patches: idle, zero, dropped").only(*_ONE_BLOCK),
+        **means(
+            accuracy=number("top-1 among the classes of the dataset", "percent", optional=True).only(*_MEASURED),
+            accuracy_full=number("top-1 among all classes of the head", "percent").only(*_MEASURED),
+            gain=number("of accuracy_full over what the part compares with, same images", "points", optional=True),
+        ),
+        "rank_correlation": number("Spearman's, with the published significance", "correlation").only("heads"),
+        "gmac": number("what is executed", "GMAC").only(*_MEASURED),
+        "mac_cut": number("share of the unreduced network's that is saved", "share").only(*_MEASURED),
+        "gmac_paper": number("with keys and values of all tokens, as the authors count", "GMAC").only(*_MEASURED),
+        "mac_cut_paper": number("share saved, as the authors count", "share").only(*_MEASURED),
+        "tokens": text("computed by each block; a mean over images where they depend on the image").only(*_MEASURED),
+        "tokens_sd": text("standard deviation over images of tokens", optional=True).only("dynamic"),
+        "n_val": count("images of the accuracies").only(*_MEASURED),
+        "n_calibration": count("training images, without labels, to score, tune and measure errors on"),
     }
     required = (*REQUIRED, "dataset", "seed")
-    parts = ("stages", "tolerances", "budgets", "dynamic", "sensitivity", "single_block", "heads")
+    parts = (*_MEASURED, "heads")
     setting = SETTING
     captions = {
         "": "Tokens that each block computes, the same in every image; accuracy against multiplications; and what is "
-        "left, or gained over chance, when one block alone computes fewer patches.",
+        "left, or gained over chance, when one block alone computes fewer patches. Blocks count from 0."
     }
     run_figures = "**/*.png"
+    parameters = {
+        **{name: _search[name] for name in ("mac_budget", "tolerance", "step", "error_norm", "error_images")},
+        "lengths": Many[Literal[LEARNED, UNIFORM]],
+        "score": Literal[(*SCORES, *SIGNIFICANCES)],
+        "pruning": Many[Literal[PRUNING]],
+        "block": Whole,
+        **dict.fromkeys(("kept_share", "sensitivity_kept_share"), Share),
+    }
 
     def summarise(self, runs: pd.DataFrame) -> pd.DataFrame:
         """All rows, in the order in which they were measured."""
-        key = [*SETTING, "part", "schedule", "stage", "layer", "tolerance", "share"]
-        refuse_repeats(runs, [*key, "cut"])
-        metrics = list(runs.columns[runs.columns.get_loc("share") + 1 : runs.columns.get_loc("run_id")])
-        return runs[[*key, *metrics]].reset_index(drop=True)
+        names = list(self.columns)
+        refuse_repeats(runs, [*SETTING, "method", *names[: names.index("accuracy")]])
+        return runs[[*SETTING, "method", *names]].reset_index(drop=True)
 
     def sections(self, data: pd.DataFrame) -> Iterator[Section]:
         for _, rows in data.groupby(SETTING, sort=False, dropna=False):
-            title, studies = setting_title(rows), dict(list(rows.groupby("part", sort=False)))
-            if "stages" in studies:
-                yield Section(f"{title}: plans", _plans(studies["stages"]), (_ACCURACY, _COUNTERS))
-            for study, (what, frame_of, note) in _STUDIES.items():
-                if study in studies:
-                    yield Section(f"{title}: {what}", frame_of(studies[study]), (note,), folded=study == "heads")
+            title, parts = setting_title(rows), dict(list(rows.groupby("part", sort=False)))
+            for part, (what, frame_of, notes) in _TABLES.items():
+                if part in parts:
+                    yield Section(f"{title}: {what}", frame_of(parts[part]), notes, folded=part == "heads")
 
     def answers(self, data: pd.DataFrame) -> Iterator[Answer]:
-        """Per setting: what every schedule costs and loses, before and after tuning."""
+        """Per setting: what all lengths cost and lose, before and after training."""
         for _, rows in data[data["part"] == "stages"].groupby(SETTING, sort=False, dropna=False):
-            value = "accuracy_full" if rows["accuracy_full"].notna().all() else "accuracy"
-            baseline = rows.loc[rows["stage"] == "unreduced", value].iloc[0]
+            baseline = rows.loc[rows["method"] == "none", "accuracy_full"].iloc[0]
             points = []
-            for (schedule, cut), cells in rows[rows["schedule"] != ""].groupby(["schedule", "cut"], sort=False):
-                stages = cells.set_index("stage")[value]
-                lost = [f"{number(baseline - stages[stage])} {_STAGES[stage]}" for stage in _STAGES if stage in stages]
-                points.append(
-                    f"{schedule} tokens, {percent(round(cut, 3))} of the multiplications saved: points lost "
-                    f"{', '.join(lost)}; on images only"
+            for (lengths, score, cut), cells in rows[rows["method"] != "none"].groupby(
+                ["lengths", "score", "mac_cut"], sort=False
+            ):
+                lost = zip(
+                    numbers(baseline - cells["accuracy_full"], 2), cells["training"].map(_TRAININGS), strict=True
                 )
-            head = "all classes of the head" if value == "accuracy_full" else "the classes of the dataset"
-            yield Answer(f"{setting_title(rows)}: {number(baseline)} % without reduction, among {head}.", tuple(points))
+                name = lengths if score == "significance" else f"{lengths}, {score}"
+                points.append(
+                    f"{name} tokens, {_percent(cut)} of the multiplications saved: points lost "
+                    f"{', '.join(map(' '.join, lost))}; on images only"
+                )
+            text = f"{setting_title(rows)}: {baseline:.2f} % without reduction, among all classes of the head."
+            yield Answer(text, tuple(points))
 
 
-def _plans(rows: pd.DataFrame) -> pd.DataFrame:
-    rows = rows[(rows["stage"] != "unreduced") | ~rows.duplicated(["stage", "n_val"])]
-    full = [
-        NONE if pd.isna(value) else f"{value:.1f} ± {error:.1f}"
-        for value, error in zip(rows["accuracy_full"], rows["accuracy_sem"], strict=True)
-    ]
-    return pd.DataFrame(
-        {
-            "Schedule": rows["schedule"].replace("", NONE),
-            "Stage": rows["stage"].map(_STAGES),
-            "Accuracy (%)": rows["accuracy"].map(lambda value: number(value, 1)),
-            "All classes (%)": full,
-            "Gain": [spread(*pair, digits=1) for pair in zip(rows["gain"], rows["gain_sem"], strict=True)],
-            "GMAC": rows["gmac"].map(lambda value: number(value, 3)),
-            "Cut": rows["cut"].map(lambda value: percent(round(value, 3))),
-            "GMAC, paper": rows["gmac_paper"].map(lambda value: number(value, 3)),
-            "Cut, paper": rows["cut_paper"].map(lambda value: percent(round(value, 3))),
-            "Tokens by block": rows["tokens"],
-            "Images": rows["n_val"].astype(str),
-        }
+# What is measured
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A plan and a backbone that was trained to follow it.
+
+    Attributes:
+        training: "none", of the "blocks" one by one, or of the whole "network".
+        conditions: epochs, learning rate and number of images of all training.
+    """
+
+    plan: SlimmingPlan
+    vit: VisionTransformer
+    training: str = "none"
+    conditions: Row = field(default_factory=dict)
+
+    @property
+    def model(self) -> ReducedVisionTransformer:
+        return reduce_tokens(self.vit, "patch_slimming", plan=self.plan)
+
+
+def searched(setup: Setup, folder: Path | None = None, **settings: Any) -> list[Stage]:
+    """The plan that a search finds, before the tuning of blocks and, where blocks are tuned, after it.
+
+    Args:
+        folder: where a stopped search goes on from.
+        **settings: of :class:`common.slimming.top_down.SearchSettings`.
+    """
+    vit = copy.deepcopy(setup.vit)
+    plan = search(vit, setup.calibration_images, output_dir=folder, seed=setup.seed, **settings)
+    how, images = plan.settings, plan.settings["images"]
+    given = {"epochs": how["epochs"], "lr": how["lr"], "n_train": images - round(images * how["held_out"])}
+    return [Stage(plan, setup.vit), Stage(plan, vit, "blocks", given)][: 2 if how["epochs"] else 1]
+
+
+def distilled(setup: Setup, stage: Stage, epochs: int, lr: float) -> Stage:
+    """``stage`` after its whole network learnt, on images alone, to agree with the unreduced one.
+
+    The last step of Tang et al. (CVPR 2022), which they do on labels.
+    """
+    after, data = replace(stage, vit=copy.deepcopy(stage.vit), training="network"), setup.training()
+    setup.distil(after.model, data, replace(DISTILLATION, epochs=epochs, lr=lr, batch_size=setup.batch_size))
+    after.vit.eval()
+    return replace(
+        after, conditions={"epochs": stage.conditions.get("epochs", 0) + epochs, "lr": lr, "n_train": len(data[0])}
     )
 
 
-def _sensitivity(rows: pd.DataFrame) -> pd.DataFrame:
-    wide = rows.pivot(index="share", columns="layer", values="accuracy").sort_index(ascending=False)
-    frame = wide.map(number).rename(index=lambda share: percent(1 - share), columns=lambda layer: f"{layer + 1}")
-    return frame.rename_axis(columns=None).reset_index(names="Pruned")
+def hits_of(
+    setup: Setup, models: Mapping[Hashable, ReducedVisionTransformer], limit: int | None = None, *, shared: bool = False
+) -> dict[Hashable, Tensor]:
+    """Which validation images are right (n, 2), float64: among the classes of the dataset, and all of the head.
+
+    Args:
+        limit: images; None = all.
+        shared: the models are of the backbone's own modules, see :func:`common.slimming.plans.encode_all`.
+    """
+    whole, loader = reduce_tokens(setup.vit, "none"), setup.loader(setup.some(limit))
+    found = {key: Rows(len(loader.sampler)) for key in models}
+    with inference_pass([whole, *models.values()], loader, "plans") as batches:
+        for images, labels in batches:
+            if shared:
+                outputs = ((key, whole.classify(tokens)) for key, tokens in encode_all(whole, models, images))
+            else:
+                outputs = ((key, model(images)) for key, model in models.items())
+            for key, logits in outputs:
+                right = list(hits_by_image(logits.cpu(), labels, setup.val_set).values())
+                found[key].add(torch.from_numpy(np.stack([right[0], right[-1]], axis=1)).double())
+    return {key: rows.rows for key, rows in found.items()}
 
 
-def _single(rows: pd.DataFrame) -> pd.DataFrame:
-    return pd.DataFrame(
-        {
-            "Block": (rows["layer"] + 1).map("{:.0f}".format),
-            "Computed": rows["share"].map(percent),
-            "Others": rows["pruned"].map(_PRUNED),
-            "Chosen by": rows["schedule"],
-            **_measured(rows),
-        }
-    )
+def measures(right: Tensor, other: Tensor | None) -> Row:
+    """Accuracies of ``right`` (n, 2), see :func:`hits_of`, and the gain over ``other`` on the same images."""
+    values = {"accuracy": right[:, 0], "accuracy_full": right[:, 1]}
+    if other is not None:
+        values["gain"] = right[:, 1] - other[:, 1]
+    return {"n_val": len(right), **means_with_errors(**{name: 100 * value for name, value in values.items()})}
 
 
-def _budgets(rows: pd.DataFrame) -> pd.DataFrame:
-    rows = rows.sort_values("share", ascending=False, kind="stable")
-    return pd.DataFrame(
-        {
-            "Budget": rows["share"].map(percent),
-            "Schedule": rows["schedule"],
-            **_measured(rows),
-            "Cut": rows["cut"].map(lambda value: percent(round(value, 3))),
-            "Tokens by block": rows["tokens"],
-        }
-    )
+def cost(shape: Shape, lengths: Sequence[int], counter: str = "compact") -> Row:
+    """What is executed, by ``counter``, and what the authors count; what is saved of each; the tokens by block."""
+    row: Row = {"tokens": " ".join(map(str, lengths))}
+    for name, end in ((counter, ""), ("paper", "_paper")):
+        macs = slim_macs(shape, lengths, name)
+        row |= {f"gmac{end}": macs / 1e9, f"mac_cut{end}": 1 - macs / shape.unreduced}
+    return row
 
 
-def _tolerances(rows: pd.DataFrame) -> pd.DataFrame:
-    return pd.DataFrame(
-        {
-            "Tolerance": rows["tolerance"].map("{:g}".format),
-            **_measured(rows),
-            "Cut": rows["cut"].map(lambda value: percent(round(value, 3))),
-            "Cut, paper": rows["cut_paper"].map(lambda value: percent(round(value, 3))),
-            "Tokens by block": rows["tokens"],
-        }
-    )
+def stage_rows(setup: Setup, found: Mapping[tuple[str, str], Sequence[Stage]], mac_budget: float) -> Iterator[Row]:
+    """Accuracy of the unreduced network and of every stage of plans that cost no more than ``mac_budget``.
+
+    ``gain`` is over uniform lengths with patches by the same score and after the same training, if there are any.
+
+    Args:
+        found: (lengths, score) -> the stages of their plan.
+    """
+    stages = {(*name, stage.training): stage for name, each in found.items() for stage in each}
+    unreduced, shape = ("", "", "none"), Shape.of(setup.vit)
+    models = {unreduced: reduce_tokens(setup.vit, "none"), **{key: stage.model for key, stage in stages.items()}}
+    right = hits_of(setup, models)
+    for key in models:
+        row = {"part": "stages", **dict(zip(("lengths", "score", "training"), key, strict=True))}
+        lengths = [shape.num_tokens] * shape.depth
+        if key == unreduced:
+            row["method"] = "none"
+        else:
+            row, lengths = row | stages[key].conditions, stages[key].plan.lengths
+        other = right.get((UNIFORM, *key[1:]))
+        yield {**row, "mac_budget": mac_budget, **cost(shape, lengths), **measures(right[key], other)}
 
 
-def _dynamic(rows: pd.DataFrame) -> pd.DataFrame:
-    chosen = rows["schedule"].replace("static", "plan")
-    return pd.DataFrame({"Patches chosen by": chosen, **_measured(rows), "Tokens by block": rows["tokens"]})
+def tolerance_rows(
+    setup: Setup, tolerances: Sequence[float], *, epochs: int = 0, limit_val: int | None = None, **how: Any
+) -> Iterator[Row]:
+    """Accuracy of what the search finds for each of ``tolerances`` (Tang et al., CVPR 2022, figure 4).
+
+    ``gain`` is over the unreduced network.
+
+    Args:
+        epochs, **how: of :class:`common.slimming.top_down.SearchSettings`.
+        limit_val: validation images; None = all.
+    """
+    if not tolerances:
+        return
+    models = {each: searched(setup, tolerance=each, epochs=epochs, **how)[-1] for each in sorted(tolerances)}
+    whole = reduce_tokens(setup.vit, "none")
+    right = hits_of(setup, {None: whole, **{key: stage.model for key, stage in models.items()}}, limit_val)
+    for tolerance, stage in models.items():
+        row = {"part": "tolerances", "tolerance": tolerance, "training": stage.training, **stage.conditions}
+        row["score"] = stage.plan.settings["score"]
+        costing = cost(Shape.of(setup.vit), stage.plan.lengths)
+        yield {**row, **costing, **measures(right[tolerance], right[None])}
 
 
-def _measured(rows: pd.DataFrame) -> dict[str, object]:
-    return {
-        "Accuracy (%)": [_with_error(*pair) for pair in zip(rows["accuracy"], rows["accuracy_sem"], strict=True)],
-        "Gain": [_with_error(*pair) for pair in zip(rows["gain"], rows["gain_sem"], strict=True)],
-        "Images": rows["n_val"].map("{:.0f}".format),
-    }
+def mean_scores(vit: VisionTransformer, images: Tensor, name: str, seed: int = 0) -> Tensor:
+    """Score (L - 1, P) of every patch in every block but the last, in the unreduced network, float64.
+
+    Args:
+        name: of :data:`common.slimming.ranking.SCORES` or :data:`SIGNIFICANCES`.
+        seed: of "random", which is the same for all images.
+    """
+    require_choice(name, (*SCORES, *SIGNIFICANCES), "score")
+    how, images = SIGNIFICANCES.get(name, Scoring(seed=seed)), images[:1] if name == "random" else images
+    return network_scores("significance" if name in SIGNIFICANCES else name, reduce_tokens(vit, "none"), images, how)
 
 
-def _heads(rows: pd.DataFrame) -> pd.DataFrame:
-    wide = rows.pivot(index="schedule", columns="layer", values="rank_correlation")
-    frame = wide.map(number).rename(columns=lambda layer: f"{layer + 1:.0f}").rename_axis(columns=None)
-    return frame.reset_index(names="Score")
+@dataclass(frozen=True)
+class Variant:
+    """A plan of a budget, and how its model and its multiplications are to be had."""
+
+    plan: SlimmingPlan
+    keys: str = "all"
+    counter: str = "compact"
 
 
-_STUDIES = {
-    "tolerances": ("tolerances", _tolerances, _TOLERANCES),
-    "budgets": ("budgets, scores and keys", _budgets, _BUDGETS),
-    "dynamic": ("patches for each image", _dynamic, _DYNAMIC),
-    "sensitivity": ("how fragile each block is", _sensitivity, _SENSITIVITY),
-    "single_block": ("one block alone", _single, _GAIN),
-    "heads": ("scores compared", _heads, _HEADS),
+def budget_variants(
+    setup: Setup, budgets: Sequence[float], error_images: int
+) -> dict[tuple[float, str, str, str], Variant]:
+    """By budget, lengths, score and keys: learned and uniform lengths, and uniform ones whose patches others chose.
+
+    "single_block" with "selected" keys is the student reproduction (CENG502, 2023): patches by the score of one block,
+    and blocks that see no more than they compute, which saves keys, so that more tokens fit into the same budget.
+
+    Args:
+        error_images: calibration images, the last ones, that the learned lengths are found on.
+    """
+    names = ("significance", "coverage", "single_block", "random")
+    scores = {name: mean_scores(setup.vit, setup.calibration_images, name) for name in names}
+    model, shape, variants = reduce_tokens(setup.vit, "none"), Shape.of(setup.vit), {}
+    found = sensitivity(model, setup.calibration_images[-error_images:], scores["significance"])
+    curves = error_curves(found, shape.num_patches)
+    for budget in budgets:
+        plan = nested(scores["significance"], allocate(curves, shape, budget), shape.num_prefix_tokens)
+        variants[budget, LEARNED, "significance", "all"] = Variant(plan)
+        for name, keys, counter in [*((name, "all", "compact") for name in names), (names[2], "selected", "square")]:
+            plan = nested(scores[name], uniform_lengths(shape, budget, counter), shape.num_prefix_tokens)
+            variants[budget, UNIFORM, name, keys] = Variant(plan, keys, counter)
+    return variants
+
+
+def budget_rows(
+    setup: Setup, budgets: Sequence[float], error_images: int = 64, limit_val: int | None = None
+) -> Iterator[Row]:
+    """Accuracy of :func:`budget_variants`; ``gain`` is over uniform lengths with patches by significance.
+
+    Args:
+        limit_val: validation images; None = all.
+    """
+    if not budgets:
+        return
+    variants, model = budget_variants(setup, budgets, error_images), reduce_tokens(setup.vit, "none")
+    slim = {key: slimmed(model, each.plan, each.keys) for key, each in variants.items()}
+    right = hits_of(setup, slim, limit_val, shared=True)
+    for key, each in variants.items():
+        row = {"part": "budgets", **dict(zip(("mac_budget", "lengths", "score", "keys"), key, strict=True))}
+        costing = cost(Shape.of(setup.vit), each.plan.lengths, each.counter)
+        yield {**row, **costing, **measures(right[key], right[key[0], UNIFORM, "significance", "all"])}
+
+
+def dynamic_rows(
+    setup: Setup, plan: SlimmingPlan, *, epochs: int, num_images: int, limit_val: int | None = None
+) -> Iterator[Row]:
+    """Patches that gates choose image by image, and those of the ``plan``, over which is ``gain``; nothing else learns.
+
+    Args:
+        epochs, num_images: of the gates, on calibration images.
+        limit_val: validation images; None = all.
+    """
+    images = setup.calibration_images[:num_images]
+    torch.manual_seed(setup.seed)
+    fixed = reduce_tokens(setup.vit, "dynamic_slimming", plan=plan).eval()
+    fit_gates(fixed, images, epochs=epochs)
+    threshold = reduce_tokens(setup.vit, "dynamic_slimming", plan=plan, budget="threshold").eval()
+    threshold.reducer.gates.load_state_dict(fixed.reducer.gates.state_dict())
+    calibrate_thresholds(threshold, images)
+    slim = {"none": slimmed(reduce_tokens(setup.vit, "none"), plan), "fixed": fixed, "threshold": threshold}
+    right = hits_of(setup, slim, limit_val, shared=True)
+    trained = {"method": "dynamic_slimming", "epochs": epochs, "lr": GATE_LR, "n_train": num_images}
+    for gates in slim:
+        row = {"part": "dynamic", "score": "significance", "gates": gates, **cost(Shape.of(setup.vit), plan.lengths)}
+        row |= trained if gates != "none" else {}
+        row |= _tokens(threshold, images, setup.batch_size) if gates == "threshold" else {}
+        yield {**row, **measures(right[gates], right["none"])}
+
+
+def _tokens(model: ReducedVisionTransformer, images: Tensor, batch_size: int) -> Row:
+    """Mean and standard deviation over ``images`` of the tokens that each block computes."""
+    device, prefix = next(model.parameters()).device, model.num_prefix_tokens
+    traces = [model.trace(batch.to(device))[1].num_tokens for batch in images.split(batch_size)]
+    counts = [prefix + torch.cat([trace[layer] for trace in traces]).double() for layer in range(len(model.blocks))]
+    rounded = {"tokens": (each.mean() for each in counts), "tokens_sd": (each.std() for each in counts)}
+    return {name: " ".join(f"{value.item():.0f}" for value in values) for name, values in rounded.items()}
+
+
+def one_block_rows(
+    setup: Setup,
+    *,
+    blocks: Sequence[int],
+    kept_shares: Sequence[float],
+    scores: Sequence[str],
+    pruning: Sequence[str] = ("idle",),
+    random_masks: int = 0,
+    limit_val: int | None = None,
+) -> Iterator[Row]:
+    """Accuracy when one block computes a share of its patches, chosen by a score or by chance, without any tuning.
+
+    Args:
+        scores: see :func:`mean_scores`.
+        random_masks: how many; ``gain`` is over their mean. With 0 there is none: the part is "sensitivity".
+        limit_val: validation images; None = all.
+    """
+    names = [(score, 0) for score in scores] + [("random", seed) for seed in range(random_masks)]
+    ranks = {name: mean_scores(setup.vit, setup.calibration_images, *name) for name in names}
+    cells = [(how, layer, share) for how in pruning for layer in blocks for share in kept_shares]
+    model, shape, slim, kept = reduce_tokens(setup.vit, "none"), Shape.of(setup.vit), {}, {}
+    for how, layer, share in cells:
+        # no head reads a patch of the last block
+        kept[how, layer, share] = 0 if layer == shape.depth - 1 else round(share * shape.num_patches)
+        for name, ranked in ranks.items():
+            patches = best_first(ranked[min(layer, shape.depth - 2)])[: kept[how, layer, share]]
+            slim[name, (how, layer, share)] = one_block(model, layer, patches, how)
+    right = hits_of(setup, slim, limit_val, shared=True)
+    for cell in cells:
+        how, layer, share = cell
+        row = {"part": "single_block" if random_masks else "sensitivity", "pruning": how}
+        row |= {"block": layer, "kept_share": share}
+        lengths = one_block_lengths(shape, layer, kept[cell], how)
+        row |= cost(shape, lengths, "compact" if how == "dropped" else "paper")  # what idles still has keys
+        shown = {score: right[(score, 0), cell] for score in scores}
+        if random_masks:
+            shown["random"] = torch.stack([right[("random", seed), cell] for seed in range(random_masks)]).mean(0)
+        for score, each in shown.items():
+            yield {**row, "score": score, **measures(each, shown.get("random"))}
+
+
+def correlation_rows(setup: Setup, blocks: Sequence[int]) -> Iterator[Row]:
+    """Spearman's correlation of every other score with the published significance, by block."""
+    published = mean_scores(setup.vit, setup.calibration_images, "significance")
+    for name in [*SIGNIFICANCES, *(score for score in SCORES if score not in ("significance", "random"))]:
+        scores = mean_scores(setup.vit, setup.calibration_images, name)
+        for block in blocks:
+            correlation = float(spearmanr(scores[block], published[block]).statistic)
+            yield {"part": "heads", "score": name, "block": block, "rank_correlation": correlation}
+
+
+# Tables for people
+
+_TRAININGS = {"none": "before tuning", "blocks": "after block tuning", "network": "after distillation"}
+_OTHERS = {"idle": "idle", "zero": "zero", "dropped": "dropped for good"}
+_CHOOSERS = {"none": "plan", "fixed": "gates, fixed", "threshold": "gates, threshold"}
+_TOKENS = "Tokens by block"
+
+
+def _percent(share: float) -> str:
+    return percent(round(share, 3))
+
+
+def _spread_tokens(rows: pd.DataFrame) -> list[str]:
+    """Tokens by block, as mean±sd where they depend on the image."""
+    pairs = zip(rows["tokens"].str.split(), rows["tokens_sd"].str.split(), strict=True)
+    return [" ".join(map("±".join, zip(means, sds, strict=True)) if sds else means) for means, sds in pairs]
+
+
+# Heading -> the cells under it, in all tables.
+_CELLS: Mapping[str, Callable[[pd.DataFrame], Any]] = {
+    "Budget": lambda rows: rows["mac_budget"].map(percent),
+    "Tolerance": lambda rows: rows["tolerance"].map("{:g}".format),
+    "Block": lambda rows: rows["block"].astype(str),
+    "Computed": lambda rows: rows["kept_share"].map(percent),
+    "Others": lambda rows: rows["pruning"].map(_OTHERS),
+    "Chosen by": lambda rows: rows["gates"].map(_CHOOSERS),
+    "Lengths": lambda rows: rows["lengths"].replace("", NONE),
+    "Score": lambda rows: rows["score"].replace("", NONE),
+    "Keys": lambda rows: rows["keys"],
+    "Stage": lambda rows: rows["training"].map(_TRAININGS).mask(rows["method"] == "none", "unreduced"),
+    "Accuracy (%)": lambda rows: with_errors(rows, "accuracy", 2),
+    "All classes (%)": lambda rows: with_errors(rows, "accuracy_full", 2),
+    "Gain": lambda rows: with_errors(rows, "gain", 2),
+    "GMAC": lambda rows: numbers(rows["gmac"], 3),
+    "Cut": lambda rows: rows["mac_cut"].map(_percent),
+    "GMAC, paper": lambda rows: numbers(rows["gmac_paper"], 3),
+    "Cut, paper": lambda rows: rows["mac_cut_paper"].map(_percent),
+    _TOKENS: _spread_tokens,
+    "Images": lambda rows: rows["n_val"].astype(str),
 }
 
 
-def _with_error(value: float, error: float) -> str:
-    return f"{number(value)} ± {number(error)}"
+def _frame(*headings: str) -> Callable[[pd.DataFrame], pd.DataFrame]:
+    return lambda rows: pd.DataFrame({heading: _CELLS[heading](rows) for heading in headings})
+
+
+def _plans(rows: pd.DataFrame) -> pd.DataFrame:
+    """The unreduced network once, though the run of every budget has measured it."""
+    rows = rows[(rows["method"] != "none") | ~rows.duplicated(["method", "n_val"])]
+    counted = ("GMAC", "Cut", "GMAC, paper", "Cut, paper", _TOKENS, "Images")
+    return _frame("Lengths", "Score", "Stage", "Accuracy (%)", "All classes (%)", "Gain", *counted)(rows)
+
+
+def _budgets(rows: pd.DataFrame) -> pd.DataFrame:
+    rows = rows.sort_values("mac_budget", ascending=False, kind="stable")
+    return _frame("Budget", "Lengths", "Score", "Keys", "All classes (%)", "Gain", "Images", "Cut", _TOKENS)(rows)
+
+
+def _by_block(rows: pd.DataFrame, index: str, values: str) -> pd.DataFrame:
+    return rows.pivot(index=index, columns="block", values=values).rename(columns=str).rename_axis(columns=None)
+
+
+def _sensitivity(rows: pd.DataFrame) -> pd.DataFrame:
+    wide = _by_block(rows, "kept_share", "accuracy_full").sort_index(ascending=False).apply(numbers, digits=2)
+    return wide.rename(index=lambda share: percent(1 - share)).reset_index(names="Pruned")
+
+
+def _heads(rows: pd.DataFrame) -> pd.DataFrame:
+    return _by_block(rows, "score", "rank_correlation").apply(numbers, digits=2).reset_index(names="Score")
+
+
+_ACCURACY = (
+    "Accuracy: among the classes of the dataset; all classes: among all of the head; each ± its standard error over "
+    "images. Gain: difference to uniform lengths at the same stage, with patches by the same score, among all classes "
+    "and on the same images, ± its standard error. Coverage: patches that carry what others carry do not count. Tuned "
+    "on images only."
+)
+_COUNTERS = (
+    "GMAC is what the slim model executes; GMAC, paper counts as the authors do: keys and values for all tokens. "
+    "Cut: share saved."
+)
+_ALL_CLASSES = "Accuracy among all classes of the head, ± its standard error over images."
+_BLOCKS = "Blocks count from 0."
+
+# Part -> what it is called, its table, its notes.
+_TABLES: Mapping[str, tuple[str, Callable[[pd.DataFrame], pd.DataFrame], tuple[str, ...]]] = {
+    "stages": ("plans", _plans, (_ACCURACY, _COUNTERS)),
+    "tolerances": (
+        "tolerances",
+        _frame("Tolerance", "All classes (%)", "Gain", "Images", "Cut", "Cut, paper", _TOKENS),
+        (
+            "Each block keeps the fewest patches with which the output of the next one errs by no more than the "
+            "tolerance, a share of its squared norm (mean over tokens). Gain: difference to the unreduced network on "
+            f"the same images, ± its standard error. {_ALL_CLASSES}",
+        ),
+    ),
+    "budgets": (
+        "budgets, scores and keys",
+        _budgets,
+        (
+            "Nothing is tuned. Budget: share of the multiplications that may be spent. Gain: difference to uniform "
+            "lengths with patches by significance, on the same images, ± its standard error. Keys selected: patches "
+            f"that a block does not compute are not seen in it either. {_ALL_CLASSES}",
+        ),
+    ),
+    "dynamic": (
+        "patches for each image",
+        _frame("Chosen by", "All classes (%)", "Gain", "Images", _TOKENS),
+        (
+            "Nothing but the gates is trained. Fixed: as many patches in every image; threshold: as many on average, "
+            "± the standard deviation over images. Gain: difference to the plan, the same in all images, ± its "
+            f"standard error. {_ALL_CLASSES}",
+        ),
+    ),
+    "sensitivity": (
+        "how fragile each block is",
+        _sensitivity,
+        (
+            "Accuracy (%) among all classes of the head when the most significant patches of one block are computed "
+            f"and the others pass it unchanged, by block. No head reads the patches of the last one. {_BLOCKS}",
+        ),
+    ),
+    "single_block": (
+        "one block alone",
+        _frame("Block", "Computed", "Others", "Score", "All classes (%)", "Gain", "Images"),
+        (
+            "One block computes a part of its patches, nothing is tuned. The others idle: they pass it unchanged, and "
+            "the next computes them again; or they are dropped for good. Gain: difference to random masks on the same "
+            f"images, ± its standard error. {_ALL_CLASSES} {_BLOCKS}",
+        ),
+    ),
+    "heads": ("scores compared", _heads, (f"Spearman's correlation with the exact significance, by block. {_BLOCKS}",)),
+}

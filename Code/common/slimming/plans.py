@@ -1,4 +1,4 @@
-"""One backbone under many plans at once: what they share, up to the first block that drops anything, runs once."""
+"""One backbone under many plans: their models share its modules, and what they all compute alike runs once."""
 
 from __future__ import annotations
 
@@ -45,10 +45,12 @@ def nested(scores: Tensor, lengths: Sequence[int], num_prefix_tokens: int = 1) -
     return SlimmingPlan.of_patches(kept[::-1], scores.shape[1], num_prefix_tokens)
 
 
-def branches(
+def encode_all(
     model: ReducedVisionTransformer, slim: Mapping[Hashable, ReducedVisionTransformer], images: Tensor
 ) -> Iterator[tuple[Hashable, Tokens]]:
     """Key and final tokens, as :meth:`encode` gives them, of ``images`` in every model ``slim``, in no order.
+
+    Blocks up to the first in which a model drops anything run once for all of them.
 
     Args:
         model: unreduced.
