@@ -116,25 +116,17 @@ def _checked_block(model: ReducedVisionTransformer, block: int | None) -> int:
     return block
 
 
-@dataclass(frozen=True)
-class Agreement:
-    """Heatmaps of n images compared with what a reducer decided on them.
+def agreement(heatmaps: Tensor, decisions: Decisions) -> dict[str, Tensor]:
+    """Compare ``heatmaps`` (n, h, w) with the ``decisions`` on the same n images of h x w patches.
 
-    Attributes:
-        iou, iou_chance: (n,), see :func:`iou` and :func:`iou_by_chance`.
-        rank_correlation: (n,) with the scores of the reducer's first stage, None where it has none.
+    Returns:
+        (n,) each: ``iou`` and ``iou_chance``, see :func:`iou` and :func:`iou_by_chance`; ``above_chance``, their
+        difference; ``rank_correlation`` with the scores of the first stage, NaN for a reducer without.
     """
-
-    iou: Tensor
-    iou_chance: Tensor
-    rank_correlation: Tensor | None
-
-
-def agreement(heatmaps: Tensor, decisions: Decisions) -> Agreement:
-    """Compare ``heatmaps`` (n, h, w) with the ``decisions`` on the same n images of h x w patches."""
-    heat, kept, scores = heatmaps.flatten(1).cpu(), decisions.kept, decisions.scores
-    correlation = None if scores is None else rank_correlation(heat, scores)
-    return Agreement(iou(heat, kept), iou_by_chance(kept), correlation)
+    heat, kept = heatmaps.flatten(1).cpu(), decisions.kept
+    overlap, chance = iou(heat, kept), iou_by_chance(kept)
+    ranks = overlap * torch.nan if decisions.scores is None else rank_correlation(heat, decisions.scores)
+    return {"iou": overlap, "iou_chance": chance, "above_chance": overlap - chance, "rank_correlation": ranks}
 
 
 def _check(heat: Tensor, other: Tensor) -> None:

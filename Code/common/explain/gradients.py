@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from operator import itemgetter
+
 import numpy as np
 import torch
 from timm.models.vision_transformer import VisionTransformer
@@ -45,7 +47,7 @@ class GradCam(Explainer):
 
         cam = PatchCam(model, [self.model.blocks[-1].norm1], Tensor.float)  # numpy knows no bfloat16
         try:
-            heat = cam(images, None if labels is None else [_Logit(label) for label in labels])
+            heat = cam(images, None if labels is None else [itemgetter(label) for label in labels])
         finally:
             cam.activations_and_grads.release()
         return Explanation(torch.from_numpy(heat).to(images.device), predicted(cam.outputs, labels))
@@ -69,14 +71,6 @@ class _LastLayer(nn.Module):
 
     def _keep(self, layer: AttentionLayer) -> None:
         self.layer = layer
-
-
-class _Logit:
-    def __init__(self, label: Tensor) -> None:
-        self.label = label
-
-    def __call__(self, logits: Tensor) -> Tensor:
-        return logits[self.label]
 
 
 @register_explainer("integrated_gradients")

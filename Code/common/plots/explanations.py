@@ -36,11 +36,7 @@ _WHERE = (
 SETTING = (*_WHERE, "reducer")
 NAMED = ("dataset", "backbone")  # what the title of a panel always says
 _AUCS = ("insertion_auc", "insertion_auc_sem", "deletion_auc", "deletion_auc_sem")
-# Title, column of the standard errors, and what those are of.
-_AGREEMENT = {
-    "rank_correlation": ("Rank correlation", "rank_correlation_sem", "standard errors"),
-    "above_chance": ("IoU minus chance", "above_chance_sem", "standard errors"),
-}
+_AGREEMENT = {"rank_correlation": "Rank correlation", "above_chance": "IoU minus chance"}
 _VARIANT_LINES = ("-", "--", "-.", ":")
 
 
@@ -123,7 +119,7 @@ def agreement_matrix(df: pd.DataFrame) -> Figure:
         for ax, name in zip(cells, names, strict=True):
             limit = max(df[name].abs().max(), 1e-9)
             _matrix(ax, rows, name, Normalize(-limit, limit))
-            ax.set_title(f"{title}\n{_AGREEMENT[name][0]}")
+            ax.set_title(f"{title}\n{_AGREEMENT[name]}")
         for ax in cells[1:]:
             ax.tick_params(labelleft=False)
     return fig
@@ -179,10 +175,9 @@ def _matrix(ax: Axes, rows: pd.DataFrame, name: str, norm: Normalize) -> None:
     ax.tick_params(length=0)
     ax.grid(visible=False)
     ax.spines[:].set_visible(False)
-    _, measured, what = _AGREEMENT[name]
-    errors = rows[measured].dropna() if measured in rows else []
+    errors = rows[f"{name}_sem"].dropna() if f"{name}_sem" in rows else []
     if len(errors):
-        ax.set_xlabel(f"{what} up to {max(errors):.2f}", fontsize=8.5)
+        ax.set_xlabel(f"standard errors up to {max(errors):.2f}", fontsize=8.5)
 
 
 def _reducers(rows: pd.DataFrame) -> dict[tuple[str, int], str]:

@@ -107,21 +107,6 @@ def labels(rows: pd.DataFrame) -> list[str]:
     return [method_label(*pair) for pair in zip(rows["method"], rows["options"], strict=True)]
 
 
-def leader(means: Iterable[float], errors: Iterable[float]) -> int | None:
-    """Place of the highest mean if it leads the next by more than twice the standard error of their difference.
-
-    ``errors`` are standard errors of the means; NaN (one seed) decides nothing.
-    """
-    ranked = sorted(
-        ((mean, error, place) for place, (mean, error) in enumerate(zip(means, errors, strict=True)) if mean == mean),
-        key=lambda entry: -entry[0],
-    )
-    if len(ranked) < 2:
-        return None
-    (first, first_error, place), (second, second_error, _) = ranked[:2]
-    return place if first - second > 2 * (first_error**2 + second_error**2) ** 0.5 else None
-
-
 def setting_title(rows: pd.DataFrame) -> str:
     """Dataset, backbone and image size of ``rows``, which share them."""
     row = rows.iloc[0]

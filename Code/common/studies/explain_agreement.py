@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 import pandas as pd
-import torch
 from matplotlib.figure import Figure
 
 from common import plots
@@ -64,15 +63,11 @@ def agreement_rows(
 
 def agreement_row(explanation: Explanation, decisions: Decisions) -> Row:
     """What one explainer shares with one reducer, as columns of the table "explain_agreement"."""
-    compared = agreement(explanation.heatmaps, decisions)
-    above = compared.iou - compared.iou_chance
-    row = {"block": decisions.block, "n_images": len(above), "rank_correlation": None}
-    row |= with_error("iou", compared.iou) | with_error("iou_chance", compared.iou_chance)
-    row |= with_error("above_chance", above) | {"above_chance" + BY_IMAGE: above.numpy()}
-    ranks = compared.rank_correlation
-    row |= {} if ranks is None else with_error("rank_correlation", ranks)
-    known = torch.full_like(above, float("nan")) if ranks is None else ranks
-    return row | {"rank_correlation" + BY_IMAGE: known.numpy()}
+    row = {"block": decisions.block, "n_images": len(decisions.kept)}
+    for name, values in agreement(explanation.heatmaps, decisions).items():
+        row |= with_error(name, values)
+        row |= {name + BY_IMAGE: values.numpy()} if name in _LEADING else {}
+    return row
 
 
 @register_study
