@@ -115,12 +115,15 @@ def test_who_leads_is_told_by_differences_on_the_same_images(tmp_path: Path) -> 
     assert section.best == {(0, "Insertion AUC")}, "the deletion of MUTEX falls where that of Chefer rises"
     assert any("95 % interval" in note for note in section.notes)
     (answer,) = answered("explain_benchmark", found_in(tmp_path, "explain_benchmark").table)
-    assert (
-        answer.points[0] == "insertion AUC: MUTEX is highest, 0.620 ± 0.010 (ahead of Chefer: +0.020 [+0.020, +0.020])"
+    first, second = answer.points[:2]
+    assert first == (
+        "insertion AUC: MUTEX is highest, 0.620 ± 0.010 "
+        "(paired difference to Chefer +0.020, 95 % interval +0.020 to +0.020)"
     )
-    # 0.02 - 3.182 sd(2 alone) / 2, sd(2 alone) = 0.18257
-    assert answer.points[1] == (
-        "deletion AUC: Chefer is lowest, 0.250 ± 0.020 (not certainly ahead of MUTEX: +0.020 [-0.271, +0.311])"
+    # 0.02 ± 3.182 sd / 2, where sd = 2 x 0.0913 is that of twice the amounts
+    assert second == (
+        "deletion AUC: Chefer is lowest, 0.250 ± 0.020 "
+        "(paired difference to MUTEX +0.020, 95 % interval -0.271 to +0.311)"
     )
 
 
@@ -220,8 +223,8 @@ def test_answers_of_the_benchmark(tmp_path: Path) -> None:
     (answer,) = answered("explain_benchmark", found_in(tmp_path, "explain_benchmark").table)
     assert answer.text == "On 60 images of digits at 32 px with vit_digits, baseline black, 3 explainers:"
     assert answer.points == (
-        "insertion AUC: MUTEX is highest, 0.600 ± 0.010 (not tested: no values by image)",
-        "deletion AUC: MUTEX is lowest, 0.250 ± 0.020 (not tested: no values by image)",
+        "insertion AUC: MUTEX is highest, 0.600 ± 0.010 (no paired test)",
+        "deletion AUC: MUTEX is lowest, 0.250 ± 0.020 (no paired test)",
         "better than random heat in both, each with p < 0.05: MUTEX",
         "not certainly better than random heat in both: rollout",
     )
@@ -243,7 +246,7 @@ def test_agreement_with_reducers(tmp_path: Path) -> None:
     }
     (answer,) = answered("explain_agreement", found.table)
     assert answer.points[0] == (
-        "rank correlation is highest between MUTEX and Top-K (head_fusion=mean): +0.50 (not tested: no values by image)"
+        "rank correlation is highest between MUTEX and Top-K (head_fusion=mean): +0.50 (no paired test)"
     )
     assert all("Blocks count from 0, as timm's blocks.N" in " ".join(section.notes) for section in found.sections)
     assert answer.points[1].startswith("IoU exceeds chance most between MUTEX and ")

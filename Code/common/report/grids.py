@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from common.report.paired import NOT_PAIRED, PAIRED, Lead, paired_leader
+from common.report.paired import NOT_PAIRED, PAIRED, Lead, lead_text, paired_leader
 from common.report.rows import SAMPLED, SAMPLES
 from common.report.sections import (
     NONE,
@@ -14,6 +14,7 @@ from common.report.sections import (
     counted,
     falling,
     is_reduced,
+    labels,
     method_label,
     model_name,
     number,
@@ -138,19 +139,9 @@ def best_answer(rows: pd.DataFrame, name: str, context: str, *, cost: bool = Fal
         best = cells.loc[cells["equal"].idxmax()]
         lost = "" if pd.isna(reference) else f", {_difference(best[name] - reference)}"
         where = f"highest at equal cost, {_value(best, name)}" if cost else f"highest, {_value(best, name)}"
-        points.append(f"keep {percent(keep_rate)}: {model_name(best)} is {where}{lost}{_doubt(cells)}")
+        sure = lead_text(lead_of(cells), labels(cells)) if len(cells) > 1 else ""
+        points.append(f"keep {percent(keep_rate)}: {model_name(best)} is {where}{lost}{sure}")
     return Answer(f"{context}: {start}.", tuple(points))
-
-
-def _doubt(cells: pd.DataFrame) -> str:
-    """How sure the leader of one keep rate is."""
-    lead = lead_of(cells)
-    if len(cells) == 1:
-        return ""
-    if lead is None:
-        return " (no paired test)"
-    other = model_name(cells.iloc[lead.other])
-    return f" (paired difference to {other} {lead.difference:+.2f}, 95 % interval {lead.low:+.2f} to {lead.high:+.2f})"
 
 
 def _value(row: pd.Series, name: str) -> str:

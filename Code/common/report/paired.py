@@ -75,9 +75,8 @@ def leader_of(rows: pd.DataFrame, name: str, *, highest: bool = True) -> Lead | 
 
 
 def lead_text(lead: Lead | None, names: Sequence[str], digits: int = 2) -> str:
-    """What stands behind the best of several models: by how much it is ahead, with the 95 % interval."""
+    """How sure the best of several models, which are called ``names``, is."""
     if lead is None:
-        return " (not tested: no values by image)"
-    interval = f"{lead.difference:+.{digits}f} [{lead.low:+.{digits}f}, {lead.high:+.{digits}f}]"
-    certain = "ahead of" if lead.certain else "not certainly ahead of"
-    return f" ({certain} {names[lead.other]}: {interval})"
+        return " (no paired test)"
+    difference, low, high = (f"{value:+.{digits}f}" for value in (lead.difference, lead.low, lead.high))
+    return f" (paired difference to {names[lead.other]} {difference}, 95 % interval {low} to {high})"
