@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from common.errors import UsageError
 from common.reducers.base import NO_SIGNALS, Reducer, Signal, Signals, init_linear, register_reducer
 from common.reducers.clustering import counts_where_dropping
-from common.reducers.patch_slimming import check_plan
+from common.reducers.patch_slimming import fitting_plan
 from common.reducers.slimming_plan import SlimmingPlan
 from common.schedule import Schedule
 from common.tokens import Selection, Tokens, top_in_order
@@ -81,26 +81,15 @@ class DynamicSlimming(Reducer):
         self.budget, num_patches = budget, vit.patch_embed.num_patches
         if gate == "mean" and vit.dynamic_img_size:
             raise UsageError("gate 'mean' needs a fixed grid; dynamic_img_size=True is not allowed, set img_size")
-        self.plan = plan if plan is None or isinstance(plan, SlimmingPlan) else SlimmingPlan.load(plan)
-        if self.plan is not None:
-            check_plan(vit, schedule, self.plan)
-        self.counts = self._counts(num_patches)
+        self.plan = None if plan is None else fitting_plan(vit, schedule, plan)
+        # block -> patches that it computes, of the blocks that drop some
+        self.counts = schedule.drops(num_patches) if plan is None else self.plan.drops
         make, size = (MeanGate, num_patches) if gate == "mean" else (TokenGate, vit.embed_dim)
         gated = counts_where_dropping(vit, schedule) if self.plan is None else self.counts
         # where all patches go, nothing is to be chosen
         self.gates = nn.ModuleDict({str(layer): make(size) for layer, count in gated.items() if count})
         if budget == "threshold":
             self.register_buffer("thresholds", torch.full((len(vit.blocks),), float("nan"), device="cpu"))
-
-    def _counts(self, num_patches: int) -> dict[int, int]:
-        """Block -> patches that it computes, for the blocks that drop some."""
-        if self.plan is None:
-            return self.schedule.drops(num_patches)
-        before, counts = num_patches, {}
-        for layer, kept in enumerate(self.plan.kept):
-            if len(kept) < before:
-                counts[layer] = before = len(kept)
-        return counts
 
     @property
     def blocks(self) -> tuple[int, ...]:

@@ -47,9 +47,7 @@ class PatchSlimming(Reducer):
         distill_weight: NonNegative = 1.0,
     ) -> None:
         super().__init__(vit, schedule)
-        self.plan = plan if isinstance(plan, SlimmingPlan) else SlimmingPlan.load(plan)
-        self.keys, self.distill_weight = keys, distill_weight
-        check_plan(vit, schedule, self.plan)
+        self.plan, self.keys, self.distill_weight = fitting_plan(vit, schedule, plan), keys, distill_weight
         self.grid = tuple(vit.patch_embed.grid_size)
         for layer in self.blocks:
             prefix = self.plan.num_prefix_tokens
@@ -58,8 +56,7 @@ class PatchSlimming(Reducer):
 
     @property
     def blocks(self) -> tuple[int, ...]:
-        lengths = (self.plan.num_tokens, *self.plan.lengths)
-        return tuple(layer for layer in range(self.plan.depth) if lengths[layer + 1] < lengths[layer])
+        return tuple(self.plan.drops)
 
     def needs(self, layer: int, tokens: Tokens) -> frozenset[Signal] | None:
         return NO_SIGNALS if layer in self.blocks else None
@@ -80,8 +77,9 @@ class PatchSlimming(Reducer):
         return f"lengths={list(self.plan.lengths)}, plan={self.plan.digest}"
 
 
-def check_plan(vit, schedule: Schedule, plan: SlimmingPlan) -> None:
-    """Refuse a plan that was made for another backbone, and a keep_rate beside it."""
+def fitting_plan(vit, schedule: Schedule, plan: SlimmingPlan | str | Path) -> SlimmingPlan:
+    """``plan``, or that of its file; refused if it is for another backbone or stands beside a keep_rate."""
+    plan = plan if isinstance(plan, SlimmingPlan) else SlimmingPlan.load(plan)
     if schedule.keep_rate != 1.0:
         raise UsageError(f"the plan says how many tokens stay; keep_rate={schedule.keep_rate} must stay 1.0")
     given = (plan.depth, plan.num_tokens, plan.num_prefix_tokens)
@@ -90,3 +88,4 @@ def check_plan(vit, schedule: Schedule, plan: SlimmingPlan) -> None:
     if given != own:
         names = "{} blocks, {} tokens, {} of them prefix"
         raise UsageError(f"the plan is for {names.format(*given)}; this backbone has {names.format(*own)}")
+    return plan

@@ -130,6 +130,15 @@ class SlimmingPlan:
         prefix = self.num_prefix_tokens
         return tuple(tuple(token - prefix for token in mask[prefix:]) for mask in self.masks)
 
+    @property
+    def drops(self) -> dict[int, int]:
+        """Block -> patches that it computes, of the blocks that drop some."""
+        before, counts = self.num_patches, {}
+        for layer, kept in enumerate(self.kept):
+            if len(kept) < before:
+                counts[layer] = before = len(kept)
+        return counts
+
     def rows(self, layer: int) -> list[int]:
         """Where the tokens of block ``layer`` stand in the sequence that enters it."""
         place = {token: row for row, token in enumerate(self.entering(layer))}

@@ -63,9 +63,9 @@ def fit_gates(
             for number, batch in enumerate(batches(images, batch_size, whole, f"gates, epoch {epoch + 1}")):
                 inputs = _inputs(whole, batch, layers)
                 if number not in targets:
-                    with torch.inference_mode():
+                    with torch.no_grad():
                         targets[number] = standardised(image_significances(whole, inputs[0], span, how, number))
-                loss = _loss(model.reducer, inputs, layers, targets[number].clone())
+                loss = _loss(model.reducer, inputs, layers, targets[number])
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()

@@ -168,7 +168,9 @@ class _Search:
         """Try candidates for block ``layer`` until one is good enough, and keep the weights tuned for the best."""
         how, above, block = self.how, self.kept[layer + 1], self.student.blocks[layer]
         tuned_on, measured_on = self._features(layer, self.tuned_on), self._features(layer, self.measured_on)
-        scores = self._scores(layer, tuned_on)
+        # below the block the original network, above it the slim one
+        model, entering = slimmed(self.student, self._plan()), self._scored(tuned_on)
+        scores = block_scores(how.score, model, entering, layer, how, above)
         order = best_first(scores, above)
         sizes = [*range(0, len(order), how.step), len(order)]
         if self.lengths is not None:
@@ -203,11 +205,6 @@ class _Search:
         tune_block(model, layer, tuned_on, self.how, generator)
         after = measure(model, layer, measured_on) if self.how.epochs else before
         return Candidate(self.prefix + len(self.kept[layer]), before, after)
-
-    def _scores(self, layer: int, features: LayerFeatures) -> Tensor:
-        """Score (P,) in block ``layer``: below it the original network, above it the slim one."""
-        model, entering = slimmed(self.student, self._plan()), self._scored(features)
-        return block_scores(self.how.score, model, entering, layer, self.how, self.kept[layer + 1])
 
     def _scored(self, features: LayerFeatures) -> Iterator[Tokens]:
         """What enters the block of ``features``, of as many images as are scored."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -41,6 +42,7 @@ from common.training.metrics import hits_by_image, means_with_errors
 Row = dict[str, object]
 SETTING = ["dataset", "backbone", "img_size", "seed"]
 LEARNED, UNIFORM = "learned", "uniform"  # how a budget is shared out among the blocks
+_COUNTERS = {"all": "compact", "selected": "square"}  # what is executed, by the keys of a block
 # Other ways to sum the paths of heads, to see the features and the shortcut.
 SIGNIFICANCES = {
     "significance, ln": Scoring(feature="ln"),
@@ -286,18 +288,9 @@ def mean_scores(vit: VisionTransformer, images: Tensor, name: str, seed: int = 0
     return network_scores("significance" if name in SIGNIFICANCES else name, reduce_tokens(vit, "none"), images, how)
 
 
-@dataclass(frozen=True)
-class Variant:
-    """A plan of a budget, and how its model and its multiplications are to be had."""
-
-    plan: SlimmingPlan
-    keys: str = "all"
-    counter: str = "compact"
-
-
-def budget_variants(
+def budget_plans(
     setup: Setup, budgets: Sequence[float], error_images: int
-) -> dict[tuple[float, str, str, str], Variant]:
+) -> dict[tuple[float, str, str, str], SlimmingPlan]:
     """By budget, lengths, score and keys: learned and uniform lengths, and uniform ones whose patches others chose.
 
     "single_block" with "selected" keys is the student reproduction (CENG502, 2023): patches by the score of one block,
@@ -308,34 +301,34 @@ def budget_variants(
     """
     names = ("significance", "coverage", "single_block", "random")
     scores = {name: mean_scores(setup.vit, setup.calibration_images, name) for name in names}
-    model, shape, variants = reduce_tokens(setup.vit, "none"), Shape.of(setup.vit), {}
-    found = sensitivity(model, setup.calibration_images[-error_images:], scores["significance"])
+    images, shape, plans = setup.calibration_images[-error_images:], Shape.of(setup.vit), {}
+    found = sensitivity(reduce_tokens(setup.vit, "none"), images, scores["significance"])
     curves = error_curves(found, shape.num_patches)
     for budget in budgets:
-        plan = nested(scores["significance"], allocate(curves, shape, budget), shape.num_prefix_tokens)
-        variants[budget, LEARNED, "significance", "all"] = Variant(plan)
-        for name, keys, counter in [*((name, "all", "compact") for name in names), (names[2], "selected", "square")]:
-            plan = nested(scores[name], uniform_lengths(shape, budget, counter), shape.num_prefix_tokens)
-            variants[budget, UNIFORM, name, keys] = Variant(plan, keys, counter)
-    return variants
+        lengths = {(LEARNED, "significance", "all"): allocate(curves, shape, budget)}
+        lengths |= {(UNIFORM, name, "all"): uniform_lengths(shape, budget) for name in names}
+        lengths[UNIFORM, "single_block", "selected"] = uniform_lengths(shape, budget, _COUNTERS["selected"])
+        for name, each in lengths.items():
+            plans[(budget, *name)] = nested(scores[name[1]], each, shape.num_prefix_tokens)
+    return plans
 
 
 def budget_rows(
     setup: Setup, budgets: Sequence[float], error_images: int = 64, limit_val: int | None = None
 ) -> Iterator[Row]:
-    """Accuracy of :func:`budget_variants`; ``gain`` is over uniform lengths with patches by significance.
+    """Accuracy of :func:`budget_plans`; ``gain`` is over uniform lengths with patches by significance.
 
     Args:
         limit_val: validation images; None = all.
     """
     if not budgets:
         return
-    variants, model = budget_variants(setup, budgets, error_images), reduce_tokens(setup.vit, "none")
-    slim = {key: slimmed(model, each.plan, each.keys) for key, each in variants.items()}
+    plans, whole = budget_plans(setup, budgets, error_images), reduce_tokens(setup.vit, "none")
+    slim = {key: slimmed(whole, plan, keys=key[-1]) for key, plan in plans.items()}
     right = hits_of(setup, slim, limit_val, shared=True)
-    for key, each in variants.items():
+    for key, plan in plans.items():
         row = {"part": "budgets", **dict(zip(("mac_budget", "lengths", "score", "keys"), key, strict=True))}
-        costing = cost(Shape.of(setup.vit), each.plan.lengths, each.counter)
+        costing = cost(Shape.of(setup.vit), plan.lengths, _COUNTERS[key[-1]])
         yield {**row, **costing, **measures(right[key], right[key[0], UNIFORM, "significance", "all"])}
 
 
@@ -393,21 +386,19 @@ def one_block_rows(
     """
     names = [(score, 0) for score in scores] + [("random", seed) for seed in range(random_masks)]
     ranks = {name: mean_scores(setup.vit, setup.calibration_images, *name) for name in names}
-    cells = [(how, layer, share) for how in pruning for layer in blocks for share in kept_shares]
-    model, shape, slim, kept = reduce_tokens(setup.vit, "none"), Shape.of(setup.vit), {}, {}
-    for how, layer, share in cells:
-        # no head reads a patch of the last block
-        kept[how, layer, share] = 0 if layer == shape.depth - 1 else round(share * shape.num_patches)
+    model, shape, last = reduce_tokens(setup.vit, "none"), Shape.of(setup.vit), len(setup.vit.blocks) - 1
+    counts, slim = {}, {}
+    for how, block, share in product(pruning, blocks, kept_shares):
+        count = counts[how, block, share] = 0 if block == last else round(share * shape.num_patches)
         for name, ranked in ranks.items():
-            patches = best_first(ranked[min(layer, shape.depth - 2)])[: kept[how, layer, share]]
-            slim[name, (how, layer, share)] = one_block(model, layer, patches, how)
+            patches = best_first(ranked[block])[:count] if count else []
+            slim[name, (how, block, share)] = one_block(model, block, patches, how)
     right = hits_of(setup, slim, limit_val, shared=True)
-    for cell in cells:
-        how, layer, share = cell
-        row = {"part": "single_block" if random_masks else "sensitivity", "pruning": how}
-        row |= {"block": layer, "kept_share": share}
-        lengths = one_block_lengths(shape, layer, kept[cell], how)
-        row |= cost(shape, lengths, "compact" if how == "dropped" else "paper")  # what idles still has keys
+    for cell, count in counts.items():
+        row = dict(zip(("pruning", "block", "kept_share"), cell, strict=True))
+        row |= {"part": "single_block" if random_masks else "sensitivity"}
+        counter = "compact" if cell[0] == "dropped" else "paper"  # what idles still has keys
+        row |= cost(shape, one_block_lengths(shape, cell[1], count, cell[0]), counter)
         shown = {score: right[(score, 0), cell] for score in scores}
         if random_masks:
             shown["random"] = torch.stack([right[("random", seed), cell] for seed in range(random_masks)]).mean(0)
@@ -478,11 +469,6 @@ def _plans(rows: pd.DataFrame) -> pd.DataFrame:
     return _frame("Lengths", "Score", "Stage", "Accuracy (%)", "All classes (%)", "Gain", *counted)(rows)
 
 
-def _budgets(rows: pd.DataFrame) -> pd.DataFrame:
-    rows = rows.sort_values("mac_budget", ascending=False, kind="stable")
-    return _frame("Budget", "Lengths", "Score", "Keys", "All classes (%)", "Gain", "Images", "Cut", _TOKENS)(rows)
-
-
 def _by_block(rows: pd.DataFrame, index: str, values: str) -> pd.DataFrame:
     return rows.pivot(index=index, columns="block", values=values).rename(columns=str).rename_axis(columns=None)
 
@@ -502,32 +488,34 @@ _ACCURACY = (
     "and on the same images, ± its standard error. Coverage: patches that carry what others carry do not count. Tuned "
     "on images only."
 )
-_COUNTERS = (
+_COST = (
     "GMAC is what the slim model executes; GMAC, paper counts as the authors do: keys and values for all tokens. "
     "Cut: share saved."
 )
-_ALL_CLASSES = "Accuracy among all classes of the head, ± its standard error over images."
+_GAIN = (
+    "Gain: difference to {} on the same images, ± its standard error. All classes: accuracy among all of the head, ± "
+    "its standard error over images."
+)
 _BLOCKS = "Blocks count from 0."
-
 # Part -> what it is called, its table, its notes.
 _TABLES: Mapping[str, tuple[str, Callable[[pd.DataFrame], pd.DataFrame], tuple[str, ...]]] = {
-    "stages": ("plans", _plans, (_ACCURACY, _COUNTERS)),
+    "stages": ("plans", _plans, (_ACCURACY, _COST)),
     "tolerances": (
         "tolerances",
         _frame("Tolerance", "All classes (%)", "Gain", "Images", "Cut", "Cut, paper", _TOKENS),
         (
             "Each block keeps the fewest patches with which the output of the next one errs by no more than the "
-            "tolerance, a share of its squared norm (mean over tokens). Gain: difference to the unreduced network on "
-            f"the same images, ± its standard error. {_ALL_CLASSES}",
+            "tolerance, a share of its squared norm (mean over tokens).",
+            _GAIN.format("the unreduced network"),
         ),
     ),
     "budgets": (
         "budgets, scores and keys",
-        _budgets,
+        _frame("Budget", "Lengths", "Score", "Keys", "All classes (%)", "Gain", "Images", "Cut", _TOKENS),
         (
-            "Nothing is tuned. Budget: share of the multiplications that may be spent. Gain: difference to uniform "
-            "lengths with patches by significance, on the same images, ± its standard error. Keys selected: patches "
-            f"that a block does not compute are not seen in it either. {_ALL_CLASSES}",
+            "Nothing is tuned. Budget: share of the multiplications that may be spent. Keys selected: patches that a "
+            "block does not compute are not seen in it either.",
+            _GAIN.format("uniform lengths with patches by significance"),
         ),
     ),
     "dynamic": (
@@ -535,8 +523,8 @@ _TABLES: Mapping[str, tuple[str, Callable[[pd.DataFrame], pd.DataFrame], tuple[s
         _frame("Chosen by", "All classes (%)", "Gain", "Images", _TOKENS),
         (
             "Nothing but the gates is trained. Fixed: as many patches in every image; threshold: as many on average, "
-            "± the standard deviation over images. Gain: difference to the plan, the same in all images, ± its "
-            f"standard error. {_ALL_CLASSES}",
+            "± the standard deviation over images.",
+            _GAIN.format("the plan"),
         ),
     ),
     "sensitivity": (
@@ -552,8 +540,8 @@ _TABLES: Mapping[str, tuple[str, Callable[[pd.DataFrame], pd.DataFrame], tuple[s
         _frame("Block", "Computed", "Others", "Score", "All classes (%)", "Gain", "Images"),
         (
             "One block computes a part of its patches, nothing is tuned. The others idle: they pass it unchanged, and "
-            "the next computes them again; or they are dropped for good. Gain: difference to random masks on the same "
-            f"images, ± its standard error. {_ALL_CLASSES} {_BLOCKS}",
+            f"the next computes them again; or they are dropped for good. {_BLOCKS}",
+            _GAIN.format("random masks"),
         ),
     ),
     "heads": ("scores compared", _heads, (f"Spearman's correlation with the exact significance, by block. {_BLOCKS}",)),
