@@ -19,8 +19,7 @@ from common.reducers.base import Teaching, reducer_options
 from common.reducers.idle_mlp import LABELS, LOGITS, Predictor
 from common.reducers.idle_topk import CUT, cut_errors
 from common.reducers.idling import ATTENTION, ragged
-from common.reducers.influence import rollout
-from common.reducers.similarity import SIMILARITIES, rel_norm
+from common.reducers.similarity import SIMILARITIES, rel_norm, rollout
 from common.weights import save_state
 
 CLOSE = {"rtol": 0, "atol": 1e-5}

@@ -1,16 +1,17 @@
-"""How similar a patch is before and after a block, and the methods that know or predict it."""
+"""How similar a patch is before and after a block, how much that matters, and what methods share that use it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Literal
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from timm.models.vision_transformer import Block
 from torch import Tensor
 
+from common.attention import mean_map
 from common.reducers.idling import Idling
-from common.reducers.influence import rollout
 from common.tokens import Tokens
 
 OWN, READ = "own_influence", "read_influence"
@@ -47,13 +48,58 @@ SIMILARITIES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 Similarity = Literal[tuple(SIMILARITIES)]
 
 
+class Influence(NamedTuple):
+    """What a block's work on each patch is worth in the model that computes everything, both (B, P, blocks).
+
+    Attributes:
+        own: influence of the patch after the block on what the head reads; 1 = that of the average token.
+        read: the share that the patch has, as one of those whom they attend to, in the changes of all tokens in the
+            block, these weighted by their influence.
+    """
+
+    own: Tensor
+    read: Tensor
+
+
+@torch.no_grad()
+def rollout(
+    blocks: Sequence[Block], tokens: Tokens, reads_cls: bool, similarity: Callable[[Tensor, Tensor], Tensor]
+) -> Influence:
+    """Influence followed back through attention alone, from what the head reads.
+
+    ``own`` is the product of (A + I) / 2 over the blocks that are still to come, A the mean over heads (Abnar and
+    Zuidema, "Quantifying Attention Flow in Transformers", ACL 2020, equation 1), times the number of tokens. After the
+    last block no patch has any where the head reads the CLS token. ``read`` of patch j is ``sum_i own_i c_i A_ij`` over
+    all tokens i of the block, c_i = 1 - similarity of token i before and after it.
+
+    Args:
+        tokens: those that enter the first block; all blocks compute all of them.
+        reads_cls: the head reads the first token; otherwise the mean of the patches.
+        similarity: one of the functions above.
+    """
+    x, seen = tokens.x, []
+    for block in blocks:
+        y = block(x)  # (B, N, D)
+        seen.append((mean_map(block.attn, block.norm1(x)), 1 - similarity(x.float(), y.float())))
+        x = y
+    prefix = tokens.num_prefix_tokens
+    share = torch.zeros(x.shape[:2], device=x.device)  # (B, N)
+    share[:, slice(1) if reads_cls else slice(prefix, None)] = 1.0 if reads_cls else 1 / (x.shape[1] - prefix)
+    own, read = [], []
+    for attention, change in reversed(seen):
+        own.append(share)
+        read.append(((share * change)[:, None] @ attention)[:, 0])  # (B, N)
+        share = (share + (share[:, None] @ attention)[:, 0]) / 2
+    return Influence(*(x.shape[1] * torch.stack(found[::-1], dim=-1)[:, prefix:] for found in (own, read)))
+
+
 class IdlingBySimilarity(Idling):
     """Decides by the similarity s of each patch before and after a block, or by what would be lost if it idled.
 
     That is ``own (1 - s)``, the change that the patch would not go through, weighted by its influence on what the head
     reads. With "standard" attention, where idle patches are not seen either, it is ``own (1 - s) + read``: others would
     miss it as well. Both influences are those in the model that computes everything
-    (:class:`common.reducers.influence.Influence`): one pass of it, before the first block.
+    (:class:`Influence`): one pass of it, before the first block.
 
     Args:
         similarity: one of the functions above.

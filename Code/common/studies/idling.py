@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from statistics import mean
 
 import pandas as pd
 import torch
@@ -53,9 +52,7 @@ _OF_MODELS = {
         mac_cut=schema.number("share of the unreduced MAC that is saved", "difference"),
         accuracy=schema.number("top-1 among the classes of the dataset", "percent"),
         accuracy_full=schema.number("top-1 among all classes of a head that has others", "percent", optional=True),
-        accuracy_change=schema.number(
-            "of top-1 in the whole head, image by image, by reducing", "points", optional=True
-        ),
+        accuracy_change=schema.number("of top-1 in the whole head, from unreduced", "points", optional=True),
         divergence=schema.number("Kullback-Leibler, from the unreduced model").only("rates"),
     ),
     "predictor_accuracy": schema.number("of decisions, over blocks", "percent").only("context"),
@@ -112,13 +109,12 @@ class Idling(Study):
     def sections(self, data: pd.DataFrame) -> Iterator[Section]:
         """One table for each comparison of each setting."""
         for _, rows in data.groupby(SETTING, sort=False, dropna=False):
-            similarity = rows[rows["part"].isin(["input", "similarity"])]
-            if len(similarity):
-                yield _similarity(_title(similarity, "how similar patches are"), similarity)
-            for part, what in _MODELS.items():
-                found = rows[rows["part"] == part].reset_index(drop=True)
-                if len(found):
-                    yield _models(_title(found, what), found)
+            tables = rows.groupby(rows["part"].replace("input", "similarity"))
+            for part, what in {"similarity": "how similar patches are", **_MODELS}.items():
+                if part in tables.groups:
+                    found = tables.get_group(part)
+                    title = f"{show.setting_title(found)}: {what}, {found['n_val'].iloc[0]} images"
+                    yield _similarity(title, found) if part == "similarity" else _models(title, found)
 
     def answers(self, data: pd.DataFrame) -> Iterator[Answer]:
         """What the models of each setting lose, by thresholds, tuning and bounds."""
@@ -133,13 +129,9 @@ class Idling(Study):
             yield Answer(f"On {show.where_text(rows)} ({head}):", tuple(dict.fromkeys(points)))
 
 
-def _title(rows: pd.DataFrame, what: str) -> str:
-    return f"{show.setting_title(rows)}: {what}, {rows['n_val'].iloc[0]} images"
-
-
 def _similarity(title: str, rows: pd.DataFrame) -> Section:
     columns = {
-        "Block": rows["block"].astype("string").fillna("input"),
+        "Block": rows["block"].astype("string").fillna("input").tolist(),
         "Across": numbers(rows["similarity"]),
         "Within": numbers(rows["within_similarity"]),
     }
@@ -184,9 +176,9 @@ def _labels(row: Mapping[str, object]) -> str:
 
 
 def _change(row: pd.Series, value: str) -> str:
-    change, error = row["accuracy_change"], row[f"accuracy_change{SEM}"]
+    error = row[f"accuracy_change{SEM}"]
     sure = "" if pd.isna(error) else f" ± {error:.2f}"
-    return f"{_described(row)}: {number(row[value])} %" + ("" if pd.isna(change) else f", {change:+.2f}{sure} points")
+    return f"{_described(row)}: {number(row[value])} %, {row['accuracy_change']:+.2f}{sure} points"
 
 
 def _order(rows: pd.DataFrame, value: str) -> Iterator[str]:
@@ -277,9 +269,8 @@ def try_rates(
 def prediction(setup: Setup, candidate: Candidate, images: LabelledDataset) -> dict[str, float]:
     """How well the predictors of ``candidate`` know their labels, mean over the blocks where both labels occur."""
     blocks = predictor_quality(candidate.model, setup.loader(images)).values()
-    known = [block for block in blocks if block.auroc == block.auroc]
-    names = {"predictor_accuracy": "accuracy", "balanced_accuracy": "balanced_accuracy", "auroc": "auroc"}
-    return {column: mean(getattr(block, name) for block in known) for column, name in names.items()}
+    known = pd.DataFrame([vars(block) for block in blocks]).dropna().drop(columns="confusion")
+    return known.mean().rename({"accuracy": "predictor_accuracy"}).to_dict()
 
 
 def speeds(setup: Setup, candidates: Sequence[Candidate], rounds: int = 3) -> list[float]:
