@@ -169,7 +169,7 @@ def sizing_run(root: Path) -> Path:
 
 def gallery_run(root: Path) -> Path:
     """One digit 1 under two methods, one of which is wrong."""
-    shown = {"image": "val-7", "class_name": "1", "layer": 4}
+    shown = {"image": "val-7", "class_name": "1", "block": 3}
     rows = [
         {"method": "tome", "num_tokens": 16, "predicted": "1", "probability": 0.9, "epochs": 0, **shown},
         {"method": "sinkhorn", "num_tokens": 18, "predicted": "5", "probability": 0.3, "epochs": 1, **shown},
@@ -179,20 +179,20 @@ def gallery_run(root: Path) -> Path:
 
 
 def visualize_run(root: Path) -> Path:
-    """Four images, layers 3, 6 and 9 of TRAM at 50 %; one prediction changes."""
+    """Four images, blocks 3, 6 and 9 of TRAM at 50 %; one prediction changes."""
     rows = [
         {
             "image": f"{image:03d}",
             "class_name": "church",
-            "layer": layer,
-            "num_kept": kept,
+            "block": block,
+            "num_tokens": tokens,
             "predicted": "church" if image else "tench",
             "probability": 0.8,
             "predicted_full_model": "church",
             "probability_full_model": 0.9,
         }
         for image in range(4)
-        for layer, kept in ((3, 98), (6, 49), (9, 24))
+        for block, tokens in ((3, 98), (6, 49), (9, 24))
     ]
     where = {"backbone": "vit_tiny_patch16_224", "dataset": "imagenette", "img_size": 224, "seed": 0, "batch": 1}
     where.update(method="tram", keep_rate=0.5)

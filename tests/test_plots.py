@@ -304,7 +304,7 @@ def test_relative_error_in_percent():
 def test_dropped_patches_are_black_and_kept_ones_untouched(image):
     kept = np.zeros((2, 16), bool)
     kept[0, [0, 5, 15]] = kept[1, 5] = True
-    fig = plots.kept_patches(image, kept, patch_grid=(4, 4), layers=[3, 6])
+    fig = plots.kept_patches(image, kept, patch_grid=(4, 4), blocks=[3, 6])
     whole, first, second = shown(fig)
     pixels = image.transpose(1, 2, 0)
     assert np.array_equal(whole, pixels)
@@ -312,7 +312,7 @@ def test_dropped_patches_are_black_and_kept_ones_untouched(image):
         area = np.s_[patch // 4 * 8 : patch // 4 * 8 + 8, patch % 4 * 8 : patch % 4 * 8 + 8]
         for picture, mask in ((first, kept[0]), (second, kept[1])):
             assert np.array_equal(picture[area], pixels[area] if mask[patch] else np.zeros((8, 8, 3)))
-    assert [ax.get_title() for ax in fig.axes] == ["All patches", "Layer 4", "Layer 7"]
+    assert [ax.get_title() for ax in fig.axes] == ["All patches", "Block 3", "Block 6"]
     assert [ax.get_xlabel() for ax in fig.axes][1:] == ["3 of 16 patches", "1 of 16 patches"]
 
 
@@ -339,13 +339,12 @@ def test_torch_tensors_are_taken(image):
         ({"image": lambda image: image[:1]}, r"image has shape \(1, 32, 32\)"),
         ({"patch_grid": (5, 4)}, r"kept has shape \(16,\)"),
         ({"image": lambda image: image[:, :30]}, "30 x 32 px does not divide"),
-        ({"layers": [3]}, r"kept has shape \(2, 16\)"),
-        ({"titles": ["one"]}, "1 titles for 3 panels"),
+        ({"blocks": [3]}, r"kept has shape \(2, 16\)"),
         ({"dropped": "red"}, "black, dim"),
     ],
 )
 def test_kept_patches_refuses(image, change, message):
-    given = {"patch_grid": (4, 4), "layers": [3, 6], **change}
+    given = {"patch_grid": (4, 4), "blocks": [3, 6], **change}
     picture = given.pop("image", lambda image: image)(image)
     with pytest.raises(UsageError, match=message):
         plots.kept_patches(picture, np.ones((2, 16), bool), **given)
@@ -354,12 +353,12 @@ def test_kept_patches_refuses(image, change, message):
 def test_united_grid(image):
     def row(rate, predicted):
         kept = np.arange(16)[None] < 16 * np.array([[rate], [rate**2], [rate**3]])
-        return plots.ExampleRow(rate, kept, "tench", 0.981, predicted, 0.5)
+        return plots.ExampleRow(f"{100 * rate:g} %", kept, "tench", 0.981, predicted, 0.5)
 
     examples = [plots.Example(image, "tench", (row(0.75, "tench"), row(0.5, "golf ball")))] * 3
-    fig = plots.united_grid(examples, patch_grid=(4, 4), layers=[3, 6, 9])
+    fig = plots.united_grid(examples, patch_grid=(4, 4), blocks=[3, 6, 9])
     assert len(fig.axes) == 3 * 2 * 4
-    assert [ax.get_title() for ax in fig.axes[:8]] == ["tench", "Layer 4", "Layer 7", "Layer 10", "", "", "", ""]
+    assert [ax.get_title() for ax in fig.axes[:8]] == ["tench", "Block 3", "Block 6", "Block 9", "", "", "", ""]
     assert [fig.axes[0].get_ylabel(), fig.axes[4].get_ylabel()] == ["75 %", "50 %"]
     right, wrong = fig.texts[:2]
     assert right.get_text() == "tench 98.1 %  →  tench 50.0 %"
@@ -373,20 +372,20 @@ def test_united_grid(image):
 def test_survival_map_by_hand():
     kept = np.zeros((2, 3, 4), bool)
     kept[:, :, 0] = True  # always there
-    kept[0, :2, 1] = True  # two layers in one image, none in the other
-    kept[:, 0, 2] = True  # one layer
-    (values,) = shown(plots.survival_map(kept, patch_grid=(2, 2)))[:1]
+    kept[0, :2, 1] = True  # two blocks in one image, none in the other
+    kept[:, 0, 2] = True  # one block
+    (values,) = shown(plots.survival_map({"": kept}, patch_grid=(2, 2)))[:1]
     assert values == pytest.approx(np.array([[3, 1], [1, 0]]))
 
 
 def test_survival_maps_share_one_scale():
-    groups = {0.75: np.ones((2, 12, 4), bool), "Top-K": np.zeros((2, 12, 4), bool)}
+    groups = {"keep rate 75 %": np.ones((2, 12, 4), bool), "Top-K": np.zeros((2, 12, 4), bool)}
     fig = plots.survival_map(groups, patch_grid=(2, 2))
     maps = [ax for ax in fig.axes if ax.get_images()]
     assert [ax.get_title() for ax in maps] == ["keep rate 75 %", "Top-K"]
     assert {ax.get_images()[0].get_clim() for ax in maps} == {(0, 12)}
     assert "of 12" in fig.axes[-1].get_ylabel()
-    with pytest.raises(UsageError, match=r"\(images, layers, 9\)"):
+    with pytest.raises(UsageError, match=r"\(images, blocks, 9\)"):
         plots.survival_map(groups, patch_grid=(3, 3))
 
 
@@ -400,6 +399,17 @@ def test_methods_look_different():
     assert len(style._LOOKS) >= 25
     assert len({color for color, _ in style._LOOKS}) == len(style._LOOKS)
     assert len({marker for _, marker in style._LOOKS[:14]}) == 14
+
+
+def test_any_number_of_methods_looks_different(monkeypatch):
+    today = [plots.method_style(method) for method in plots.METHODS]
+    more = {f"method {place}": f"Method {place}" for place in range(200)}
+    monkeypatch.setattr(style, "METHODS", {**style.METHODS, **more})
+    looks = [plots.method_style(method) for method in style.METHODS]
+    assert looks[: len(today)] == today
+    assert len({(look.color, look.marker) for look in looks}) == len(today) + 200
+    count = len(style._LOOKS)
+    assert [look.color for look in looks[count : 2 * count]] == [look.color for look in looks[:count]]
 
 
 def test_first_colours_differ_for_the_colour_blind():
@@ -424,7 +434,7 @@ def test_every_registered_method_has_a_colour():
 def test_save_is_small_deterministic_and_makes_folders(tmp_path, image):
     noise = np.random.default_rng(1).uniform(size=(3, 224, 224))
     kept = np.ones((3, 196), bool)
-    fig = plots.kept_patches(noise, kept, patch_grid=(14, 14), layers=[3, 6, 9])
+    fig = plots.kept_patches(noise, kept, patch_grid=(14, 14), blocks=[3, 6, 9])
     path = plots.save(fig, tmp_path / "new" / "folder" / "kept.png")
     assert path.stat().st_size < 150_000
     with Image.open(path) as picture:

@@ -23,7 +23,7 @@ from common.studies.finetune import Finetune
 from common.studies.throughput import Throughput
 from common.studies.visualize import Visualize
 
-ROW = {"image": "001", "class_name": "church", "layer": 3, "num_kept": 98, "predicted": "church", "probability": 0.5}
+ROW = {"image": "001", "class_name": "church", "block": 3, "num_tokens": 98, "predicted": "church", "probability": 0.5}
 ROW |= {"predicted_full_model": "church", "probability_full_model": 0.75}
 RUN = {**BASE, "method": "tram", "backbone": "vit_tiny_patch16_224", "dataset": "digits"}
 RUN |= {"img_size": 32, "keep_rate": 0.5, "seed": 0}
@@ -55,7 +55,7 @@ def test_conditions_refuse_unknown_names_and_devices() -> None:
 
 
 def test_round_trip_is_exact(tmp_path: Path) -> None:
-    values = [random.random() * 10 ** random.randint(-12, 12) for _ in range(300)]
+    values = [random.random() * 10 ** random.randint(-12, 0) for _ in range(300)]
     rows = [{**ROW, "image": f"{number:03d}", "probability": value} for number, value in enumerate(values)]
     path = write_run(
         rows, Visualize, tmp_path / "runs/visualize/one.csv", **RUN | {"keep_rate": 0.1 + 0.2, "options": {"k": "a|b"}}
@@ -65,7 +65,7 @@ def test_round_trip_is_exact(tmp_path: Path) -> None:
     assert frame["keep_rate"].unique().tolist() == ["0.30000000000000004"]
     assert frame["image"].iloc[7] == "007"
     assert frame["options"].iloc[0] == "k=a|b"
-    assert frame["num_kept"].dtype == "Int64"
+    assert frame["num_tokens"].dtype == "Int64"
     assert frame["batch"].isna().all()
     assert frame["run_id"].unique().tolist() == ["one"]
     before = path.read_bytes()
@@ -90,10 +90,10 @@ def test_a_row_may_carry_its_own_condition(tmp_path: Path) -> None:
     [
         ([], {}, r"^no rows to write to .*a\.csv; a visualize run has at least one$"),
         ([{**ROW, "extra": 1}], {}, r"unknown columns \['extra'\]; metrics allowed: image, "),
-        ([{k: v for k, v in ROW.items() if k != "layer"}], {}, r"^row 0 .* missing columns \['layer'\]"),
+        ([{k: v for k, v in ROW.items() if k != "block"}], {}, r"^row 0 .* missing columns \['block'\]"),
         ([ROW, {**ROW, "probability": float("nan")}], {}, r"^row 1 .* no value \(or NaN\) in 'probability'"),
         ([ROW], {"backbone": ""}, r"no value \(or NaN\) in 'backbone'"),
-        ([{**ROW, "layer": 1.5}], {}, r"^column 'layer' of .* does not hold int64 values"),
+        ([{**ROW, "block": 1.5}], {}, r"^column 'block' of .* does not hold int64 values"),
         ([{**ROW, "probability": "high"}], {}, r"^column 'probability' of .* does not hold float64 values"),
     ],
 )
@@ -144,7 +144,7 @@ def test_temporary_files_are_no_runs(tmp_path: Path) -> None:
 def test_reading_refuses_files_of_another_shape(tmp_path: Path) -> None:
     path = write_run([ROW], Visualize, tmp_path / "runs/visualize/a.csv", **RUN)
     good = path.read_text()
-    path.write_text(good.replace("num_kept", "kept"))
+    path.write_text(good.replace("num_tokens", "kept"))
     with pytest.raises(UsageError, match=r"a\.csv does not have the columns of a visualize run; delete it"):
         read_runs(tmp_path, Visualize)
     path.write_text(good.replace("visualize,", "scratch,"))

@@ -359,10 +359,11 @@ def test_gallery_counts_who_is_right(tmp_path: Path) -> None:
     assert answer.text == "val-7 (1): 1 of 2 methods see what it is, from 16 to 18 tokens."
 
 
-def test_visualize_looks_at_the_last_layer(tmp_path: Path) -> None:
+def test_visualize_looks_at_the_last_block(tmp_path: Path) -> None:
     visualize_run(tmp_path)
     found = row(summarised(tmp_path, "visualize"))
-    assert (found["images"], found["kept"], found["agreement"]) == (4, 24.0, 75.0)
+    assert (found["n_images"], found["num_tokens"], found["same_share"]) == (4, 24.0, 0.75)
+    assert found["same_share_sem"] == pytest.approx(0.25) and found["num_tokens_sem"] == 0
     assert (found["probability_full_model"], found["probability"]) == pytest.approx((0.9, 0.8))
 
 

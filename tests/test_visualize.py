@@ -1,14 +1,15 @@
-"""From traces to rows and examples: the right layer, the right image, the right numbers."""
+"""From traces to rows and examples: the right block, the right image, the right numbers."""
 
 import pytest
 import torch
-from torch.utils.data import DataLoader
 
 from common.data.base import LabelledDataset
-from common.data.transforms import Normalisation
+from common.data.transforms import Normalisation, denormalise
 from common.models.factory import create_backbone
 from common.models.reduced import reduce_tokens
-from common.visualize import Decision, TracedImages, denormalise, examples, trace_all
+from common.setup import Setup
+from common.studies.visualize import Decision, TracedImages, examples, measure, trace_images
+from common.weights import save_state
 
 NORM = Normalisation((0.4, 0.5, 0.6), (0.2, 0.25, 0.3))
 
@@ -16,8 +17,8 @@ NORM = Normalisation((0.4, 0.5, 0.6), (0.2, 0.25, 0.3))
 class Pictures(LabelledDataset):
     """Random images in [0, 1], normalised."""
 
-    def __init__(self, labels, num_classes=10, side=32):
-        super().__init__("pictures", [f"class {i}" for i in range(num_classes)], torch.tensor(labels), NORM)
+    def __init__(self, labels, num_classes=10, side=32, **more):
+        super().__init__("pictures", [f"class {i}" for i in range(num_classes)], torch.tensor(labels), NORM, **more)
         self.pixels = torch.rand(len(labels), 3, side, side, generator=torch.Generator().manual_seed(0))
 
     def __getitem__(self, index):
@@ -25,14 +26,14 @@ class Pictures(LabelledDataset):
         return (self.pixels[index] - mean) / std, int(self.labels[index])
 
 
-def fake_trace(n, keep_rate=0.5):
+def fake_trace(n, keep_rate="0.5"):
     """Four layers of four patches; image i keeps 4, 3, 2, 1 of them, and its probabilities tell which image it is."""
     alive = torch.tensor([4, 3, 2, 1])
     kept = torch.arange(4).expand(n, 4, 4) < alive[:, None]
     kept[1::2] = kept[1::2].flip(-1)  # odd images keep the last patches
     full = Decision([f"full {i}" for i in range(n)], torch.arange(n) / 1000)
     own = Decision([f"reduced {i}" for i in range(n)], torch.arange(n) / 2000)
-    return TracedImages(keep_rate, kept, alive.expand(n, 4), full, own, [f"true {i}" for i in range(n)])
+    return TracedImages(keep_rate, kept, alive.expand(n, 4), full, own)
 
 
 def test_denormalise_inverts_normalisation():
@@ -47,20 +48,22 @@ def test_denormalised_values_are_colours():
     assert values.tolist() == [0.0, 0.5, 1.0]
 
 
-def test_rows_count_layers_from_one():
-    rows = fake_trace(2).rows([0, 3])
-    assert [(row["image"], row["layer"], row["num_kept"]) for row in rows] == [
-        ("0", 1, 4),
-        ("0", 4, 1),
-        ("1", 1, 4),
-        ("1", 4, 1),
+def test_rows_count_blocks_from_zero():
+    rows = measure(Pictures([2, 1], image_ids=["a", "b"]), [fake_trace(2)], "topk:head_fusion=mean", [0, 3])
+    assert [(row["image"], row["block"], row["num_tokens"]) for row in rows] == [
+        ("a", 0, 4),
+        ("a", 3, 1),
+        ("b", 0, 4),
+        ("b", 3, 1),
     ]
     assert rows[3] == {
-        "keep_rate": 0.5,
-        "image": "1",
-        "class_name": "true 1",
-        "layer": 4,
-        "num_kept": 1,
+        "method": "topk",
+        "options": "head_fusion=mean",
+        "keep_rate": "0.5",
+        "image": "b",
+        "class_name": "class 1",
+        "block": 3,
+        "num_tokens": 1,
         "predicted": "reduced 1",
         "probability": pytest.approx(1 / 2000),
         "predicted_full_model": "full 1",
@@ -73,7 +76,7 @@ def test_rows_count_layers_from_one():
 
 def class_counts(labels, count, num_classes):
     data = Pictures(labels, num_classes, side=2)
-    chosen = examples(data, {0.5: fake_trace(len(labels))}, [1], count)
+    chosen = examples(data, [fake_trace(len(labels))], [1], count)
     assert len(chosen) == count
     assert len({example.rows[0].predicted for example in chosen}) == count  # no image twice
     return [sum(example.class_name == name for example in chosen) for name in data.classes]
@@ -93,12 +96,12 @@ def test_examples_are_spread_evenly_over_classes_of_different_size():
 
 def test_an_example_belongs_to_its_image():
     data = Pictures([1, 0, 2, 1, 0, 2], num_classes=3)
-    traced = {rate: fake_trace(6, rate) for rate in (0.75, 0.5)}
+    traced = [fake_trace(6, rate) for rate in ("0.75", "0.9 0.7 0.5")]
     for example in examples(data, traced, [1, 3], 3):
         index = int(example.rows[0].predicted.split()[1])
         assert example.class_name == data.classes[data.labels[index]]
         torch.testing.assert_close(torch.as_tensor(example.image), data.pixels[index], rtol=0, atol=1e-6)
-        assert [row.keep_rate for row in example.rows] == [0.75, 0.5]
+        assert [row.label for row in example.rows] == ["75 %", "90, 70, 50 %"]
         for row in example.rows:
             first, last = [True, True, True, False], [True, False, False, False]
             expected = [first[::-1], last[::-1]] if index % 2 else [first, last]
@@ -108,7 +111,7 @@ def test_an_example_belongs_to_its_image():
             assert row.probability_full_model == pytest.approx(index / 1000)
 
 
-# trace_all
+# trace_images
 
 
 @pytest.fixture(scope="module")
@@ -116,45 +119,53 @@ def traced():
     torch.manual_seed(0)
     vit = create_backbone("vit_digits").eval()
     torch.nn.init.normal_(vit.head.weight, std=0.5)
-    models = {rate: reduce_tokens(vit, "tram", keep_rate=rate) for rate in (0.75, 0.5)}
+    models = [reduce_tokens(vit, "tram", keep_rate=rate) for rate in (0.75, (0.9, 0.5, 0.25))]
     data = Pictures([3, 1, 4, 1, 5])
-    images = torch.stack([image for image, _ in data])
-    return vit, models, data, images, trace_all(vit, models, DataLoader(data, 2), data.classes)
+    return vit, models, data, trace_images(Setup.around(vit, {"val_set": data}, batch_size=2), models, data)
 
 
-@pytest.mark.parametrize("rate", [0.75, 0.5])
-def test_trace_all_is_the_trace_of_each_model(traced, rate):
-    vit, models, data, images, result = traced
-    logits, trace = models[rate].eval().trace(images)
-    assert result[rate].keep_rate == rate
-    assert result[rate].kept.shape == (5, 6, 64) and result[rate].num_kept.shape == (5, 6)
-    for layer in range(6):
-        assert torch.equal(result[rate].kept[:, layer], trace.kept(layer))
-        assert torch.equal(result[rate].num_kept[:, layer], trace.num_tokens[layer])
+@pytest.mark.parametrize("place", [0, 1])
+def test_the_trace_of_each_model(traced, place):
+    vit, models, data, results = traced
+    images, result = data.stack(), results[place]
+    logits, trace = models[place].eval().trace(images)
+    assert result.keep_rate == ["0.75", "0.9 0.5 0.25"][place]
+    assert result.kept.shape == (5, 6, 64) and result.num_tokens.shape == (5, 6)
+    for block in range(6):
+        assert torch.equal(result.kept[:, block], trace.kept(block))
+        assert torch.equal(result.num_tokens[:, block], trace.num_tokens[block])
     # stages are blocks 1, 3 and 4 of 6
-    counts = {0.75: [64, 48, 48, 36, 27, 27], 0.5: [64, 32, 32, 16, 8, 8]}[rate]
-    assert result[rate].num_kept.tolist() == [counts] * 5 == result[rate].kept.sum(2).tolist()
-    for decision, output in ((result[rate].reduced, logits), (result[rate].full, vit(images).detach())):
+    counts = [[64, 48, 48, 36, 27, 27], [64, 57, 57, 32, 16, 16]][place]
+    assert result.num_tokens.tolist() == [counts] * 5 == result.kept.sum(2).tolist()
+    for decision, output in ((result.reduced, logits), (result.full, vit(images).detach())):
         probability, index = output.softmax(1).max(1)
         assert decision.names == [data.classes[i] for i in index.tolist()]
         torch.testing.assert_close(decision.probability, probability, rtol=0, atol=1e-5)
 
 
-def test_trace_all_names_the_true_classes(traced):
-    result = traced[-1]
-    assert list(result) == [0.75, 0.5]
-    assert result[0.5].class_names == ["class 3", "class 1", "class 4", "class 1", "class 5"]
-    rows = result[0.5].rows(range(6))
-    assert [row["num_kept"] for row in rows[6:12]] == [64, 32, 32, 16, 8, 8]
-    assert {row["class_name"] for row in rows[6:12]} == {"class 1"} and len(rows) == 5 * 6
+def test_rows_of_traced_images(traced):
+    _, _, data, results = traced
+    rows = measure(data, results, "tram", range(6))
+    assert len(rows) == 2 * 5 * 6
+    assert [row["num_tokens"] for row in rows[6:12]] == [64, 48, 48, 36, 27, 27]
+    assert {(row["class_name"], row["keep_rate"]) for row in rows[6:12]} == {("class 1", "0.75")}
 
 
-def test_trace_all_inside_a_larger_head(traced):
-    """Outputs 7, 2 and 5 are the dataset's classes a, b and c; the others do not count."""
-    vit, models, _, images, _ = traced
-    loader = DataLoader(list(zip(images, [0, 1, 2, 0, 1], strict=True)), 3)
-    result = trace_all(vit, {0.5: models[0.5]}, loader, ["a", "b", "c"], inside=[7, 2, 5])[0.5]
-    probability, index = vit(images).detach()[:, [7, 2, 5]].softmax(1).max(1)
-    assert result.full.names == ["abc"[i] for i in index.tolist()]
-    torch.testing.assert_close(result.full.probability, probability, rtol=0, atol=1e-5)
-    assert result.class_names == ["a", "b", "c", "a", "b"]
+def test_decisions_inside_a_larger_head():
+    """Outputs 7, 2 and 5 of 1000 are the dataset's classes; the others do not count."""
+    data = Pictures([0, 1, 2], num_classes=3, imagenet_indices=[7, 2, 5])
+    logits = torch.randn(6, 1000, generator=torch.Generator().manual_seed(0))
+    probability, index = logits[:, [7, 2, 5]].softmax(1).max(1)
+    decision = Decision.of(logits, data)
+    assert decision.names == [data.classes[i] for i in index.tolist()]
+    torch.testing.assert_close(decision.probability, probability)
+
+
+def test_images_are_normalised_as_the_weights_expect(tmp_path):
+    """Not as the recipe does where nothing is said: DeiT from the hub would see a mean of 0.5."""
+    vit = create_backbone("vit_digits")
+    vit.pretrained_cfg = {**vit.pretrained_cfg, "mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6)}
+    save_state(vit, tmp_path / "vit.safetensors")
+    images = Setup("vit_digits", str(tmp_path / "vit.safetensors"), "digits", 32, limit_val=20).some(10)
+    assert (images.mean, images.std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    assert images[0][0].amin(dim=(1, 2)).tolist() == pytest.approx([-0.25, -0.4, -0.5]), "black"

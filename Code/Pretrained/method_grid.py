@@ -42,9 +42,8 @@ import pandas as pd
 from tqdm import tqdm
 
 from common import plots
-from common.method_grid import run_cell, with_teacher
 from common.results import write_run
-from common.studies.method_grid import MethodGrid
+from common.studies.method_grid import MethodGrid, run_cell, with_teacher
 from common.training import protocol, torch_device
 from common.training.experiment import Experiment
 
@@ -101,12 +100,12 @@ config
 # record afterwards what every trained model decides for every image.
 
 # %%
-cells = [(reducer, rate) for reducer in reducers for rate in ([1.0] if reducer == "none" else keep_rates)]
 rows = []
-for reducer, rate in tqdm(cells):
-    folder = f"{checkpoints}/{backbone}-{reducer.replace(':', '-')}-{rate}-s{seed}" if checkpoints else ""
-    cell = replace(start, reducer=reducer, keep_rate=rate, output_dir=folder)
-    rows += run_cell(with_teacher(cell))
+for reducer in tqdm(reducers):
+    for rate in [1.0] if reducer == "none" else keep_rates:
+        folder = f"{checkpoints}/{backbone}-{reducer.replace(':', '-')}-{rate}-s{seed}" if checkpoints else ""
+        cell = replace(start, reducer=reducer, keep_rate=rate, output_dir=folder)
+        rows += run_cell(with_teacher(cell))
 table = pd.DataFrame(rows)
 
 # %% [markdown]
@@ -123,7 +122,8 @@ pd.concat({"accuracy (%)": accuracy, "rank": rank}, axis=1).style.format("{:.4g}
 # ## Save
 
 # %%
-write_run(rows, MethodGrid, csv, profile=profile, device=str(torch_device(device)))
+where = {"profile": profile, "device": str(torch_device(device))}
+write_run(rows, MethodGrid, csv, image_ids=start.val_set().image_ids, **where)
 fig = plots.accuracy_mac_pareto(table)
 plots.save(fig, figure)
 fig

@@ -37,13 +37,10 @@ from dataclasses import replace
 import pandas as pd
 
 from common import plots
-from common.method_grid import learns, trained_if_it_learns
-from common.reducers import Method
 from common.results import write_run
-from common.studies.gallery import Gallery
+from common.studies.gallery import Gallery, measure, trained_if_it_learns
 from common.training import protocol, torch_device
 from common.training.experiment import Experiment
-from common.visualize import gallery
 
 # %% tags=["parameters"]
 profile = "notebook"
@@ -99,8 +96,7 @@ models = {reducer: trained_if_it_learns(replace(start, reducer=reducer)) for red
 # The number is that of the tokens left.
 
 # %%
-_, val_set = start.datasets()
-panels, rows = gallery(models, val_set, images, stage)
+panels, rows = measure(start, models, images, stage)
 fig = plots.methods_gallery(panels, patch_grid=models[reducers[0]].patch_embed.grid_size)
 plots.save(fig, figure)
 fig
@@ -109,7 +105,5 @@ fig
 # ## Save
 
 # %%
-learned = {Method.parse(reducer).name for reducer, model in models.items() if learns(model)}
-rows = [{**row, "epochs": epochs if row["method"] in learned else 0} for row in rows]
-write_run(rows, Gallery, csv, profile=profile, **{**start.conditions(), "device": str(torch_device(device))})
-pd.DataFrame(rows)
+write_run(rows, Gallery, csv, profile=profile, device=str(torch_device(device)))
+pd.DataFrame(rows)[["method", "options", "image", "block", "num_tokens", "predicted", "probability", "epochs"]]

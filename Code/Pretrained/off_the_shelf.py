@@ -29,17 +29,11 @@
 
 # %%
 import pandas as pd
-import torch
 
-from common import count_macs, load_dataset, plots, reduce_tokens
-from common.data import head_classes, make_loader
-from common.models.factory import create_backbone
-from common.reducers import Method
+from common import plots
 from common.results import write_run
-from common.studies.off_the_shelf import OffTheShelf
-from common.training import accuracies, cross_entropy, predict, torch_device
-from common.training.digits_backbone import resolve_weights
-from common.training.metrics import hits_by_image
+from common.setup import Setup
+from common.studies.off_the_shelf import OffTheShelf, measure
 
 # %% tags=["parameters"]
 profile = "notebook"
@@ -75,52 +69,29 @@ figure = "results/notebook/off_the_shelf.png"
 
 # %% [markdown]
 # ## Data and models
-# All models share the weights of one backbone; at keep rate 100 % every method is that backbone.
+# Images are normalised as the weights expect. All models share the weights of one backbone; at keep rate 100 % every
+# method is that backbone.
 
 # %%
-torch.manual_seed(seed)
-val_set = load_dataset(dataset, "val", img_size=img_size, recipe=recipe, limit=limit_val, seed=seed)
-vit = create_backbone(backbone, weights=resolve_weights(weights, backbone), img_size=img_size)
-methods = [Method.parse(text) for text in reducers]
-variants = [(m, rate) for m in methods for rate in ([1.0] if m.name == "none" else keep_rates)]
-models = {(m, rate): reduce_tokens(vit, m.name, keep_rate=rate, **dict(m.options)) for m, rate in variants}
-models = {key: model.to(torch_device(device)) for key, model in models.items()}
-print(f"{len(val_set)} validation images of {dataset}, {len(models)} models of {backbone}")
-
-# %%
-predictions, labels = predict(models, make_loader(val_set, batch_size, shuffle=False, seed=seed, workers=workers))
+loading = {"batch_size": batch_size, "workers": workers, "seed": seed, "device": device, "limit_val": limit_val}
+setup = Setup(backbone, weights, dataset, img_size, recipe, **loading)
+print(f"{len(setup.val_set)} validation images of {dataset}, normalised with mean {setup.val_set.mean}")
 
 # %% [markdown]
 # ## Accuracy
 # `accuracy` restricts the head to the dataset's classes, `accuracy_full` does not.
 
 # %%
-inside = head_classes(vit.num_classes, val_set)
-rows = [
-    {
-        "method": method.name,
-        "options": method.options_text,
-        "keep_rate": rate,
-        **accuracies(found.logits, labels, val_set),
-        **hits_by_image(found.logits, labels, val_set),
-        "loss": cross_entropy(found.logits, labels, inside),
-        "gmac": count_macs(models[method, rate], img_size).total / 1e9,
-        "images_per_second": found.images_per_second,
-    }
-    for (method, rate), found in predictions.items()
-]
-table = pd.DataFrame(rows).drop(columns=["accuracy_by_image", "accuracy_full_by_image"], errors="ignore")
-table.style.format(precision=2).format("{:.4f}", subset="gmac").hide(axis="index")
+rows = measure(setup, reducers, keep_rates)
+table = pd.DataFrame(rows).assign(**setup.conditions)
+shown = table[["method", "options", "keep_rate", "accuracy", "accuracy_full", "loss", "gmac"]]
+shown.style.format(precision=2, na_rep="").format("{:.4f}", subset="gmac").hide(axis="index")
 
 # %% [markdown]
 # ## Save
 
 # %%
-constant = {"backbone": backbone, "dataset": dataset, "img_size": img_size, "seed": seed, "epochs": 0}
-constant |= {"dtype": "float32", "batch": batch_size, "n_val": len(val_set)}
-constant |= {"profile": profile, "device": str(torch_device(device))}
-write_run([{**row, **constant} for row in rows], OffTheShelf, csv, image_ids=val_set.image_ids)
-table = table.assign(**constant)
-fig = plots.accuracy_vs_keep_rate(table, value="accuracy" if inside is None else ("accuracy", "accuracy_full"))
+write_run(rows, OffTheShelf, csv, image_ids=setup.val_set.image_ids, profile=profile, **setup.conditions)
+fig = plots.accuracy_vs_keep_rate(table, value=("accuracy", "accuracy_full"))
 plots.save(fig, figure)
 fig

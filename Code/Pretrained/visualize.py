@@ -16,10 +16,10 @@
 # %% [markdown]
 # # Pretrained: which patches survive?
 #
-# **Reproduces** TRAM's pictures: what is left of an image after the blocks that reduce, at 75 and 50 %. The published
-# titles call the first of them "Layer 3"; reductions happen in layers 4, 7 and 10 (counted from 1), as titled here.
-# Below each row: the class that the full and the reduced model predict, with probabilities. The heat map shows for how
-# many layers each place of the grid survives on average.
+# **Reproduces** TRAM's pictures: what is left of an image after the blocks that reduce, at 75 and 50 %. Blocks count
+# from 0, as timm's `blocks.N`; the published titles say "Layer 3" for block 3. Below each row: the class
+# that the full and the reduced model predict, with probabilities. The heat map shows how many blocks each place
+# of the grid survives on average.
 #
 # | | |
 # |---|---|
@@ -29,17 +29,15 @@
 # | Real images | `./run_all.sh imagenette` |
 
 # %%
-import pandas as pd
-import torch
+import re
 
-from common import load_dataset, plots, reduce_tokens
-from common.data import head_classes, make_loader
-from common.models.factory import create_backbone
-from common.reducers import Method
+import pandas as pd
+
+from common import plots
+from common.report.sections import percent
 from common.results import resolve, write_run
-from common.studies.visualize import Visualize
-from common.training.digits_backbone import resolve_weights
-from common.visualize import examples, trace_all
+from common.setup import Setup
+from common.studies.visualize import Visualize, examples, measure, trace_images
 
 # %% tags=["parameters"]
 profile = "notebook"
@@ -59,24 +57,20 @@ csv = "results/notebook/visualize.csv"
 figure = "results/notebook/visualize.png"
 
 # %%
-torch.manual_seed(seed)
-method = Method.parse(reducer)
-val_set = load_dataset(dataset, "val", img_size=img_size, recipe=recipe, limit=num_images, seed=seed)
-vit = create_backbone(backbone, weights=resolve_weights(weights, backbone), img_size=img_size).eval()
-models = {rate: reduce_tokens(vit, method.name, keep_rate=rate, **dict(method.options)) for rate in keep_rates}
-loader = make_loader(val_set, batch_size, shuffle=False, seed=seed)
-inside = head_classes(vit.num_classes, val_set)
-traced = trace_all(vit, models, loader, val_set.classes, inside)
-layers = models[keep_rates[0]].reducer.schedule.reduction_loc
-print(f"{len(val_set)} images, patches kept after layers {[layer + 1 for layer in layers]}")
+setup = Setup(backbone, weights, dataset, img_size, recipe, batch_size=batch_size, seed=seed)
+images = setup.some(num_images)
+models = [setup.reduced(reducer, keep_rate=rate) for rate in keep_rates]
+traced = trace_images(setup, models, images)
+blocks = models[0].reducer.schedule.reduction_loc
+print(f"{len(images)} images, normalised with mean {images.mean}; patches kept after blocks {blocks}")
 
 # %% [markdown]
 # ## The united grid
 
 # %%
-grid = vit.patch_embed.grid_size
-shown = examples(val_set, traced, layers, num_shown)
-fig = plots.united_grid(shown, patch_grid=grid, layers=layers, dropped=dropped)
+grid = setup.vit.patch_embed.grid_size
+shown = examples(images, traced, blocks, num_shown)
+fig = plots.united_grid(shown, patch_grid=grid, blocks=blocks, dropped=dropped)
 plots.save(fig, figure)
 fig
 
@@ -87,15 +81,17 @@ fig
 singles = resolve(figure).with_suffix("")
 for number, example in enumerate(shown):
     for row in example.rows:
-        single = plots.kept_patches(example.image, row.kept, patch_grid=grid, layers=layers, dropped=dropped)
-        plots.save(single, singles / f"{number}_{100 * row.keep_rate:g}_{example.class_name.replace(' ', '_')}.png")
+        single = plots.kept_patches(example.image, row.kept, patch_grid=grid, blocks=blocks, dropped=dropped)
+        name = re.sub(r"\W+", "_", f"{number} {row.label} {example.class_name}")
+        plots.save(single, singles / f"{name}.png")
 single
 
 # %% [markdown]
 # ## How long each patch survives
 
 # %%
-survival = plots.survival_map({rate: trace.kept for rate, trace in traced.items()}, patch_grid=grid)
+kept = {f"keep rate {percent(each.keep_rate)}": each.kept for each in traced}
+survival = plots.survival_map(kept, patch_grid=grid)
 plots.save(survival, singles / "survival.png")
 survival
 
@@ -103,9 +99,7 @@ survival
 # ## Save
 
 # %%
-constant = {"method": method.name, "options": method.options_text, "backbone": backbone, "dataset": dataset}
-constant |= {"img_size": img_size, "seed": seed, "dtype": "float32", "batch": batch_size}
-rows = [row for trace in traced.values() for row in trace.rows(layers)]
-write_run(rows, Visualize, csv, profile=profile, **constant)
+rows = measure(images, traced, reducer, blocks)
+write_run(rows, Visualize, csv, profile=profile, seed=seed, **setup.conditions)
 table = pd.DataFrame(rows)
-table.groupby(["keep_rate", "layer"])[["num_kept", "probability", "probability_full_model"]].mean()
+table.groupby(["keep_rate", "block"])[["num_tokens", "probability", "probability_full_model"]].mean()

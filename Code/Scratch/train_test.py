@@ -29,14 +29,13 @@
 # | The paper's setting | `./run_all.sh paper` (Imagenette, CIFAR-10, FashionMNIST; ViT-B/S; a GPU) |
 
 # %%
-from dataclasses import asdict
-
 import pandas as pd
 
 from common import plots
 from common.results import resolve, write_run
+from common.studies.finetune import measure
 from common.studies.scratch import Scratch
-from common.training import TrainConfig, torch_device, train
+from common.training import TrainConfig, torch_device
 from common.training.experiment import Experiment
 from common.weights import save_state
 
@@ -88,8 +87,9 @@ print(f"{len(train_set)} training and {len(val_set)} validation images of {datas
 # Epoch 0 is the model before training. The validation set is only ever evaluated: no model is selected on it.
 
 # %%
-history = pd.DataFrame(asdict(epoch) for epoch in train(model, train_set, val_set, config))
-history
+rows = measure(experiment, model, (train_set, val_set))
+history = pd.DataFrame(rows)
+history[["epoch", "train_loss", "val_loss", "val_accuracy", "epoch_lr", "epoch_seconds"]]
 
 # %% [markdown]
 # ## Save
@@ -97,9 +97,7 @@ history
 # %%
 if checkpoint:
     save_state(model, resolve(checkpoint))
-sizes = {"n_train": len(train_set), "n_val": len(val_set)}
-rows = history.rename(columns={"lr": "epoch_lr"}).assign(**experiment.conditions(), **sizes).to_dict("records")
 write_run(rows, Scratch, csv, profile=profile, device=str(torch_device(device)))
-fig = plots.learning_curves(pd.DataFrame(rows))
+fig = plots.learning_curves(history)
 plots.save(fig, figure)
 fig

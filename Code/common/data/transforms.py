@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
+import torch
 from pydantic import Strict
 from torchvision.transforms import v2
 from torchvision.transforms.functional import InterpolationMode
@@ -47,6 +48,16 @@ def normalisation(recipe: str, mean: Sequence[float] | None, std: Sequence[float
     """The recipe's normalisation, with ``mean`` and ``std`` put over it where they are given."""
     default_mean, default_std = RECIPES[check("recipe", recipe, Recipe)]
     return Normalisation(default_mean if mean is None else mean, default_std if std is None else std)
+
+
+def denormalise(images: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
+    """Normalised images (..., 3, H, W) back in [0, 1].
+
+    >>> denormalise(torch.tensor([-9.0, 0.0, 1.0]).view(3, 1, 1), (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)).flatten()
+    tensor([0.0000, 0.5000, 0.7500])
+    """
+    mean, std = (torch.tensor(values, device=images.device).view(3, 1, 1) for values in (mean, std))
+    return (images * std + mean).clamp(0, 1)
 
 
 def make_transform(

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 from PIL import Image
 
 from common.errors import UsageError
-from common.plots.patches import RIGHT, WRONG, fitting_size, mask_patches, on_grid, pixels_of, shorten, show_picture
+from common.plots.patches import RIGHT, WRONG, fitting_size, mask_patches, on_grid, pixels_of, prediction, show_picture
 from common.plots.style import RC, WIDTH, new_figure
 
 # Okabe and Ito's colours, which the colour-blind can tell apart, and a mint; the bright ones first.
@@ -50,9 +50,6 @@ class GalleryPanel:
     groups: ArrayLike | None = None
     selected: ArrayLike | None = None
 
-    def caption(self) -> str:
-        return f"{shorten(self.predicted)} {100 * self.probability:.1f} %"
-
 
 @rc_context(RC)
 def methods_gallery(panels: Sequence[GalleryPanel], *, patch_grid: tuple[int, int], columns: int = 4) -> Figure:
@@ -75,7 +72,7 @@ def methods_gallery(panels: Sequence[GalleryPanel], *, patch_grid: tuple[int, in
     axes = fig.subplots(rows, columns, squeeze=False).ravel()
     for empty in axes[len(panels) :]:
         empty.remove()
-    captions = [panel.caption() for panel in panels]
+    captions = [prediction(panel.predicted, panel.probability) for panel in panels]
     title_size = fitting_size(max((panel.title for panel in panels), key=len), side - _GAP)
     caption_size = fitting_size(max(captions, key=len), side - _GAP)
     for ax, panel, caption in zip(axes, panels, captions, strict=False):

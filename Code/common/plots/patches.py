@@ -19,14 +19,22 @@ from common.plots.style import RC, WIDTH, new_figure
 
 _DIM = 0.25  # share of the picture that a dimmed patch keeps; the rest is white
 WRONG, RIGHT = "#D55E00", "#333333"
+_CAPTION = 0.24  # inches, of a line of text below a row of panels
 _NAME = 26  # characters of a class name that a caption has room for
 
 
 @dataclass(frozen=True)
 class ExampleRow:
-    """One image at one keep rate: ``kept`` is bool (layers shown, P); probabilities are fractions."""
+    """One image under one model.
 
-    keep_rate: float
+    Attributes:
+        label: its keep rate, in words.
+        kept: bool (blocks shown, P).
+        predicted_full_model, predicted: classes by the full and the reduced model.
+        probability_full_model, probability: of these classes, fractions.
+    """
+
+    label: str
     kept: ArrayLike
     predicted_full_model: str
     probability_full_model: float
@@ -34,14 +42,14 @@ class ExampleRow:
     probability: float
 
     def caption(self) -> str:
-        """Return the predicted class and its probability, before and after reduction."""
-        before, after = (shorten(name) for name in (self.predicted_full_model, self.predicted))
-        return f"{before} {100 * self.probability_full_model:.1f} %  →  {after} {100 * self.probability:.1f} %"
+        """Both predictions with their probabilities."""
+        before = prediction(self.predicted_full_model, self.probability_full_model)
+        return f"{before}  →  {prediction(self.predicted, self.probability)}"
 
 
 @dataclass(frozen=True)
 class Example:
-    """One image, (3, H, W) in [0, 1], its true class, and what was kept at each keep rate."""
+    """One image, (3, H, W) in [0, 1], its true class, and what each model kept of it."""
 
     image: ArrayLike
     class_name: str
@@ -69,22 +77,18 @@ def kept_patches(
     kept: ArrayLike,
     *,
     patch_grid: tuple[int, int],
-    layers: Sequence[int],
-    titles: Sequence[str] | None = None,
+    blocks: Sequence[int],
     dropped: str = "black",
 ) -> Figure:
-    """Draw the whole image, then what is left of it after each of ``layers`` (0-based), in one row.
+    """Draw the whole image, then what is left of it after each of ``blocks`` (counted from 0), in one row.
 
-    ``image`` is (3, H, W) in [0, 1]; ``kept`` is bool (len(layers), P). ``titles`` are those of all panels, the whole
-    image's first; the default counts layers from 1. Raises :class:`UsageError` as :func:`mask_patches` does.
+    ``image`` is (3, H, W) in [0, 1]; ``kept`` is bool (len(blocks), P). Raises :class:`UsageError` as
+    :func:`mask_patches` does.
     """
-    masks = _masks(kept, layers)
-    titles = titles or ["All patches", *(f"Layer {layer + 1}" for layer in layers)]
-    if len(titles) != len(masks):
-        raise UsageError(f"{len(titles)} titles for {len(masks)} panels (the whole image and {len(layers)} layers)")
+    masks = _masks(kept, blocks)
     fig = new_figure(WIDTH / len(masks) + 0.4)
     axes = fig.subplots(1, len(masks))
-    for ax, mask, title in zip(axes, masks, titles, strict=True):
+    for ax, mask, title in zip(axes, masks, _titles("All patches", blocks), strict=True):
         show_picture(ax, mask_patches(image, mask, patch_grid, dropped))
         ax.set_title(title)
         ax.set_xlabel(f"{int(mask.sum())} of {mask.size} patches")
@@ -96,11 +100,11 @@ def united_grid(
     examples: Sequence[Example],
     *,
     patch_grid: tuple[int, int],
-    layers: Sequence[int],
+    blocks: Sequence[int],
     columns: int = 2,
     dropped: str = "black",
 ) -> Figure:
-    """Draw a block per example: a row per keep rate, a panel for the image and for each of ``layers`` (0-based).
+    """Draw each example: a row per model, with a panel for the image and one for each of ``blocks`` (counted from 0).
 
     Under each row stands the prediction of the full and of the reduced model, in red where the latter is wrong.
     Raises :class:`UsageError` if there is no example, or as :func:`mask_patches` does.
@@ -108,37 +112,39 @@ def united_grid(
     if not examples:
         raise UsageError("united_grid needs at least one example; given: none")
     columns = min(columns, len(examples))
-    page = _Page(columns, 1 + len(layers), max(len(example.rows) for example in examples), len(examples))
-    fig = new_figure(page.height, layout=None)
+    lines, panels = max(len(example.rows) for example in examples), 1 + len(blocks)
+    page_rows = -(-len(examples) // columns)
+    side = min(WIDTH / columns / (panels + 0.5), 2.2)
+    fig = new_figure(page_rows * (lines * (side + _CAPTION) + 2 * _CAPTION), layout=None)
+    edges = {"left": 0.03, "right": 0.99, "top": 1 - 0.3 / fig.get_figheight(), "bottom": 0.3 / fig.get_figheight()}
+    page = fig.add_gridspec(page_rows, columns, wspace=0.1, hspace=2 * _CAPTION / (lines * side), **edges)
     for place, example in enumerate(examples):
+        cell = page[place].subgridspec(lines, panels, wspace=0.03, hspace=_CAPTION / side)
         for line, row in enumerate(example.rows):
-            masks = _masks(row.kept, layers)
-            titles = [example.class_name, *(f"Layer {layer + 1}" for layer in layers)] if line == 0 else None
-            for panel, mask in enumerate(masks):
-                ax = fig.add_axes(page.panel(place, line, panel))
+            axes = [fig.add_subplot(cell[line, panel]) for panel in range(panels)]
+            for ax, mask in zip(axes, _masks(row.kept, blocks), strict=True):
                 show_picture(ax, mask_patches(example.image, mask, patch_grid, dropped))
-                if titles:
-                    ax.set_title(titles[panel], fontsize=fitting_size(titles[panel], page.side), pad=3)
-                if panel == 0:
-                    ax.set_ylabel(f"{100 * row.keep_rate:g} %", fontsize=9, labelpad=3)
+            for ax, title in zip(axes, _titles(example.class_name, blocks) if line == 0 else (), strict=False):
+                ax.set_title(title, fontsize=fitting_size(title, side), pad=3)
+            axes[0].set_ylabel(row.label, fontsize=9, labelpad=3)
             color = RIGHT if row.predicted == example.class_name else WRONG
-            x, y = page.caption(place, line)
-            fig.text(x, y, row.caption(), ha="center", va="center", fontsize=8.5, color=color)
+            middle = (axes[0].get_position().x0 + axes[-1].get_position().x1) / 2
+            look = {"ha": "center", "va": "top", "fontsize": 8.5, "color": color}
+            fig.text(middle, axes[0].get_position().y0 - 0.04 / fig.get_figheight(), row.caption(), **look)
     return fig
 
 
 @rc_context(RC)
-def survival_map(kept_layers: ArrayLike | Mapping[str | float, ArrayLike], *, patch_grid: tuple[int, int]) -> Figure:
-    """Draw after how many layers, on average over images, each patch is still there.
+def survival_map(kept: Mapping[str, ArrayLike], *, patch_grid: tuple[int, int]) -> Figure:
+    """Draw after how many blocks, on average over images, each patch is still there: a panel per entry of ``kept``.
 
-    ``kept_layers`` is bool (images, L, P); a mapping of them gives one panel per key (a text, or a keep rate) on one
-    scale from 0 to the largest L. Raises :class:`UsageError` if P is not the size of ``patch_grid``.
+    Its values are bool (images, L, P); all panels share one scale from 0 to the largest L. Raises :class:`UsageError`
+    if P is not the size of ``patch_grid``.
     """
-    groups = kept_layers if isinstance(kept_layers, Mapping) else {"": kept_layers}
-    if not groups:
+    if not kept:
         raise UsageError("survival_map needs at least one group of images; given: none")
-    maps = {_group_title(key): _survival(kept, patch_grid) for key, kept in groups.items()}
-    scale = Normalize(0, max(as_numpy(kept).shape[1] for kept in groups.values()))
+    maps = {title: _survival(masks, patch_grid) for title, masks in kept.items()}
+    scale = Normalize(0, max(as_numpy(masks).shape[1] for masks in kept.values()))
     columns = min(len(maps), 4)
     rows = -(-len(maps) // columns)
     width = WIDTH if columns > 1 else WIDTH / 2
@@ -150,30 +156,30 @@ def survival_map(kept_layers: ArrayLike | Mapping[str | float, ArrayLike], *, pa
         ax.imshow(values, norm=scale, cmap="viridis", interpolation="nearest")
         ax.set_title(title)
     bar = fig.colorbar(ScalarMappable(scale, "viridis"), ax=axes.tolist(), shrink=0.85, aspect=25)
-    bar.set_label(f"Layers survived, mean (of {int(scale.vmax)})")
+    bar.set_label(f"Blocks survived, mean (of {int(scale.vmax)})")
     return fig
 
 
 def _survival(kept: ArrayLike, patch_grid: tuple[int, int]) -> np.ndarray:
-    """Return (rows, columns): the layers each patch survives, summed over layers and averaged over images."""
+    """Return (rows, columns): the blocks each patch survives, summed over blocks and averaged over images."""
     kept = as_numpy(kept).astype(bool)
     if kept.ndim != 3 or kept.shape[2] != patch_grid[0] * patch_grid[1] or not len(kept):
         grid = " x ".join(map(str, patch_grid))
         raise UsageError(
-            f"kept has shape {kept.shape}; allowed for a {grid} grid: (images, layers, {np.prod(patch_grid)})"
+            f"kept has shape {kept.shape}; allowed for a {grid} grid: (images, blocks, {np.prod(patch_grid)})"
         )
     return kept.mean(axis=0).sum(axis=0).reshape(patch_grid)
 
 
-def _group_title(key: str | float) -> str:
-    return key if isinstance(key, str) else f"keep rate {100 * key:g} %"
+def _titles(first: str, blocks: Sequence[int]) -> list[str]:
+    return [first, *(f"Block {block}" for block in blocks)]
 
 
-def _masks(kept: ArrayLike, layers: Sequence[int]) -> np.ndarray:
-    """Return bool (1 + layers, P): everything first, then what each layer keeps."""
+def _masks(kept: ArrayLike, blocks: Sequence[int]) -> np.ndarray:
+    """Return bool (1 + blocks, P): everything first, then what each block keeps."""
     kept = as_numpy(kept).astype(bool)
-    if kept.ndim != 2 or len(kept) != len(layers):
-        raise UsageError(f"kept has shape {kept.shape}; allowed: ({len(layers)}, patches), a row for each layer shown")
+    if kept.ndim != 2 or len(kept) != len(blocks):
+        raise UsageError(f"kept has shape {kept.shape}; allowed: ({len(blocks)}, patches), a row for each block shown")
     return np.concatenate([np.ones_like(kept[:1]), kept])
 
 
@@ -222,35 +228,6 @@ def shorten(name: str) -> str:
     return textwrap.shorten(name, _NAME, placeholder="…")
 
 
-@dataclass(frozen=True)
-class _Page:
-    """Where the panels of :func:`united_grid` lie: sizes in inches, places as fractions of the page."""
-
-    columns: int
-    panels: int
-    lines: int
-    examples: int
-
-    left, gap, title, text, between = 0.3, 0.04, 0.25, 0.24, 0.1
-
-    @property
-    def side(self) -> float:
-        return min((WIDTH / self.columns - self.left - self.between) / self.panels - self.gap, 2.2)
-
-    @property
-    def block(self) -> float:
-        return self.title + self.lines * (self.side + self.text) + self.between
-
-    @property
-    def height(self) -> float:
-        return -(-self.examples // self.columns) * self.block
-
-    def panel(self, place: int, line: int, panel: int) -> tuple[float, float, float, float]:
-        x = (place % self.columns) * WIDTH / self.columns + self.left + panel * (self.side + self.gap)
-        y = (place // self.columns) * self.block + self.title + line * (self.side + self.text) + self.side
-        return (x / WIDTH, 1 - y / self.height, self.side / WIDTH, self.side / self.height)
-
-    def caption(self, place: int, line: int) -> tuple[float, float]:
-        left, bottom, width, _ = self.panel(place, line, 0)
-        centre = left + self.panels * (width + self.gap / WIDTH) / 2
-        return (centre, bottom - self.text / 2 / self.height)
+def prediction(name: str, probability: float) -> str:
+    """Return a class and its probability in percent."""
+    return f"{shorten(name)} {100 * probability:.1f} %"

@@ -96,6 +96,7 @@ _LOOKS = (
     ("#1B7837", "p"),
     ("#35978F", "*"),
 )
+_MARKERS = tuple(dict.fromkeys(marker for _, marker in _LOOKS))  # more methods than colours: the same, other markers
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,9 @@ class MethodStyle:
 def method_style(method: str) -> MethodStyle:
     """Return the fixed look of ``method``; raise :class:`UsageError` if ``METHODS`` does not list it."""
     require_choice(method, METHODS, "method to plot (append new ones to common.plots.style.METHODS)")
-    color, marker = _LOOKS[list(METHODS).index(method)]
+    turn, place = divmod(list(METHODS).index(method), len(_LOOKS))
+    color, marker = _LOOKS[place]
+    marker = _MARKERS[(_MARKERS.index(marker) + turn) % len(_MARKERS)]
     return MethodStyle(METHODS[method], color, marker, "--" if method == "none" else "-")
 
 

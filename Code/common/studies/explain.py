@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import pandas as pd
 
+from common.data.transforms import denormalise
 from common.explain.base import explainer_columns
 from common.explain.explanations import Explanations
 from common.explain.images import class_names, output_names
@@ -27,7 +28,6 @@ from common.studies._explained import (
     title_of,
 )
 from common.studies.base import REQUIRED, Study, register_study
-from common.visualize import denormalise
 
 _TABLE = [*SETTING, "reducer", "keep_rate", "baseline", "seed"]
 _OPEN_ROWS = 30  # a table of more rows starts closed

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 
 import pandas as pd
 from matplotlib.figure import Figure
 
 from common import plots
+from common.models.reduced import ReducedVisionTransformer
 from common.report.grids import best_answer, lead_of
 from common.report.published import beside
 from common.report.rows import SAMPLES, VARIANT, add_speedup, architecture, holes, in_order, over_seeds
@@ -28,6 +30,8 @@ from common.results import read_published
 from common.schedule import keep_rate_text
 from common.schema import count, number
 from common.studies.base import REQUIRED, Study, register_study
+from common.training.distillation import Data
+from common.training.experiment import Experiment
 
 SETTING = ["dataset", "backbone", "weights", "recipe", "img_size", "epochs", "lr", "n_train", "dtype", "batch"]
 # A published accuracy is that of this model on these data, trained under these conditions.
@@ -144,3 +148,16 @@ def _comparability(cells: pd.DataFrame, comparable: bool) -> tuple[str, ...]:
     others = [f"{name}: {what}" for name, what in zip(labels(cells), cells["differs"], strict=True) if what]
     told = f"The paper's values for other models here are of another experiment. {'. '.join(others)}."
     return (*(notes if comparable else ()), *([told] if others else ()))
+
+
+def measure(experiment: Experiment, model: ReducedVisionTransformer, datasets: Data) -> list[dict[str, object]]:
+    """Train ``model`` on ``datasets``; a row for every epoch, from epoch 0, which is before training."""
+    train_set, val_set = datasets
+    same = experiment.conditions() | {"n_train": len(train_set), "n_val": len(val_set)}
+    if not same["epochs"]:
+        same |= {"lr": None, "n_train": 0}
+    rows = []
+    for epoch in experiment.run(model, datasets):
+        row = asdict(epoch)
+        rows.append({**same, "epoch_lr": row.pop("lr"), **row})
+    return rows

@@ -13,6 +13,7 @@ from common import schema
 from common.cost.closed_form import Shape
 from common.cost.throughput import interleaved
 from common.data.base import LabelledDataset
+from common.data.transforms import denormalise
 from common.idling.candidates import Candidate, tune
 from common.idling.outcomes import Outcome, outcomes, predictor_quality
 from common.idling.similarity import PatchSimilarities
@@ -28,7 +29,6 @@ from common.setup import Setup
 from common.studies.base import REQUIRED, Study, register_study
 from common.training import TrainConfig
 from common.training.metrics import hits, hits_by_image, means_with_errors
-from common.visualize import denormalise
 
 SETTING = ["dataset", "backbone", "img_size"]
 _MODELS = {

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import pandas as pd
 from matplotlib.figure import Figure
 
 from common import plots
+from common.cost.counter import count_macs
+from common.data import make_loader, subset
+from common.data.base import LabelledDataset
+from common.models.reduced import ReducedVisionTransformer
+from common.reducers import Method, reducer_class
 from common.report.grids import at_equal_cost, best_answer, mean_ranks, pivot, ranked, seeds_text
 from common.report.rows import VARIANT, add_speedup, holes, in_order, over_seeds
 from common.report.sections import (
@@ -22,8 +27,15 @@ from common.report.sections import (
 )
 from common.schema import count, number, text
 from common.studies.base import REQUIRED, Study, register_study
+from common.training import Epoch, TrainConfig, predict
+from common.training.accelerator import make_accelerator, seed_everything
+from common.training.engine import EVALUATION
+from common.training.experiment import Experiment
+from common.training.metrics import hits_by_image
 
 SETTING = ["dataset", "backbone", "weights", "recipe", "img_size", "epochs", "lr", "n_train", "n_val", "dtype", "batch"]
+UNTRAINED = {"epochs": 0, "lr": None, "n_train": 0}  # conditions of a model that was not trained
+TRACED_IMAGES = 64  # only ATS keeps a number of tokens that differs from image to image
 _COST_NOTE = (
     "Patch tokens left after each reduction, mean over images, and 10⁹ multiply-accumulates of one image, attention "
     "included. The same keep rate is not the same cost: methods reduce before a block, in it or after its attention."
@@ -110,3 +122,66 @@ def _grid_note(rows: pd.DataFrame) -> str:
     start = trained if row["epochs"] else "no training"
     spread_note = f"mean ± standard deviation over {seeds} seeds" if rows["n"].max() > 1 else "1 seed"
     return f"Top-1 accuracy in percent on {row['n_val']:,} images, classes of the dataset only; {start}; {spread_note}."
+
+
+def with_teacher(experiment: Experiment) -> Experiment:
+    """``experiment`` with its own unreduced backbone as the teacher, if its method learns from one."""
+    if not reducer_class(Method.parse(experiment.reducer).name).wants_teacher:
+        return experiment
+    return replace(experiment, teacher=experiment.backbone, teacher_weights=experiment.weights)
+
+
+def run_cell(experiment: Experiment) -> list[dict[str, object]]:
+    """Rows of one method at one keep rate: before training and, with ``epochs`` > 0, after it.
+
+    With an ``output_dir`` the cell keeps its checkpoints there, and a stopped one goes on.
+    """
+    train_set, val_set = experiment.datasets()
+    model = experiment.model(val_set)
+    before = {**_cost(model, val_set), **_hits(model, val_set, experiment.config, 0)}
+    history = list(experiment.run(model, (train_set, val_set)))
+    rows = [{**UNTRAINED, **_accuracy(history[:1]), **before}]
+    if len(history) > 1:
+        epochs = history[-1].epoch
+        after = {**_cost(model, val_set), **_hits(model, val_set, experiment.config, epochs)}
+        rows.append({"epochs": epochs, "n_train": len(train_set), **_accuracy(history), **after})
+    return [{**experiment.conditions(), "n_val": len(val_set), **row} for row in rows]
+
+
+def _hits(
+    model: ReducedVisionTransformer, val_set: LabelledDataset, config: TrainConfig, epoch: int
+) -> dict[str, object]:
+    """Which images are right, evaluated as a training does after ``epoch``; {} where images have several labels."""
+    if val_set.multi_label:
+        return {}
+    accelerator = make_accelerator(config.device, config.mixed_precision, (), None, unused_parameters=False)
+    loader = make_loader(val_set, config.batch_size, shuffle=False, seed=config.seed, workers=config.workers)
+    seed_everything(config.seed, epoch, EVALUATION)
+    with accelerator.autocast():
+        predictions, labels = predict({"model": model.to(accelerator.device)}, loader)
+    return hits_by_image(predictions["model"].logits, labels, val_set)
+
+
+def _accuracy(history: Sequence[Epoch]) -> dict[str, float | None]:
+    """The last epoch, and the best one, of raw or averaged weights, since training began."""
+    last = history[-1]
+    trained = history[1:] or history
+    values = [value for epoch in trained for value in (epoch.val_accuracy, epoch.ema_val_accuracy) if value is not None]
+    return {
+        "accuracy": last.val_accuracy,
+        "accuracy_best": max(values),
+        "ema_accuracy": last.ema_val_accuracy if last.epoch else None,
+        "loss": last.val_loss,
+    }
+
+
+def _cost(model: ReducedVisionTransformer, val_set: LabelledDataset) -> dict[str, object]:
+    some = subset(val_set, min(TRACED_IMAGES, len(val_set)), seed=0)
+    images = some.stack()
+    _, trace = model.eval().trace(images.to(next(model.parameters()).device))
+    counts = [trace.num_tokens[layer].double().mean().item() for layer in model.reducer.blocks]
+    return {
+        "tokens": " ".join(f"{count:.4g}" for count in counts),
+        "gmac": count_macs(model, model.patch_embed.img_size).total / 1e9,
+        "params": sum(parameter.numel() for parameter in model.parameters()),
+    }

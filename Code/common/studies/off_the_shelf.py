@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import pandas as pd
 from matplotlib.figure import Figure
 
 from common import plots
+from common.cost.counter import count_macs
+from common.data import head_classes
+from common.reducers import Method
 from common.report.grids import best_answer, pivot, ranked
 from common.report.rows import VARIANT, holes, in_order, over_seeds
 from common.report.sections import Answer, Section, numbers, setting_title, where_text
 from common.schema import count, number
+from common.setup import Setup
 from common.studies.base import REQUIRED, Study, register_study
+from common.training import accuracies, cross_entropy, predict
+from common.training.metrics import hits_by_image
 
 SETTING = ["dataset", "backbone", "weights", "recipe", "img_size", "dtype"]
 
@@ -72,3 +78,30 @@ def _heads(rows: pd.DataFrame) -> Iterator[tuple[str, str]]:
     """The accuracies that there are, and among which classes."""
     heads = {"accuracy": "classes of the dataset only", "accuracy_full": "all classes of the head"}
     return ((name, head) for name, head in heads.items() if rows[name].notna().any())
+
+
+def measure(setup: Setup, reducers: Sequence[str], keep_rates: Sequence[float]) -> list[dict[str, object]]:
+    """A row for every method at every keep rate, all on the weights of one backbone and on the same images.
+
+    Args:
+        reducers: methods in their written form; "none" keeps everything, once.
+
+    Example:
+        >>> setup = Setup("vit_digits", "", "digits", img_size=32, limit_val=20)
+        >>> [(row["method"], row["keep_rate"]) for row in measure(setup, ["none", "topk"], [0.9, 0.5])]
+        [('none', 1.0), ('topk', 0.9), ('topk', 0.5)]
+    """
+    vit, images = setup.vit, setup.val_set
+    inside = head_classes(vit.num_classes, images)
+    variants = [(text, rate) for text in reducers for rate in ([1.0] if text == "none" else keep_rates)]
+    models = {place: setup.reduced(text, keep_rate=rate) for place, (text, rate) in enumerate(variants)}
+    predictions, labels = predict(models, setup.loader(images))
+    constant = {"seed": setup.seed, "epochs": 0, "n_train": 0, "n_val": len(images)}
+    rows = []
+    for place, (text, rate) in enumerate(variants):
+        method, logits = Method.parse(text), predictions[place].logits
+        row = {"method": method.name, "options": method.options_text, "keep_rate": rate, **constant}
+        row |= accuracies(logits, labels, images) | hits_by_image(logits, labels, images)
+        gmac = count_macs(models[place], vit.patch_embed.img_size).total / 1e9
+        rows.append({**row, "loss": cross_entropy(logits, labels, inside), "gmac": gmac})
+    return rows

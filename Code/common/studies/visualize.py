@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import pandas as pd
+import torch
+from torch import Tensor
 
+from common.data import head_classes
+from common.data.base import LabelledDataset
+from common.data.loading import one_class_after_the_other
+from common.data.transforms import denormalise
+from common.models.reduced import ReducedVisionTransformer
+from common.models.trace import Trace
+from common.plots import Example, ExampleRow
 from common.plots.frames import backbone_name
+from common.reducers import Method
 from common.report.rows import VARIANT, in_order
-from common.report.sections import Answer, Section, labels, model_name, number, percent, setting_title
-from common.schema import FLOAT, INT, TEXT, columns
+from common.report.sections import Answer, Section, labels, model_name, numbers, percent, setting_title
+from common.schedule import keep_rate_text
+from common.schema import SEM, count, number, text
+from common.setup import Setup
 from common.studies.base import REQUIRED, Study, register_study
+from common.training import inference_pass
 
-SETTING = ["dataset", "backbone", "img_size"]
+SETTING = ["dataset", "backbone", "weights", "recipe", "img_size"]
+MEANS = ["num_tokens", "probability_full_model", "probability", "same_share"]
 
 
 @register_study
@@ -23,36 +38,34 @@ class Visualize(Study):
     question = "Which parts of a picture are kept, and does the model still say the same?"
     place = 70
     columns = {
-        **columns(TEXT, "image", "class_name"),
-        **columns(INT, "layer", "num_kept"),
-        **columns(TEXT, "predicted"),
-        **columns(FLOAT, "probability"),
-        **columns(TEXT, "predicted_full_model"),
-        **columns(FLOAT, "probability_full_model"),
+        "image": text("its id in the dataset"),
+        "class_name": text("its true class"),
+        "block": count("after which tokens are counted", "block"),
+        "num_tokens": count("patch tokens left"),
+        "predicted": text("most probable class of the dataset by the reduced model"),
+        "probability": number("that it gives this class, among those of the dataset", "share"),
+        "predicted_full_model": text("most probable class of the dataset by the unreduced model"),
+        "probability_full_model": number("that it gives this class, among those of the dataset", "share"),
     }
     required = (*REQUIRED, "dataset")
     setting = SETTING
     captions = {
-        "": "Patches that are still there after each reduction, and how long each place survives on average.",
+        "": "Patches that are still there after each block that reduces, and how many blocks each place survives on "
+        "average. Blocks count from 0, as timm's blocks.N.",
     }
     run_figures = "**/*.png"
 
     def summarise(self, runs: pd.DataFrame) -> pd.DataFrame:
-        """Per condition: images, patches left at the end, mean probabilities, share of equal predictions."""
+        """Per condition the number of images, and means over them with their standard errors: tokens left at the end,
+        probabilities, share of images of which both models say the same."""
         key = [*SETTING, *VARIANT]
-        last = runs.sort_values("layer", kind="stable").drop_duplicates([*key, "seed", "image"], keep="last")
-        last = last.assign(agreement=100.0 * (last["predicted"] == last["predicted_full_model"]))
+        last = runs.sort_values("block", kind="stable").drop_duplicates([*key, "seed", "image"], keep="last")
+        last = last.assign(same_share=(last["predicted"] == last["predicted_full_model"]).astype(float))
         groups = last.groupby(key, dropna=False, sort=False)
-        table = pd.DataFrame(
-            {
-                "images": groups["image"].nunique(),
-                "kept": groups["num_kept"].mean().astype(float),
-                "probability_full_model": groups["probability_full_model"].mean(),
-                "probability": groups["probability"].mean(),
-                "agreement": groups["agreement"].mean(),
-            }
-        )
-        return in_order(table.reset_index(), SETTING)
+        found = {"n_images": groups["image"].nunique()}
+        for name in MEANS:
+            found |= {name: groups[name].mean().astype(float), name + SEM: groups[name].sem().astype(float)}
+        return in_order(pd.DataFrame(found).reset_index(), SETTING)
 
     def sections(self, data: pd.DataFrame) -> Iterator[Section]:
         for _, rows in data.groupby(SETTING, sort=False, dropna=False):
@@ -60,11 +73,11 @@ class Visualize(Study):
                 {
                     "Model": labels(rows),
                     "Keep": rows["keep_rate"].map(percent),
-                    "Images": rows["images"].astype(str),
-                    "Patches at the end": rows["kept"].map(lambda value: number(value, 1)),
-                    "Probability, full model": rows["probability_full_model"].map(lambda value: number(value, 3)),
-                    "Probability, reduced": rows["probability"].map(lambda value: number(value, 3)),
-                    "Same prediction": rows["agreement"].map(lambda value: f"{value:.1f} %"),
+                    "Images": rows["n_images"].astype(str),
+                    "Patches at the end": numbers(rows["num_tokens"], 1),
+                    "Probability, full model": numbers(rows["probability_full_model"]),
+                    "Probability, reduced": numbers(rows["probability"]),
+                    "Same prediction": [f"{100 * share:.1f} %" for share in rows["same_share"]],
                 }
             )
             note = "Probability: mean over the images of what each model gives its own predicted class."
@@ -74,7 +87,113 @@ class Visualize(Study):
         for _, row in data.iterrows():
             yield Answer(
                 f"{model_name(row)} on {backbone_name(row['backbone'])}, keep rate {percent(row['keep_rate'])}: "
-                f"{row['kept']:.0f} patches are left at the end; the prediction is the same as the full model's on "
-                f"{row['agreement']:.0f} % of {row['images']} images; mean probability {row['probability']:.2f} "
-                f"(full model {row['probability_full_model']:.2f})."
+                f"{row['num_tokens']:.0f} patches are left at the end; the prediction is the same as the full model's "
+                f"on {100 * row['same_share']:.0f} % of {row['n_images']} images; mean probability "
+                f"{row['probability']:.2f} (full model {row['probability_full_model']:.2f})."
             )
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Predicted class names and their probabilities (n,), a fraction."""
+
+    names: list[str]
+    probability: Tensor
+
+    @classmethod
+    def of(cls, logits: Tensor, dataset: LabelledDataset) -> Decision:
+        """The most probable of the dataset's classes, by ``logits`` (n, outputs of the head)."""
+        inside = head_classes(logits.shape[1], dataset)
+        probability, index = (logits if inside is None else logits[:, inside]).softmax(1).max(1)
+        return cls([dataset.classes[place] for place in index.tolist()], probability.cpu())
+
+
+@dataclass(frozen=True)
+class TracedImages:
+    """One reduced model over n images.
+
+    Attributes:
+        keep_rate: of the model, as in tables.
+        kept: bool (n, L, P), patches alive after every block.
+        num_tokens: long (n, L), patch tokens alive after every block.
+        full, reduced: what the model says without and with reduction.
+    """
+
+    keep_rate: str
+    kept: Tensor
+    num_tokens: Tensor
+    full: Decision
+    reduced: Decision
+
+
+def trace_images(
+    setup: Setup, models: Sequence[ReducedVisionTransformer], images: LabelledDataset
+) -> list[TracedImages]:
+    """Trace each of ``models``, all reduced from the backbone of ``setup``, and that backbone, over ``images``."""
+    full, outputs = [], [[] for _ in models]
+    with inference_pass([setup.vit, *models], setup.loader(images), "tracing") as batches:
+        for batch, _ in batches:
+            full.append(setup.vit(batch))
+            for model, found in zip(models, outputs, strict=True):
+                found.append(model.trace(batch))
+    decided = Decision.of(torch.cat(full), images)
+    traced = []
+    for model, found in zip(models, outputs, strict=True):
+        logits, traces = zip(*found, strict=True)
+        masks, counts = zip(*map(_by_block, traces), strict=True)
+        rate, reduced = keep_rate_text(model.reducer.schedule.keep_rate), Decision.of(torch.cat(logits), images)
+        traced.append(TracedImages(rate, torch.cat(masks), torch.cat(counts), decided, reduced))
+    return traced
+
+
+def _by_block(trace: Trace) -> tuple[Tensor, Tensor]:
+    """Patches (B, L, P) and numbers of tokens (B, L) that are alive after every block."""
+    masks = [trace.kept(block) for block in range(len(trace.num_tokens))]
+    return torch.stack(masks, dim=1).cpu(), torch.stack(trace.num_tokens, dim=1).cpu()
+
+
+def measure(
+    images: LabelledDataset, traced: Sequence[TracedImages], reducer: str, blocks: Sequence[int]
+) -> list[dict[str, object]]:
+    """A row for every model of ``traced``, image and block of ``blocks``; ``reducer`` is the method's written form."""
+    method = Method.parse(reducer)
+    return [
+        {
+            "method": method.name,
+            "options": method.options_text,
+            "keep_rate": trace.keep_rate,
+            "image": name,
+            "class_name": images.classes[images.labels[place]],
+            "block": block,
+            "num_tokens": trace.num_tokens[place, block].item(),
+            **_decisions(trace, place),
+        }
+        for trace in traced
+        for place, name in enumerate(images.image_ids)
+        for block in blocks
+    ]
+
+
+def _decisions(trace: TracedImages, place: int) -> dict[str, object]:
+    return {
+        "predicted": trace.reduced.names[place],
+        "probability": trace.reduced.probability[place].item(),
+        "predicted_full_model": trace.full.names[place],
+        "probability_full_model": trace.full.probability[place].item(),
+    }
+
+
+def examples(
+    images: LabelledDataset, traced: Sequence[TracedImages], blocks: Sequence[int], count: int
+) -> list[Example]:
+    """``count`` images for :func:`common.plots.united_grid`, spread evenly over the classes."""
+    chosen = one_class_after_the_other(images.labels)[:count]
+    return [_example(images, traced, list(blocks), place) for place in chosen.tolist()]
+
+
+def _example(images: LabelledDataset, traced: Sequence[TracedImages], blocks: list[int], place: int) -> Example:
+    image, label = images[place]
+    rows = [
+        ExampleRow(percent(trace.keep_rate), trace.kept[place, blocks], **_decisions(trace, place)) for trace in traced
+    ]
+    return Example(denormalise(image, images.mean, images.std), images.classes[label], tuple(rows))

@@ -17,14 +17,14 @@ from common.data.base import LabelledDataset
 from common.data.catalog import Dataset
 from common.data.transforms import Mean, Recipe, Std
 from common.errors import UsageError
-from common.models.factory import create_model, expected_norm
+from common.models.factory import create_backbone, create_model, expected_norm
 from common.models.reduced import ReducedVisionTransformer
 from common.options import Count, ShareBelow1, check_fields, check_names, field_kinds
 from common.processes import is_main_process
 from common.reducers import Method
 from common.reducers.method import MethodText
 from common.results import conditions, resolve
-from common.schedule import Blocks, KeepRate
+from common.schedule import Blocks, KeepRate, keep_rate_text
 from common.training.checkpoint import STATE, refuse_difference, write_json
 from common.training.config import TrainConfig, protocol
 from common.training.digits_backbone import NO_PATH, resolve_weights
@@ -56,7 +56,7 @@ class Experiment:
         drop_path: stochastic depth of the backbone.
         head: "fresh" = as many outputs as the dataset has classes, trained from scratch where the weights have another
             number; "dataset" = of a head of 1000 ImageNet classes the rows of the dataset's classes, so that epoch 0 is
-            the accuracy off the shelf.
+            the accuracy off the shelf; "auto" = "dataset" where the weights know its classes, else "fresh".
         teacher, teacher_weights: backbone to learn from, with its weights; its head is restricted like "dataset".
         output_dir: the run's folder, from which a stopped run goes on; "" = none. Like files of weights it starts from
             the repository's root where it is relative, as in a notebook; in a YAML file, from the working directory.
@@ -76,7 +76,7 @@ class Experiment:
     limit_train: Count | None = None
     limit_val: Count | None = None
     drop_path: ShareBelow1 = 0.0
-    head: Literal["fresh", "dataset"] = "fresh"
+    head: Literal["fresh", "dataset", "auto"] = "fresh"
     teacher: str = ""
     teacher_weights: str = ""
     output_dir: str = ""
@@ -144,9 +144,21 @@ class Experiment:
         backbone, weights = (self.backbone, self.weights) if self.weights else (self.teacher, self.teacher_weights)
         return expected_norm(backbone, resolve_weights(weights, backbone))
 
+    def with_head(self, dataset: LabelledDataset) -> Experiment:
+        """The same with "auto" decided: "dataset" where the weights know all classes of ``dataset``, else "fresh"."""
+        if self.head != "auto":
+            return self
+        vit = create_backbone(self.backbone, weights=resolve_weights(self.weights, self.backbone))
+        try:
+            head_classes(vit.num_classes, dataset)
+        except UsageError:
+            return replace(self, head="fresh")
+        return replace(self, head="dataset" if self.weights else "fresh")
+
     def model(self, dataset: LabelledDataset | None = None) -> ReducedVisionTransformer:
         """The model before training, the same for the same seed; ``dataset`` saves opening the validation set again."""
         dataset = dataset or self.val_set()
+        head = self.with_head(dataset).head
         method, weights = Method.parse(self.reducer), resolve_weights(self.weights, self.backbone)
         torch.manual_seed(self.config.seed)
         model = create_model(
@@ -155,12 +167,12 @@ class Experiment:
             keep_rate=self.keep_rate,
             reduction_loc=self.reduction_loc,
             weights=weights,
-            num_classes=dataset.num_classes if self.head == "fresh" else None,
+            num_classes=dataset.num_classes if head == "fresh" else None,
             img_size=self.img_size,
             drop_path=self.drop_path,
             **dict(method.options),
         )
-        if self.head == "dataset":
+        if head == "dataset":
             restrict_head(model, dataset)
         return model
 
@@ -203,7 +215,7 @@ class Experiment:
             "dataset": self.dataset,
             "recipe": self.recipe,
             "img_size": self.img_size,
-            "keep_rate": self.keep_rate,
+            "keep_rate": keep_rate_text(self.keep_rate),
             "seed": self.config.seed,
             "epochs": self.config.total_epochs,
             "lr": self.config.lr,
