@@ -301,19 +301,24 @@ def test_relative_error_in_percent():
 # --- patches --------------------------------------------------------------------------------------------------------
 
 
+def example(image, *kept, predicted="tench") -> plots.Example:
+    """One row for each of ``kept``, bool (blocks, P)."""
+    rows = tuple(
+        plots.ExampleRow(f"{place} %", masks, "tench", 0.981, predicted, 0.5) for place, masks in enumerate(kept)
+    )
+    return plots.Example(image, "tench", rows)
+
+
 def test_dropped_patches_are_black_and_kept_ones_untouched(image):
     kept = np.zeros((2, 16), bool)
     kept[0, [0, 5, 15]] = kept[1, 5] = True
-    fig = plots.kept_patches(image, kept, patch_grid=(4, 4), blocks=[3, 6])
-    whole, first, second = shown(fig)
+    whole, first, second = shown(plots.united_grid([example(image, kept)], patch_grid=(4, 4), blocks=[3, 6]))
     pixels = image.transpose(1, 2, 0)
     assert np.array_equal(whole, pixels)
     for patch in range(16):
         area = np.s_[patch // 4 * 8 : patch // 4 * 8 + 8, patch % 4 * 8 : patch % 4 * 8 + 8]
         for picture, mask in ((first, kept[0]), (second, kept[1])):
             assert np.array_equal(picture[area], pixels[area] if mask[patch] else np.zeros((8, 8, 3)))
-    assert [ax.get_title() for ax in fig.axes] == ["All patches", "Block 3", "Block 6"]
-    assert [ax.get_xlabel() for ax in fig.axes][1:] == ["3 of 16 patches", "1 of 16 patches"]
 
 
 def test_dimmed_patches_stay_visible(image):
@@ -343,11 +348,11 @@ def test_torch_tensors_are_taken(image):
         ({"dropped": "red"}, "black, dim"),
     ],
 )
-def test_kept_patches_refuses(image, change, message):
+def test_united_grid_refuses(image, change, message):
     given = {"patch_grid": (4, 4), "blocks": [3, 6], **change}
     picture = given.pop("image", lambda image: image)(image)
     with pytest.raises(UsageError, match=message):
-        plots.kept_patches(picture, np.ones((2, 16), bool), **given)
+        plots.united_grid([example(picture, np.ones((2, 16), bool))], **given)
 
 
 def test_united_grid(image):
@@ -385,7 +390,7 @@ def test_survival_maps_share_one_scale():
     assert [ax.get_title() for ax in maps] == ["keep rate 75 %", "Top-K"]
     assert {ax.get_images()[0].get_clim() for ax in maps} == {(0, 12)}
     assert "of 12" in fig.axes[-1].get_ylabel()
-    with pytest.raises(UsageError, match=r"\(images, blocks, 9\)"):
+    with pytest.raises(UsageError, match=r"'keep rate 75 %' has shape \(4,\); allowed for a 3 x 3 grid: \(9,\)"):
         plots.survival_map(groups, patch_grid=(3, 3))
 
 
@@ -433,8 +438,7 @@ def test_every_registered_method_has_a_colour():
 
 def test_save_is_small_deterministic_and_makes_folders(tmp_path, image):
     noise = np.random.default_rng(1).uniform(size=(3, 224, 224))
-    kept = np.ones((3, 196), bool)
-    fig = plots.kept_patches(noise, kept, patch_grid=(14, 14), blocks=[3, 6, 9])
+    fig = plots.united_grid([example(noise, np.ones((3, 196), bool))], patch_grid=(14, 14), blocks=[3, 6, 9])
     path = plots.save(fig, tmp_path / "new" / "folder" / "kept.png")
     assert path.stat().st_size < 150_000
     with Image.open(path) as picture:

@@ -29,8 +29,6 @@
 # | Real images | `./run_all.sh imagenette` |
 
 # %%
-import re
-
 import pandas as pd
 
 from common import plots
@@ -80,10 +78,8 @@ fig
 # %%
 singles = resolve(figure).with_suffix("")
 for number, example in enumerate(shown):
-    for row in example.rows:
-        single = plots.kept_patches(example.image, row.kept, patch_grid=grid, blocks=blocks, dropped=dropped)
-        name = re.sub(r"\W+", "_", f"{number} {row.label} {example.class_name}")
-        plots.save(single, singles / f"{name}.png")
+    single = plots.united_grid([example], patch_grid=grid, blocks=blocks, dropped=dropped)
+    plots.save(single, singles / f"{number}_{example.class_name.replace(' ', '_')}.png")
 single
 
 # %% [markdown]

@@ -11,7 +11,7 @@ from common.plots.gallery import GalleryPanel, methods_gallery
 from common.plots.heatmaps import HeatmapRow, heatmaps
 from common.plots.idling import idle_patches, idle_profile, idle_tradeoff, patch_similarity
 from common.plots.mutex_studies import mask_ablation, parameter_study
-from common.plots.patches import Example, ExampleRow, kept_patches, mask_patches, survival_map, united_grid
+from common.plots.patches import Example, ExampleRow, mask_patches, survival_map, united_grid
 from common.plots.slimming import (
     block_sensitivity,
     one_block_gain,
@@ -42,7 +42,6 @@ __all__ = [
     "idle_profile",
     "idle_tradeoff",
     "insertion_deletion_plane",
-    "kept_patches",
     "learning_curves",
     "macs_per_layer",
     "mask_ablation",

@@ -14,6 +14,8 @@ from numpy.typing import ArrayLike
 from PIL import Image
 
 from common.errors import UsageError
+from common.options import Count, check
+from common.plots.frames import panel_axes
 from common.plots.patches import RIGHT, WRONG, fitting_size, mask_patches, on_grid, pixels_of, prediction, show_picture
 from common.plots.style import RC, WIDTH, new_figure
 
@@ -63,19 +65,15 @@ def methods_gallery(panels: Sequence[GalleryPanel], *, patch_grid: tuple[int, in
     """
     if not panels:
         raise UsageError("methods_gallery needs at least one panel; given: none")
-    if columns < 1:
-        raise UsageError(f"columns={columns} of methods_gallery is not allowed; allowed: 1 and more")
-    columns = min(columns, len(panels))
+    columns = min(check("columns", columns, Count), len(panels))
     side = min(WIDTH / columns, WIDTH / 3)
     rows = -(-len(panels) // columns)
     fig = new_figure(rows * (side + 0.3), width=max(columns * side, WIDTH / 2))
-    axes = fig.subplots(rows, columns, squeeze=False).ravel()
-    for empty in axes[len(panels) :]:
-        empty.remove()
+    axes = panel_axes(fig, len(panels), columns)
     captions = [prediction(panel.predicted, panel.probability) for panel in panels]
     title_size = fitting_size(max((panel.title for panel in panels), key=len), side - _GAP)
     caption_size = fitting_size(max(captions, key=len), side - _GAP)
-    for ax, panel, caption in zip(axes, panels, captions, strict=False):
+    for ax, panel, caption in zip(axes, panels, captions, strict=True):
         image = _for_small_file(panel.image, patch_grid, len(panels))
         _draw(ax, panel, patch_grid, mask_patches(image, panel.kept, patch_grid, "dim"), side)
         ax.set_title(panel.title, fontsize=title_size, pad=3)

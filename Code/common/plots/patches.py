@@ -72,30 +72,6 @@ def mask_patches(image: ArrayLike, kept: ArrayLike, patch_grid: tuple[int, int],
 
 
 @rc_context(RC)
-def kept_patches(
-    image: ArrayLike,
-    kept: ArrayLike,
-    *,
-    patch_grid: tuple[int, int],
-    blocks: Sequence[int],
-    dropped: str = "black",
-) -> Figure:
-    """Draw the whole image, then what is left of it after each of ``blocks`` (counted from 0), in one row.
-
-    ``image`` is (3, H, W) in [0, 1]; ``kept`` is bool (len(blocks), P). Raises :class:`UsageError` as
-    :func:`mask_patches` does.
-    """
-    masks = _masks(kept, blocks)
-    fig = new_figure(WIDTH / len(masks) + 0.4)
-    axes = fig.subplots(1, len(masks))
-    for ax, mask, title in zip(axes, masks, _titles("All patches", blocks), strict=True):
-        show_picture(ax, mask_patches(image, mask, patch_grid, dropped))
-        ax.set_title(title)
-        ax.set_xlabel(f"{int(mask.sum())} of {mask.size} patches")
-    return fig
-
-
-@rc_context(RC)
 def united_grid(
     examples: Sequence[Example],
     *,
@@ -119,18 +95,19 @@ def united_grid(
     edges = {"left": 0.03, "right": 0.99, "top": 1 - 0.3 / fig.get_figheight(), "bottom": 0.3 / fig.get_figheight()}
     page = fig.add_gridspec(page_rows, columns, wspace=0.1, hspace=2 * _CAPTION / (lines * side), **edges)
     for place, example in enumerate(examples):
+        titles = [example.class_name, *(f"Block {block}" for block in blocks)]
         cell = page[place].subgridspec(lines, panels, wspace=0.03, hspace=_CAPTION / side)
         for line, row in enumerate(example.rows):
             axes = [fig.add_subplot(cell[line, panel]) for panel in range(panels)]
-            for ax, mask in zip(axes, _masks(row.kept, blocks), strict=True):
+            for ax, mask, title in zip(axes, _masks(row.kept, blocks), titles, strict=True):
                 show_picture(ax, mask_patches(example.image, mask, patch_grid, dropped))
-            for ax, title in zip(axes, _titles(example.class_name, blocks) if line == 0 else (), strict=False):
-                ax.set_title(title, fontsize=fitting_size(title, side), pad=3)
+                if line == 0:
+                    ax.set_title(title, fontsize=fitting_size(title, side), pad=3)
             axes[0].set_ylabel(row.label, fontsize=9, labelpad=3)
             color = RIGHT if row.predicted == example.class_name else WRONG
-            middle = (axes[0].get_position().x0 + axes[-1].get_position().x1) / 2
+            first, last = axes[0].get_position(), axes[-1].get_position()
             look = {"ha": "center", "va": "top", "fontsize": 8.5, "color": color}
-            fig.text(middle, axes[0].get_position().y0 - 0.04 / fig.get_figheight(), row.caption(), **look)
+            fig.text((first.x0 + last.x1) / 2, first.y0 - 0.04 / fig.get_figheight(), row.caption(), **look)
     return fig
 
 
@@ -143,8 +120,9 @@ def survival_map(kept: Mapping[str, ArrayLike], *, patch_grid: tuple[int, int]) 
     """
     if not kept:
         raise UsageError("survival_map needs at least one group of images; given: none")
-    maps = {title: _survival(masks, patch_grid) for title, masks in kept.items()}
-    scale = Normalize(0, max(as_numpy(masks).shape[1] for masks in kept.values()))
+    kept = {title: as_numpy(masks).astype(bool) for title, masks in kept.items()}
+    maps = {title: on_grid(masks.mean(axis=0).sum(axis=0), patch_grid, repr(title)) for title, masks in kept.items()}
+    scale = Normalize(0, max(masks.shape[1] for masks in kept.values()))
     columns = min(len(maps), 4)
     rows = -(-len(maps) // columns)
     width = WIDTH if columns > 1 else WIDTH / 2
@@ -158,21 +136,6 @@ def survival_map(kept: Mapping[str, ArrayLike], *, patch_grid: tuple[int, int]) 
     bar = fig.colorbar(ScalarMappable(scale, "viridis"), ax=axes.tolist(), shrink=0.85, aspect=25)
     bar.set_label(f"Blocks survived, mean (of {int(scale.vmax)})")
     return fig
-
-
-def _survival(kept: ArrayLike, patch_grid: tuple[int, int]) -> np.ndarray:
-    """Return (rows, columns): the blocks each patch survives, summed over blocks and averaged over images."""
-    kept = as_numpy(kept).astype(bool)
-    if kept.ndim != 3 or kept.shape[2] != patch_grid[0] * patch_grid[1] or not len(kept):
-        grid = " x ".join(map(str, patch_grid))
-        raise UsageError(
-            f"kept has shape {kept.shape}; allowed for a {grid} grid: (images, blocks, {np.prod(patch_grid)})"
-        )
-    return kept.mean(axis=0).sum(axis=0).reshape(patch_grid)
-
-
-def _titles(first: str, blocks: Sequence[int]) -> list[str]:
-    return [first, *(f"Block {block}" for block in blocks)]
 
 
 def _masks(kept: ArrayLike, blocks: Sequence[int]) -> np.ndarray:

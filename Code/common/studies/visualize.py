@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import pandas as pd
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from common.data import head_classes
 from common.data.base import LabelledDataset
 from common.data.loading import one_class_after_the_other
 from common.data.transforms import denormalise
 from common.models.reduced import ReducedVisionTransformer
-from common.models.trace import Trace
 from common.plots import Example, ExampleRow
 from common.plots.frames import backbone_name
 from common.reducers import Method
@@ -24,7 +24,7 @@ from common.schedule import keep_rate_text
 from common.schema import SEM, count, number, text
 from common.setup import Setup
 from common.studies.base import REQUIRED, Study, register_study
-from common.training import inference_pass
+from common.training import inference_pass, predict
 
 SETTING = ["dataset", "backbone", "weights", "recipe", "img_size"]
 MEANS = ["num_tokens", "probability_full_model", "probability", "same_share"]
@@ -129,27 +129,22 @@ class TracedImages:
 def trace_images(
     setup: Setup, models: Sequence[ReducedVisionTransformer], images: LabelledDataset
 ) -> list[TracedImages]:
-    """Trace each of ``models``, all reduced from the backbone of ``setup``, and that backbone, over ``images``."""
-    full, outputs = [], [[] for _ in models]
-    with inference_pass([setup.vit, *models], setup.loader(images), "tracing") as batches:
-        for batch, _ in batches:
-            full.append(setup.vit(batch))
-            for model, found in zip(models, outputs, strict=True):
-                found.append(model.trace(batch))
-    decided = Decision.of(torch.cat(full), images)
-    traced = []
-    for model, found in zip(models, outputs, strict=True):
-        logits, traces = zip(*found, strict=True)
-        masks, counts = zip(*map(_by_block, traces), strict=True)
-        rate, reduced = keep_rate_text(model.reducer.schedule.keep_rate), Decision.of(torch.cat(logits), images)
-        traced.append(TracedImages(rate, torch.cat(masks), torch.cat(counts), decided, reduced))
-    return traced
+    """Trace each of ``models``, all reduced from the backbone of ``setup``, over ``images``."""
+    predictions, _ = predict({"full": setup.vit}, setup.loader(images))
+    full = Decision.of(predictions["full"].logits, images)
+    return [_traced(model, setup.loader(images), full, images) for model in models]
 
 
-def _by_block(trace: Trace) -> tuple[Tensor, Tensor]:
-    """Patches (B, L, P) and numbers of tokens (B, L) that are alive after every block."""
-    masks = [trace.kept(block) for block in range(len(trace.num_tokens))]
-    return torch.stack(masks, dim=1).cpu(), torch.stack(trace.num_tokens, dim=1).cpu()
+def _traced(
+    model: ReducedVisionTransformer, loader: DataLoader, full: Decision, images: LabelledDataset
+) -> TracedImages:
+    with inference_pass([model], loader, "tracing") as batches:
+        logits, traces = zip(*(model.trace(batch) for batch, _ in batches), strict=True)
+    blocks = range(len(model.blocks))
+    kept = [torch.stack([trace.kept(block) for block in blocks], dim=1) for trace in traces]  # (B, L, P) each
+    counts = [torch.stack(trace.num_tokens, dim=1) for trace in traces]  # (B, L) each
+    keep_rate, reduced = keep_rate_text(model.reducer.schedule.keep_rate), Decision.of(torch.cat(logits), images)
+    return TracedImages(keep_rate, torch.cat(kept).cpu(), torch.cat(counts).cpu(), full, reduced)
 
 
 def measure(
@@ -187,13 +182,12 @@ def examples(
     images: LabelledDataset, traced: Sequence[TracedImages], blocks: Sequence[int], count: int
 ) -> list[Example]:
     """``count`` images for :func:`common.plots.united_grid`, spread evenly over the classes."""
-    chosen = one_class_after_the_other(images.labels)[:count]
-    return [_example(images, traced, list(blocks), place) for place in chosen.tolist()]
-
-
-def _example(images: LabelledDataset, traced: Sequence[TracedImages], blocks: list[int], place: int) -> Example:
-    image, label = images[place]
-    rows = [
-        ExampleRow(percent(trace.keep_rate), trace.kept[place, blocks], **_decisions(trace, place)) for trace in traced
-    ]
-    return Example(denormalise(image, images.mean, images.std), images.classes[label], tuple(rows))
+    found = []
+    for place in one_class_after_the_other(images.labels)[:count].tolist():
+        (image, label), rows = images[place], []
+        for trace in traced:
+            kept = trace.kept[place, list(blocks)]
+            rows.append(ExampleRow(percent(trace.keep_rate), kept, **_decisions(trace, place)))
+        picture = denormalise(image, images.mean, images.std)
+        found.append(Example(picture, images.classes[label], tuple(rows)))
+    return found
