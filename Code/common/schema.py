@@ -70,11 +70,6 @@ class Table(Protocol):
     parts: Sequence[str]
 
 
-def columns(kind: str, *names: str, optional: bool = False) -> dict[str, Column]:
-    """Several columns of one kind."""
-    return {name: Column(kind, optional=optional) for name in names}
-
-
 def text(meaning: str, *, optional: bool = False) -> Column:
     """A column of words."""
     return Column(TEXT, meaning, optional=optional)
