@@ -14,7 +14,6 @@ from common.errors import UsageError
 from common.models.block import reduced_block
 from common.models.reduced import ReducedVisionTransformer
 from common.reducers.base import Reducer, Signals
-from common.reducers.idle_mlp import IdleMlp
 from common.tokens import Tokens
 from common.training import inference_pass
 
@@ -51,7 +50,7 @@ def solve_thresholds(model: ReducedVisionTransformer, loader: DataLoader, cut: f
         UsageError: the model decides by numbers, or cannot save that much.
     """
     reducer = model.reducer
-    if not (isinstance(reducer, IdleMlp) and reducer.by_score):
+    if not hasattr(reducer, "thresholds"):
         raise UsageError(f"{type(reducer).__name__} has no thresholds to solve; give idle_mlp with a score_threshold")
     with inference_pass([model], loader, "calibration") as batches:
         states, whole = [model.embed(images) for images, _ in batches], Reducer(model, reducer.schedule)

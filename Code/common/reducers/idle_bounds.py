@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from common.reducers.base import BLOCK_OUTPUT, Signals, register_reducer
+from common.reducers.base import Signals, register_reducer
 from common.reducers.idling import Idling
 from common.reducers.similarity import IdlingBySimilarity
 from common.tokens import Tokens
@@ -23,7 +23,6 @@ class IdleOracle(IdlingBySimilarity):
         shared: see :class:`common.reducers.similarity.IdlingBySimilarity`.
     """
 
-    signals = BLOCK_OUTPUT
     learns_from_signals = True  # in training the block's own pass is that output
 
     def __init__(self, vit, schedule, *, tau: float | None = None, **shared) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from common.errors import UsageError
 from common.options import Count, NonNegative, Share
 from common.precision import without_autocast
-from common.reducers.base import BLOCK_OUTPUT, NO_SIGNALS, Signal, Signals, Teaching, register_reducer
+from common.reducers.base import Signals, Teaching, register_reducer
 from common.reducers.idling import append_block
 from common.reducers.losses import divergence
 from common.reducers.similarity import IdlingBySimilarity
@@ -129,11 +129,6 @@ class IdleMlp(IdlingBySimilarity):
     def acts(self, layer: int, tokens: Tokens) -> bool:
         return bool(self.thresholds[layer] > 0) if self.by_score else super().acts(layer, tokens)
 
-    def needs(self, layer: int, tokens: Tokens) -> frozenset[Signal] | None:
-        if not self.acts(layer, tokens):
-            return None
-        return BLOCK_OUTPUT if self.compares else NO_SIGNALS
-
     def score(self, tokens: Tokens, signals: Signals, layer: int) -> tuple[Tokens, Tensor]:
         logits = self.predictors[str(layer)](tokens.prefix.detach(), tokens.patches.detach(), tokens.grid_size)
         if signals.output is not None:
@@ -160,10 +155,9 @@ class IdleMlp(IdlingBySimilarity):
         return torch.where(whole, 1.0, hard)
 
     def training_loss(self, tokens: Tokens, logits: Tensor, teacher: Teaching | None) -> Tensor:
-        nothing = logits.new_zeros((), dtype=torch.float32)
+        loss = logits.new_zeros((), dtype=torch.float32)
         if self.learns == "labels":
-            return self._label_loss(tokens) if LOGITS in tokens.carry else nothing
-        loss = nothing
+            return self._label_loss(tokens) if LOGITS in tokens.carry else loss
         if self.keep_target is not None and GATES in tokens.carry:
             loss = loss + self.budget_weight * (tokens.carry[GATES].mean() - self.keep_target).square()
         return loss if teacher is None else loss + self.distill_weight * divergence(logits, teacher.logits)

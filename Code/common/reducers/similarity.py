@@ -11,6 +11,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor
 
 from common.attention import mean_map
+from common.reducers.base import BLOCK_OUTPUT, NO_SIGNALS, Signal
 from common.reducers.idling import Idling
 from common.tokens import Tokens
 
@@ -125,6 +126,10 @@ class IdlingBySimilarity(Idling):
     def compares(self) -> bool:
         """Whether the next pass compares patches before and after each block."""
         return True
+
+    @property
+    def signals(self) -> frozenset[Signal]:
+        return BLOCK_OUTPUT if self.compares else NO_SIGNALS
 
     def before_block(self, tokens: Tokens, layer: int) -> Tokens:
         return self.with_influence(tokens) if layer == 0 and self.compares else tokens
