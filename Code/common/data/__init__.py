@@ -6,14 +6,3 @@ from common.data.base import head_classes
 from common.data.catalog import dataset_classes, list_datasets, load_dataset
 from common.data.check import check_dataset
 from common.data.loading import make_loader, set_epoch, subset
-
-__all__ = [
-    "check_dataset",
-    "dataset_classes",
-    "head_classes",
-    "list_datasets",
-    "load_dataset",
-    "make_loader",
-    "set_epoch",
-    "subset",
-]

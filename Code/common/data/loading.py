@@ -98,14 +98,14 @@ def make_loader(
         raise UsageError(f"rank must be one of 0 to world_size - 1; given rank {rank} and world_size {world_size}")
     if repeats < 1 or (repeats > 1 and not shuffle):
         raise UsageError(f"repeats must be >= 1, and 1 without shuffle; given {repeats} with shuffle={shuffle}")
-    order = _Order(len(dataset), batch_size, shuffle, drop_last, repeats, rank, world_size)
-    if order.fewest < (batch_size if drop_last else 1):
+    sampler = _SeededSampler(len(dataset), batch_size, shuffle, drop_last, repeats, rank, world_size, seed)
+    if sampler.fewest < (batch_size if drop_last else 1):
         processes = f" for each of {world_size} processes" if world_size > 1 else ""
         raise UsageError(f"a dataset of {len(dataset)} images gives no batch of {batch_size}{processes}")
     return DataLoader(
         _SeededItems(dataset),
         batch_size,
-        sampler=_SeededSampler(order, seed),
+        sampler=sampler,
         num_workers=workers,
         drop_last=drop_last,
         pin_memory=torch.cuda.is_available(),
@@ -124,9 +124,9 @@ def set_epoch(loader: DataLoader, epoch: int) -> None:
     loader.sampler.next_epoch = epoch
 
 
-@dataclass(frozen=True)
-class _Order:
-    """Which positions of a dataset an epoch visits, and which part of them belongs to this process."""
+@dataclass(eq=False)
+class _SeededSampler(Sampler):
+    """(index, seed of that item's augmentation) of this process's part of the dataset, drawn anew each epoch."""
 
     size: int
     batch_size: int
@@ -135,6 +135,8 @@ class _Order:
     repeats: int
     rank: int
     world_size: int
+    seed: int
+    next_epoch: int = 0
 
     @property
     def epoch_length(self) -> int:
@@ -151,16 +153,15 @@ class _Order:
     def __len__(self) -> int:
         return len(self._places(self.rank))
 
-    def draw(self, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-        """Items of this process and the seed of each one's augmentation, both long (n,).
-
-        Every process draws the whole epoch, so that an item has the same seed whoever gets it.
-        """
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        generator = _generator(self.seed, self.next_epoch)
+        self.next_epoch += 1
+        # every process draws the whole epoch, so that an item has the same seed whoever gets it
         items = torch.randperm(self.size, generator=generator) if self.shuffle else torch.arange(self.size)
         items = items.repeat_interleave(self.repeats)[: self.epoch_length]
         seeds = torch.randint(2**31, (self.epoch_length,), generator=generator)
         places = self._places(self.rank)
-        return items[places], seeds[places]
+        return zip(items[places].tolist(), seeds[places].tolist(), strict=True)
 
     def _places(self, rank: int) -> torch.Tensor:
         """Where in the epoch the items of ``rank`` stand."""
@@ -171,22 +172,6 @@ class _Order:
         batches = self.epoch_length // self.batch_size if self.drop_last else int(batch[-1]) + 1
         whole_rounds = batches // self.world_size * self.world_size
         return places[(batch % self.world_size == rank) & (batch < whole_rounds)]
-
-
-class _SeededSampler(Sampler):
-    """(index, seed of that item's augmentation), both drawn anew each epoch."""
-
-    def __init__(self, order: _Order, seed: int) -> None:
-        self._order, self._seed = order, seed
-        self.next_epoch = 0
-
-    def __len__(self) -> int:
-        return len(self._order)
-
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        epoch, self.next_epoch = self.next_epoch, self.next_epoch + 1
-        items, seeds = self._order.draw(_generator(self._seed, epoch))
-        return zip(items.tolist(), seeds.tolist(), strict=True)
 
 
 def _generator(seed: int, epoch: int) -> torch.Generator:

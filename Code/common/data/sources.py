@@ -21,6 +21,7 @@ from common.errors import UsageError
 DEFAULT_ROOT = "~/.cache/token-reduction"
 FOLDER_PREFIX = "folder:"
 ANNOTATED = {"nabirds": open_nabirds, "coco": open_coco, "nuswide": open_nuswide}
+ARCHIVES = {"fashion-mnist": tv.FashionMNIST, "cifar10": tv.CIFAR10, "cifar100": tv.CIFAR100}
 IMAGENETTE_FOLDERS = ("imagenette2", "imagenette2-320", "imagenette2-160")
 
 
@@ -40,9 +41,7 @@ def open_source(name: str, split: str, root: str | os.PathLike | None) -> Source
         return _folder(name, place / "imagenet", split)
     if name == "imagenette":
         return _folder(name, _find_imagenette(place, split), split)
-    if name == "fashion-mnist":
-        return _fashion_mnist(place, split)
-    return _cifar(name, place, split)
+    return _archive(name, place, split)
 
 
 def _find_imagenette(root: Path, split: str) -> Path:
@@ -53,30 +52,17 @@ def _find_imagenette(root: Path, split: str) -> Path:
     return root / IMAGENETTE_FOLDERS[0]
 
 
-def _fashion_mnist(root: Path, split: str) -> Source:
-    train = split == "train"
-    for path in sorted((root / "FashionMNIST" / "raw").glob("[!.]*-ubyte")):
+def _archive(name: str, root: Path, split: str) -> Source:
+    """All images of a split in one file, where they have no names of their own."""
+    for path in sorted((root / "FashionMNIST" / "raw").glob("[!.]*-ubyte")) if name == "fashion-mnist" else ():
         check_idx(path)
-    images = _open_or_download("fashion-mnist", root, lambda download: tv.FashionMNIST(root, train, download=download))
-    return Source(images, images.classes, images.targets, _numbered(split, images))
-
-
-def _cifar(name: str, root: Path, split: str) -> Source:
-    kind = {"cifar10": tv.CIFAR10, "cifar100": tv.CIFAR100}[name]
-    images = _open_or_download(name, root, lambda download: kind(root, split == "train", download=download))
-    return Source(images, images.classes, torch.tensor(images.targets), _numbered(split, images))
-
-
-def _numbered(split: str, images: Dataset) -> list[str]:
-    """Ids for the images of an archive, which have no names of their own."""
-    return [f"{split}-{i}" for i in range(len(images))]
-
-
-def _open_or_download(name: str, root: Path, make: Callable[[bool], Dataset]) -> Dataset:
+    train = split == "train"
     try:
-        return make(False)
+        images = ARCHIVES[name](root, train, download=False)
     except RuntimeError:  # torchvision's way to say that the files are not there or fail their checksum
-        return _download(name, root, lambda: make(True))
+        images = _download(name, root, lambda: ARCHIVES[name](root, train, download=True))
+    ids = [f"{split}-{i}" for i in range(len(images))]
+    return Source(images, images.classes, torch.as_tensor(images.targets), ids)
 
 
 def _download(name: str, root: Path, fetch: Callable[[], Dataset]) -> Dataset:

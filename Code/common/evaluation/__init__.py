@@ -8,5 +8,3 @@ from common.evaluation.evaluate import evaluate_model
 from common.evaluation.export import export_cls, export_json
 from common.evaluation.names import run_key
 from common.evaluation.record import Record, Setting, Stage
-
-__all__ = ["Record", "Setting", "Stage", "evaluate_model", "export_cls", "export_json", "run_key"]

@@ -4,5 +4,3 @@ Importing this package adds its own backbones (:mod:`common.models.registered`) 
 """
 
 from common.models import registered
-
-__all__ = ["registered"]

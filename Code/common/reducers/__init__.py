@@ -23,33 +23,3 @@ from common.reducers import (
 from common.reducers.base import Reducer, Signals, list_reducers, reducer_class, reducer_options, register_reducer
 from common.reducers.method import Method
 from common.schedule import Schedule, default_reduction_loc
-
-__all__ = [
-    "Method",
-    "Reducer",
-    "Schedule",
-    "Signals",
-    "ats",
-    "default_reduction_loc",
-    "dpcknn",
-    "dynamic_slimming",
-    "dynamicvit",
-    "evit",
-    "idle_bounds",
-    "idle_mlp",
-    "idle_topk",
-    "kmedoids",
-    "list_reducers",
-    "none",
-    "patch_slimming",
-    "patchmerger",
-    "patterns",
-    "reducer_class",
-    "reducer_options",
-    "register_reducer",
-    "sinkhorn",
-    "sit",
-    "tome",
-    "topk",
-    "tram",
-]

@@ -12,23 +12,3 @@ from common.training.metrics import accuracies, accuracy, cross_entropy, mean_av
 from common.training.optim import parameter_groups
 from common.training.prediction import Prediction, evaluate, inference_pass, predict
 from common.training.schedule import learning_rate
-
-__all__ = [
-    "Epoch",
-    "Prediction",
-    "TrainConfig",
-    "accuracies",
-    "accuracy",
-    "asymmetric_loss",
-    "cross_entropy",
-    "distillation_loss",
-    "evaluate",
-    "inference_pass",
-    "learning_rate",
-    "mean_average_precision",
-    "parameter_groups",
-    "predict",
-    "protocol",
-    "torch_device",
-    "train",
-]
