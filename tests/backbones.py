@@ -7,6 +7,8 @@ import timm
 import torch
 
 import common.models.registered  # noqa: F401  adds simple_vit to timm's registry
+from common.models.reduced import obstacle
+from common.reducers import list_reducers
 from common.reducers.slimming_plan import SlimmingPlan
 
 FAMILIES = {
@@ -43,6 +45,11 @@ def _built(family: str) -> tuple[torch.nn.Module, torch.Tensor]:
             torch.nn.init.constant_(block.ls2.gamma, 0.5)
     torch.nn.init.normal_(vit.head.weight, std=0.02)
     return vit, torch.get_rng_state()
+
+
+def applicable_reducers(vit: torch.nn.Module) -> list[str]:
+    """The methods that this backbone can run: those that read the CLS token need one."""
+    return [reducer for reducer in list_reducers() if obstacle(vit, reducer) is None]
 
 
 def plan_for(vit: torch.nn.Module, keep_rate: float) -> SlimmingPlan:

@@ -7,13 +7,13 @@ from dataclasses import replace
 import pytest
 import timm
 import torch
-from backbones import FAMILIES, images, make, reducing
+from backbones import FAMILIES, applicable_reducers, images, make, reducing
 
 from common.benchmark import SelectAll
 from common.cost.counter import count_macs
 from common.errors import UsageError
 from common.models.block import reduced_block
-from common.models.reduced import applicable_reducers, attach, obstacle, reduce_tokens
+from common.models.reduced import attach, obstacle, reduce_tokens
 from common.reducers import Method, Reducer, Schedule, list_reducers, reducer_class, register_reducer
 from common.reducers.base import NO_SIGNALS
 from common.tokens import Selection, look_up

@@ -80,7 +80,7 @@ def test_a_run_is_evaluated_on_images_as_it_was_trained_on(tmp_path):
     save_state(model, start)
     train(tmp_path / "run", weights=str(start), reducer="none", keep_rate=1.0)
     start.unlink()
-    data = Run.read(tmp_path / "run").dataset()
+    data = Run.read(tmp_path / "run").trained.val_set()
     assert {"mean": data.mean, "std": data.std} == unusual
     assert main([str(tmp_path / "run"), "--device", "cpu"]) == 0
 

@@ -3,7 +3,7 @@
 import pytest
 import timm
 import torch
-from backbones import FAMILIES, images, make
+from backbones import FAMILIES, applicable_reducers, images, make
 from explained import digits, family, reduced, vivid
 from timm.layers import resample_abs_pos_embed
 
@@ -12,7 +12,7 @@ from common.explain import Explainer, create_explainer, list_explainers, registe
 from common.explain.metrics import STEPS, insertion_deletion
 from common.explain.network import weighted_degrees
 from common.models.observe import as_reduced, attention_layers
-from common.models.reduced import applicable_reducers, is_reduced
+from common.models.reduced import is_reduced
 from common.reducers.base import reducer_class
 from common.reducers.patch_slimming import PatchSlimming
 from common.reducers.patterns import FixedPattern

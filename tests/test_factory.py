@@ -9,7 +9,7 @@ import safetensors.torch
 import thop
 import timm
 import torch
-from backbones import reducing
+from backbones import applicable_reducers, reducing
 from timm.layers import resample_abs_pos_embed
 from timm.models.vision_transformer import ParallelScalingBlock, VisionTransformer
 
@@ -17,7 +17,7 @@ from common import count_macs, create_model, list_reducers, load_dataset, reduce
 from common.data.transforms import IMAGENET_MEAN
 from common.errors import UsageError
 from common.models.factory import create_backbone, expected_norm
-from common.models.reduced import applicable_reducers, check_supported
+from common.models.reduced import check_supported
 from common.models.simple_vit import sincos_position
 from common.training import accuracy
 from common.weights import read_norm, read_state, save_state

@@ -5,11 +5,11 @@ Both are what its speed falls short of its MAC ratio by; how much that is on one
 
 import pytest
 import timm
-from backbones import images, make, reducing
+from backbones import applicable_reducers, images, make, reducing
 from counting import operators
 
 from common.cost.counter import count_macs
-from common.models.reduced import applicable_reducers, reduce_tokens
+from common.models.reduced import reduce_tokens
 
 # at keep rate 0.5: operators more than the 173 of ViT-Ti, elements written as a share of what ViT-Ti writes, MAC share
 EXTRA = {

@@ -5,14 +5,14 @@ import math
 
 import pytest
 import torch
-from backbones import FAMILIES, images, make, plan_for
+from backbones import FAMILIES, applicable_reducers, images, make, plan_for
 
 from common.cost.closed_form import Shape
 from common.cost.counter import count_macs
 from common.cost.methods import slim_macs
 from common.errors import UsageError
 from common.models.factory import create_model
-from common.models.reduced import applicable_reducers, reduce_tokens
+from common.models.reduced import reduce_tokens
 from common.reducers import Method
 from common.reducers.base import Teaching
 from common.slimming import SlimmingPlan

@@ -15,9 +15,9 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from common.benchmark import set_threads
 from common.cost.throughput import interleaved
 from common.errors import UsageError, require_choice
+from common.options import Count, check
 from common.results import conditions, resolve, write_atomically
 from common.training import torch_device
 from comparisons import COMPARISONS, FULL, QUICK, Scale
@@ -125,12 +125,11 @@ def _run(given: argparse.Namespace) -> pd.DataFrame:
     """Check everything, then measure what was asked for."""
     for name in given.names:
         require_choice(name, COMPARISONS, "comparison")
-    if given.rounds < 1:
-        raise UsageError(f"rounds={given.rounds} is not allowed; give a whole number >= 1")
+    check("rounds", given.rounds, Count)
     if given.quick and given.save:
         raise UsageError("--quick measures nothing that --save could keep; give one of them")
     if given.threads is not None:
-        set_threads(given.threads)
+        torch.set_num_threads(check("threads", given.threads, Count))
     names = list(dict.fromkeys(given.names)) or list(COMPARISONS)
     rounds, scale = (1, QUICK) if given.quick else (given.rounds, FULL)
     device = torch_device(given.device)

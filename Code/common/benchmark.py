@@ -120,11 +120,6 @@ def assert_identity(vit: VisionTransformer, images: Tensor) -> None:
         torch.testing.assert_close(model(images), vit(images), rtol=0, atol=1e-5)
 
 
-def set_threads(threads: int) -> None:
-    """Use ``threads`` CPU threads from now on."""
-    torch.set_num_threads(check("threads", threads, Count))
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line: one backbone, any methods and keep rates; exit code 2 on bad input."""
     parser = argparse.ArgumentParser(prog="python -m common.benchmark", description=__doc__.splitlines()[0])
@@ -140,7 +135,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         if args.threads is not None:
-            set_threads(args.threads)
+            torch.set_num_threads(check("threads", args.threads, Count))
         settings = {name: getattr(args, name) for name in ("img_size", "dtype", "batch_size", "device", "rounds")}
         rows = compare(args.backbone, args.reducer, args.keep_rate, **settings)
     except UsageError as error:

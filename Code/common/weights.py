@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from common.errors import UsageError
+from common.results import write_atomically
 
 HUB = "timm"
 CFG = "pretrained_cfg"  # in the header of a file and on timm's models: what the weights expect
@@ -85,11 +85,5 @@ def save_state(model: nn.Module, path: str | Path, dtype: torch.dtype = torch.fl
 
 def write_tensors(tensors: Mapping[str, Tensor], path: str | Path, metadata: Mapping[str, str] | None = None) -> None:
     """Write ``tensors`` as safetensors, with ``metadata`` in the header: whole or not at all."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        safetensors.torch.save_file(dict(tensors), partial, metadata=metadata)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    content = safetensors.torch.save(dict(tensors), metadata)
+    write_atomically(Path(path), lambda file: file.buffer.write(content))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from common.data.base import ImageData, LabelledDataset
@@ -11,9 +10,9 @@ from common.data.check import check_dataset
 from common.data.digits import Digits
 from common.data.loading import subset
 from common.data.sources import ANNOTATED, FOLDER_PREFIX, open_source
-from common.data.transforms import Recipe, make_transform, normalisation
+from common.data.transforms import Mean, Recipe, Std, make_transform, normalisation
 from common.errors import require_choice
-from common.options import Count, accepted_by, check
+from common.options import Count, Whole, accepted_by, check, checked
 from common.processes import is_first_on_machine
 
 NAMES = ("digits", "imagenette", "fashion-mnist", "cifar10", "cifar100", "imagenet", *ANNOTATED)
@@ -24,18 +23,19 @@ def list_datasets() -> list[str]:
     return sorted([*NAMES, f"{FOLDER_PREFIX}PATH"])
 
 
+@checked
 def load_dataset(
     name: str,
     split: str,
     *,
     root: str | os.PathLike | None = None,
-    img_size: int,
+    img_size: Count,
     train: bool = False,
-    recipe: str = "pretrained",
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
-    limit: int | None = None,
-    skip: int = 0,
+    recipe: Recipe = "pretrained",
+    mean: Mean | None = None,
+    std: Std | None = None,
+    limit: Count | None = None,
+    skip: Whole = 0,
     seed: int = 0,
 ) -> LabelledDataset:
     """Open a dataset; its items are (image float tensor (3, img_size, img_size), label).
@@ -83,10 +83,7 @@ def load_dataset(
     """
     _require_name(name)
     check("split", split, Literal["train", "val"])
-    check("recipe", recipe, Recipe)
     norm = normalisation("pretrained" if name == "digits" else recipe, mean, std)
-    check("img_size", img_size, Count)
-    check("limit", limit, Count | None)
     if name == "digits":
         dataset = Digits(split, img_size, norm, train=train, seed=seed)
     else:

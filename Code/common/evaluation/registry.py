@@ -71,7 +71,7 @@ def scan_runs(root: str | Path) -> Scan:
     for folder in find_runs([root]):
         try:
             run = Run.read(folder)
-            if run.finished:
+            if run.last_epoch >= run.epochs:
                 rows.append(_row(run, Path(root)))
             else:
                 unfinished.append(f"run {str(folder)!r} is at epoch {run.last_epoch} of {run.epochs}")

@@ -136,10 +136,9 @@ def _is_there(path: Path, run: Run, cls_at: Sequence[int]) -> bool:
 
 
 def _evaluated(run: Run, wanted: Wanted) -> Record:
-    dataset = run.dataset()
-    experiment = run.experiment
+    experiment, dataset = run.experiment, run.trained.val_set()
     return evaluate_model(
-        run.model(dataset),
+        run.trained.model(dataset),
         dataset,
         batch_size=wanted.batch_size,
         method=experiment.reducer,

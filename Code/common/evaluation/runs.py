@@ -11,10 +11,8 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from common.data.base import LabelledDataset
 from common.errors import UsageError
 from common.models.factory import create_backbone
-from common.models.reduced import ReducedVisionTransformer
 from common.reducers import Method, default_reduction_loc
 from common.training.checkpoint import BEST, BEST_INFO, LOG, Best
 from common.training.engine import ANYWHERE
@@ -73,11 +71,6 @@ class Run:
         return self.experiment.config.total_epochs
 
     @property
-    def finished(self) -> bool:
-        """Whether it was."""
-        return self.last_epoch >= self.epochs
-
-    @property
     def reduction_loc(self) -> tuple[int, ...]:
         """The blocks of its schedule, by default those of its backbone; () without reduction."""
         if Method.parse(self.experiment.reducer).name == "none":
@@ -85,16 +78,9 @@ class Run:
         return self.experiment.reduction_loc or default_reduction_loc(_depth(self.experiment.backbone))
 
     @property
-    def _trained(self) -> Experiment:
+    def trained(self) -> Experiment:
+        """The experiment from its best weights on, with images normalised as those that it was trained on."""
         return replace(self.experiment, weights=str((self.folder / BEST).resolve()))
-
-    def dataset(self) -> LabelledDataset:
-        """The validation images that its accuracy is about, normalised as those that it was trained on."""
-        return self._trained.val_set()
-
-    def model(self, dataset: LabelledDataset) -> ReducedVisionTransformer:
-        """The model with its best weights."""
-        return self._trained.model(dataset)
 
 
 def find_runs(roots: Sequence[str | Path]) -> list[Path]:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from common.errors import UsageError
 from common.models.block import reduced_block
 from common.models.trace import Trace
-from common.reducers.base import Reducer, check_options, list_reducers, reducer_class
+from common.reducers.base import Reducer, check_options, reducer_class
 from common.schedule import Schedule, check_depth, default_reduction_loc
 from common.tokens import Tokens
 
@@ -124,10 +124,7 @@ class ReducedVisionTransformerDistilled(_Reduced, VisionTransformerDistilled):
 
 
 SUPPORTED = "timm VisionTransformer with standard blocks (ViT, DeiT, DeiT-III, DINOv2, SigLIP, SimpleViT)"
-REDUCED = {
-    VisionTransformer: ReducedVisionTransformer,
-    VisionTransformerDistilled: ReducedVisionTransformerDistilled,
-}
+REDUCED = {VisionTransformer: ReducedVisionTransformer, VisionTransformerDistilled: ReducedVisionTransformerDistilled}
 
 
 def reduce_tokens(
@@ -204,11 +201,6 @@ def check_supported(vit: nn.Module) -> None:
             )
     if not isinstance(vit.patch_drop, nn.Identity):
         raise UsageError("backbones with patch_drop_rate > 0 are not supported: two methods would drop patches")
-
-
-def applicable_reducers(vit: VisionTransformer) -> list[str]:
-    """The methods that this backbone can run: those that read the CLS token need one."""
-    return [reducer for reducer in list_reducers() if obstacle(vit, reducer) is None]
 
 
 def obstacle(vit: VisionTransformer, reducer: str) -> str | None:

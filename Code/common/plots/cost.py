@@ -112,18 +112,14 @@ def published_vs_counted(df: pd.DataFrame) -> Figure:
 
 def _speed_panels(df: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
     """Order the panels so that, at three backbones a block, columns are backbones and rows are conditions."""
-    by_backbone = [list(split_panels(rows, _CONDITIONS, ("dtype", "batch"))) for _, rows in _backbones(df)]
-    names = [name for name, _ in _backbones(df)]
+    backbones = split_panels(df, ("backbone",), ("backbone",))
+    found = [(name, list(split_panels(rows, _CONDITIONS, ("dtype", "batch")))) for name, rows in backbones]
     panels = []
-    for start in range(0, len(names), 3):
-        block = list(zip(names, by_backbone, strict=True))[start : start + 3]
-        for place in range(max(len(found) for _, found in block)):
-            panels += [(f"{name}\n{found[place][0]}", found[place][1]) for name, found in block if place < len(found)]
+    for start in range(0, len(found), 3):
+        block = found[start : start + 3]
+        for place in range(max(len(parts) for _, parts in block)):
+            panels += [(f"{name}\n{parts[place][0]}", parts[place][1]) for name, parts in block if place < len(parts)]
     return panels
-
-
-def _backbones(df: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
-    return list(split_panels(df, ("backbone",), ("backbone",)))
 
 
 def _speed_panel(ax: Axes, rows: pd.DataFrame, title: str) -> None:

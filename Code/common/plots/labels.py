@@ -9,6 +9,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
+from matplotlib.transforms import Bbox
+from numpy.typing import ArrayLike
 
 _SIZE = 7.5
 _MARKER = 8.0
@@ -28,13 +30,14 @@ def place_labels(fig: Figure, labels: Sequence[Label]) -> None:
     fig.draw_without_rendering()  # the layout decides where a data point lands on the page
     points = 72 / fig.dpi
     centres = np.array([ax.transData.transform((x, y)) for ax, x, y, _, _ in labels]).reshape(-1, 2) * points
-    taken = [_box(centre, _MARKER, _MARKER) for centre in centres]
+    taken = [_box(centre, (_MARKER, _MARKER)) for centre in centres]
     dots = {ax: _line_dots(ax) * points for ax in {label[0] for label in labels}}
     for (ax, x, y, text, color), centre in zip(labels, centres, strict=True):
         size = np.array([0.6 * _SIZE * len(text), 1.15 * _SIZE])
         shifts = [_shift(size, *shift) for shift in _SHIFTS]
-        boxes = [_box(centre + shift, *size) for shift in shifts]
-        costs = [_cost(box, np.array(taken), dots[ax]) + ring for box, (*_, ring) in zip(boxes, _SHIFTS, strict=True)]
+        boxes = [_box(centre + shift, size) for shift in shifts]
+        hidden = [10 * box.count_overlaps(taken) + box.count_contains(dots[ax]) * _STEP / 10 for box in boxes]
+        costs = [cost + ring for cost, (*_, ring) in zip(hidden, _SHIFTS, strict=True)]
         best = int(np.argmin(costs))
         taken.append(boxes[best])
         note = ax.annotate(text, (x, y), shifts[best], textcoords="offset points", ha="center", va="center")
@@ -47,15 +50,8 @@ def _shift(size: np.ndarray, right: float, up: float, ring: int) -> np.ndarray:
     return np.array([right * (size[0] / 2 + 6 + 6 * ring), up * (9 + 9 * ring)])
 
 
-def _box(centre: np.ndarray, width: float, height: float) -> np.ndarray:
-    half = np.array([width, height]) / 2
-    return np.concatenate([centre - half, centre + half])
-
-
-def _cost(box: np.ndarray, taken: np.ndarray, dots: np.ndarray) -> float:
-    overlaps = ((box[:2] < taken[:, 2:]) & (taken[:, :2] < box[2:])).all(axis=1).sum()
-    crossed = ((box[:2] < dots) & (dots < box[2:])).all(axis=1).sum()
-    return 10 * float(overlaps) + float(crossed) * _STEP / 10
+def _box(centre: np.ndarray, size: ArrayLike) -> Bbox:
+    return Bbox.from_bounds(*(centre - np.divide(size, 2)), *size)
 
 
 def _line_dots(ax: Axes) -> np.ndarray:

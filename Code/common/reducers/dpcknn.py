@@ -15,12 +15,7 @@ from torch import Tensor, nn
 
 from common.precision import without_autocast
 from common.reducers.base import Reducer, init_linear, register_reducer
-from common.reducers.clustering import (
-    counts_where_dropping,
-    largest_first,
-    nearest_center,
-    squared_distances,
-)
+from common.reducers.clustering import counts_where_dropping, largest_first, nearest_center, squared_distances
 from common.tokens import Tokens
 
 Neighbors = Annotated[int, Ge(2), "a whole number >= 2"]  # every token is its own first

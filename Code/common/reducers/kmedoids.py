@@ -13,12 +13,7 @@ from common.errors import UsageError
 from common.options import Count
 from common.precision import without_autocast
 from common.reducers.base import Reducer, Signal, Signals, register_reducer
-from common.reducers.clustering import (
-    counts_where_dropping,
-    largest_first,
-    nearest_center,
-    squared_distances,
-)
+from common.reducers.clustering import counts_where_dropping, largest_first, nearest_center, squared_distances
 from common.tokens import Selection, Tokens, take_rows
 
 RECEIVED = "received"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -32,21 +32,12 @@ _OPEN_SECTIONS = 6
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A figure: its place from the page's folder, its caption, and what it is for those who cannot see it."""
-
-    path: str
-    caption: str
-    alt: str
-
-
-@dataclass(frozen=True)
 class Chapter:
-    """One study as the page shows it."""
+    """One study as the page shows it; ``captions`` by the place of the figure, from the page's folder."""
 
     found: Findings
     answers: list[Answer]
-    pictures: list[Picture]
+    captions: dict[PurePath, str]
     missing: list[str]
     left_out: list[str]
 
@@ -70,15 +61,11 @@ def _chapters(results_dir: Path, found: Sequence[Findings]) -> Iterator[Chapter]
         for path in sorted(folder.glob(study.run_figures)) if study.run_figures else ():
             run = path.relative_to(folder).with_suffix("").as_posix()
             captions[path] = f"{study.captions['']} Run {run}."
-        pictures = [_picture(path, results_dir, caption) for path, caption in captions.items()]
         others = sorted(set(folder.glob("**/*.png")) - captions.keys())
         left_out = [path.relative_to(results_dir).as_posix() for path in others]
         answers = list(study.answers(each.table)) if len(each.runs) else []
-        yield Chapter(each, answers, pictures, shortened(list(each.missing)), shortened(left_out))
-
-
-def _picture(path: Path, results_dir: Path, caption: str) -> Picture:
-    return Picture(path.relative_to(results_dir).as_posix(), caption, f"Figure {path.stem}: {caption}")
+        captions = {path.relative_to(results_dir): caption for path, caption in captions.items()}
+        yield Chapter(each, answers, captions, shortened(list(each.missing)), shortened(left_out))
 
 
 def render(results_dir: str | Path, studies: Mapping[str, Study], *, title: str = "", about: str = "") -> str:

@@ -11,6 +11,7 @@ from common.report.sections import NONE, Section, percent
 from common.results import read_published
 
 _DATASETS = {"cifar10": "CIFAR10", "imagenette": "Imagenette", "fashion-mnist": "FMNIST"}
+_SPEED = {"fps": "FPS", "gflops": "GFlops"}
 _EFFICIENCY_NOTE = (
     "FPS: one CUDA GPU, type not recorded. GFlops: multiply-accumulates as thop counts them, attention's matrix "
     "products left out."
@@ -73,9 +74,9 @@ def _printed(rows: pd.DataFrame, title: str, names: Mapping[str, str], notes: It
 
 def _accuracy() -> Iterator[Section]:
     rows = read_published("tram_accuracy", as_printed=True)
-    names = {"model": "Model", "fps": "FPS", "gflops": "GFlops", **_DATASETS}
+    names = {"model": "Model", **_SPEED, **_DATASETS}
     for source, table in rows.groupby("source", sort=False):
-        row = ["model", "fps", "gflops"]
+        row = ["model", *_SPEED]
         wide = table.pivot(index=row, columns="dataset", values="accuracy")
         wide = wide.reindex(pd.MultiIndex.from_frame(table[row].drop_duplicates()))[list(_DATASETS)]
         wide = wide.reset_index().rename_axis(columns=None).assign(source=source)
@@ -89,14 +90,7 @@ def _benchmarks() -> Iterator[Section]:
         "tram_throughput_simple_vit": "SimpleViT, 160 px, batch 64, keep rate 50 %",
         "trewa_efficiency": "ViT, 160 px, batch 64, keep rate 75 % (TREWA)",
     }
-    names = {
-        "model": "Model",
-        "backbone": "Backbone",
-        "run": "Run",
-        "fps": "FPS",
-        "gflops": "GFlops",
-        "params": "Params",
-    }
+    names = {"model": "Model", "backbone": "Backbone", "run": "Run", **_SPEED, "params": "Params"}
     for table, title in tables.items():
         rows = read_published(table, as_printed=True)
         rows["backbone"] = rows["backbone"].map(backbone_name)
@@ -144,13 +138,8 @@ def published_slimming() -> Section:
 
 def _mutex() -> Section:
     rows = read_published("mutex_auc", as_printed=True)
-    names = {
-        "model": "Model",
-        "image": "Image",
-        "predicted": "Predicted",
-        "insertion_auc": "Insertion AUC (0 to 100)",
-        "deletion_auc": "Deletion AUC (0 to 100)",
-    }
+    areas = {"insertion_auc": "Insertion AUC (0 to 100)", "deletion_auc": "Deletion AUC (0 to 100)"}
+    names = {"model": "Model", "image": "Image", "predicted": "Predicted", **areas}
     first = rows.iloc[0]
     given = ", ".join(f"{name} {first[name]}" for name in ("min_cut", "token_ratio", "starting_layer", "baseline"))
     return _printed(rows, "Insertion and deletion of MUTEX on single images", names, (f"{given}. {_MUTEX_NOTE}",))

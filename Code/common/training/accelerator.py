@@ -83,8 +83,6 @@ def seed_everything(*numbers: int) -> None:
 
 def total(accelerator: Accelerator, number: int) -> int:
     """Sum of the processes' ``number``."""
-    if accelerator.num_processes == 1:
-        return number
     return int(accelerator.reduce(torch.tensor(number, device=accelerator.device)))
 
 

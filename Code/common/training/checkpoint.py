@@ -76,12 +76,11 @@ class RunFolder:
         refuse_difference(record["settings"], self._settings, f"checkpoint {str(path)!r}")
         return unpack(record["state"], tensors), record["history"]
 
-    def write_log(self, history: list[dict[str, Any]]) -> None:
+    def write_readable(self, model: nn.Module, history: list[dict[str, Any]]) -> None:
+        """The weights and the log of the last whole epoch, for readers."""
+        save_state(model, self.path / LAST)
         frame = pd.DataFrame(history)
         write_atomically(self.path / LOG, lambda file: frame.to_csv(file, index=False, lineterminator="\n"))
-
-    def write_last(self, model: nn.Module) -> None:
-        save_state(model, self.path / LAST)
 
     def write_best(self, model: nn.Module, best: Best) -> None:
         save_state(model, self.path / BEST)

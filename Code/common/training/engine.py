@@ -105,12 +105,10 @@ class Trainer:
         if config.trackers and folder is None:
             raise UsageError(f"trackers {', '.join(config.trackers)} need an output_dir to write to")
         objective = Objective(model, config, multi_label=train_set.multi_label)
+        # then there is a class token that no pass uses, and DDP must not wait for its gradient
+        unused = hasattr(model, "reducer") and model.reducer.pools_mean
         self.accelerator = make_accelerator(
-            config.device,
-            config.mixed_precision,
-            config.trackers,
-            folder,
-            unused_parameters=_leaves_class_token_out(model),
+            config.device, config.mixed_precision, config.trackers, folder, unused_parameters=unused
         )
         self.config, self.model = config, model
         # what is saved says what the weights were trained on
@@ -213,15 +211,9 @@ class Trainer:
         if improves:
             self.folder.write_best(self.updater.average.module if averaged else self.model, self.best)
         state = {"model": self.model.state_dict(), "best": asdict(self.best), **self.updater.state()}
-        self.folder.save(state, self._rows())
-        self._write_readable()
-
-    def _rows(self) -> list[dict[str, Any]]:
-        return [asdict(epoch) for epoch in self.history]
-
-    def _write_readable(self) -> None:
-        self.folder.write_last(self.model)
-        self.folder.write_log(self._rows())
+        rows = [asdict(each) for each in self.history]
+        self.folder.save(state, rows)
+        self.folder.write_readable(self.model, rows)
 
     def resume(self) -> list[Epoch]:
         """Take up the run in the folder, if there is one, and return its epochs."""
@@ -234,13 +226,8 @@ class Trainer:
         self.updater.load_state(state)
         self.best, self.history = Best(**state["best"]), [Epoch(**row) for row in history]
         if self.accelerator.is_main_process:
-            self._write_readable()
+            self.folder.write_readable(self.model, history)
         return list(self.history)
-
-
-def _leaves_class_token_out(model: nn.Module) -> bool:
-    """The model has a class token that no pass uses: DDP must not wait for its gradient."""
-    return hasattr(model, "reducer") and model.reducer.pools_mean
 
 
 def _describe_reducer(model: nn.Module) -> str:

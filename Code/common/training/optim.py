@@ -75,21 +75,12 @@ def make_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.O
 
 def _muon_and_adam(model: nn.Module, groups: list[dict], config: TrainConfig) -> list[torch.optim.Optimizer]:
     matrices = {id(parameter) for parameter in model.blocks.parameters() if parameter.ndim == 2}
-
-    def part(of_matrices: bool, scale: float) -> list[dict]:
-        parts = [
-            {
-                **group,
-                "params": [p for p in group["params"] if (id(p) in matrices) is of_matrices],
-                "lr_scale": scale * group["lr_scale"],
-            }
-            for group in groups
-        ]
-        return [group for group in parts if group["params"]]
-
+    of_muon, of_adam = [], []
+    for group in groups:
+        for parts, chosen, scale in ((of_muon, True, MUON_RATE), (of_adam, False, 1.0)):
+            params = [parameter for parameter in group["params"] if (id(parameter) in matrices) is chosen]
+            if params:
+                parts.append({**group, "params": params, "lr_scale": scale * group["lr_scale"]})
     adam = {"lr": config.lr, "betas": config.betas or (0.9, 0.999), "eps": config.eps or 1e-8}
-    optimizers = [
-        (Muon, part(True, MUON_RATE), {"lr": config.lr}),
-        (torch.optim.Adam, part(False, 1.0), adam),
-    ]
-    return [make(parts, **options) for make, parts, options in optimizers if parts]
+    optimizers = [Muon(of_muon, lr=config.lr)] if of_muon else []
+    return [*optimizers, torch.optim.Adam(of_adam, **adam)] if of_adam else optimizers
