@@ -182,7 +182,7 @@ def write_atomically(path: Path, write: Callable[[IO[str]], Any]) -> None:
             write(file)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
+        os.chmod(temporary, 0o644)  # mkstemp makes files private; results are meant to be read
         os.replace(temporary, path)
     finally:
         Path(temporary).unlink(missing_ok=True)

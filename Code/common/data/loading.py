@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -47,17 +48,8 @@ def one_class_after_the_other(labels: torch.Tensor) -> torch.Tensor:
 
     Any beginning of this order fills the classes at the same pace.
     """
-    return torch.argsort(_rank_in_class(labels) * (labels.max() + 1) + labels)
-
-
-def _rank_in_class(labels: torch.Tensor) -> torch.Tensor:
-    """How many earlier entries of ``labels`` (n,) equal each entry."""
-    by_class = torch.argsort(labels, stable=True)
-    counts = labels.bincount()
-    first = (counts.cumsum(0) - counts).repeat_interleave(counts)
-    rank = torch.empty_like(labels)
-    rank[by_class] = torch.arange(len(labels)) - first
-    return rank
+    earlier = pd.Series(labels.numpy()).groupby(labels.numpy()).cumcount()  # items of the same class before each
+    return torch.argsort(torch.from_numpy(earlier.to_numpy()) * (labels.max() + 1) + labels)
 
 
 def make_loader(

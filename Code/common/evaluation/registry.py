@@ -13,7 +13,7 @@ import sys
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pandas as pd
 
@@ -51,22 +51,14 @@ def build_registry(root: str | Path) -> pd.DataFrame:
     Raises:
         UsageError: there is no run.
     """
-    scan = scan_runs(root)
-    for reason in (*scan.damaged, *scan.unfinished):
+    table, damaged, unfinished = scan_runs(root)
+    for reason in (*damaged, *unfinished):
         warnings.warn(f"not in the registry: {reason}", stacklevel=2)
-    return scan.table
+    return table
 
 
-class Scan(NamedTuple):
-    """The table of :func:`build_registry`, and why runs are not in it."""
-
-    table: pd.DataFrame
-    damaged: list[str]
-    unfinished: list[str]
-
-
-def scan_runs(root: str | Path) -> Scan:
-    """Read every run at or below ``root``."""
+def scan_runs(root: str | Path) -> tuple[pd.DataFrame, list[str], list[str]]:
+    """The table of :func:`build_registry`, and the runs that are not in it: damaged ones, and unfinished ones."""
     rows, damaged, unfinished = [], [], []
     for folder in find_runs([root]):
         try:
@@ -77,7 +69,7 @@ def scan_runs(root: str | Path) -> Scan:
                 unfinished.append(f"run {str(folder)!r} is at epoch {run.last_epoch} of {run.epochs}")
         except UsageError as error:
             damaged.append(f"run {str(folder)!r}: {error}")
-    return Scan(_table(rows), damaged, unfinished)
+    return _table(rows), damaged, unfinished
 
 
 def registry_from_wandb(entity: str, project: str) -> pd.DataFrame:
@@ -93,13 +85,6 @@ def registry_from_wandb(entity: str, project: str) -> pd.DataFrame:
     return _table(_wandb_row(run) for run in runs if _counts(run))
 
 
-def write_registry(frame: pd.DataFrame, path: str | Path) -> Path:
-    """Write the table as CSV, every field in quotes."""
-    path = Path(path)
-    write_atomically(path, lambda file: frame.to_csv(file, index=False, quoting=csv.QUOTE_ALL, lineterminator="\n"))
-    return path
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m common.evaluation.registry", description="List training runs.")
     parser.add_argument("root", metavar="ROOT", help=f"folder that holds the runs, or {WANDB}ENTITY/PROJECT")
@@ -107,19 +92,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     try:
         if given.root.startswith(WANDB):
-            scan = Scan(registry_from_wandb(*_entity_and_project(given.root)), [], [])
+            table, damaged, unfinished = registry_from_wandb(*_entity_and_project(given.root)), [], []
         else:
-            scan = scan_runs(given.root)
+            table, damaged, unfinished = scan_runs(given.root)
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    write_registry(scan.table, given.csv)
-    for reason in scan.unfinished:
+    style = {"index": False, "quoting": csv.QUOTE_ALL, "lineterminator": "\n"}
+    write_atomically(Path(given.csv), lambda file: table.to_csv(file, **style))
+    for reason in unfinished:
         print(f"not finished: {reason}")
-    for reason in scan.damaged:
+    for reason in damaged:
         print(f"error: {reason}", file=sys.stderr)
-    print(f"{len(scan.table)} runs in {given.csv}; {len(scan.unfinished)} not finished, {len(scan.damaged)} damaged")
-    return 1 if scan.damaged else 0
+    print(f"{len(table)} runs in {given.csv}; {len(unfinished)} not finished, {len(damaged)} damaged")
+    return 1 if damaged else 0
 
 
 def _row(run: Run, root: Path) -> dict[str, Any]:

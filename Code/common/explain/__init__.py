@@ -4,18 +4,3 @@ from common.explain import gradients, metrics, mutex, rollout, simple
 from common.explain.base import Explainer, Explanation, create_explainer, list_explainers, register_explainer
 from common.explain.metrics import insertion_deletion
 from common.explain.mutex import Mutex
-
-__all__ = [
-    "Explainer",
-    "Explanation",
-    "Mutex",
-    "create_explainer",
-    "gradients",
-    "insertion_deletion",
-    "list_explainers",
-    "metrics",
-    "mutex",
-    "register_explainer",
-    "rollout",
-    "simple",
-]

@@ -2,5 +2,3 @@
 
 from common.idling.budget import solve_thresholds
 from common.idling.outcomes import outcomes, predictor_quality
-
-__all__ = ["outcomes", "predictor_quality", "solve_thresholds"]

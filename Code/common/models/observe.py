@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 from common.errors import UsageError
 from common.models.reduced import ReducedVisionTransformer, attach, is_reduced, reduce_tokens
-from common.reducers.base import NO_SIGNALS, Reducer, Signal, Signals, Teaching
+from common.reducers.base import NO_SIGNALS, Reducer, Signal, Signals
 from common.tokens import GONE, Gate, Selection, Tokens
 
 Choice = Selection | Gate | None
+UNOBSERVED = ("before_block", "finish", "training_loss")
 See = Callable[[int, Tokens, Signals, Choice], None]
 
 
@@ -58,7 +59,7 @@ class Observer(Reducer):
         super().__init__(vit, reducer.schedule)
         self.reducer, self.see, self.signals, self.resting = reducer, see, signals, resting
         for name, value in vars(Reducer).items():
-            if isinstance(value, bool):  # what a method says of itself
+            if isinstance(value, bool) or name in UNOBSERVED:  # what a method says of itself, and does unseen
                 setattr(self, name, getattr(reducer, name))
         self._rests = False  # a reducer that needs no signal in a block is not asked there
 
@@ -75,9 +76,6 @@ class Observer(Reducer):
         self._rests = wanted is None
         return None if self._rests and not self.resting else (wanted or NO_SIGNALS) | self.signals
 
-    def before_block(self, tokens: Tokens, layer: int) -> Tokens:
-        return self.reducer.before_block(tokens, layer)
-
     def select_queries(self, tokens: Tokens, signals: Signals, layer: int) -> tuple[Tokens, Choice]:
         after, choice = (tokens, None) if self._rests else self.reducer.select_queries(tokens, signals, layer)
         self.see(layer, tokens, signals, choice)
@@ -85,12 +83,6 @@ class Observer(Reducer):
 
     def after_attention(self, tokens: Tokens, signals: Signals, layer: int) -> Tokens:
         return tokens if self._rests else self.reducer.after_attention(tokens, signals, layer)
-
-    def finish(self, tokens: Tokens) -> Tokens:
-        return self.reducer.finish(tokens)
-
-    def training_loss(self, tokens: Tokens, logits: Tensor, teacher: Teaching | None) -> Tensor:
-        return self.reducer.training_loss(tokens, logits, teacher)
 
 
 def observing(

@@ -189,10 +189,7 @@ def _two_lines(title: str) -> str:
 
 
 def _panels(
-    df: pd.DataFrame,
-    values: Sequence[str],
-    what: str,
-    named: Sequence[str] = ("dataset", "backbone"),
+    df: pd.DataFrame, values: Sequence[str], what: str, named: Sequence[str] = ("dataset", "backbone")
 ) -> list[tuple[str, pd.DataFrame, str]]:
     """Return (title, rows, value) per panel, with the last epoch of every run only."""
     df = require_table(df, [*_CONDITIONS, *values], _EPOCH, what)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from common.errors import UsageError, require_choice
-from common.results import resolve
+from common.results import resolve, write_atomically
 
 WIDTH = 9.0  # inches; 900 px at the lowest resolution a figure is written in
 MAX_BYTES = 150_000
@@ -177,16 +176,7 @@ def save(fig: Figure, path: str | os.PathLike[str]) -> Path:
     if path.suffix != ".png":
         raise UsageError(f"figures are saved as .png; got {str(path)!r}")
     data = to_png(fig)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(data)
-        os.chmod(temporary, 0o644)  # mkstemp makes files private; a report is meant to be read
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    write_atomically(path, lambda file: file.buffer.write(data))
     return path
 
 

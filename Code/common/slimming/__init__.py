@@ -4,5 +4,3 @@ from common.reducers.slimming_plan import SlimmingPlan
 from common.slimming.gates import calibrate_thresholds, fit_gates
 from common.slimming.scores import significance
 from common.slimming.top_down import search
-
-__all__ = ["SlimmingPlan", "calibrate_thresholds", "fit_gates", "search", "significance"]

@@ -9,8 +9,6 @@ from collections.abc import Mapping
 from common.errors import require_choice
 from common.studies.base import STUDIES, Study, register_study
 
-__all__ = ["Study", "all_studies", "find_study", "register_study"]
-
 
 def all_studies() -> Mapping[str, Study]:
     """Every study by its name, in the order of their chapters: those of the files beside this one, and any other that

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
@@ -12,7 +11,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState, GradientState
-from accelerate.utils import ProjectConfiguration, gather_object, patch_environment
+from accelerate.utils import ProjectConfiguration, gather_object, patch_environment, set_seed
 from torch import Tensor
 from tqdm import tqdm
 
@@ -75,10 +74,7 @@ def make_accelerator(
 
 def seed_everything(*numbers: int) -> None:
     """Seed torch (all devices), numpy and ``random`` with a mixture of ``numbers``."""
-    seed = int(np.random.SeedSequence(numbers).generate_state(1)[0])
-    torch.manual_seed(seed)
-    np.random.seed(seed)
-    random.seed(seed)
+    set_seed(int(np.random.SeedSequence(numbers).generate_state(1)[0]))
 
 
 def total(accelerator: Accelerator, number: int) -> int:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from common.data.base import LabelledDataset
 from common.errors import UsageError
 from common.reducers.base import Teaching
+from common.reducers.losses import divergence
 from common.reducers.none import NoReduction
 from common.training.config import TrainConfig
 
@@ -42,8 +43,7 @@ def distillation_loss(logits: Tensor, teacher_logits: Tensor, kind: str, tau: fl
     """
     if kind == "hard":
         return F.cross_entropy(logits, teacher_logits.argmax(1))
-    own, wanted = (F.log_softmax(z / tau, dim=1) for z in (logits, teacher_logits))
-    return tau**2 * F.kl_div(own, wanted, reduction="batchmean", log_target=True)
+    return tau**2 * divergence(logits / tau, teacher_logits / tau)
 
 
 def make_criterion(config: TrainConfig, *, multi_label: bool) -> Callable[[Tensor, Tensor], Tensor]:
