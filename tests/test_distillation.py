@@ -5,7 +5,7 @@ from small_training import Pictures, config, lively, small_vit
 
 from common.models.reduced import reduce_tokens
 from common.training import train
-from common.training.distillation import distil, in_the_heads_classes, relabelled
+from common.training.distillation import in_the_heads_classes, relabelled
 
 
 class Subset(Pictures):
@@ -27,7 +27,8 @@ def test_the_model_comes_closer_to_its_teacher():
             return (model.eval()(images) - teacher(images)).square().mean().item()
 
     start = distance()
-    list(distil(model, teacher, (Pictures(24), Pictures(12)), config(epochs=10, lr=2e-3, label_weight=0.0)))
+    settings = config(epochs=10, lr=2e-3, label_weight=0.0)
+    list(train(model, Pictures(24), Pictures(12), settings, teacher=teacher))
     assert distance() < 0.5 * start
 
 
@@ -46,5 +47,6 @@ def test_classes_of_a_larger_head():
     assert seen[3][1] == seen.labels[3] and seen.classes[7] == "cock" and seen.num_classes == 1000
     assert relabelled(data, 3) is data
     model = reduce_tokens(wide, "idle_topk", keep_rate=0.5)
-    assert [part.labels.tolist() for part in in_the_heads_classes(model, (data, data))] == [seen.labels.tolist()] * 2
-    assert len(list(distil(model, reduce_tokens(wide, "none"), (data, data), config(batch_size=3)))) == 2
+    pair = in_the_heads_classes(model, (data, data))
+    assert [part.labels.tolist() for part in pair] == [seen.labels.tolist()] * 2
+    assert len(list(train(model, *pair, config(batch_size=3), teacher=reduce_tokens(wide, "none")))) == 2

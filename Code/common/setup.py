@@ -19,9 +19,9 @@ from common.models.factory import create_backbone
 from common.models.reduced import ReducedVisionTransformer, reduce_tokens
 from common.reducers import Method
 from common.results import resolve
-from common.training import Epoch, TrainConfig, torch_device
+from common.training import Epoch, TrainConfig, torch_device, train
 from common.training.digits_backbone import resolve_weights
-from common.training.distillation import DISTILLATION, Data, distil
+from common.training.distillation import DISTILLATION, Data, in_the_heads_classes
 from common.weights import NORM, weights_label
 
 
@@ -167,7 +167,8 @@ class Setup:
             folder: see :meth:`place`.
         """
         config, teacher = self.settings(config), reduce_tokens(self.vit, "none")
-        follow(distil(model, teacher, data, config, folder), title, config)
+        epochs = train(model, *in_the_heads_classes(model, data), config, teacher=teacher, output_dir=folder)
+        follow(epochs, title, config)
 
 
 def follow(epochs: Iterable[Epoch], title: str, config: TrainConfig) -> None:

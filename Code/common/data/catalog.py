@@ -53,11 +53,9 @@ def load_dataset(
         root: where the data are; default: environment variable DATA_ROOT, else ~/.cache/token-reduction.
             Imagenette may lie there as imagenette2, imagenette2-320 or imagenette2-160 (the first one found counts).
         train: augment as ``recipe`` does in training. False gives the evaluation transform, whatever the split.
-        recipe: ``pretrained`` (squash, flip, 0.5/0.5), ``scratch`` (squash, strong augmentation, ImageNet mean and
-            std), ``center_crop`` (bicubic resize to img_size/0.9 and centre crop, 0.5/0.5, as timm evaluates the
-            augreg ViT weights) or ``which_tokens`` (DeiT's protocol: RandAugment, erasing, ImageNet mean and std;
-            ``common.data.transforms.make_transform`` says what it does to which dataset). Digits are drawn at
-            ``img_size`` and normalised by 0.5/0.5 under every recipe.
+        recipe: ``pretrained`` or ``center_crop`` (mean and standard deviation 0.5), ``scratch`` or ``which_tokens``
+            (ImageNet's); :func:`common.data.transforms.make_transform` says what each does to which dataset. Digits
+            are drawn at ``img_size`` and normalised by 0.5/0.5 under every recipe.
         mean, std: three values each, in place of the recipe's: those that a model's weights expect.
         limit: number of images, classes as even as possible (at random with several labels per image); None is all.
         skip: leave out the images that ``limit=skip`` keeps: two sets that share none.

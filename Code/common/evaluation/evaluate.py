@@ -146,9 +146,7 @@ class _Collected:
         self.done += len(losses)
 
     def _note(self, part: Hashable, rows: Tensor, padding: int | None = None) -> None:
-        if part not in self.parts:
-            self.parts[part] = Rows(len(self.dataset), padding)
-        self.parts[part].add(rows)
+        self.parts.setdefault(part, Rows(len(self.dataset), padding)).add(rows)
 
     def _require_finite(self, what: str, finite: Tensor) -> None:
         if not finite.all():

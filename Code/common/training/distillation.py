@@ -3,35 +3,18 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from pathlib import Path
 
 from timm.data import ImageNetInfo
 
 from common.data import head_classes
 from common.data.base import LabelledDataset
 from common.models.reduced import ReducedVisionTransformer
-from common.training import Epoch, TrainConfig, train
+from common.training import TrainConfig
 
 Data = tuple[LabelledDataset, LabelledDataset]  # to train on, and to validate
 DISTILLATION = TrainConfig(
     epochs=1, lr=2e-5, batch_size=32, label_weight=0.0, optimizer="adamw", schedule="cosine", warmup_epochs=0.1
 )
-
-
-def distil(
-    model: ReducedVisionTransformer,
-    teacher: ReducedVisionTransformer,
-    data: Data,
-    config: TrainConfig = DISTILLATION,
-    folder: str | Path | None = None,
-) -> Iterator[Epoch]:
-    """Backbone and whatever decides learn to agree with the unreduced ``teacher`` while tokens are left out.
-
-    Args:
-        folder: from which a stopped run goes on, see :func:`common.training.train`.
-    """
-    yield from train(model, *in_the_heads_classes(model, data), config, teacher=teacher, output_dir=folder)
 
 
 def in_the_heads_classes(model: ReducedVisionTransformer, data: Data) -> Data:

@@ -128,6 +128,8 @@ class Experiment:
         return self._dataset("val", self.limit_val)
 
     def _dataset(self, split: str, limit: int | None) -> LabelledDataset:
+        backbone, weights = (self.backbone, self.weights) if self.weights else (self.teacher, self.teacher_weights)
+        expected = expected_norm(backbone, resolve_weights(weights, backbone))
         own = {key: value for key, value in (("mean", self.mean), ("std", self.std)) if value is not None}
         return load_dataset(
             self.dataset,
@@ -137,12 +139,8 @@ class Experiment:
             recipe=self.recipe,
             limit=limit,
             seed=self.config.seed if split == "train" else 0,  # all seeds are measured on the same images
-            **{**self._expected_norm(), **own},
+            **{**expected, **own},
         )
-
-    def _expected_norm(self) -> dict[str, tuple[float, ...]]:
-        backbone, weights = (self.backbone, self.weights) if self.weights else (self.teacher, self.teacher_weights)
-        return expected_norm(backbone, resolve_weights(weights, backbone))
 
     def with_head(self, dataset: LabelledDataset) -> Experiment:
         """The same with "auto" decided: "dataset" where the weights know all classes of ``dataset``, else "fresh"."""

@@ -64,8 +64,7 @@ def make_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.O
     groups = parameter_groups(model, config)
     if config.optimizer == MUON:
         return _muon_and_adam(model, groups, config)
-    given = {"eps": config.eps, "betas": config.betas}
-    given = {name: value for name, value in given.items() if value is not None}
+    given = {name: value for name in ("eps", "betas") if (value := getattr(config, name)) is not None}
     try:
         return [create_optimizer_v2(groups, config.optimizer, lr=config.lr, momentum=config.momentum, **given)]
     except Exception as error:  # what needs another package, a GPU or another momentum says so in its own way
