@@ -49,7 +49,7 @@ def one_class_after_the_other(labels: torch.Tensor) -> torch.Tensor:
     Any beginning of this order fills the classes at the same pace.
     """
     earlier = pd.Series(labels.numpy()).groupby(labels.numpy()).cumcount()  # items of the same class before each
-    return torch.argsort(torch.from_numpy(earlier.to_numpy()) * (labels.max() + 1) + labels)
+    return torch.argsort(torch.tensor(earlier.to_numpy()) * (labels.max() + 1) + labels)
 
 
 def make_loader(
