@@ -34,7 +34,7 @@ for path in (csv, figure):
 def profile(tmp_path: Path) -> str:
     """Two runs of a notebook that writes its seed."""
     (tmp_path / "toy.py").write_text(NOTEBOOK)
-    run = {"notebook": str(tmp_path / "toy"), "table": "scratch", "threads": 1, "grid": {"seed": [1, 2]}}
+    run = {"notebook": str(tmp_path / "toy"), "study": "scratch", "threads": 1, "grid": {"seed": [1, 2]}}
     path = tmp_path / "toy.yaml"
     path.write_text(yaml.safe_dump({"profile": "toy", "runs": [run]}))
     return str(path)

@@ -121,7 +121,7 @@ def test_published_numbers_stand_in_their_own_section(page: str) -> None:
 def test_the_page_says_which_results_stand_although_the_code_changed(tmp_path: Path) -> None:
     path = throughput_run(tmp_path, {("none", 1.0): 1.0, ("tram", 0.5): 1.9})
     assert "Accepted" not in report.render(tmp_path, all_studies())
-    row = {"table": "throughput", "run_id": path.stem, "csv_sha256": sha256(path), "code_sha256": "0"}
+    row = {"study": "throughput", "run_id": path.stem, "csv_sha256": sha256(path), "code_sha256": "0"}
     pd.DataFrame([{**row, "date": "2026-01-02", "commit": "abc1234"}]).to_csv(tmp_path / "accepted.csv", index=False)
     page = report.render(tmp_path, all_studies())
     assert "accepted as they are (2026-01-02, commit abc1234): throughput (1)." in page

@@ -173,7 +173,7 @@ def copied(tmp_path_factory) -> tuple[Path, dict[str, dict[str, str]]]:
         ("tokens.py", lambda run: True),
         ("reducers/tram.py", lambda run: "tram" in json.dumps(run.options)),
         ("reducers/sit.py", lambda run: '"sit"' in json.dumps(run.options)),
-        ("slimming/top_down.py", lambda run: run.table == "slimming"),
+        ("slimming/top_down.py", lambda run: run.study == "slimming"),
         ("plots/style.py", lambda run: False),
         ("report/tables.py", lambda run: False),
     ],
@@ -185,9 +185,9 @@ def test_edit_makes_stale_what_depends_on_it(copied, file, stale):
     path.write_text(f"{text}\nEDITED = True\n")
     after = fingerprints(Closure(folder, PUBLISHED))
     path.write_text(text)
-    runs = [run for run in QUICK if run.table in ("scratch", "finetune", "throughput", "method_grid")]
+    runs = [run for run in QUICK if run.study in ("scratch", "finetune", "throughput", "method_grid")]
     assert {run.name for run in runs if after[run.name] != before[run.name]} == {run.name for run in runs if stale(run)}
-    slimming = [run for run in QUICK if run.table == "slimming"]
+    slimming = [run for run in QUICK if run.study == "slimming"]
     assert all((after[run.name] != before[run.name]) is stale(run) for run in slimming if file.startswith("slimming"))
 
 
@@ -285,7 +285,7 @@ class Study:
     def __init__(self, folder: Path) -> None:
         self.folder, self.results = folder, folder / "some results"
         self.edit(NOTEBOOK)
-        run = {"notebook": str(folder / "toy"), "table": "scratch", "threads": 1, "grid": {"seed": [1, 2]}}
+        run = {"notebook": str(folder / "toy"), "study": "scratch", "threads": 1, "grid": {"seed": [1, 2]}}
         self.profile = folder / "toy.yaml"
         self.profile.write_text(yaml.safe_dump({"profile": "toy", "runs": [run]}))
         self.csvs = [run.csv for run in load_plan(str(self.profile), str(self.results)).runs]
@@ -319,7 +319,7 @@ def test_accepted_results_stand_and_are_recorded(study, results):
     assert "accepted 1 stale results" in accepted.stdout
     assert study.texts() == ["seed: 1", "seed 2"]
     rows = accepted_runs(results)
-    assert rows[["table", "run_id"]].values.tolist() == [["scratch", "s2"]]
+    assert rows[["study", "run_id"]].values.tolist() == [["scratch", "s2"]]
     (sentence,) = accepted_sentences(results)
     assert sentence.startswith("Runs made by earlier code and accepted as they are (20")
     assert sentence.endswith("): scratch (1).")

@@ -72,8 +72,8 @@ def toy(tmp_path: Path) -> Path:
 
 
 def write_profile(toy: Path, *entries: dict, **keys) -> str:
-    """A profile beside the toy notebook, with ``entries`` as its runs (notebook and table filled in)."""
-    runs = [{"notebook": str(toy), "table": "scratch", **entry} for entry in entries]
+    """A profile beside the toy notebook, with ``entries`` as its runs (notebook and study filled in)."""
+    runs = [{"notebook": str(toy), "study": "scratch", **entry} for entry in entries]
     path = toy.with_name("toy.yaml")
     path.write_text(yaml.safe_dump({"profile": "toy", "runs": runs, **keys}, sort_keys=False))
     return str(path)
@@ -148,7 +148,7 @@ def test_shipped_profile_measures_no_baseline_twice(profile):
     """The tables refuse two runs of one condition, and every run has the unreduced model of each of its conditions."""
     measured = Counter()
     for run in load_plan(profile).runs:
-        if run.table == "throughput":
+        if run.study == "throughput":
             given = {"dtypes": ["float32"], "batch_sizes": [4], "img_size": None, **run.options}
             measured.update(product(given["backbones"], given["dtypes"], given["batch_sizes"], [given["img_size"]]))
     assert [condition for condition, count in measured.items() if count > 1] == []
@@ -196,7 +196,7 @@ REFUSALS = {
         [{"name": name, "parameters": {"checkpoint": "w.safetensors"}} for name in "ab"],
         "profile toy: checkpoint 'w.safetensors' is made by 2 runs",
     ),
-    "table": ([{"table": "speed"}], f"profile toy: unknown study 'speed'; allowed: {', '.join(sorted(all_studies()))}"),
+    "study": ([{"study": "speed"}], f"profile toy: unknown study 'speed'; allowed: {', '.join(sorted(all_studies()))}"),
     "parameter": (
         [{"parameters": {"epoch": 1}}],
         f"profile toy: unknown parameter 'epoch' for toy.py; allowed: {ALL_PARAMETERS}",
@@ -277,7 +277,7 @@ def test_keys_of_the_profile_are_checked(toy):
         ("profile: 2024\nruns: [{}]", "toy.yaml: profile=2024 is not allowed; give text"),
         (
             "profile: toy\nruns: [Scratch/train_test]",
-            "toy.yaml: run 1: 'Scratch/train_test' is not allowed; give a mapping with the keys notebook and table",
+            "toy.yaml: run 1: 'Scratch/train_test' is not allowed; give a mapping with the keys notebook and study",
         ),
     ],
 )
@@ -291,7 +291,7 @@ def test_a_profile_of_another_form_is_refused_in_one_line(tmp_path, text, line):
 
 
 def test_profiles_are_read_as_trainings_are(tmp_path):
-    run = "{notebook: Scratch/train_test, table: scratch, parameters: {lr: 1e-4, optimizer: no}}"
+    run = "{notebook: Scratch/train_test, study: scratch, parameters: {lr: 1e-4, optimizer: no}}"
     path = tmp_path / "toy.yaml"
     path.write_text(f"{{profile: toy, runs: [{run}]}}")
     plan = load_plan(str(path))
@@ -546,7 +546,7 @@ def test_smoke_profile_goes_on_after_a_kill(results, tmp_path):
     assert (results / "report.html").stat().st_size > 10_000
     assert str(results / "report.html") in second.stdout
     made = sorted(path.relative_to(results / "runs") for path in results.glob("runs/*/*.csv"))
-    assert made == sorted(Path(run.table, f"{run.run_id}.csv") for run in load_plan("smoke").runs)
+    assert made == sorted(Path(run.study, f"{run.run_id}.csv") for run in load_plan("smoke").runs)
 
     third = launch("smoke", results)
     assert "Nothing to be done" in third.stdout + third.stderr

@@ -76,8 +76,8 @@ def _record(plan: Plan, accepted: Sequence[Run]) -> None:
     from common.results import write_atomically
 
     now = datetime.now(timezone.utc).date().isoformat(), git_commit(ROOT)
-    new = [(run.table, run.run_id, sha256(ROOT / run.csv), sha256(ROOT / run.code_file), *now) for run in accepted]
+    new = [(run.study, run.run_id, sha256(ROOT / run.csv), sha256(ROOT / run.code_file), *now) for run in accepted]
     rows = pd.concat([accepted_runs(plan.results), pd.DataFrame(new, columns=COLUMNS)])
-    rows = rows.drop_duplicates(["table", "run_id"], keep="last").sort_values(["table", "run_id"])
+    rows = rows.drop_duplicates(["study", "run_id"], keep="last").sort_values(["study", "run_id"])
     path = ROOT / plan.results / "accepted.csv"
     write_atomically(path, lambda file: rows.to_csv(file, index=False, lineterminator="\n"))

@@ -12,7 +12,7 @@ from plan import ROOT, Plan, ProfileError, Run, refusal
 
 def check_plan(plan: Plan) -> None:
     """Raise :class:`plan.ProfileError` with one line for each value that a run could not work with."""
-    for checks in ((_table, _undeclared, _wrong_values), (_schedules, _models)):
+    for checks in ((_study, _undeclared, _wrong_values), (_schedules, _models)):
         _refuse(plan, [problem for run in plan.runs for check in checks for problem in check(run)])
     check_weights(plan)
 
@@ -41,10 +41,10 @@ def _refuse(plan: Plan, problems: Iterable[str]) -> None:
         raise ProfileError(problems)
 
 
-def _table(run: Run) -> Iterator[str]:
+def _study(run: Run) -> Iterator[str]:
     from common.studies import find_study
 
-    yield from refusal(find_study, run.table)
+    yield from refusal(find_study, run.study)
 
 
 @cache
@@ -68,7 +68,7 @@ def _wrong_values(run: Run) -> Iterator[str]:
     from common.parameters import kind_of
     from common.studies import all_studies
 
-    study = all_studies().get(run.table)
+    study = all_studies().get(run.study)
     for name, value in run.options.items():
         kind = kind_of(name, study.parameters if study else {})
         if kind is not None:

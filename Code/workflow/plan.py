@@ -7,7 +7,7 @@ A profile lists notebooks with a grid of parameters; every point of the grid is 
     about: One paragraph that the report prints.
     runs:
       - notebook: Scratch/train_test        # Code/Scratch/train_test.py
-        table: scratch                      # results/quick/runs/scratch/<run_id>.csv
+        study: scratch                      # results/quick/runs/scratch/<run_id>.csv
         name: long                          # optional, starts the run_id
         threads: 1                          # optional: cores of one run; default all, for honest timings
         parameters: {epochs: 8}
@@ -44,7 +44,7 @@ Parameters = Annotated[dict[str, Any], "name: value for each parameter"]
 Grid = Annotated[dict[str, Annotated[list[Any], MinLen(1)]], "name: [value, ...] for each parameter"]
 Runs = Annotated[list[Any], MinLen(1), "a list of runs"]
 PROFILE = {"profile": str, "title": str, "about": str, "results": str, "runs": Runs}
-RUN = {"notebook": str, "table": str, "name": str, "threads": Count, "parameters": Parameters, "grid": Grid}
+RUN = {"notebook": str, "study": str, "name": str, "threads": Count, "parameters": Parameters, "grid": Grid}
 
 
 class ProfileError(ValueError):
@@ -59,7 +59,7 @@ class ProfileError(ValueError):
 class Run:
     """One execution of one notebook. Paths are relative to the repository where they are inside it."""
 
-    table: str
+    study: str
     run_id: str
     notebook: str
     results: str
@@ -70,23 +70,23 @@ class Run:
     @property
     def name(self) -> str:
         """What Snakemake and a cluster's queue call the run; a scheduler refuses a job with a slash in its name."""
-        return f"{self.table}--{self.run_id}"
+        return f"{self.study}--{self.run_id}"
 
     @property
     def csv(self) -> str:
-        return f"{self.results}/runs/{self.table}/{self.run_id}.csv"
+        return f"{self.results}/runs/{self.study}/{self.run_id}.csv"
 
     @property
     def figure(self) -> str:
-        return f"{self.results}/figures/{self.table}/{self.run_id}.png"
+        return f"{self.results}/figures/{self.study}/{self.run_id}.png"
 
     @property
     def executed(self) -> str:
-        return f"{self.results}/notebooks/{self.table}/{self.run_id}.ipynb"
+        return f"{self.results}/notebooks/{self.study}/{self.run_id}.ipynb"
 
     @property
     def log(self) -> str:
-        return f"{self.results}/logs/{self.table}/{self.run_id}.log"
+        return f"{self.results}/logs/{self.study}/{self.run_id}.log"
 
     @property
     def checkpoint(self) -> str:
@@ -106,12 +106,12 @@ class Run:
     @property
     def parameter_file(self) -> str:
         """Where Snakemake and the runner find ``parameters``; written by state.py."""
-        return f"{state_folder(self.results)}/{self.table}/{self.run_id}.yaml"
+        return f"{state_folder(self.results)}/{self.study}/{self.run_id}.yaml"
 
     @property
     def code_file(self) -> str:
         """Where Snakemake finds the fingerprints of the code that the run depends on; written by state.py."""
-        return f"{state_folder(self.results)}/{self.table}/{self.run_id}.code"
+        return f"{state_folder(self.results)}/{self.study}/{self.run_id}.code"
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ class Plan:
 
     @property
     def tables(self) -> list[str]:
-        return sorted({run.table for run in self.runs})
+        return sorted({run.study for run in self.runs})
 
 
 def list_profiles() -> list[str]:
@@ -178,7 +178,7 @@ def _form_problems(profile: Any) -> Iterator[str]:
 
 
 def _entry_problems(entry: Any) -> Iterator[str]:
-    problems = list(_mapping_problems(entry, RUN, ("notebook", "table")))
+    problems = list(_mapping_problems(entry, RUN, ("notebook", "study")))
     yield from problems
     if problems:
         return
@@ -212,7 +212,7 @@ def _expand(entry: dict[str, Any], profile: str, results: str) -> Iterator[Run]:
         seen.add(run_id)
         options = {key: _resolve(value, results) for key, value in {**fixed, **point}.items()}
         source, threads = _source(entry["notebook"]), entry.get("threads")
-        yield Run(entry["table"], run_id, source, results, options, profile, threads)
+        yield Run(entry["study"], run_id, source, results, options, profile, threads)
 
 
 def _none_keeps_all(options: dict[str, Any]) -> dict[str, Any]:
@@ -276,7 +276,7 @@ def _shown(path: str) -> str:
 def _refuse_duplicates(runs: tuple[Run, ...], profile: str) -> None:
     made_twice = [
         f"profile {profile}: {what} {value!r} is made by {count} runs"
-        for what, values in (("run", (f"{run.table}/{run.run_id}" for run in runs)), ("checkpoint", _checkpoints(runs)))
+        for what, values in (("run", (f"{run.study}/{run.run_id}" for run in runs)), ("checkpoint", _checkpoints(runs)))
         for value, count in Counter(values).items()
         if count > 1
     ]

@@ -2,7 +2,7 @@
 
 RESULTS_DIR/accepted.csv has one row per run, written by ``./run_all.sh PROFILE --accept``:
 
-    table, run_id    which run
+    study, run_id    which run
     csv_sha256       of its CSV: a run that was made again since is not accepted any more
     code_sha256      of the fingerprints of the code for which it was accepted
     date, commit     when, and with which sources checked out
@@ -17,7 +17,7 @@ import pandas as pd
 
 from common.results import resolve
 
-COLUMNS = ["table", "run_id", "csv_sha256", "code_sha256", "date", "commit"]
+COLUMNS = ["study", "run_id", "csv_sha256", "code_sha256", "date", "commit"]
 
 
 def accepted_runs(results_dir: str | Path) -> pd.DataFrame:
@@ -26,7 +26,7 @@ def accepted_runs(results_dir: str | Path) -> pd.DataFrame:
     if not (folder / "accepted.csv").is_file():
         return pd.DataFrame(columns=COLUMNS)
     rows = pd.read_csv(folder / "accepted.csv", dtype=str, keep_default_na=False)
-    paths = [folder / "runs" / row.table / f"{row.run_id}.csv" for row in rows.itertuples()]
+    paths = [folder / "runs" / row.study / f"{row.run_id}.csv" for row in rows.itertuples()]
     same = [path.is_file() and sha256(path) == given for path, given in zip(paths, rows["csv_sha256"], strict=True)]
     return rows[same]
 
@@ -35,7 +35,7 @@ def accepted_sentences(results_dir: str | Path) -> list[str]:
     """What the report says of them: one sentence for each date and commit, empty without any."""
     sentences = []
     for (date, commit), rows in accepted_runs(results_dir).groupby(["date", "commit"]):
-        runs = ", ".join(f"{table} ({len(each)})" for table, each in rows.groupby("table"))
+        runs = ", ".join(f"{study} ({len(each)})" for study, each in rows.groupby("study"))
         when = f"{date}, commit {commit}" if commit else date
         sentences.append(f"Runs made by earlier code and accepted as they are ({when}): {runs}.")
     return sentences
