@@ -40,11 +40,13 @@ def training_run(
     keep_rate: float,
     seed: int,
     table: str = "finetune",
+    head: str = "fresh",
     **given: Any,
 ) -> Path:
     """One run whose accuracy goes through ``accuracies``, the first of them before training."""
     rows = [
         {
+            "head": head,
             "epoch": epoch,
             "train_loss": 2.0 / epoch if epoch else None,
             "train_loss_last_batch": 1.9 / epoch if epoch else None,
@@ -55,14 +57,7 @@ def training_run(
         }
         for epoch, accuracy in enumerate(accuracies)
     ]
-    given = {
-        "backbone": "vit_small_patch16_224",
-        "dataset": "digits",
-        "img_size": 32,
-        "batch": 64,
-        "n_train": 1400,
-        **given,
-    }
+    given = {"backbone": "vit_small_patch16_224", "dataset": "digits", "img_size": 32, "batch": 64, **given}
     given = {"n_train": 1400, **given, "epochs": len(accuracies) - 1}
     parts = [given["dataset"], given["backbone"], method, keep_rate_text(keep_rate), given["epochs"], seed]
     run_id = "_".join(map(str, parts))

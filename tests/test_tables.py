@@ -78,6 +78,7 @@ SIX = [10.0, 90.0, 91.0, 92.0, 93.0, 95.0]
         ({"weights": "vit_small.safetensors"}, "weights vit_small.safetensors instead of timm augreg_in21k_ft_in1k"),
         ({"n_train": 1000, "batch": 8}, "batch 8 instead of 64; n_train 1,000 instead of 9,469"),
         ({"lr": 5e-5}, "lr 5e-05 instead of 0.0001"),
+        ({"head": "dataset"}, "head dataset instead of fresh"),
         ({"recipe": "center_crop"}, "recipe center_crop instead of pretrained"),
     ],
 )

@@ -28,15 +28,15 @@ from common.report.sections import (
 )
 from common.results import read_published
 from common.schedule import keep_rate_text
-from common.schema import count, number
+from common.schema import count, number, text
 from common.studies.base import REQUIRED, Study, register_study
 from common.training.distillation import Data
 from common.training.experiment import Experiment
 
-SETTING = ["dataset", "backbone", "weights", "recipe", "img_size", "epochs", "lr", "n_train", "dtype", "batch"]
+SETTING = ["dataset", "backbone", "weights", "head", "recipe", "img_size", "epochs", "lr", "n_train", "dtype", "batch"]
 # A published accuracy is that of this model on these data, trained under these conditions.
 IDENTITY = ["architecture", "dataset", "img_size", "method", "keep_rate"]
-STATED = ["options", "weights", "recipe", "epochs", "lr", "batch", "n_train"]
+STATED = ["options", "weights", "head", "recipe", "epochs", "lr", "batch", "n_train"]
 
 
 @register_study
@@ -47,6 +47,7 @@ class Finetune(Study):
     question = "How much of it comes back after a few epochs of fine-tuning?"
     place = 40
     columns = {
+        "head": text("at the start: fresh, or dataset, the rows of the weights' own head"),
         "epoch": count("0 = before training"),
         "train_loss": number("mean over the images of the epoch, as they were augmented", optional=True),
         "train_loss_last_batch": number("of its last batch, which the published CSVs hold", optional=True),
@@ -153,7 +154,8 @@ def _comparability(cells: pd.DataFrame, comparable: bool) -> tuple[str, ...]:
 def measure(experiment: Experiment, model: ReducedVisionTransformer, datasets: Data) -> list[dict[str, object]]:
     """Train ``model`` on ``datasets``; a row for every epoch, from epoch 0, which is before training."""
     train_set, val_set = datasets
-    same = experiment.conditions() | {"n_train": len(train_set), "n_val": len(val_set)}
+    sizes = {"n_train": len(train_set), "n_val": len(val_set)}
+    same = experiment.conditions() | {"head": experiment.with_head(val_set).head, **sizes}
     if not same["epochs"]:
         same |= {"lr": None, "n_train": 0}
     rows = []
