@@ -23,7 +23,7 @@ from colab import ROOT, SECTIONS, cell_source, link, public_address, put_into
 
 ADDRESS = "https://github.com/someone/token-reduction"
 SOURCES = [path for section in SECTIONS for path in sorted((ROOT / "Code" / section).glob("*.py"))]
-WITH_CELL = [path for path in SOURCES if 'tags=["colab"]' in path.read_text(encoding="utf-8")]
+WITH_CELL = SOURCES
 
 
 def first_code_cell(notebook):

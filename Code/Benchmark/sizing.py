@@ -29,6 +29,17 @@
 # | Expected | all 35 rows equal to the printed 4 decimals; closed form, counter and thop equal to the unit |
 # | Time | about 30 s on 2 CPU cores, no data, no weights |
 
+# %% tags=["colab"]
+import runpy
+import subprocess
+import sys
+
+if "google.colab" in sys.modules:  # fetches and installs the repository in Google Colab; does nothing elsewhere
+    repository, folder = "", "/content/token-reduction"
+    assert repository, "set repository to the public address of this repository, here or in pyproject.toml"
+    subprocess.run(f"test -d {folder} || git clone --quiet {repository} {folder}", shell=True, check=True)
+    runpy.run_path(f"{folder}/Code/workflow/colab.py")["set_up"]()
+
 # %%
 import pandas as pd
 from tqdm import tqdm

@@ -40,6 +40,17 @@
 # | Time | under a minute on 2 CPU cores, the first time with the training of the small ViT |
 # | The paper's setting | `./run_all.sh paper` (a GPU and downloads); real images on a CPU: `./run_all.sh imagenette` |
 
+# %% tags=["colab"]
+import runpy
+import subprocess
+import sys
+
+if "google.colab" in sys.modules:  # fetches and installs the repository in Google Colab; does nothing elsewhere
+    repository, folder = "", "/content/token-reduction"
+    assert repository, "set repository to the public address of this repository, here or in pyproject.toml"
+    subprocess.run(f"test -d {folder} || git clone --quiet {repository} {folder}", shell=True, check=True)
+    runpy.run_path(f"{folder}/Code/workflow/colab.py")["set_up"]()
+
 # %%
 import pandas as pd
 

@@ -33,6 +33,17 @@
 # By what would be lost 70.8 % are left at 20 % and 46.8 % at 35 %. There patches idle around the object; 7 % of them
 # come back in the next block, by change two thirds do.
 
+# %% tags=["colab"]
+import runpy
+import subprocess
+import sys
+
+if "google.colab" in sys.modules:  # fetches and installs the repository in Google Colab; does nothing elsewhere
+    repository, folder = "", "/content/token-reduction"
+    assert repository, "set repository to the public address of this repository, here or in pyproject.toml"
+    subprocess.run(f"test -d {folder} || git clone --quiet {repository} {folder}", shell=True, check=True)
+    runpy.run_path(f"{folder}/Code/workflow/colab.py")["set_up"]()
+
 # %%
 from dataclasses import replace
 

@@ -37,6 +37,17 @@
 # without, IdleViT 26.0 and 70.0 %. After an epoch on 500 images IdleViT has 49.2 % with its cut loss and 48.8 %
 # without.
 
+# %% tags=["colab"]
+import runpy
+import subprocess
+import sys
+
+if "google.colab" in sys.modules:  # fetches and installs the repository in Google Colab; does nothing elsewhere
+    repository, folder = "", "/content/token-reduction"
+    assert repository, "set repository to the public address of this repository, here or in pyproject.toml"
+    subprocess.run(f"test -d {folder} || git clone --quiet {repository} {folder}", shell=True, check=True)
+    runpy.run_path(f"{folder}/Code/workflow/colab.py")["set_up"]()
+
 # %%
 from dataclasses import replace
 from operator import itemgetter

@@ -35,6 +35,17 @@
 # | All methods | `./run_all.sh quick` (digits), `imagenette` (ViT-Ti, real images), `which_tokens` (ImageNet) |
 # | One long run | `python -m common.training CONFIG.yaml`, also under `torchrun`: checkpoints, resume, trackers |
 
+# %% tags=["colab"]
+import runpy
+import subprocess
+import sys
+
+if "google.colab" in sys.modules:  # fetches and installs the repository in Google Colab; does nothing elsewhere
+    repository, folder = "", "/content/token-reduction"
+    assert repository, "set repository to the public address of this repository, here or in pyproject.toml"
+    subprocess.run(f"test -d {folder} || git clone --quiet {repository} {folder}", shell=True, check=True)
+    runpy.run_path(f"{folder}/Code/workflow/colab.py")["set_up"]()
+
 # %%
 from dataclasses import replace
 

@@ -43,6 +43,17 @@
 # above the unreduced network (75.5 % and 76.3 %), for a simple reason: these images are of ten classes only, and the
 # network learns to take them for fewer others.
 
+# %% tags=["colab"]
+import runpy
+import subprocess
+import sys
+
+if "google.colab" in sys.modules:  # fetches and installs the repository in Google Colab; does nothing elsewhere
+    repository, folder = "", "/content/token-reduction"
+    assert repository, "set repository to the public address of this repository, here or in pyproject.toml"
+    subprocess.run(f"test -d {folder} || git clone --quiet {repository} {folder}", shell=True, check=True)
+    runpy.run_path(f"{folder}/Code/workflow/colab.py")["set_up"]()
+
 # %%
 from itertools import product
 

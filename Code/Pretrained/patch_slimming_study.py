@@ -37,6 +37,17 @@
 # patches only idle, the significance wins in block 2 (3.6 ± 0.6) and 6 (1.0 ± 0.5), while in block 10 no choice
 # matters: random masks lose two points there, and of nine scores none won any back.
 
+# %% tags=["colab"]
+import runpy
+import subprocess
+import sys
+
+if "google.colab" in sys.modules:  # fetches and installs the repository in Google Colab; does nothing elsewhere
+    repository, folder = "", "/content/token-reduction"
+    assert repository, "set repository to the public address of this repository, here or in pyproject.toml"
+    subprocess.run(f"test -d {folder} || git clone --quiet {repository} {folder}", shell=True, check=True)
+    runpy.run_path(f"{folder}/Code/workflow/colab.py")["set_up"]()
+
 # %%
 import pandas as pd
 
