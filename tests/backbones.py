@@ -11,14 +11,15 @@ from common.models.reduced import obstacle
 from common.reducers import list_reducers
 from common.reducers.slimming_plan import SlimmingPlan
 
+NARROW = {"depth": 4, "embed_dim": 96, "num_heads": 3}  # what a family adds is in its layers, not in their width
 FAMILIES = {
     "vit": ("vit_tiny_patch16_224", {"img_size": 64}),
     "vit-rectangle-depth7": ("vit_tiny_patch16_224", {"img_size": (64, 96), "depth": 7}),
     "deit-distilled": ("deit_tiny_distilled_patch16_224", {"img_size": 64}),
-    "deit3-layerscale": ("deit3_small_patch16_224", {"img_size": 64, "depth": 4}),
-    "dinov2-registers": ("vit_small_patch14_reg4_dinov2", {"img_size": 56, "depth": 4, "num_classes": 10}),
-    "qk-norm-gap": ("vit_medium_patch16_gap_240", {"img_size": 64, "depth": 4, "qk_norm": True, "num_classes": 10}),
-    "siglip-map": ("vit_base_patch16_siglip_224", {"img_size": 64, "depth": 4, "num_classes": 10}),
+    "deit3-layerscale": ("deit3_small_patch16_224", {"img_size": 64, **NARROW}),
+    "dinov2-registers": ("vit_small_patch14_reg4_dinov2", {"img_size": 56, "num_classes": 10, **NARROW}),
+    "qk-norm-gap": ("vit_medium_patch16_gap_240", {"img_size": 64, "qk_norm": True, "num_classes": 10, **NARROW}),
+    "siglip-map": ("vit_base_patch16_siglip_224", {"img_size": 64, "num_classes": 10, **NARROW}),
     "cls-avg": ("vit_tiny_patch16_224", {"img_size": 64, "global_pool": "avg", "depth": 4}),
     "simple-vit": ("simple_vit_tiny_patch16_160", {"img_size": 64, "depth": 4}),
 }

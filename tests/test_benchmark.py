@@ -1,7 +1,5 @@
 """Throughput: the numbers from the seconds, the order of the passes, the rows, and the command line."""
 
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import pytest
@@ -241,11 +239,7 @@ def test_table(capsys, monkeypatch):
     [(["--help"], 0, "usage: python -m common.benchmark", ""), (["--keep-rate", "1.2"], 2, "", "error: keep_rate=1.2")],
 )
 def test_as_a_command(arguments, code, stdout, stderr):
-    if code:  # a process of its own: importing prints nothing either
-        command = [sys.executable, "-m", "common.benchmark", "--backbone", "vit_digits", *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-    else:
-        done = run_module("common.benchmark", *arguments)
+    done = run_module("common.benchmark", "--backbone", "vit_digits", *arguments)
     assert done.returncode == code
     assert done.stdout.startswith(stdout) and bool(done.stdout) == bool(stdout)
     assert done.stderr.startswith(stderr) and len(done.stderr.splitlines()) == bool(stderr)
