@@ -58,14 +58,16 @@ def test_slurm_takes_the_names_of_jobs(profile, folder):
 
 def test_jobs_that_a_killed_start_left_are_cancelled(tmp_path, monkeypatch, capsys):
     """Only those of these results, named by the prefix; commands of the cluster are played by two scripts."""
-    queue = "11 quick-1a2b_77-ff\n12 other_77-ff\n13 quick-1a2b_78-ff\n14 quick-1a2b3c_9\n"
-    for name, script in {"squeue": f"printf '{queue}'", "scancel": f'echo "$@" >{tmp_path}/cancelled'}.items():
+    queue = tmp_path / "queue"
+    queue.write_text("11 quick-1a2b_77-ff\n12 other_77-ff\n13 quick-1a2b_78-ff\n14 quick-1a2b3c_9\n")
+    cancel = f"for job in $@; do echo $job >>{tmp_path}/cancelled; sed -i /^$job/d {queue}; done"
+    for name, script in {"squeue": f"cat {queue}", "scancel": cancel}.items():
         (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
         (tmp_path / name).chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     launch.cancel_left_jobs("quick-1a2b")
-    assert (tmp_path / "cancelled").read_text() == "11 13\n"
-    assert capsys.readouterr().out == "cancelled 2 jobs that an earlier start left in the queue\n"
+    assert (tmp_path / "cancelled").read_text() == "11\n13\n"
+    assert capsys.readouterr().out == "cancelling 2 jobs that an earlier start left in the queue\n"
 
 
 def partition_of_this_machine() -> str:

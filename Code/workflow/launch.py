@@ -22,6 +22,7 @@ from plan import ROOT, Plan, ProfileError, load_plan, state_folder
 from state import changed_code, changes, state_files, write
 
 WAIT_FOR_LOCK = 10  # seconds that a killed run may take to be gone
+WAIT_FOR_JOBS = 60  # seconds that a cancelled job may take
 CLUSTER_THREADS = 8
 DRY_RUN = {"-n", "--dry-run", "--dryrun"}
 
@@ -97,13 +98,21 @@ def job_name(plan: Plan) -> str:
 
 def cancel_left_jobs(prefix: str) -> None:
     """Cancel what a killed start left in SLURM's queue: it would make the same files again, beside the new jobs."""
+    jobs = _queued(prefix)
+    if jobs:
+        print(f"cancelling {len(jobs)} jobs that an earlier start left in the queue", flush=True)
+        subprocess.run(["scancel", *jobs], check=True)
+    for _ in range(WAIT_FOR_JOBS):
+        if not jobs or not _queued(prefix):
+            return
+        time.sleep(1)
+
+
+def _queued(prefix: str) -> list[str]:
+    """The numbers of this user's jobs whose names start with the prefix, to which the plugin adds "_" and a number."""
     listing = ["squeue", "--me", "--noheader", "--format", "%i %j"]
     queue = subprocess.run(listing, capture_output=True, text=True, check=True).stdout
-    named = (line.split(maxsplit=1) for line in queue.splitlines())
-    jobs = [job for job, name in named if name.startswith(f"{prefix}_")]  # the plugin adds "_" and a number to it
-    if jobs:
-        subprocess.run(["scancel", *jobs], check=True)
-        print(f"cancelled {len(jobs)} jobs that an earlier start left in the queue", flush=True)
+    return [job for job, name in map(str.split, queue.splitlines()) if name.startswith(f"{prefix}_")]
 
 
 def _quiet(on_cluster: bool) -> list[str]:
