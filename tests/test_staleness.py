@@ -316,7 +316,9 @@ def test_accepted_results_stand_and_are_recorded(study, results):
     assert study.launch().returncode == 0
     study.edit(NOTEBOOK.replace("seed {seed}", "seed: {seed}"))
     accepted = study.launch("--accept", "scratch--s2")
-    assert "accepted 1 stale results" in accepted.stdout
+    assert (accepted.returncode, accepted.stdout.splitlines()[-1].split(";")[0]) == (0, "accepted 1 stale results")
+    assert study.texts() == ["seed 1", "seed 2"]
+    assert study.launch().returncode == 0
     assert study.texts() == ["seed: 1", "seed 2"]
     rows = accepted_runs(results)
     assert rows[["study", "run_id"]].values.tolist() == [["scratch", "s2"]]
@@ -337,6 +339,7 @@ def test_results_from_elsewhere_are_accepted(study, results):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text("from elsewhere")
     assert "accepted 2 stale results" in study.launch("--accept").stdout
+    assert "Nothing to be done" in study.launch().stderr
     assert study.texts() == ["from elsewhere", "from elsewhere"]
 
 

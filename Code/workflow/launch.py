@@ -41,6 +41,8 @@ def main() -> int:
         for problem in error.problems:
             print(f"error: {problem}", file=sys.stderr)
         return 2
+    if arguments.accept is not None:
+        return 0
     os.execv(sys.executable, [sys.executable, "-m", "snakemake", *_command(arguments, plan, options)])
 
 
@@ -61,10 +63,10 @@ def _prepare(arguments: argparse.Namespace, options: list[str]) -> Plan:
     if code := changed_code(changed):
         print(f"changed, and what depends on it is stale: {', '.join(code)}", flush=True)
     write(changed)
-    if arguments.accept is not None and not dry_run:
+    if arguments.accept is not None:
         accepted = accept(plan, arguments.accept, _command(arguments, plan, []))
-        print(f"accepted {len(accepted)} stale results; see {plan.results}/accepted.csv", flush=True)
-    if on_slurm and not dry_run:
+        print(f"accepted {len(accepted)} stale results; they stand in {plan.results}/accepted.csv", flush=True)
+    elif on_slurm and not dry_run:
         cancel_left_jobs(job_name(plan))
     return plan
 

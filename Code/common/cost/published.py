@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from common.cost.closed_form import Shape, block_parts
 from common.cost.counter import count_macs
 from common.cost.methods import block_lengths, scheduled_macs
+from common.models import registered  # noqa: F401 (adds SimpleViT to timm's models)
 from common.models.reduced import ReducedVisionTransformer, reduce_tokens
 from common.models.simple_vit import NormalizedPatchEmbed
 from common.reducers import Schedule, default_reduction_loc
