@@ -15,11 +15,19 @@ WITH_EXAMPLES = sorted(
     for file in ROOT.rglob("*.py")
     if ">>> " in file.read_text(encoding="utf-8")
 )
+
+
+def public(package):
+    """Names that a package gives to its users: what it imports or declares, without an underscore."""
+    names = getattr(package, "__all__", dir(package))
+    return [name for name in names if not name.startswith("_") and callable(getattr(package, name))]
+
+
 CALLS = [
     (package, name)
     for package in ("common", "common.explain", "common.idling", "common.slimming")
-    for name in import_module(package).__all__
-    if not inspect.ismodule(getattr(import_module(package), name)) and name != "Explanation"  # what calls return
+    for name in public(import_module(package))
+    if name != "Explanation"  # what calls return
 ]
 CALLS += [("common.reducers", name) for name in ("Method", "Reducer", "Schedule", "register_reducer")]
 
