@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import shutil
 import subprocess
 import sys
@@ -297,6 +299,11 @@ class Study:
         """Without tables and report: the rows are none of a study."""
         return run_script(Path(launch.__file__), self.profile, "--results", self.results, *self.csvs, *options)
 
+    def launch_in_a_process_that_reports_imports(self) -> str:
+        command = [sys.executable, launch.__file__, self.profile, "--results", self.results, *self.csvs]
+        told = {**os.environ, "PYTHONPROFILEIMPORTTIME": "1"}
+        return subprocess.run(command, capture_output=True, text=True, check=True, env=told).stderr
+
     def texts(self) -> list[str]:
         return [Path(csv).read_text() for csv in self.csvs]
 
@@ -305,7 +312,10 @@ def test_run_is_repeated_when_its_code_changes_and_only_then(study, results):
     study.csvs = study.csvs[:1]
     assert study.launch().returncode == 0
     study.edit(NOTEBOOK.replace("# %%\n", "# %%\n# a comment\n"))
-    assert "Nothing to be done" in study.launch().stderr
+    nothing = study.launch_in_a_process_that_reports_imports()
+    assert "Nothing to be done" in nothing
+    assert re.search(r"^import time:.* snakemake$", nothing, re.MULTILINE)
+    assert not re.search(r"^import time:.* (torch|timm|common.models.*)$", nothing, re.MULTILINE)
     study.edit(NOTEBOOK.replace("seed {seed}", "seed: {seed}"))
     again = study.launch()
     assert "changed, and what depends on it is stale: notebook" in again.stdout
