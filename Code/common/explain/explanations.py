@@ -23,7 +23,7 @@ from common.options import check
 from common.schema import SEM
 from common.setup import Setup
 from common.training import inference_pass, predict
-from common.training.metrics import mean_and_error
+from common.training.metrics import means_with_errors
 
 EXPLANATIONS, QUALITY = "explanations", "quality of explanations"
 Parts = Mapping[str, Tensor]
@@ -45,7 +45,7 @@ class Quality(Curves):
         found: dict[str, float | int | None] = {"n_images": len(self.insertion_auc)}
         for name in ("insertion_auc", "deletion_auc", "pointing", "mass"):
             values = getattr(self, name)
-            found |= {name: None, name + SEM: None} if values is None else with_error(name, values)
+            found |= {name: None, name + SEM: None} if values is None else means_with_errors(**{name: values})
         return found
 
     def gain_over(self, other: Quality) -> dict[str, float]:
@@ -56,14 +56,9 @@ class Quality(Curves):
         found = {}
         for name, sign in (("insertion", 1), ("deletion", -1)):
             mine, others = (getattr(quality, f"{name}_auc").double() for quality in (self, other))
-            found |= with_error(f"{name}_gain", sign * (mine - others))
+            found |= means_with_errors(**{f"{name}_gain": sign * (mine - others)})
             found[f"{name}_p"] = float(ttest_rel(mine.numpy(), others.numpy()).pvalue)
         return found
-
-
-def with_error(name: str, values: Tensor) -> dict[str, float]:
-    """The columns of the mean of ``values`` (n,) and of its standard error."""
-    return dict(zip((name, name + SEM), mean_and_error(values), strict=True))
 
 
 @dataclass(frozen=True)

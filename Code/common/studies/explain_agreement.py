@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from common import plots
 from common.explain.agreement import Decisions, agreement, decisions_of
 from common.explain.base import Explanation, explainer_columns
-from common.explain.explanations import Explanations, with_error
+from common.explain.explanations import Explanations
 from common.report.paired import lead_text, leader_of
 from common.report.sections import NONE, Answer, Section, percent, where_text, with_errors
 from common.results import BY_IMAGE
@@ -26,6 +26,7 @@ from common.studies._explained import (
     title_of,
 )
 from common.studies.base import REQUIRED, Study, register_study
+from common.training.metrics import means_with_errors
 
 _TABLE = [*SETTING, "keep_rate", "n_images", "seed"]
 _CORRELATION = (
@@ -65,7 +66,7 @@ def agreement_row(explanation: Explanation, decisions: Decisions) -> Row:
     """What one explainer shares with one reducer, as columns of the table "explain_agreement"."""
     row = {"block": decisions.block, "n_images": len(decisions.kept)}
     for name, values in agreement(explanation.heatmaps, decisions).items():
-        row |= with_error(name, values)
+        row |= means_with_errors(**{name: values})
         row |= {name + BY_IMAGE: values.numpy()} if name in _LEADING else {}
     return row
 

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from common import plots
 from common.explain.base import create_explainer, explainer_columns
-from common.explain.explanations import Explanations, Quality, with_error
+from common.explain.explanations import Explanations, Quality
 from common.explain.mutex import MASKS, only_masks
 from common.explain.quality import max_sensitivity, sparseness
 from common.plots.mutex_studies import MASK_KINDS, PARAMETERS, masks_of_kind
@@ -36,6 +36,7 @@ from common.studies._explained import (
     title_of,
 )
 from common.studies.base import REQUIRED, Study, register_study
+from common.training.metrics import means_with_errors
 
 REFERENCE = "random"  # what gains are over
 _TABLE = [*SETTING, "baseline", "n_images", "seed"]
@@ -82,9 +83,9 @@ def explainer_rows(
     """
     for explainer in tqdm(explainers, part):
         row = quality_row(found, part, explainer, found.quality(explainer)) | {"seconds": found.seconds(explainer)}
-        row |= with_error("sparseness", sparseness(found.explain(explainer).heatmaps))
+        row |= means_with_errors(sparseness=sparseness(found.explain(explainer).heatmaps))
         if num_sensitive:
-            row |= with_error("max_sensitivity", _sensitivity(found, explainer, num_sensitive))
+            row |= means_with_errors(max_sensitivity=_sensitivity(found, explainer, num_sensitive))
         yield row
 
 
