@@ -89,7 +89,7 @@ FIGURES = {
     "macs_per_layer": (plots.macs_per_layer, layers, "tokens"),
     "published_vs_counted": (plots.published_vs_counted, sizing, "gmac_thop_compat"),
 }
-UNITS = ("(%)", "(nats)", "(×)", "GMAC", "MMAC", "(first = 1)", "Epoch", "Tokens", "GFlops")  # noqa: RUF001
+UNITS = ("(%)", "(nats)", "(×)", "GMAC", "MMAC", "Block", "Epoch", "Tokens", "GFlops")  # noqa: RUF001
 
 
 @pytest.fixture
@@ -285,7 +285,7 @@ def test_learning_curves_start_before_training():
 def test_macs_stack_to_the_block():
     fig = plots.macs_per_layer(layers())
     bars = fig.axes[0].patches
-    tops = [bar.get_y() + bar.get_height() for bar in bars if bar.get_x() + bar.get_width() / 2 == pytest.approx(1)]
+    tops = [bar.get_y() + bar.get_height() for bar in bars if bar.get_x() + bar.get_width() / 2 == pytest.approx(0)]
     assert max(tops) == pytest.approx(13.0), "millions of MAC, all parts"
     with pytest.raises(UsageError, match="unknown part 'head'"):
         plots.macs_per_layer(layers().replace({"part": {"mlp": "head"}}))
@@ -401,9 +401,9 @@ def test_methods_look_different():
     looks = [plots.method_style(method) for method in plots.METHODS]
     assert len({look.color for look in looks}) == len(looks)
     assert (looks[0].color, looks[0].linestyle) == ("#000000", "--")
-    assert len(style._LOOKS) >= 25
-    assert len({color for color, _ in style._LOOKS}) == len(style._LOOKS)
-    assert len({marker for _, marker in style._LOOKS[:14]}) == 14
+    assert len(style._COLORS) == len(style._MARKERS) >= 25
+    assert len(set(style._COLORS)) == len(style._COLORS)
+    assert len(set(style._MARKERS[:14])) == 14
 
 
 def test_any_number_of_methods_looks_different(monkeypatch):
@@ -413,7 +413,7 @@ def test_any_number_of_methods_looks_different(monkeypatch):
     looks = [plots.method_style(method) for method in style.METHODS]
     assert looks[: len(today)] == today
     assert len({(look.color, look.marker) for look in looks}) == len(today) + 200
-    count = len(style._LOOKS)
+    count = len(style._COLORS)
     assert [look.color for look in looks[count : 2 * count]] == [look.color for look in looks[:count]]
 
 

@@ -20,10 +20,8 @@ from common.report.published import published_slimming
 from common.results import read_runs, write_run
 from common.setup import Setup
 from common.slimming.one_block import PRUNING, one_block, one_block_lengths
-from common.slimming.top_down import search
-from common.studies.slimming import (
+from common.slimming.rows import (
     SIGNIFICANCES,
-    Slimming,
     Stage,
     budget_rows,
     correlation_rows,
@@ -35,6 +33,8 @@ from common.studies.slimming import (
     stage_rows,
     tolerance_rows,
 )
+from common.slimming.top_down import search
+from common.studies.slimming import Slimming
 
 LENGTHS = (40, 30, 20, 10, 5, 1)
 CONDITIONS = {"dataset": "noise", "backbone": "vit_digits", "img_size": 32, "seed": 0, "keep_rate": 1.0}

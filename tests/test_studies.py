@@ -75,7 +75,7 @@ def test_a_name_is_taken_once() -> None:
         register_study(type("Other", (Study,), {"name": "sizing"}))
 
 
-class Measured:
+class Measured(Table):
     """A table with two parts."""
 
     name, required, parts = "measured", ("method",), ("whole", "block")
@@ -99,7 +99,7 @@ class Measured:
     ],
 )
 def test_a_column_means_one_thing(tmp_path: Path, row: dict, message: str) -> None:
-    study: Table = Measured()
+    study = Measured()
     with pytest.raises(UsageError, match=message):
         write_run([row], study, tmp_path / "a.csv", **RUN)
     assert not list(tmp_path.iterdir())

@@ -64,7 +64,8 @@ from common.cost.closed_form import Shape
 from common.results import read_published, resolve, write_run
 from common.setup import Setup
 from common.slimming.allocation import uniform_lengths
-from common.studies.slimming import Slimming, budget_rows, distilled, dynamic_rows, searched, stage_rows
+from common.slimming.rows import budget_rows, distilled, dynamic_rows, searched, stage_rows
+from common.studies.slimming import Slimming
 from common.weights import save_state
 
 # %% tags=["parameters"]

@@ -54,7 +54,8 @@ import pandas as pd
 from common import plots
 from common.results import read_published, resolve, write_run
 from common.setup import Setup
-from common.studies.slimming import Slimming, correlation_rows, one_block_rows, tolerance_rows
+from common.slimming.rows import correlation_rows, one_block_rows, tolerance_rows
+from common.studies.slimming import Slimming
 
 # %% tags=["parameters"]
 profile = "notebook"

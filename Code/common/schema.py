@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import inf
-from typing import Protocol
 
 TEXT, INT, FLOAT = "str", "Int64", "float64"
 # What the values of a column lie in, by its unit.
@@ -28,6 +27,7 @@ UNITS = {
     "1/s": (0, inf),
     "ratio": (0, inf),
 }
+REQUIRED = ("study", "profile", "method", "backbone", "img_size", "keep_rate")
 SEM = "_sem"  # behind the name of a mean: its standard error
 
 
@@ -54,20 +54,20 @@ class Column:
         return replace(self, parts=parts)
 
 
-class Table(Protocol):
-    """What is written and read as runs: a study.
+class Table:
+    """What runs are written to and read from; a study says the rest, see :class:`common.studies.base.Study`.
 
     Attributes:
         name: of the table, and of the folder of its runs.
-        columns: what its rows hold besides the conditions.
+        columns: what its rows hold besides the conditions (:data:`CONDITIONS`).
         required: conditions that every row must give.
-        parts: what the column ``part`` may hold, where there is one.
+        parts: what the column ``part`` may hold, where rows measure different things.
     """
 
     name: str
     columns: Mapping[str, Column]
-    required: Sequence[str]
-    parts: Sequence[str]
+    required: Sequence[str] = REQUIRED
+    parts: Sequence[str] = ()
 
 
 def text(meaning: str, *, optional: bool = False) -> Column:

@@ -14,17 +14,8 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
 from common.errors import UsageError
-from common.plots.frames import (
-    Series,
-    keep_rate_axis,
-    legend_below,
-    outer_labels,
-    panel_axes,
-    require_table,
-    split_panels,
-    split_series,
-    spread,
-)
+from common.plots import frames
+from common.plots.frames import Series
 from common.plots.labels import Label, place_labels
 from common.plots.style import RC, baseline_point, new_figure
 
@@ -66,20 +57,20 @@ def accuracy_vs_keep_rate(df: pd.DataFrame, value: str | Sequence[str] = "val_ac
     panels = _panels(df, values, "accuracy_vs_keep_rate")
     columns = _columns(df, panels)
     fig = new_figure(0.8 + 2.8 * -(-len(panels) // columns))
-    axes = panel_axes(fig, len(panels), columns)
+    axes = frames.panel_axes(fig, len(panels), columns)
     for ax, (title, rows, name) in zip(axes, panels, strict=True):
         _baseline(ax, rows, name)
         ax.plot(100, rows.loc[rows["method"] == "none", name].mean(), **baseline_point())
-        reduced = [series for series in split_series(rows) if series.method != "none"]
-        for series, offset in zip(reduced, spread(len(reduced), 0.9), strict=True):
+        reduced = [series for series in frames.split_series(rows) if series.method != "none"]
+        for series, offset in zip(reduced, frames.spread(len(reduced), 0.9), strict=True):
             points = series.rows.groupby("keep_rate")[name].agg(["mean", "std", "count"]).sort_index(ascending=False)
             look = series.look()
             bars = points["std"] if (points["count"] > 1).any() else None
             ax.errorbar(100 * points.index + offset, points["mean"], yerr=bars, **look)
-        keep_rate_axis(ax, rows["keep_rate"].unique())
+        frames.keep_rate_axis(ax, rows["keep_rate"].unique())
         ax.set(title=title, ylabel=_VALUES.get(name, f"{name} (%)"))
-    outer_labels(axes, columns)
-    legend_below(fig, axes, title=_seeds(panels, "mean ± standard deviation over {} seeds"))
+    frames.outer_labels(axes, columns)
+    frames.legend_below(fig, axes, title=_seeds(panels, "mean ± standard deviation over {} seeds"))
     return fig
 
 
@@ -101,7 +92,7 @@ def accuracy_mac_pareto(df: pd.DataFrame, value: str = "accuracy") -> Figure:
         raise UsageError(f"{what} needs numbers in column {' or '.join(map(repr, _COSTS))}; given: none")
     columns = min(len(cells), 2)
     fig = new_figure(0.8 + 3.8 * -(-len(cells) // columns))
-    axes = panel_axes(fig, len(cells), columns)
+    axes = frames.panel_axes(fig, len(cells), columns)
     texts = []
     for ax, (title, rows, cost) in zip(axes, cells, strict=True):
         texts += _trade_off(ax, rows.dropna(subset=[cost]), value, cost)
@@ -109,7 +100,7 @@ def accuracy_mac_pareto(df: pd.DataFrame, value: str = "accuracy") -> Figure:
         ax.margins(0.09, 0.12)
     for ax in axes[::columns]:
         ax.set_ylabel(_VALUES.get(value, f"{value} (%)"))
-    legend_below(fig, axes, title="labels: keep rate per stage" + _seeds(panels, "; mean over {} seeds"))
+    frames.legend_below(fig, axes, title="labels: keep rate per stage" + _seeds(panels, "; mean over {} seeds"))
     place_labels(fig, texts)
     return fig
 
@@ -131,14 +122,14 @@ def learning_curves(df: pd.DataFrame) -> Figure:
     Raises :class:`UsageError` on a missing column or an unknown method.
     """
     metrics = ("epoch", "train_loss", "val_loss", "val_accuracy")
-    df = require_table(df, [*_CONDITIONS, *metrics], _EPOCH, "learning_curves")
-    panels = list(split_panels(df, _PANEL, ("dataset", "backbone")))
+    df = frames.require_table(df, [*_CONDITIONS, *metrics], _EPOCH, "learning_curves")
+    panels = list(frames.split_panels(df, _PANEL, ("dataset", "backbone")))
     fig = new_figure(0.9 + 2.9 * len(panels))
-    axes = panel_axes(fig, 2 * len(panels), 2)
+    axes = frames.panel_axes(fig, 2 * len(panels), 2)
     for place, (title, rows) in enumerate(panels):
         loss, accuracy = axes[2 * place : 2 * place + 2]
         rates = sorted(rows.loc[rows["method"] != "none", "keep_rate"].unique(), reverse=True)
-        for series in split_series(rows):
+        for series in frames.split_series(rows):
             for keep_rate, runs in series.rows.groupby("keep_rate", sort=False):
                 line = "-" if series.method == "none" else _KEEP_LINES[rates.index(keep_rate) % len(_KEEP_LINES)]
                 _curve(loss, accuracy, series, runs.groupby("epoch")[list(metrics[1:])].mean(), keep_rate, line)
@@ -147,7 +138,7 @@ def learning_curves(df: pd.DataFrame) -> Figure:
         for ax in (loss, accuracy):
             ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes[0].add_line(Line2D([], [], color="#777777", linewidth=0.9, label="training loss (thin)"))
-    legend_below(fig, axes)
+    frames.legend_below(fig, axes)
     return fig
 
 
@@ -164,7 +155,7 @@ def _trade_off(ax: Axes, rows: pd.DataFrame, value: str, cost: str) -> list[Labe
     """Draw the lines and rings of one panel; return the labels that its points should get."""
     _baseline(ax, rows, value)
     found = []
-    for series in split_series(rows):
+    for series in frames.split_series(rows):
         points = series.rows.groupby("keep_rate")[[cost, value]].mean().sort_index(ascending=False)
         look = baseline_point() if series.method == "none" else {**series.look(), "linewidth": 1.2, "markersize": 5}
         ax.plot(points[cost], points[value], **look)
@@ -192,12 +183,12 @@ def _panels(
     df: pd.DataFrame, values: Sequence[str], what: str, named: Sequence[str] = ("dataset", "backbone")
 ) -> list[tuple[str, pd.DataFrame, str]]:
     """Return (title, rows, value) per panel, with the last epoch of every run only."""
-    df = require_table(df, [*_CONDITIONS, *values], _EPOCH, what)
+    df = frames.require_table(df, [*_CONDITIONS, *values], _EPOCH, what)
     if "epoch" in df.columns:
         run = [key for key in _EPOCH[:-1] if key in df.columns]
         df = df[df["epoch"] == df.groupby(run, dropna=False)["epoch"].transform("max")]
     panels = []
-    for title, rows in split_panels(df, _PANEL, named):
+    for title, rows in frames.split_panels(df, _PANEL, named):
         panels += [(title, rows.dropna(subset=[name]), name) for name in values if rows[name].notna().any()]
     if not panels:
         raise UsageError(f"{what} needs numbers in column {', '.join(map(repr, values))}; given: only empty cells")
@@ -206,7 +197,7 @@ def _panels(
 
 def _baseline(ax: Axes, rows: pd.DataFrame, value: str) -> None:
     """Draw the unreduced model as a dashed line, with a band of one standard deviation when it has several seeds."""
-    for series in (series for series in split_series(rows) if series.method == "none"):
+    for series in (series for series in frames.split_series(rows) if series.method == "none"):
         mean, sd = series.rows[value].mean(), series.rows[value].std()
         ax.axhline(mean, color=series.style.color, linestyle="--", linewidth=1.3, label=series.label, zorder=1.5)
         if len(series.rows) > 1:

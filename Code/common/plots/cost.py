@@ -11,18 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from common.errors import UsageError, require_choice
-from common.plots.frames import (
-    Series,
-    keep_rate_axis,
-    legend_below,
-    outer_labels,
-    panel_axes,
-    require_columns,
-    require_table,
-    split_panels,
-    split_series,
-    spread,
-)
+from common.plots import frames
+from common.plots.frames import Series
 from common.plots.style import RC, baseline_point, method_style, new_figure
 
 _CONDITIONS = ("profile", "img_size", "dtype", "batch", "device", "threads")
@@ -47,15 +37,15 @@ def speedup_vs_keep_rate(df: pd.DataFrame) -> Figure:
     :class:`UsageError` on a missing column, an unknown method, a panel without "none", or two rows for one point.
     """
     keys = ("backbone", *_CONDITIONS, "method", "options", "keep_rate")
-    df = require_table(df, _SPEED_COLUMNS, keys, "speedup_vs_keep_rate")
+    df = frames.require_table(df, _SPEED_COLUMNS, keys, "speedup_vs_keep_rate")
     panels = _speed_panels(df)
     columns = min(df["backbone"].nunique(), 3)
     fig = new_figure(0.9 + 2.5 * -(-len(panels) // columns))
-    axes = panel_axes(fig, len(panels), columns, sharey="row")
+    axes = frames.panel_axes(fig, len(panels), columns, sharey="row")
     for ax, (title, rows) in zip(axes, panels, strict=True):
         _speed_panel(ax, rows, title)
-    outer_labels(axes, columns)
-    legend_below(fig, axes)
+    frames.outer_labels(axes, columns)
+    frames.legend_below(fig, axes)
     return fig
 
 
@@ -67,19 +57,19 @@ def macs_per_layer(df: pd.DataFrame) -> Figure:
     ``macs`` (per image) and ``tokens`` (entering the block); ``keep_rate`` is shown where given. Raises
     :class:`UsageError` on a missing column, an unknown part or an unknown method.
     """
-    df = require_columns(df, ("method", "layer", "part", "macs", "tokens"), "macs_per_layer")
+    df = frames.require_columns(df, ("method", "layer", "part", "macs", "tokens"), "macs_per_layer")
     for part in df["part"].unique():
         require_choice(part, _PARTS, "part")
-    panels = [(series, rate, rows) for series in split_series(df) for rate, rows in _by_keep_rate(series.rows)]
+    panels = [(series, rate, rows) for series in frames.split_series(df) for rate, rows in _by_keep_rate(series.rows)]
     fig = new_figure(0.9 + 2.7 * -(-len(panels) // 3))
-    axes = panel_axes(fig, len(panels), 3, sharey=True)
+    axes = frames.panel_axes(fig, len(panels), 3, sharey=True)
     twins = []
     for ax, (series, rate, rows) in zip(axes, panels, strict=True):
         _bars(ax, rows)
         twins.append(_token_steps(ax, rows, df["tokens"].max()))
         ax.set_title(series.label if rate is None or series.method == "none" else f"{series.label} {100 * rate:g} %")
     _name_scales(axes, twins)
-    legend_below(fig, [*axes, twins[0]])
+    frames.legend_below(fig, [*axes, twins[0]])
     return fig
 
 
@@ -92,28 +82,28 @@ def published_vs_counted(df: pd.DataFrame) -> Figure:
     outside. Raises :class:`UsageError` on a missing column, an unknown method or no published number at all.
     """
     columns = ("method", "source", "model", "published_gflops", "gmac_thop_compat")
-    df = require_columns(df, columns, "published_vs_counted").dropna(subset=["published_gflops"])
+    df = frames.require_columns(df, columns, "published_vs_counted").dropna(subset=["published_gflops"])
     if df.empty:
         raise UsageError("published_vs_counted needs numbers in column 'published_gflops'; given: only empty cells")
     fig = new_figure(4.2)
-    left, right = panel_axes(fig, 2)
+    left, right = frames.panel_axes(fig, 2)
     span = np.array([df["published_gflops"].min() / 1.4, df["published_gflops"].max() * 1.4])
     left.plot(span, span, color="#777777", linestyle="--", linewidth=1, label="equal", zorder=1)
     right.axhspan(-_AGREEMENT, _AGREEMENT, color="#777777", alpha=0.2, linewidth=0, label=f"within {_AGREEMENT} %")
-    for series in split_series(df):
+    for series in frames.split_series(df):
         published, counted = series.rows["published_gflops"], series.rows["gmac_thop_compat"]
         look = {**series.look(), "linestyle": "none", "alpha": 0.75}
         left.plot(published, counted, **look)
         right.plot(published, 100 * (counted / published - 1), **look)
     _compare_axes(left, right, span)
-    legend_below(fig, [left, right])
+    frames.legend_below(fig, [left, right])
     return fig
 
 
 def _speed_panels(df: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
     """Order the panels so that, at three backbones a block, columns are backbones and rows are conditions."""
-    backbones = split_panels(df, ("backbone",), ("backbone",))
-    found = [(name, list(split_panels(rows, _CONDITIONS, ("dtype", "batch")))) for name, rows in backbones]
+    backbones = frames.split_panels(df, ("backbone",), ("backbone",))
+    found = [(name, list(frames.split_panels(rows, _CONDITIONS, ("dtype", "batch")))) for name, rows in backbones]
     panels = []
     for start in range(0, len(found), 3):
         block = found[start : start + 3]
@@ -129,7 +119,7 @@ def _speed_panel(ax: Axes, rows: pd.DataFrame, title: str) -> None:
         raise UsageError(f"speed-up needs one row of method 'none' per panel; {shown!r} has {len(baseline)}")
     none = method_style("none")
     ax.axhline(1, color=none.color, linestyle="--", linewidth=1.3, label=none.label, zorder=1.5)
-    reduced = [series for series in split_series(rows) if series.method != "none"]
+    reduced = [series for series in frames.split_series(rows) if series.method != "none"]
     rates = {rate for series in reduced for rate in series.rows["keep_rate"]}
     places = _at_keep_rates(ax, reduced, rates) if len(rates) != 1 else _side_by_side(ax, reduced)
     for series, x in zip(reduced, places, strict=True):
@@ -148,9 +138,9 @@ def _speed_panel(ax: Axes, rows: pd.DataFrame, title: str) -> None:
 
 def _at_keep_rates(ax: Axes, reduced: list[Series], rates: set[float]) -> list[np.ndarray]:
     """Make x the keep rate; the places of every method's points, a little beside each other."""
-    keep_rate_axis(ax, rates)
+    frames.keep_rate_axis(ax, rates)
     ax.plot(100, 1, **baseline_point())
-    offsets = spread(len(reduced), 0.9)
+    offsets = frames.spread(len(reduced), 0.9)
     return [100 * np.sort(series.rows["keep_rate"])[::-1] + by for series, by in zip(reduced, offsets, strict=True)]
 
 
@@ -174,9 +164,9 @@ def _bars(ax: Axes, rows: pd.DataFrame) -> None:
     for part, (label, color) in _PARTS.items():
         macs = rows[rows["part"] == part].groupby("layer")["macs"].sum().reindex(layers, fill_value=0) / 1e6
         if macs.any():
-            ax.bar(np.array(layers) + 1, macs, 0.8, bottom=floor, color=color, label=label)
+            ax.bar(layers, macs, 0.8, bottom=floor, color=color, label=label)
             floor = floor + macs.to_numpy()
-    ax.set_xlabel("Block (first = 1)")
+    ax.set_xlabel("Block")
     ax.grid(axis="x", visible=False)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=12))
 
@@ -184,7 +174,7 @@ def _bars(ax: Axes, rows: pd.DataFrame) -> None:
 def _token_steps(ax: Axes, rows: pd.DataFrame, most: float) -> Axes:
     tokens = rows.groupby("layer")["tokens"].first()
     twin = ax.twinx()
-    twin.step(tokens.index + 1, tokens, where="mid", color="#000000", linewidth=1.4, label="tokens (right axis)")
+    twin.step(tokens.index, tokens, where="mid", color="#000000", linewidth=1.4, label="tokens (right axis)")
     twin.set_ylim(0, 1.12 * most)
     twin.grid(visible=False)
     twin.spines["right"].set_visible(True)

@@ -7,7 +7,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from matplotlib import rc_context
+from matplotlib import rc_context, rc_params_from_file
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
@@ -20,26 +20,7 @@ MAX_BYTES = 150_000
 # From sharp to small: (dots per inch, colours). The first that fits under MAX_BYTES is written.
 _QUALITIES = ((200, 256), (160, 256), (130, 256), (100, 256), (100, 128), (100, 64), (100, 32))
 
-RC = {
-    "font.size": 10,
-    "axes.titlesize": 10,
-    "axes.titleweight": "bold",
-    "axes.labelsize": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "axes.edgecolor": "#555555",
-    "grid.color": "#e4e4e4",
-    "grid.linewidth": 0.7,
-    "xtick.labelsize": 9,
-    "ytick.labelsize": 9,
-    "legend.fontsize": 9.5,
-    "legend.frameon": False,
-    "lines.linewidth": 1.7,
-    "lines.markersize": 6,
-    "errorbar.capsize": 2.5,
-}
+RC = rc_params_from_file(Path(__file__).with_name("figures.mplstyle"), use_default_template=False)
 
 # Append a new method at the end: its place decides its colour and marker, in every figure and for good.
 METHODS = {
@@ -68,34 +49,13 @@ METHODS = {
 
 # Okabe-Ito first (distinct in all common kinds of colour blindness), then Tol's "muted" and dark tones; the markers
 # carry the difference where so many colours no longer can.
-_LOOKS = (
-    ("#000000", "X"),
-    ("#0072B2", "o"),
-    ("#E69F00", "s"),
-    ("#009E73", "^"),
-    ("#CC79A7", "D"),
-    ("#D55E00", "v"),
-    ("#56B4E9", "P"),
-    ("#332288", "<"),
-    ("#999933", ">"),
-    ("#882255", "p"),
-    ("#44AA99", "h"),
-    ("#661100", "*"),
-    ("#117733", "d"),
-    ("#AA4499", "H"),
-    ("#DDCC77", "8"),
-    ("#6699CC", "s"),
-    ("#CC6677", "o"),
-    ("#004488", "D"),
-    ("#BB5566", "^"),
-    ("#777777", "v"),
-    ("#5D4E00", "P"),
-    ("#9970AB", "<"),
-    ("#A6761D", ">"),
-    ("#1B7837", "p"),
-    ("#35978F", "*"),
-)
-_MARKERS = tuple(dict.fromkeys(marker for _, marker in _LOOKS))  # more methods than colours: the same, other markers
+_COLORS = (
+    "#000000", "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#332288", "#999933",
+    "#882255", "#44AA99", "#661100", "#117733", "#AA4499", "#DDCC77", "#6699CC", "#CC6677", "#004488",
+    "#BB5566", "#777777", "#5D4E00", "#9970AB", "#A6761D", "#1B7837", "#35978F",
+)  # fmt: skip
+_MARKERS = "Xos^DvP<>ph*dH8soD^vP<>p*"  # of the colours
+_SHAPES = "".join(dict.fromkeys(_MARKERS))  # more methods than colours: the same, other markers
 
 
 @dataclass(frozen=True)
@@ -111,10 +71,9 @@ class MethodStyle:
 def method_style(method: str) -> MethodStyle:
     """Return the fixed look of ``method``; raise :class:`UsageError` if ``METHODS`` does not list it."""
     require_choice(method, METHODS, "method to plot (append new ones to common.plots.style.METHODS)")
-    turn, place = divmod(list(METHODS).index(method), len(_LOOKS))
-    color, marker = _LOOKS[place]
-    marker = _MARKERS[(_MARKERS.index(marker) + turn) % len(_MARKERS)]
-    return MethodStyle(METHODS[method], color, marker, "--" if method == "none" else "-")
+    turn, place = divmod(list(METHODS).index(method), len(_COLORS))
+    marker = _SHAPES[(_SHAPES.index(_MARKERS[place]) + turn) % len(_SHAPES)]
+    return MethodStyle(METHODS[method], _COLORS[place], marker, "--" if method == "none" else "-")
 
 
 def baseline_point() -> dict:

@@ -5,23 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
+from common.report import sections as show
 from common.report.paired import NOT_PAIRED, PAIRED, Lead, lead_text, paired_leader
 from common.report.rows import SAMPLED, SAMPLES
-from common.report.sections import (
-    NONE,
-    Answer,
-    Section,
-    counted,
-    falling,
-    is_reduced,
-    labels,
-    method_label,
-    model_name,
-    number,
-    numbers,
-    percent,
-    spread,
-)
+from common.report.sections import Answer, Section
 
 RANK_NOTE = (
     "In brackets the rank at equal cost, 1 = best; equal as printed, equal in rank. At equal cost: accuracies are read "
@@ -40,7 +27,7 @@ def at_equal_cost(rows: pd.DataFrame, name: str) -> pd.DataFrame:
     that is at most a quarter above the median, so that every model up to there has points on both sides; ``equal`` is
     NaN for dearer ones and for the unreduced model. ``equal_samples`` are its values one by one, mixed alike.
     """
-    reduced = rows[is_reduced(rows)]
+    reduced = rows[show.is_reduced(rows)]
     targets = reduced.groupby("keep_rate")["gmac"].agg(lambda costs: costs[costs <= _DEARER * costs.median()].max())
     lines = {
         model: pd.concat([rows[rows["method"] == "none"], points]).sort_values("gmac", kind="stable")
@@ -83,14 +70,14 @@ def ranks(rows: pd.DataFrame) -> pd.Series:
 
     NaN for the unreduced model, for keep rate 1 and where ``equal`` is empty.
     """
-    reduced = rows[is_reduced(rows)]
+    reduced = rows[show.is_reduced(rows)]
     places = reduced["equal"].round(_DIGITS).groupby(reduced["keep_rate"]).rank(method="min", ascending=False)
     return places.reindex(rows.index)
 
 
 def mean_ranks(rows: pd.DataFrame) -> pd.Series:
     """Mean over keep rates of :func:`ranks` by (method, options); NaN for a model that one of them does not rank."""
-    table = rows.assign(rank=ranks(rows))[is_reduced(rows)]
+    table = rows.assign(rank=ranks(rows))[show.is_reduced(rows)]
     return table.pivot(index=_MODEL, columns="keep_rate", values="rank").mean(axis=1, skipna=False)
 
 
@@ -100,25 +87,25 @@ def ranked(title: str, rows: pd.DataFrame, name: str, note: str) -> Section:
     rows = rows.assign(rank=ranks(rows))
     frame = pivot(rows, [_accuracy(row, name) for _, row in rows.iterrows()])
     models = _models(rows)
-    columns = dict(list(rows[is_reduced(rows)].groupby("keep_rate")))
+    columns = dict(list(rows[show.is_reduced(rows)].groupby("keep_rate")))
     leads = {rate: lead for rate, cells in columns.items() if (lead := lead_of(cells)) is not None}
     best = {
-        (models.index(tuple(columns[rate].iloc[lead.place][_MODEL])), percent(rate))
+        (models.index(tuple(columns[rate].iloc[lead.place][_MODEL])), show.percent(rate))
         for rate, lead in leads.items()
         if lead.certain
     }
     means = mean_ranks(rows)
-    frame["Mean rank"] = numbers(pd.Series([means.get(model, float("nan")) for model in models]), 2)
+    frame["Mean rank"] = show.numbers(pd.Series([means.get(model, float("nan")) for model in models]), 2)
     if rows["n"].max() > 1:
         frame["Seeds"] = [seeds_text(cells) for _, cells in rows.groupby(_MODEL, sort=False)]
     return Section(title, frame, (note, RANK_NOTE, PAIRED if leads else NOT_PAIRED), frozenset(best))
 
 
 def _accuracy(row: pd.Series, name: str) -> str:
-    text = spread(row[name], row[f"{name}_sd"], _DIGITS)
+    text = show.spread(row[name], row[f"{name}_sd"], _DIGITS)
     if pd.notna(row["rank"]):
         return f"{text} ({row['rank']:.0f})"
-    unranked = is_reduced(row.to_frame().T).item() and pd.notna(row[name])
+    unranked = show.is_reduced(row.to_frame().T).item() and pd.notna(row[name])
     return f"{text} \u2020" if unranked else text
 
 
@@ -135,23 +122,23 @@ def best_answer(rows: pd.DataFrame, name: str, context: str, *, cost: bool = Fal
     if len(baseline):
         start = f"{_value(baseline.iloc[0], name)} without reduction"
     points = []
-    for keep_rate, cells in rows[is_reduced(rows) & rows["equal"].notna()].groupby("keep_rate", sort=False):
+    for keep_rate, cells in rows[show.is_reduced(rows) & rows["equal"].notna()].groupby("keep_rate", sort=False):
         best = cells.loc[cells["equal"].idxmax()]
         lost = "" if pd.isna(reference) else f", {_difference(best[name] - reference)}"
         where = f"highest at equal cost, {_value(best, name)}" if cost else f"highest, {_value(best, name)}"
-        sure = lead_text(lead_of(cells), labels(cells)) if len(cells) > 1 else ""
-        points.append(f"keep {percent(keep_rate)}: {model_name(best)} is {where}{lost}{sure}")
+        sure = lead_text(lead_of(cells), show.labels(cells)) if len(cells) > 1 else ""
+        points.append(f"keep {show.percent(keep_rate)}: {show.model_name(best)} is {where}{lost}{sure}")
     return Answer(f"{context}: {start}.", tuple(points))
 
 
 def _value(row: pd.Series, name: str) -> str:
-    return f"{spread(row[name], row[f'{name}_sd'])} % ({counted(row['n'], 'seed')})"
+    return f"{show.spread(row[name], row[f'{name}_sd'])} % ({show.counted(row['n'], 'seed')})"
 
 
 def _difference(points: float) -> str:
     if abs(points) < 0.005:  # as printed
         return "no difference"
-    return f"{number(abs(points), 2)} points {'lower' if points < 0 else 'higher'}"
+    return f"{show.number(abs(points), 2)} points {'lower' if points < 0 else 'higher'}"
 
 
 def seeds_text(rows: pd.DataFrame) -> str:
@@ -162,10 +149,10 @@ def pivot(rows: pd.DataFrame, cells: list[str]) -> pd.DataFrame:
     """``cells``, one for each of ``rows``, with methods down and keep rates across."""
     models = _models(rows)
     wide = rows.assign(cell=cells).pivot(index=_MODEL, columns="keep_rate", values="cell")
-    wide = wide.reindex(pd.MultiIndex.from_tuples(models)).fillna(NONE)
-    rates = falling(rows["keep_rate"])
-    columns = {percent(rate): wide[rate].tolist() for rate in rates}
-    return pd.DataFrame({"Model": [method_label(*model) for model in models], **columns})
+    wide = wide.reindex(pd.MultiIndex.from_tuples(models)).fillna(show.NONE)
+    rates = show.falling(rows["keep_rate"])
+    columns = {show.percent(rate): wide[rate].tolist() for rate in rates}
+    return pd.DataFrame({"Model": [show.method_label(*model) for model in models], **columns})
 
 
 def _models(rows: pd.DataFrame) -> list[tuple[str, str]]:

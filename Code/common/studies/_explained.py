@@ -43,11 +43,11 @@ def areas_note(rows: pd.DataFrame) -> str:
     )
 
 
-def explainer_labels(rows: pd.DataFrame) -> list[str]:
+def labels(rows: pd.DataFrame) -> list[str]:
     return [explainer_label(*pair) for pair in zip(rows["method"], rows["options"], strict=True)]
 
 
-def explained_models(rows: pd.DataFrame) -> list[str]:
+def models(rows: pd.DataFrame) -> list[str]:
     """Names of the explained models, with their keep rate where they are reduced."""
     rates = zip(rows["reducer"].map(reducer_label), rows["keep_rate"], strict=True)
     return [f"{name}, {percent(rate)}" if rate != WHOLE else name for name, rate in rates]

@@ -9,22 +9,17 @@ from matplotlib.figure import Figure
 
 from common.errors import UsageError
 from common.report.sections import Answer, Section
-from common.schema import Column
+from common.schema import Table
 
-REQUIRED = ("study", "profile", "method", "backbone", "img_size", "keep_rate")
 STUDIES: dict[str, Study] = {}
 
 
-class Study:
+class Study(Table):
     """One study. A subclass in a file of its own, registered by :func:`register_study`, is all that a new one needs.
 
-    Attributes:
-        name: of its table and of the folder of its runs.
+    Attributes, besides those of its table:
         title, question: its chapter on the page.
         place: of the chapter, the smallest first.
-        columns: what its rows hold besides the conditions (:data:`common.schema.CONDITIONS`).
-        required: conditions that every row must give.
-        parts: what the column ``part`` may hold, where rows of a study measure different things.
         setting: columns that rows must share to stand in one table.
         captions: of its figures, by the name that :meth:`figures` gives; "" = of the figures of single runs.
         run_figures: pattern of those figures of single runs that the page shows, "" = none.
@@ -32,13 +27,9 @@ class Study:
         explains: ``method`` and ``options`` are those of an explainer.
     """
 
-    name: str
     title: str
     question: str
     place: int = 1000
-    columns: Mapping[str, Column]
-    required: Sequence[str] = REQUIRED
-    parts: Sequence[str] = ()
     setting: Sequence[str] = ()
     captions: Mapping[str, str] = {}
     run_figures: str = ""

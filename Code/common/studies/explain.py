@@ -14,22 +14,11 @@ from common.explain.images import class_names, output_names
 from common.plots import HeatmapRow
 from common.plots.frames import backbone_name
 from common.report.sections import Answer, Section, numbers
-from common.schema import number, text
-from common.studies._explained import (
-    BASELINE,
-    REDUCER,
-    SETTING,
-    areas_note,
-    digits_note,
-    explained_models,
-    explainer_labels,
-    in_table,
-    times,
-    title_of,
-)
-from common.studies.base import REQUIRED, Study, register_study
+from common.schema import REQUIRED, number, text
+from common.studies import _explained as explained
+from common.studies.base import Study, register_study
 
-_TABLE = [*SETTING, "reducer", "keep_rate", "baseline", "seed"]
+_TABLE = [*explained.SETTING, "reducer", "keep_rate", "baseline", "seed"]
 _OPEN_ROWS = 30  # a table of more rows starts closed
 _SHOWN = ("class_name", "predicted", "probability", "insertion_auc", "deletion_auc")
 
@@ -88,8 +77,8 @@ class Explain(Study):
     question = "Which patches of a picture speak for what the model says of it?"
     place = 100
     columns = {
-        "reducer": REDUCER,
-        "baseline": BASELINE,
+        "reducer": explained.REDUCER,
+        "baseline": explained.BASELINE,
         "image": text("of the dataset, by its id"),
         "class_name": text("the true class"),
         "predicted": text("the most probable class, which is explained"),
@@ -110,30 +99,31 @@ class Explain(Study):
     def summarise(self, runs: pd.DataFrame) -> pd.DataFrame:
         """One row per image and explainer: what the model says, areas under insertion and deletion, seconds."""
         first = [*_TABLE, "image"]
-        return in_table(runs, first, [*first, "method", "options"], [*_SHOWN, "seconds"])
+        return explained.in_table(runs, first, [*first, "method", "options"], [*_SHOWN, "seconds"])
 
     def sections(self, data: pd.DataFrame) -> Iterator[Section]:
         for _, rows in data.groupby(_TABLE, sort=False, dropna=False):
-            unit, seconds = times(rows["seconds"])
+            unit, seconds = explained.times(rows["seconds"])
             columns = {
                 "Image": [f"{name} ({image})" for name, image in zip(rows["class_name"], rows["image"], strict=True)],
-                "Explainer": explainer_labels(rows),
+                "Explainer": explained.labels(rows),
                 "Predicted": rows["predicted"].tolist(),
                 "Probability": numbers(rows["probability"]),
                 "Insertion AUC": numbers(rows["insertion_auc"]),
                 "Deletion AUC": numbers(rows["deletion_auc"]),
                 unit: seconds,
             }
-            model = explained_models(rows.head(1))[0] if rows["reducer"].iloc[0] != "none" else ""
-            notes, title = (areas_note(rows), *digits_note(rows)), title_of(rows, data, model)
-            yield Section(title, pd.DataFrame(columns), notes, folded=len(rows) > _OPEN_ROWS)
+            model = explained.models(rows.head(1))[0] if rows["reducer"].iloc[0] != "none" else ""
+            notes = (explained.areas_note(rows), *explained.digits_note(rows))
+            title, frame = explained.title_of(rows, data, model), pd.DataFrame(columns)
+            yield Section(title, frame, notes, folded=len(rows) > _OPEN_ROWS)
 
     def answers(self, data: pd.DataFrame) -> Iterator[Answer]:
         for _, rows in data.groupby([*_TABLE, "image"], sort=False, dropna=False):
             row = rows.iloc[0]
             said = f"{backbone_name(row['backbone'])} says {row['predicted']} ({100 * row['probability']:.1f} %)"
-            areas = zip(
-                explainer_labels(rows), numbers(rows["insertion_auc"]), numbers(rows["deletion_auc"]), strict=True
-            )
-            points = [f"{name}: insertion AUC {inserted}, deletion AUC {deleted}" for name, inserted, deleted in areas]
+            points = [
+                f"{name}: insertion AUC {each.insertion_auc:.3f}, deletion AUC {each.deletion_auc:.3f}"
+                for name, each in zip(explained.labels(rows), rows.itertuples(), strict=True)
+            ]
             yield Answer(f"{row['image']} ({row['class_name']}): {said}.", tuple(points))

@@ -14,21 +14,12 @@ from common.explain.explanations import Explanations
 from common.report.paired import lead_text, leader_of
 from common.report.sections import NONE, Answer, Section, percent, where_text, with_errors
 from common.results import BY_IMAGE
-from common.schema import count, means, number
-from common.studies._explained import (
-    REDUCER,
-    SETTING,
-    digits_note,
-    explainer_labels,
-    in_table,
-    reducer_label,
-    reducer_place,
-    title_of,
-)
-from common.studies.base import REQUIRED, Study, register_study
+from common.schema import REQUIRED, count, means, number
+from common.studies import _explained as explained
+from common.studies.base import Study, register_study
 from common.training.metrics import means_with_errors
 
-_TABLE = [*SETTING, "keep_rate", "n_images", "seed"]
+_TABLE = [*explained.SETTING, "keep_rate", "n_images", "seed"]
 _CORRELATION = (
     "Spearman's correlation, in [-1, 1], of the heat with the scores by which the reducer's first stage chooses; mean "
     "± standard error over images."
@@ -79,7 +70,7 @@ class ExplainAgreement(Study):
     question = "Do reducers keep the patches that an explanation calls important?"
     place = 120
     columns = {
-        "reducer": REDUCER,
+        "reducer": explained.REDUCER,
         "block": count("after which the patches that are left are read", "block"),
         "n_images": count("that are explained"),
         **means(
@@ -100,15 +91,16 @@ class ExplainAgreement(Study):
     def summarise(self, runs: pd.DataFrame) -> pd.DataFrame:
         """Rank correlation and IoU of every explainer with every reducer."""
         key = [*_TABLE, "reducer", "block", "method", "options"]
-        table = in_table(runs, _TABLE, key, self.columns)
-        table = table.assign(_model=table["reducer"].map(reducer_place))
+        table = explained.in_table(runs, _TABLE, key, self.columns)
+        table = table.assign(_model=table["reducer"].map(explained.reducer_place))
         by = [*_TABLE, "_model", "reducer", "block"]
         return table.sort_values(by, kind="stable", ignore_index=True).drop(columns="_model")
 
     def sections(self, data: pd.DataFrame) -> Iterator[Section]:
         for _, rows in data.groupby(_TABLE, sort=False, dropna=False):
-            row, notes = rows.iloc[0], (_BLOCKS, *digits_note(rows))
-            title = title_of(rows, data, f"keep rate {percent(row['keep_rate'])}", f"{row['n_images']} images")
+            row, notes = rows.iloc[0], (_BLOCKS, *explained.digits_note(rows))
+            apart = f"keep rate {percent(row['keep_rate'])}", f"{row['n_images']} images"
+            title = explained.title_of(rows, data, *apart)
             scored = rows[rows["rank_correlation"].notna()]
             if len(scored):
                 cells = with_errors(scored, "rank_correlation", 2)
@@ -129,8 +121,8 @@ class ExplainAgreement(Study):
 
 def _best(rows: pd.DataFrame, name: str) -> str:
     """Which explainer and reducer agree most, and how far they are ahead on the same images."""
-    reducers = rows["reducer"].map(reducer_label)
-    pairs = [f"{explainer} and {reducer}" for explainer, reducer in zip(explainer_labels(rows), reducers, strict=True)]
+    reducers = rows["reducer"].map(explained.reducer_label)
+    pairs = [" and ".join(pair) for pair in zip(explained.labels(rows), reducers, strict=True)]
     place = int(rows[name].argmax())
     ahead = lead_text(leader_of(rows, name), pairs) if len(rows) > 1 else ""
     return f"{_LEADING[name]} between {pairs[place]}: {rows[name].iloc[place]:+.2f}{ahead}"
@@ -138,8 +130,8 @@ def _best(rows: pd.DataFrame, name: str) -> str:
 
 def _matrix(rows: pd.DataFrame, cells: Sequence[str]) -> pd.DataFrame:
     """``cells``, one for each of ``rows``, with explainers down and reducers, as they were read, across."""
-    rows = rows.assign(cell=cells, label=explainer_labels(rows))
+    rows = rows.assign(cell=cells, label=explained.labels(rows))
     wide = rows.pivot(index="label", columns=["reducer", "block"], values="cell").reindex(rows["label"].unique())
     read = dict.fromkeys(zip(rows["reducer"], rows["block"], strict=True))
-    columns = {f"{reducer_label(reducer)}, block {block}": wide[reducer, block] for reducer, block in read}
+    columns = {f"{explained.reducer_label(reducer)}, block {block}": wide[reducer, block] for reducer, block in read}
     return pd.DataFrame(columns).fillna(NONE).reset_index(names="Explainer")

@@ -21,25 +21,13 @@ from common.report.rows import VARIANT
 from common.report.sections import NONE, Answer, Section, counted, numbers, spread, where_text, with_errors
 from common.results import BY_IMAGE
 from common.schedule import ratio_of
-from common.schema import SEM, count, means, number, text
-from common.studies._explained import (
-    BASELINE,
-    REDUCER,
-    SETTING,
-    areas_note,
-    digits_note,
-    explained_models,
-    explainer_labels,
-    in_table,
-    reducer_place,
-    times,
-    title_of,
-)
-from common.studies.base import REQUIRED, Study, register_study
+from common.schema import REQUIRED, SEM, count, means, number, text
+from common.studies import _explained as explained
+from common.studies.base import Study, register_study
 from common.training.metrics import means_with_errors
 
 REFERENCE = "random"  # what gains are over
-_TABLE = [*SETTING, "baseline", "n_images", "seed"]
+_TABLE = [*explained.SETTING, "baseline", "n_images", "seed"]
 _MASKS = [f"{group}={kind}" for group, kinds in MASK_KINDS.items() for kind in kinds]
 _SIGNIFICANT = 0.05
 _NOTES = {
@@ -134,11 +122,11 @@ class ExplainBenchmark(Study):
     place = 110
     columns = {
         "part": text("what is compared"),
-        "reducer": REDUCER,
+        "reducer": explained.REDUCER,
         "parameter": text("of MUTEX that is changed").only("parameters"),
         "value": number("of this parameter").only("parameters"),
         "masks": text("of MUTEX that are used: all, or those of one group=kind").only("masks"),
-        "baseline": BASELINE,
+        "baseline": explained.BASELINE,
         "n_images": count("that are explained"),
         **means(
             insertion_auc=number("area under the curve of insertion", "share"),
@@ -172,11 +160,11 @@ class ExplainBenchmark(Study):
     def summarise(self, runs: pd.DataFrame) -> pd.DataFrame:
         """All measures of every explainer, and of MUTEX with other parameters and masks, in the order of ``parts``."""
         key = [*_TABLE, "part", "reducer", *VARIANT, "parameter", "value", "masks"]
-        table = in_table(runs, _TABLE, key, [*self.columns, "batch", "device", "threads"])
+        table = explained.in_table(runs, _TABLE, key, [*self.columns, "batch", "device", "threads"])
         place = {
             "_part": table["part"].map(self.parts.index),
             "_parameter": _places(table["parameter"], PARAMETERS),
-            "_model": table["reducer"].map(reducer_place),
+            "_model": table["reducer"].map(explained.reducer_place),
             "_rate": table["keep_rate"].map(ratio_of),
             "_masks": _places(table["masks"], ["all", *_MASKS]),
         }
@@ -189,7 +177,7 @@ class ExplainBenchmark(Study):
         """The comparison of all explainers of each setting, then the other parts, which start closed."""
         for _, rows in data.groupby(_TABLE, sort=False, dropna=False):
             row = rows.iloc[0]
-            title = title_of(rows, data, f"baseline {row['baseline']}", f"{row['n_images']} images")
+            title = explained.title_of(rows, data, f"baseline {row['baseline']}", f"{row['n_images']} images")
             for (part, parameter), found in rows.groupby(["part", "parameter"], sort=False):
                 what, first = _first_columns(part, parameter, found)
                 yield _scores(f"{title}{what}", found.reset_index(drop=True), first, folded=bool(what))
@@ -217,7 +205,7 @@ def _places(values: pd.Series, known: Iterable[str]) -> pd.Series:
 
 def _first_columns(part: str, parameter: str, rows: pd.DataFrame) -> tuple[str, dict[str, list[str]]]:
     """What a table of ``rows`` adds to the title, and the columns that tell its rows apart."""
-    explainers = {"Explainer": explainer_labels(rows)}
+    explainers = {"Explainer": explained.labels(rows)}
     if part == "parameters":
         others = [_without(parameter, options) for options in rows["options"]]
         explainers["Explainer"] = [explainer_label("mutex", options) for options in others]
@@ -225,13 +213,13 @@ def _first_columns(part: str, parameter: str, rows: pd.DataFrame) -> tuple[str, 
     if part == "masks":
         return ": MUTEX with some of its masks", {**explainers, "Masks used": rows["masks"].map(_masks).tolist()}
     if part == "reduced":
-        return ": models with fewer tokens", {"Explained model": explained_models(rows), **explainers}
+        return ": models with fewer tokens", {"Explained model": explained.models(rows), **explainers}
     return "", explainers
 
 
 def _scores(title: str, rows: pd.DataFrame, first: dict[str, list[str]], *, folded: bool) -> Section:
     """``first`` columns, then all measures; those that are empty in all ``rows`` are left out."""
-    unit, seconds = times(rows["seconds"])
+    unit, seconds = explained.times(rows["seconds"])
     columns = {
         **first,
         "Insertion AUC": with_errors(rows, "insertion_auc"),
@@ -249,7 +237,7 @@ def _scores(title: str, rows: pd.DataFrame, first: dict[str, list[str]], *, fold
     leads = [(same, name, _lead(same, name)) for same in groups if len(same) > 1 for name in _LEADING]
     best = {(int(same.index[lead.place]), _LEADING[name][0]) for same, name, lead in leads if lead and lead.certain}
     tested = [PAIRED if all(lead for *_, lead in leads) else NOT_PAIRED] if leads else []
-    notes = (*_notes(rows, shown), *tested, *digits_note(rows))
+    notes = (*_notes(rows, shown), *tested, *explained.digits_note(rows))
     return Section(title, pd.DataFrame(shown), notes, frozenset(best), folded)
 
 
@@ -259,7 +247,7 @@ def _lead(rows: pd.DataFrame, name: str) -> Lead | None:
 
 def _notes(rows: pd.DataFrame, shown: Mapping[str, list[str]]) -> Iterator[str]:
     row = rows.iloc[0]
-    yield f"{areas_note(rows)} Mean ± standard error over {row['n_images']} images."
+    yield f"{explained.areas_note(rows)} Mean ± standard error over {row['n_images']} images."
     yield from (note for column, note in _NOTES.items() if column in shown)
     if any(name.endswith("per image") for name in shown):
         yield f"Time of explaining alone: {row['device']}, threads: {row['threads']}, batch {row['batch']}."
@@ -293,7 +281,7 @@ def _best(rows: pd.DataFrame, name: str) -> str:
     """Which explainer has the best area, and how far it is ahead on the same images."""
     extreme = _LEADING[name][1]
     place = int(rows[name].argmax() if extreme == "highest" else rows[name].argmin())
-    area, names = spread(rows[name].iloc[place], rows[name + SEM].iloc[place], 3), explainer_labels(rows)
+    area, names = spread(rows[name].iloc[place], rows[name + SEM].iloc[place], 3), explained.labels(rows)
     ahead = lead_text(_lead(rows, name), names, 3) if len(rows) > 1 else ""
     return f"{name.partition('_')[0]} AUC: {names[place]} is {extreme}, {area}{ahead}"
 
@@ -304,7 +292,7 @@ def _beyond_chance(rows: pd.DataFrame) -> Iterator[str]:
     gains, chances = tested[["insertion_gain", "deletion_gain"]], tested[["insertion_p", "deletion_p"]]
     better = (gains > 0).all(axis=1) & (chances < _SIGNIFICANT).all(axis=1)
     if better.any():
-        names = ", ".join(explainer_labels(tested[better]))
+        names = ", ".join(explained.labels(tested[better]))
         yield f"better than random heat in both, each with p < {_SIGNIFICANT:g}: {names}"
     if not better.all():
-        yield f"not certainly better than random heat in both: {', '.join(explainer_labels(tested[~better]))}"
+        yield f"not certainly better than random heat in both: {', '.join(explained.labels(tested[~better]))}"

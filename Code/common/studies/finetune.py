@@ -10,26 +10,15 @@ from matplotlib.figure import Figure
 
 from common import plots
 from common.models.reduced import ReducedVisionTransformer
+from common.report import sections as show
 from common.report.grids import best_answer, lead_of
 from common.report.published import beside
 from common.report.rows import SAMPLES, VARIANT, add_speedup, architecture, holes, in_order, over_seeds
-from common.report.sections import (
-    WHOLE,
-    Answer,
-    Section,
-    counted,
-    falling,
-    labels,
-    numbers,
-    percent,
-    setting_title,
-    spread,
-    where_text,
-)
+from common.report.sections import Answer, Section
 from common.results import read_published
 from common.schedule import keep_rate_text
-from common.schema import count, number, text
-from common.studies.base import REQUIRED, Study, register_study
+from common.schema import REQUIRED, count, number, text
+from common.studies.base import Study, register_study
 from common.training.distillation import Data
 from common.training.experiment import Experiment
 
@@ -75,11 +64,9 @@ class Finetune(Study):
         return beside(found, printed, IDENTITY, STATED, "accuracy").drop(columns="architecture")
 
     def sections(self, data: pd.DataFrame) -> Iterator[Section]:
-        setting = SETTING
-        for _, rows in data.groupby(setting, sort=False, dropna=False):
-            baseline = rows[rows["method"] == "none"]
-            reduced = rows[rows["method"] != "none"]
-            for keep_rate in falling(reduced["keep_rate"]) or [WHOLE]:
+        for _, rows in data.groupby(SETTING, sort=False, dropna=False):
+            baseline, reduced = rows[rows["method"] == "none"], rows[rows["method"] != "none"]
+            for keep_rate in show.falling(reduced["keep_rate"]) or [show.WHOLE]:
                 cells = pd.concat([baseline, reduced[reduced["keep_rate"] == keep_rate]]).reset_index(drop=True)
                 yield _training_section(cells, keep_rate)
 
@@ -91,7 +78,7 @@ class Finetune(Study):
 
     def answers(self, data: pd.DataFrame) -> Iterator[Answer]:
         for _, rows in data.groupby(SETTING, sort=False, dropna=False):
-            yield best_answer(rows, "last", f"On {where_text(rows)}, after {counted(rows['epochs'].iloc[0], 'epoch')}")
+            yield best_answer(rows, "last", f"On {show.where_text(rows)}, after {_epochs(rows)}")
 
     def missing(self, runs: pd.DataFrame) -> list[str]:
         return holes(runs, SETTING, trained=True)
@@ -116,27 +103,31 @@ def training(runs: pd.DataFrame) -> pd.DataFrame:
 
 def _training_section(cells: pd.DataFrame, keep_rate: str) -> Section:
     columns = {
-        "Model": labels(cells),
+        "Model": show.labels(cells),
         "Seeds": cells["n"].astype(str),
         "Before training": _accuracy(cells, "before"),
         "Last epoch": _accuracy(cells, "last"),
         "Best epoch": _accuracy(cells, "best"),
-        "Seconds per epoch": numbers(cells["epoch_seconds"], 1),
+        "Seconds per epoch": show.numbers(cells["epoch_seconds"], 1),
     }
     comparable = cells["published_accuracy"].notna().any()
     if comparable:
-        columns["Published"] = numbers(cells["published_accuracy"], 2)
+        columns["Published"] = show.numbers(cells["published_accuracy"], 2)
     reduced = cells[cells["method"] != "none"]
     best = set()
     for column, name in (("Last epoch", "last"), ("Best epoch", "best")):
         lead = lead_of(reduced.assign(equal=reduced[name], equal_samples=reduced[name + SAMPLES]))
         best |= {(int(reduced.index[lead.place]), column)} if lead is not None and lead.certain else set()
-    title = f"{setting_title(cells)}, {counted(cells['epochs'].iloc[0], 'epoch')}, keep rate {percent(keep_rate)}"
+    title = f"{show.setting_title(cells)}, {_epochs(cells)}, keep rate {show.percent(keep_rate)}"
     return Section(title, pd.DataFrame(columns), _comparability(cells, comparable), frozenset(best))
 
 
+def _epochs(rows: pd.DataFrame) -> str:
+    return show.counted(rows["epochs"].iloc[0], "epoch")
+
+
 def _accuracy(cells: pd.DataFrame, name: str) -> list[str]:
-    return [spread(mean, sd) for mean, sd in zip(cells[name], cells[f"{name}_sd"], strict=True)]
+    return [show.spread(mean, sd) for mean, sd in zip(cells[name], cells[f"{name}_sd"], strict=True)]
 
 
 def _comparability(cells: pd.DataFrame, comparable: bool) -> tuple[str, ...]:
@@ -146,7 +137,7 @@ def _comparability(cells: pd.DataFrame, comparable: bool) -> tuple[str, ...]:
     if not cells["differs"].any() and not comparable:
         return ("The paper prints no value for this experiment: not comparable with its tables.",)
     notes = ["Published: README of the reference repository, the same experiment in all that it states; one seed."]
-    others = [f"{name}: {what}" for name, what in zip(labels(cells), cells["differs"], strict=True) if what]
+    others = [f"{name}: {what}" for name, what in zip(show.labels(cells), cells["differs"], strict=True) if what]
     told = f"The paper's values for other models here are of another experiment. {'. '.join(others)}."
     return (*(notes if comparable else ()), *([told] if others else ()))
 

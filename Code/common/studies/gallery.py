@@ -16,8 +16,8 @@ from common.plots import GalleryPanel, method_style
 from common.reducers import Method, Reducer
 from common.report.rows import VARIANT, in_order
 from common.report.sections import Answer, Section, counted, labels, numbers, percent, setting_title
-from common.schema import count, number, text
-from common.studies.base import REQUIRED, Study, register_study
+from common.schema import REQUIRED, count, number, text
+from common.studies.base import Study, register_study
 from common.studies.method_grid import UNTRAINED, with_teacher
 from common.studies.visualize import Decision
 from common.tokens import GONE

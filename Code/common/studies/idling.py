@@ -24,9 +24,9 @@ from common.report import sections as show
 from common.report.rows import VARIANT, over_seeds
 from common.report.sections import NONE, WHOLE, Answer, Section, number, numbers
 from common.results import BY_IMAGE
-from common.schema import FLOAT, SEM, means
+from common.schema import FLOAT, REQUIRED, SEM, means
 from common.setup import Setup
-from common.studies.base import REQUIRED, Study, register_study
+from common.studies.base import Study, register_study
 from common.training import TrainConfig
 from common.training.metrics import hits, hits_by_image, means_with_errors
 

@@ -14,19 +14,12 @@ from common.data import make_loader, subset
 from common.data.base import LabelledDataset
 from common.models.reduced import ReducedVisionTransformer
 from common.reducers import Method, reducer_class
+from common.report import sections as show
 from common.report.grids import at_equal_cost, best_answer, mean_ranks, pivot, ranked, seeds_text
 from common.report.rows import VARIANT, add_speedup, holes, in_order, over_seeds
-from common.report.sections import (
-    Answer,
-    Section,
-    counted,
-    method_label,
-    numbers,
-    setting_title,
-    where_text,
-)
-from common.schema import count, number, text
-from common.studies.base import REQUIRED, Study, register_study
+from common.report.sections import Answer, Section
+from common.schema import REQUIRED, count, number, text
+from common.studies.base import Study, register_study
 from common.training import Epoch, TrainConfig, predict
 from common.training.accelerator import make_accelerator, seed_everything
 from common.training.engine import EVALUATION
@@ -78,9 +71,9 @@ class MethodGrid(Study):
     def sections(self, data: pd.DataFrame) -> Iterator[Section]:
         others = {"ema_accuracy": "running average of the weights, last epoch", "accuracy_best": "best epoch"}
         for _, rows in data.groupby(SETTING, sort=False, dropna=False):
-            title, note = f"{setting_title(rows)}, {training_text(rows)}", _grid_note(rows)
+            title, note = f"{show.setting_title(rows)}, {training_text(rows)}", _grid_note(rows)
             yield ranked(title, rows, "accuracy", note)
-            pairs = zip(rows["tokens"], numbers(rows["gmac"]), strict=True)
+            pairs = zip(rows["tokens"], show.numbers(rows["gmac"]), strict=True)
             cost = [f"{tokens} · {gmac}" for tokens, gmac in pairs]
             yield Section(f"{title}: tokens left and GMAC per image", pivot(rows, cost), (_COST_NOTE,))
             for name, what in others.items() if rows["epochs"].iloc[0] else ():
@@ -92,10 +85,10 @@ class MethodGrid(Study):
 
     def answers(self, data: pd.DataFrame) -> Iterator[Answer]:
         for _, rows in data.groupby(SETTING, sort=False, dropna=False):
-            context = f"On {where_text(rows)}, {training_text(rows)}"
+            context = f"On {show.where_text(rows)}, {training_text(rows)}"
             answer = best_answer(rows, "accuracy", context, cost=True)
             order = mean_ranks(at_equal_cost(rows, "accuracy")).dropna().sort_values(kind="stable")
-            first = "; ".join(f"{method_label(*model)} {rank:.2f}" for model, rank in order.head(3).items())
+            first = "; ".join(f"{show.method_label(*model)} {rank:.2f}" for model, rank in order.head(3).items())
             yield Answer(
                 answer.text, (*answer.points, f"lowest mean ranks: {first}") if len(order) > 1 else answer.points
             )
@@ -113,12 +106,12 @@ def _mean_tokens(counts: pd.Series) -> str:
 def training_text(rows: pd.DataFrame) -> str:
     """Whether the models of one setting of the grid were trained, and how much."""
     epochs, images = rows["epochs"].iloc[0], rows["n_train"].iloc[0]
-    return f"after {counted(epochs, 'epoch')} on {images:,} images" if epochs else "off the shelf"
+    return f"after {show.counted(epochs, 'epoch')} on {images:,} images" if epochs else "off the shelf"
 
 
 def _grid_note(rows: pd.DataFrame) -> str:
     row, seeds = rows.iloc[0], seeds_text(rows)
-    trained = f"{counted(row['epochs'], 'epoch')} of training on {row['n_train']:,} images, batch {row['batch']}"
+    trained = f"{show.counted(row['epochs'], 'epoch')} of training on {row['n_train']:,} images, batch {row['batch']}"
     start = trained if row["epochs"] else "no training"
     spread_note = f"mean ± standard deviation over {seeds} seeds" if rows["n"].max() > 1 else "1 seed"
     return f"Top-1 accuracy in percent on {row['n_val']:,} images, classes of the dataset only; {start}; {spread_note}."

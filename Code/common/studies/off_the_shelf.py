@@ -14,9 +14,9 @@ from common.reducers import Method
 from common.report.grids import best_answer, pivot, ranked
 from common.report.rows import VARIANT, holes, in_order, over_seeds
 from common.report.sections import Answer, Section, numbers, setting_title, where_text
-from common.schema import count, number
+from common.schema import REQUIRED, count, number
 from common.setup import Setup
-from common.studies.base import REQUIRED, Study, register_study
+from common.studies.base import Study, register_study
 from common.training import accuracies, cross_entropy, predict
 from common.training.metrics import hits_by_image
 

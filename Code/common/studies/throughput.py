@@ -9,24 +9,13 @@ from matplotlib.figure import Figure
 
 from common import plots
 from common.plots.frames import backbone_name
+from common.report import sections as show
 from common.report.rows import VARIANT, architecture, holes, in_order, refuse_repeats
-from common.report.sections import (
-    NONE,
-    NOT_RUN,
-    Answer,
-    Section,
-    is_reduced,
-    labels,
-    method_label,
-    model_name,
-    numbers,
-    percent,
-    quartiles,
-)
+from common.report.sections import Answer, Section
 from common.results import read_published
 from common.schedule import keep_rate_text
-from common.schema import Column, count, number
-from common.studies.base import REQUIRED, Study, register_study
+from common.schema import REQUIRED, Column, count, number
+from common.studies.base import Study, register_study
 
 SETTING = ["dtype", "batch", "device", "threads", "backbone", "img_size"]
 EFFICIENCY_KEY = ["backbone", "img_size", "method", "options", "keep_rate"]
@@ -80,7 +69,7 @@ class Throughput(Study):
         measured = measured.assign(architecture=measured["backbone"].map(architecture))
         beside = measured.merge(published, how="left", on=key)
         index, ours = pd.MultiIndex.from_frame(published[key]), pd.MultiIndex.from_frame(measured[key])
-        rest = published[~index.isin(ours)].assign(status=NOT_RUN, backbone=lambda rows: rows["architecture"])
+        rest = published[~index.isin(ours)].assign(status=show.NOT_RUN, backbone=lambda rows: rows["architecture"])
         return pd.concat([beside, rest], ignore_index=True).drop(columns="architecture")
 
     def sections(self, data: pd.DataFrame) -> Iterator[Section]:
@@ -93,15 +82,15 @@ class Throughput(Study):
                 f"FPS and speed-up: median [quartiles] over at least {rows['rounds'].min()} interleaved rounds, {where}"
             )
             yield Section(title, _throughput_frame(rows), (note, GFLOPS_NOTE, FPS_NOTE))
-        rest = data[data["status"] == NOT_RUN]
+        rest = data[data["status"] == show.NOT_RUN]
         if len(rest):
             frame = pd.DataFrame(
                 {
                     "Backbone": [backbone_name(name) for name in rest["backbone"]],
                     "px": rest["img_size"].astype(str),
-                    "Model": [method_label(method) for method in rest["method"]],
-                    "Keep": rest["keep_rate"].map(percent),
-                    "FPS": NOT_RUN,
+                    "Model": [show.method_label(method) for method in rest["method"]],
+                    "Keep": rest["keep_rate"].map(show.percent),
+                    "FPS": show.NOT_RUN,
                     "Published GFlops": rest["published_gflops"],
                     "Published FPS": rest["published_fps"],
                     "Published in": rest["published_in"],
@@ -113,13 +102,13 @@ class Throughput(Study):
         yield "", plots.speedup_vs_keep_rate(runs)
 
     def answers(self, data: pd.DataFrame) -> Iterator[Answer]:
-        reduced = data[(data["status"] != NOT_RUN) & is_reduced(data)]
+        reduced = data[(data["status"] != show.NOT_RUN) & show.is_reduced(data)]
         for dtype, rows in reduced.groupby("dtype", sort=False):
             points = []
             for keep_rate, cells in rows.groupby("keep_rate", sort=False):
                 best, worst = cells.loc[cells["speedup"].idxmax()], cells.loc[cells["speedup"].idxmin()]
                 points.append(
-                    f"keep {percent(keep_rate)}: {worst['speedup']:.2f} to {best['speedup']:.2f} times as fast "
+                    f"keep {show.percent(keep_rate)}: {worst['speedup']:.2f} to {best['speedup']:.2f} times as fast "
                     f"(least: {_place(worst)}; most: {_place(best)})"
                 )
             yield Answer(f"In {dtype}, compared with the same model without reduction:", tuple(points))
@@ -141,21 +130,21 @@ def published_efficiency() -> pd.DataFrame:
 
 
 def _throughput_frame(rows: pd.DataFrame) -> pd.DataFrame:
-    published = rows[["published_gflops", "published_fps"]].fillna(NONE)
+    published = rows[["published_gflops", "published_fps"]].fillna(show.NONE)
     return pd.DataFrame(
         {
-            "Model": labels(rows),
-            "Keep": rows["keep_rate"].map(percent),
-            "FPS": [quartiles(row, "fps", 1) for _, row in rows.iterrows()],
-            "Speed-up": [quartiles(row, "speedup", 2) for _, row in rows.iterrows()],
-            "GMAC": numbers(rows["gmac"], 4),
-            "GMAC, thop": numbers(rows["gmac_thop_compat"], 4),
+            "Model": show.labels(rows),
+            "Keep": rows["keep_rate"].map(show.percent),
+            "FPS": [show.quartiles(row, "fps", 1) for _, row in rows.iterrows()],
+            "Speed-up": [show.quartiles(row, "speedup", 2) for _, row in rows.iterrows()],
+            "GMAC": show.numbers(rows["gmac"], 4),
+            "GMAC, thop": show.numbers(rows["gmac_thop_compat"], 4),
             "Published GFlops": published["published_gflops"],
-            "Params (M)": numbers(rows["params"] / 1e6, 2),
+            "Params (M)": show.numbers(rows["params"] / 1e6, 2),
             "Published FPS": published["published_fps"],
         }
     )
 
 
 def _place(row: pd.Series) -> str:
-    return f"{model_name(row)} on {backbone_name(row['backbone'])}, {row['img_size']} px, batch {row['batch']}"
+    return f"{show.model_name(row)} on {backbone_name(row['backbone'])}, {row['img_size']} px, batch {row['batch']}"

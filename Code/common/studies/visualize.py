@@ -21,9 +21,9 @@ from common.reducers import Method
 from common.report.rows import VARIANT, in_order
 from common.report.sections import Answer, Section, labels, model_name, numbers, percent, setting_title
 from common.schedule import keep_rate_text
-from common.schema import SEM, count, number, text
+from common.schema import REQUIRED, SEM, count, number, text
 from common.setup import Setup
-from common.studies.base import REQUIRED, Study, register_study
+from common.studies.base import Study, register_study
 from common.training import inference_pass, predict
 
 SETTING = ["dataset", "backbone", "weights", "recipe", "img_size"]
