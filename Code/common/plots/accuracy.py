@@ -51,7 +51,6 @@ def accuracy_vs_keep_rate(df: pd.DataFrame, value: str | Sequence[str] = "val_ac
     ``df`` holds rows of the finetune, scratch or off_the_shelf runs; of a run with epochs the last one counts. Points
     are means over seeds with bars of one standard deviation; method "none" is the dashed line. For off-the-shelf
     runs give ``value=("accuracy", "accuracy_full")``; a value that a dataset does not have gets no panel.
-    Raises :class:`UsageError` on a missing column or an unknown method.
     """
     values = [value] if isinstance(value, str) else list(value)
     panels = _panels(df, values, "accuracy_vs_keep_rate")
@@ -81,8 +80,7 @@ def accuracy_mac_pareto(df: pd.DataFrame, value: str = "accuracy") -> Figure:
     Takes the rows of :func:`accuracy_vs_keep_rate` with a column ``gmac`` (per image, attention included), ``speedup``
     (over the unreduced model) or both; each gets a panel where it has numbers, per dataset, backbone and epochs. A
     point is ringed if no other, the unreduced model among them, is as good in both and better in one. Labels are keep
-    rates; with many points only the best of the ringed ones of each rate has one. Raises :class:`UsageError` on a
-    missing column or an unknown method.
+    rates; with many points only the best of the ringed ones of each rate has one.
     """
     what = "accuracy_mac_pareto"
     panels = _panels(df, [value], what, ("dataset", "backbone", "epochs"))
@@ -119,7 +117,6 @@ def learning_curves(df: pd.DataFrame) -> Figure:
 
     Colour is the method, line style the keep rate; the thin line without markers is the training loss. Runs that
     differ only by seed are one line, their mean. Each dataset and backbone has its own row of two panels.
-    Raises :class:`UsageError` on a missing column or an unknown method.
     """
     metrics = ("epoch", "train_loss", "val_loss", "val_accuracy")
     df = frames.require_table(df, [*_CONDITIONS, *metrics], _EPOCH, "learning_curves")

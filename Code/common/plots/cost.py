@@ -33,8 +33,7 @@ def speedup_vs_keep_rate(df: pd.DataFrame) -> Figure:
 
     ``df`` holds throughput rows. Bars span the quartiles; the dotted line of a method is the speed-up that its
     arithmetic alone would give (GMAC of "none" / GMAC of the method, attention included). Where all methods were run at
-    one keep rate they stand side by side. Raises
-    :class:`UsageError` on a missing column, an unknown method, a panel without "none", or two rows for one point.
+    one keep rate they stand side by side. Every panel needs one row of method "none".
     """
     keys = ("backbone", *_CONDITIONS, "method", "options", "keep_rate")
     df = frames.require_table(df, _SPEED_COLUMNS, keys, "speedup_vs_keep_rate")
@@ -54,8 +53,7 @@ def macs_per_layer(df: pd.DataFrame) -> Figure:
     """Draw the MACs of every block as stacked bars, and the tokens entering it as steps; one panel per method.
 
     ``df`` has one row per method, layer (0-based block) and part ("qkv", "attention", "proj", "mlp", "score") with
-    ``macs`` (per image) and ``tokens`` (entering the block); ``keep_rate`` is shown where given. Raises
-    :class:`UsageError` on a missing column, an unknown part or an unknown method.
+    ``macs`` (per image) and ``tokens`` (entering the block); ``keep_rate`` is shown where given.
     """
     df = frames.require_columns(df, ("method", "layer", "part", "macs", "tokens"), "macs_per_layer")
     for part in df["part"].unique():
@@ -79,7 +77,7 @@ def published_vs_counted(df: pd.DataFrame) -> Figure:
 
     ``df`` holds sizing rows; those without a published number are left out. The band of the right panel is the
     0.05 % within which a deterministic method counts as reproduced; the axis is linear inside it, logarithmic
-    outside. Raises :class:`UsageError` on a missing column, an unknown method or no published number at all.
+    outside.
     """
     columns = ("method", "source", "model", "published_gflops", "gmac_thop_compat")
     df = frames.require_columns(df, columns, "published_vs_counted").dropna(subset=["published_gflops"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 
 import pandas as pd
 
@@ -15,26 +16,6 @@ from common.schema import SEM
 NONE = "-"
 WHOLE = "1"  # the keep rate that keeps everything
 NOT_RUN = "not run here"
-_LEFT = {
-    "Model",
-    "Predicted",
-    "Backbone",
-    "Dataset",
-    "Published in",
-    "Source",
-    "Status",
-    "Start",
-    "Lengths",
-    "Stage",
-    "Tokens by block",
-    "Chosen by",
-    "Score",
-    "Method",
-    "Explainer",
-    "Explained model",
-    "Image",
-    "Masks used",
-}
 
 
 @dataclass(frozen=True)
@@ -47,8 +28,11 @@ class Section:
     best: frozenset[tuple[int, str]] = frozenset()
     folded: bool = False
 
-    def align(self, column: str) -> str:
-        return "left" if column in _LEFT else "right"
+    @cached_property
+    def sides(self) -> dict[str, str]:
+        """Column -> where its cells stand: "left" if most of them begin with a letter, else "right"."""
+        words = {column: cells.astype(str).str.match(r"[^\W\d_]").mean() for column, cells in self.frame.items()}
+        return {column: "left" if share > 0.5 else "right" for column, share in words.items()}
 
 
 def method_label(method: str, options: str = "") -> str:

@@ -58,7 +58,7 @@ def markdown(title: str, sections: Iterable[Section], missing: Iterable[str] = (
 def markdown_table(section: Section) -> str:
     """GitHub table of a section; cells in ``best`` are bold."""
     columns = list(section.frame.columns)
-    rows = [columns, ["---" if section.align(column) == "left" else "---:" for column in columns]]
+    rows = [columns, ["---" if section.sides[column] == "left" else "---:" for column in columns]]
     for place, cells in enumerate(section.frame.itertuples(index=False, name=None)):
         texts = [str(cell).replace("|", "\\|") for cell in cells]
         pairs = zip(columns, texts, strict=True)
