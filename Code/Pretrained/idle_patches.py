@@ -16,7 +16,7 @@
 # %% [markdown]
 # # Pretrained: which patches may skip a block?
 #
-# **Question:** how much does a block change a patch, can a predictor, a small perceptron per block, foresee it, and
+# **Question:** how much does a block change a patch, can a predictor, a small MLP per block, foresee it, and
 # what does it cost to let the patches idle that hardly change, or whose change hardly matters? A patch that idles
 # passes the block as it is and may come back in the next one.
 #

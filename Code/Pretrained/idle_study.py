@@ -16,7 +16,7 @@
 # %% [markdown]
 # # Pretrained: what makes idling work?
 #
-# **Question:** given the number of patches that each block computes, how far is the predictor, a perceptron, from an
+# **Question:** given the number of patches that each block computes, how far is the predictor, a small MLP, from an
 # oracle that knows what the block will change, and from chance? Does it help to know how much a change matters? What do
 # training the backbone, context for the predictor and re-entry contribute, and is IdleViT, which asks the CLS token in
 # place of a predictor, better?
