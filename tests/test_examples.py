@@ -25,9 +25,9 @@ def public(package):
 
 CALLS = [
     (package, name)
-    for package in ("common", "common.explain", "common.idling", "common.slimming")
+    for package in ("common", "common.analysis", "common.explain", "common.idling", "common.slimming")
     for name in public(import_module(package))
-    if name != "Explanation"  # what calls return
+    if name not in ("Explanation", "Interval")  # what calls return
 ]
 CALLS += [("common.reducers", name) for name in ("Method", "Reducer", "Schedule", "register_reducer")]
 

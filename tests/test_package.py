@@ -30,7 +30,9 @@ def test_import_common_loads_nothing_until_it_is_used():
 
 
 def test_every_name_is_found():
-    assert {"explain", "idling", "slimming", "create_model", "reduce_tokens"} <= set(common.__all__) <= set(dir(common))
+    assert (
+        {"analysis", "explain", "slimming", "create_model", "reduce_tokens"} <= set(common.__all__) <= set(dir(common))
+    )
     for name in common.__all__:
         module = import_module(common.CALLS.get(name, f"common.{name}"))
         assert getattr(common, name) in (module, getattr(module, name, module))

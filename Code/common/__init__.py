@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from common import cost, data, evaluation, explain, idling, plots, reducers, slimming, studies, training
+    from common import analysis, cost, data, evaluation, explain, idling, plots, reducers, slimming, studies, training
     from common.cost.counter import count_macs
     from common.data import load_dataset
     from common.models.factory import create_model
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from common.reducers import list_reducers
 
 __all__ = [
+    "analysis",
     "cost",
     "count_macs",
     "create_model",

@@ -1,0 +1,9 @@
+"""Comparing what methods decide: which patches they keep and merge, how alike their features and maps are.
+
+Functions of records (:mod:`common.evaluation`) and of arrays, numpy or torch; numbers come back in float64. They are
+the measures of Haurum et al., "Which Tokens to Use? Investigating Token Reduction in Vision Transformers", ICCVW 2023,
+with what chance would give. The default is the correct number; ``parity=True`` is the one that the reference
+implementation prints where the two differ.
+"""
+
+from common.analysis.sets import excess, ioa, ioa_by_chance, iou, iou_by_chance, iou_limit, kept_mask
