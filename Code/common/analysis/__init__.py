@@ -6,4 +6,5 @@ with what chance would give. The default is the correct number; ``parity=True`` 
 implementation prints where the two differ.
 """
 
+from common.analysis.clusters import agreement, labels
 from common.analysis.sets import excess, ioa, ioa_by_chance, iou, iou_by_chance, iou_limit, kept_mask
