@@ -7,4 +7,5 @@ implementation prints where the two differ.
 """
 
 from common.analysis.clusters import agreement, labels
+from common.analysis.features import cca_by_chance, cka, mean_cca, procrustes, pwcca
 from common.analysis.sets import excess, ioa, ioa_by_chance, iou, iou_by_chance, iou_limit, kept_mask
