@@ -1,5 +1,8 @@
 """Figures of the study. Every function takes tables or arrays and returns a figure; ``save`` writes it.
 
+All raise :class:`UsageError` where there is nothing to draw, a column is missing, a name is unknown, two rows stand for
+the same point, or shapes or values are not what the function asks for.
+
 Nothing here touches pyplot's global state, so figures can be drawn in any process, thread or notebook.
 """
 

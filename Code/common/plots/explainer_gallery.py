@@ -27,8 +27,7 @@ def explainer_gallery(images: Sequence[ArrayLike], heat: Mapping[str, ArrayLike]
 
     ``images`` are (H, W, 3) in [0, 1]; ``heat`` maps explainers, written ``name`` or ``name:key=value``, to heatmaps
     (images, h, w). Every panel has its own scale. An explainer with any negative heat is signed: its panels are
-    centred on 0 and show both signs, the others run from their lowest to their highest heat. Raises
-    :class:`UsageError` without an image or explainer, or where shapes do not fit.
+    centred on 0 and show both signs, the others run from their lowest to their highest heat.
     """
     if not len(images) or not heat:
         raise UsageError(f"explainer_gallery needs images and explainers; given: {len(images)} and {len(heat)}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -20,19 +20,11 @@ from common.plots.labels import Label, place_labels
 from common.plots.patches import as_numpy
 from common.plots.style import EXPLAINERS, METHODS, RC, explainer_label, explainer_style, method_style, new_figure
 
-_WHERE = (
-    "profile",
-    "dataset",
-    "backbone",
-    "weights",
-    "recipe",
-    "img_size",
-    "keep_rate",
-    "baseline",
-    "n_images",
-    "seed",
-    "dtype",
-)
+if TYPE_CHECKING:
+    from common.explain.metrics import Curves
+
+_BACKBONE_AND_DATA = ("profile", "dataset", "backbone", "weights", "recipe", "img_size")
+_WHERE = (*_BACKBONE_AND_DATA, "keep_rate", "baseline", "n_images", "seed", "dtype")
 SETTING = (*_WHERE, "reducer")
 NAMED = ("dataset", "backbone")  # what the title of a panel always says
 _AUCS = ("insertion_auc", "insertion_auc_sem", "deletion_auc", "deletion_auc_sem")
@@ -40,20 +32,12 @@ _AGREEMENT = {"rank_correlation": "Rank correlation", "above_chance": "IoU minus
 _VARIANT_LINES = ("-", "--", "-.", ":")
 
 
-class Curves(Protocol):
-    """What insertion and deletion of n images gave: ``shares`` (K,), ``insertion`` and ``deletion`` (n, K)."""
-
-    shares: ArrayLike
-    insertion: ArrayLike
-    deletion: ArrayLike
-
-
 @rc_context(RC)
 def mean_curves(curves: Mapping[str, Curves]) -> Figure:
     """Draw insertion and deletion curves of every explainer, means over images with a band of one standard error.
 
-    ``curves`` maps explainers, written ``name`` or ``name:key=value``, to fractions in [0, 1]; see :class:`Curves`. A
-    single image has no band. Raises :class:`UsageError` for no explainer, an unknown one, or shapes that differ.
+    ``curves`` maps explainers, written ``name`` or ``name:key=value``, to what insertion and deletion of n images gave:
+    ``shares`` (K,), ``insertion`` and ``deletion`` (n, K), fractions in [0, 1]. A single image has no band.
     """
     if not curves:
         raise UsageError("mean_curves needs at least one explainer; given: none")
@@ -80,11 +64,9 @@ def insertion_deletion_plane(df: pd.DataFrame) -> Figure:
     """Draw every explainer as a point: deletion AUC across, insertion AUC up, bars of one standard error.
 
     ``df`` holds explain_benchmark rows, of which those of part "explainers" are shown, a panel per setting. The shaded
-    corner is better than random in both. Raises :class:`UsageError` on a missing column, no such row, an unknown
-    explainer or two rows for one point.
+    corner is better than random in both.
     """
-    df = of_part(df, "explainers", (), "insertion_deletion_plane")
-    df = require_table(df, (), (*SETTING, "method", "options"), "insertion_deletion_plane")
+    df = of_part(df, "explainers", (), ("method", "options"), "insertion_deletion_plane")
     panels = list(split_panels(df, SETTING, NAMED))
     columns = min(len(panels), 2)
     fig = new_figure(4.6 * -(-len(panels) // columns))
@@ -105,8 +87,7 @@ def agreement_matrix(df: pd.DataFrame) -> Figure:
 
     ``df`` holds explain_agreement rows; every setting has its own two panels. A reducer that was read after several
     blocks has a column for each, and blocks count from 0, as timm's ``blocks.N``. Colours are centred on 0 and shared
-    by the panels of one measure. A pair that was not measured stays empty. Raises :class:`UsageError` on a missing
-    column, no row, an unknown explainer or reducer, or two rows for one cell.
+    by the panels of one measure. A pair that was not measured stays empty.
     """
     columns = ("method", "reducer", "block", *_AGREEMENT)
     df = require_table(df, columns, (*_WHERE, "method", "options", "reducer", "block"), "agreement_matrix")
@@ -214,13 +195,13 @@ def _looks(pairs: Iterable[tuple[str, str]]) -> dict[tuple[str, str], dict]:
     return looks
 
 
-def of_part(df: pd.DataFrame, part: str, columns: Sequence[str], what: str) -> pd.DataFrame:
-    """Return the rows of ``part``, empty options as ""; raise :class:`UsageError` on none or a missing column."""
+def of_part(df: pd.DataFrame, part: str, columns: Sequence[str], keys: Sequence[str], what: str) -> pd.DataFrame:
+    """Return the rows of ``part`` as :func:`require_table` does, or raise :class:`UsageError` where there is none."""
     df = require_columns(df, ("part", "method", "n_images", *columns, *_AUCS), what)
     rows = df[df["part"] == part]
     if rows.empty:
         raise UsageError(f"{what} needs rows of part {part}; given: {', '.join(sorted(set(df['part'])))}")
-    return rows
+    return require_table(rows, (), (*SETTING, *keys), what)
 
 
 def _mean_and_sem(values: ArrayLike, points: int, what: str) -> tuple[np.ndarray, np.ndarray]:

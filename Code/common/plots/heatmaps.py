@@ -12,15 +12,7 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
 from common.errors import UsageError
-from common.plots.heat import (
-    TITLE,
-    fitted_picture,
-    heat_scale,
-    heat_values,
-    of_one_palette,
-    overlay,
-    picture_page,
-)
+from common.plots import heat
 from common.plots.patches import RIGHT, WRONG, as_numpy, fitting_size, shorten, show_picture
 from common.plots.style import RC
 
@@ -63,27 +55,27 @@ def heatmaps(rows: Sequence[HeatmapRow]) -> Figure:
 
     The heat over the image is interpolated between the centres of the patches; below the heat of the patches stands its
     scale, which is each image's own. Heat with negative values has a scale around 0. The prediction is red where it is
-    wrong. Raises :class:`UsageError` without a row, or where a shape does not fit or a value leaves its range.
+    wrong.
     """
     if not rows:
         raise UsageError("heatmaps needs at least one row; given: none")
-    maps = [heat_values(row.heatmap) for row in rows]
-    images = [fitted_picture(row.image, 2 * len(rows), _SIDE) for row in rows]
-    shown = of_one_palette(images)
-    fig, axes = picture_page(len(rows), _SIDE, _WIDTHS, _GAPS, top=0.28, below=0.66, bottom=-0.1)
+    maps = [heat.heat_values(row.heatmap) for row in rows]
+    images = [heat.fitted_picture(row.image, 2 * len(rows), _SIDE) for row in rows]
+    shown = heat.of_one_palette(images)
+    fig, axes = heat.picture_page(len(rows), _SIDE, _WIDTHS, _GAPS, top=0.28, below=0.66, bottom=-0.1)
     for cells, row, values, image, picture in zip(axes, rows, maps, images, shown, strict=True):
         show_picture(cells[0], picture, interpolation="nearest")
-        show_picture(cells[1], overlay(image, values), interpolation="nearest")
+        show_picture(cells[1], heat.overlay(image, values), interpolation="nearest")
         _patch_heat(cells[2], values)
         _name(cells[0], row)
         _curve(cells[3], row.shares, row.insertion, row.insertion_auc, INSERTION, "Insertion")
         _curve(cells[4], row.shares, row.deletion, row.deletion_auc, DELETION, "Deletion")
-        cells[3].set_ylabel(f"Probability of\n{shorten(row.predicted)}", fontsize=TITLE)
+        cells[3].set_ylabel(f"Probability of\n{shorten(row.predicted)}", fontsize=heat.TITLE)
         cells[4].tick_params(labelleft=False)
     for ax, title in zip(axes[0][1:3], ("Heat", "Heat per patch"), strict=True):
-        ax.set_title(title, fontsize=TITLE, pad=4)
+        ax.set_title(title, fontsize=heat.TITLE, pad=4)
     for ax, what in zip(axes[-1][3:], ("shown", "removed"), strict=True):
-        ax.set_xlabel(f"% of the image {what}", fontsize=TITLE)
+        ax.set_xlabel(f"% of the image {what}", fontsize=heat.TITLE)
     return fig
 
 
@@ -99,7 +91,7 @@ def _name(ax: Axes, row: HeatmapRow) -> None:
 
 def _patch_heat(ax: Axes, values: np.ndarray) -> None:
     """Draw a square per patch, and the scale below."""
-    norm, cmap = heat_scale(values, bool((values < 0).any()))
+    norm, cmap = heat.heat_scale(values, bool((values < 0).any()))
     show_picture(ax, values, norm=norm, cmap=cmap, interpolation="nearest")
     bar = ax.inset_axes([0, -0.11, 1, 0.05])
     bar.imshow(np.linspace(0, 1, cmap.N)[None], cmap=cmap, aspect="auto")
@@ -118,4 +110,4 @@ def _curve(ax: Axes, shares: ArrayLike, values: ArrayLike, auc: float, color: st
     ax.plot(100 * x, y, color=color, marker="o", markersize=3, linewidth=1.5, clip_on=False)
     ax.set(xlim=(0, 100), ylim=(0, 1.02), xticks=[0, 25, 50, 75, 100], yticks=[0, 0.25, 0.5, 0.75, 1])
     ax.tick_params(labelsize=7.5)
-    ax.set_title(f"{name}, AUC {auc:.3f}", fontsize=TITLE, pad=4)
+    ax.set_title(f"{name}, AUC {auc:.3f}", fontsize=heat.TITLE, pad=4)

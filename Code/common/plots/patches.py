@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
 from common.errors import UsageError, require_choice
+from common.plots.frames import panel_axes
 from common.plots.style import RC, WIDTH, new_figure
 
 _DIM = 0.25  # share of the picture that a dimmed patch keeps; the rest is white
@@ -83,7 +84,6 @@ def united_grid(
     """Draw each example: a row per model, with a panel for the image and one for each of ``blocks`` (counted from 0).
 
     Under each row stands the prediction of the full and of the reduced model, in red where the latter is wrong.
-    Raises :class:`UsageError` if there is no example, or as :func:`mask_patches` does.
     """
     if not examples:
         raise UsageError("united_grid needs at least one example; given: none")
@@ -115,8 +115,7 @@ def united_grid(
 def survival_map(kept: Mapping[str, ArrayLike], *, patch_grid: tuple[int, int]) -> Figure:
     """Draw after how many blocks, on average over images, each patch is still there: a panel per entry of ``kept``.
 
-    Its values are bool (images, L, P); all panels share one scale from 0 to the largest L. Raises :class:`UsageError`
-    if P is not the size of ``patch_grid``.
+    Its values are bool (images, L, P); all panels share one scale from 0 to the largest L.
     """
     if not kept:
         raise UsageError("survival_map needs at least one group of images; given: none")
@@ -127,13 +126,12 @@ def survival_map(kept: Mapping[str, ArrayLike], *, patch_grid: tuple[int, int]) 
     rows = -(-len(maps) // columns)
     width = WIDTH if columns > 1 else WIDTH / 2
     fig = new_figure(0.2 + rows * (width / max(columns, 2.6 * width / WIDTH) - 0.1), width=width)
-    axes = fig.subplots(rows, columns, squeeze=False).ravel()
-    for ax in axes:
-        ax.set_axis_off()
-    for ax, (title, values) in zip(axes, maps.items(), strict=False):
+    axes = panel_axes(fig, len(maps), columns)
+    for ax, (title, values) in zip(axes, maps.items(), strict=True):
         ax.imshow(values, norm=scale, cmap="viridis", interpolation="nearest")
         ax.set_title(title)
-    bar = fig.colorbar(ScalarMappable(scale, "viridis"), ax=axes.tolist(), shrink=0.85, aspect=25)
+        ax.set_axis_off()
+    bar = fig.colorbar(ScalarMappable(scale, "viridis"), ax=axes, shrink=0.85, aspect=25)
     bar.set_label(f"Blocks survived, mean (of {int(scale.vmax)})")
     return fig
 
@@ -154,7 +152,7 @@ def show_picture(ax: Axes, picture: np.ndarray, **look: object) -> None:
     ax.spines[:].set_visible(False)
 
 
-def pixels_of(image: ArrayLike, patch_grid: tuple[int, int]) -> np.ndarray:
+def pixels_of(image: ArrayLike, patch_grid: tuple[int, int] = (1, 1)) -> np.ndarray:
     """Return ``image`` (3, H, W) as (H, W, 3); raise :class:`UsageError` as :func:`mask_patches` does."""
     pixels = as_numpy(image)
     if pixels.ndim != 3 or pixels.shape[0] != 3:
