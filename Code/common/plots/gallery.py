@@ -11,11 +11,12 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
-from PIL import Image
+from scipy.spatial import KDTree
 
 from common.errors import UsageError
 from common.options import Count, check
 from common.plots.frames import panel_axes
+from common.plots.heat import of_one_palette
 from common.plots.patches import RIGHT, WRONG, fitting_size, mask_patches, on_grid, pixels_of, prediction, show_picture
 from common.plots.style import RC, WIDTH, new_figure
 
@@ -61,7 +62,6 @@ def methods_gallery(panels: Sequence[GalleryPanel], *, patch_grid: tuple[int, in
     touch each other, be it at a corner, differ in colour. A patch that is alone has a thin grey outline, where any are
     grouped; a dot marks the centres. Below each panel stands the prediction, in red where it is wrong. For several
     images give those of one image after those of another, with as many ``columns`` as there are methods.
-    Raises :class:`UsageError` without a panel, or where a shape does not fit the grid or a pixel leaves [0, 1].
     """
     if not panels:
         raise UsageError("methods_gallery needs at least one panel; given: none")
@@ -117,17 +117,11 @@ def group_colors(groups: ArrayLike, patch_grid: tuple[int, int]) -> dict[int, in
     grid = on_grid(groups, patch_grid, "groups")
     names, counts = np.unique(grid[grid >= 0], return_counts=True)
     touching: dict[int, set[int]] = {int(name): set() for name in names[counts > 1]}
-    pairs = (
-        (grid[:, 1:], grid[:, :-1]),
-        (grid[1:], grid[:-1]),
-        (grid[1:, 1:], grid[:-1, :-1]),
-        (grid[1:, :-1], grid[:-1, 1:]),
-    )
-    for first, second in pairs:
-        for one, other in zip(first.ravel().tolist(), second.ravel().tolist(), strict=True):
-            if one != other and one in touching and other in touching:
-                touching[one].add(other)
-                touching[other].add(one)
+    neighbours = KDTree(np.argwhere(np.ones_like(grid))).query_pairs(1.5, output_type="ndarray")  # (pairs, 2)
+    for one, other in grid.ravel()[neighbours].tolist():
+        if one != other and one in touching and other in touching:
+            touching[one].add(other)
+            touching[other].add(one)
     colors: dict[int, int] = {}
     used = dict.fromkeys(range(len(_PALETTE)), 0)
     while len(colors) < len(touching):
@@ -171,6 +165,4 @@ def _for_small_file(image: ArrayLike, patch_grid: tuple[int, int], count: int) -
     factors = [n for n in range(1, patch.min() + 1) if not (patch % n).any()]
     factor = next((n for n in factors if count * height * width <= n**2 * _MAX_PIXELS), factors[-1])
     blocks = pixels.reshape(height // factor, factor, width // factor, factor, 3).mean(axis=(1, 3))
-    coarse = Image.fromarray((255 * blocks).round().astype(np.uint8))
-    few = coarse.quantize(_MAX_COLORS, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
-    return np.asarray(few.convert("RGB")).transpose(2, 0, 1) / 255
+    return of_one_palette([blocks], _MAX_COLORS)[0].transpose(2, 0, 1)

@@ -13,14 +13,14 @@ from numpy.typing import ArrayLike
 from PIL import Image
 
 from common.errors import UsageError
-from common.plots.patches import as_numpy
+from common.plots.patches import as_numpy, pixels_of
 from common.plots.style import WIDTH, new_figure
 
 # A figure's file has 256 colours and 150 kB at most. So heat has few levels, the odd number with one for 0; so does the
 # grey below it; and all images together have few colours and pixels.
 HEAT, SIGNED, _GREYS = colormaps["inferno"].resampled(12), colormaps["RdBu_r"].resampled(13), 9
 _MAX_COLORS, _MAX_PIXELS, _MAX_DPI = 64, 220_000, 150
-_LUMA = np.array([0.299, 0.587, 0.114])  # grey of a colour, ITU-R BT.601
+LUMA = np.array([0.299, 0.587, 0.114])  # grey of a colour, ITU-R BT.601
 _OPACITY = (0.15, 0.75)  # of the coldest and of the hottest patch
 TITLE = 8.5  # size of the words above a panel
 
@@ -38,7 +38,7 @@ def overlay(image: np.ndarray, heatmap: ArrayLike, *, signed: bool | None = None
     low, high = _OPACITY
     strength = np.abs(2 * share / (cmap.N - 1) - 1) if cmap is SIGNED else share / (cmap.N - 1)
     opacity = (low + (high - low) * strength)[..., None]
-    grey = (image @ _LUMA * (_GREYS - 1)).round()[..., None] / (_GREYS - 1)
+    grey = (image @ LUMA * (_GREYS - 1)).round()[..., None] / (_GREYS - 1)
     return ((1 - opacity) * grey + opacity * cmap(share)[..., :3]).clip(0, 1)
 
 
@@ -67,12 +67,10 @@ def fitted_picture(image: ArrayLike, count: int, inches: float) -> np.ndarray:
     pixels = np.asarray(as_numpy(image), float)
     if pixels.ndim != 3 or pixels.shape[2] != 3:
         raise UsageError(f"image has shape {pixels.shape}; allowed: (height, width, 3)")
-    low, high = float(pixels.min()), float(pixels.max())
-    if low < -1e-3 or high > 1 + 1e-3:  # undoing a normalisation may overshoot by a rounding error
-        raise UsageError(f"image has values from {low:.3g} to {high:.3g}; allowed: 0 to 1 (undo the normalisation)")
+    pixels = pixels_of(pixels.transpose(2, 0, 1))
     height, width, _ = pixels.shape
     factor = min((_MAX_PIXELS / count) ** 0.5, _MAX_DPI * inches) / max(height, width)
-    whole = Image.fromarray((255 * pixels.clip(0, 1)).round().astype(np.uint8))
+    whole = Image.fromarray((255 * pixels).round().astype(np.uint8))
     if factor >= 2:  # small images keep their pixels as squares
         whole = whole.resize((width * int(factor), height * int(factor)), Image.Resampling.NEAREST)
     elif factor < 1:
@@ -80,11 +78,11 @@ def fitted_picture(image: ArrayLike, count: int, inches: float) -> np.ndarray:
     return np.asarray(whole) / 255
 
 
-def of_one_palette(pictures: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Return ``pictures`` with few colours, chosen for all of them together."""
+def of_one_palette(pictures: Sequence[np.ndarray], colors: int = _MAX_COLORS) -> list[np.ndarray]:
+    """Return ``pictures`` (H, W, 3) with few ``colors``, chosen for all of them together."""
     pixels = np.concatenate([picture.reshape(-1, 3) for picture in pictures])
     strip = Image.fromarray((255 * pixels).round().astype(np.uint8)[None])
-    few = strip.quantize(_MAX_COLORS, method=Image.Quantize.MEDIANCUT, kmeans=1, dither=Image.Dither.NONE)
+    few = strip.quantize(colors, method=Image.Quantize.MEDIANCUT, kmeans=1, dither=Image.Dither.NONE)
     found = np.asarray(few.convert("RGB"))[0] / 255
     ends = np.cumsum([picture.shape[0] * picture.shape[1] for picture in pictures])[:-1]
     return [part.reshape(picture.shape) for part, picture in zip(np.split(found, ends), pictures, strict=True)]

@@ -13,10 +13,10 @@ from numpy.typing import ArrayLike
 
 from common.errors import UsageError
 from common.plots.frames import legend_below, require_columns
+from common.plots.heat import LUMA
 from common.plots.patches import mask_patches, pixels_of, show_picture
 from common.plots.style import RC, WIDTH, new_figure
 
-_GREY = np.array([0.299, 0.587, 0.114])
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _COLUMNS = 6  # blocks beside each other
 # Label, color and marker of a method, or of what became of the backbone of the others.
@@ -71,7 +71,7 @@ def idle_patches(
         blocks = axes[:, 1:].ravel()
         for unused in [*axes[1:, 0], *blocks[len(masks) :]]:
             unused.axis("off")
-        warm = colormaps["inferno"](0.15 + 0.85 * (pixels @ _GREY))[..., :3]
+        warm = colormaps["inferno"](0.15 + 0.85 * (pixels @ LUMA))[..., :3]
         for block, (ax, mask) in enumerate(zip(blocks, np.asarray(masks).astype(bool), strict=False)):
             show_picture(ax, mask_patches(warm.transpose(2, 0, 1), mask, patch_grid))
             ax.set_title(f"block {block}", fontweight="normal")

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from common.errors import require_choice
 from common.plots.explanations import NAMED, SETTING, of_part
-from common.plots.frames import panel_axes, require_table, split_panels
+from common.plots.frames import panel_axes, split_panels
 from common.plots.heatmaps import DELETION, INSERTION
 from common.plots.style import RC, new_figure
 
@@ -27,22 +27,14 @@ PARAMETERS = {
     "token_ratio": (0.5, "token_ratio (share hidden by a mask)"),
     "starting_layer": (0, "starting_layer (first block used)"),
 }
-# Kinds of masks by what they differ in, in the order of MUTEX's, with their names.
+# Kinds of masks by what they differ in, in the order of MUTEX's; what readers call those that are not words.
 MASK_KINDS = {
-    "aggregation": {"min": "minimum", "max": "maximum", "sum": "sum"},
-    "degree": {"in": "in-degree", "out": "out-degree"},
-    "statistic": {
-        "coherence": "coherence",
-        "max": "maximum",
-        "min": "minimum",
-        "sum": "sum",
-        "std": "standard deviation",
-        "sum_over_std": "sum / standard deviation",
-        "median": "median",
-        "skewness": "skewness",
-        "kurtosis": "kurtosis",
-    },
+    "aggregation": ("min", "max", "sum"),
+    "degree": ("in", "out"),
+    "statistic": ("coherence", "max", "min", "sum", "std", "sum_over_std", "median", "skewness", "kurtosis"),
 }
+MASK_NAMES = {"min": "minimum", "max": "maximum", "in": "in-degree", "out": "out-degree"}
+MASK_NAMES |= {"std": "standard deviation", "sum_over_std": "sum / standard deviation"}
 _GROUPS = {
     "aggregation": ("Heads aggregated by", "#0072B2"),
     "degree": ("Centrality", "#D55E00"),
@@ -55,11 +47,9 @@ def parameter_study(df: pd.DataFrame) -> Figure:
     """Draw insertion and deletion AUC of MUTEX against each of its parameters, bars of one standard error.
 
     ``df`` holds explain_benchmark rows, of which those of part "parameters" are shown: a column per ``parameter``, two
-    rows per setting. Values stand in order, at equal distances. Raises :class:`UsageError` on a missing column, no such
-    row, or two rows for one point.
+    rows per setting. Values stand in order, at equal distances.
     """
-    df = of_part(df, "parameters", ("parameter", "value"), "parameter_study")
-    df = require_table(df, (), (*SETTING, "parameter", "method", "value"), "parameter_study")
+    df = of_part(df, "parameters", ("parameter", "value"), ("parameter", "method", "value"), "parameter_study")
     parameters = [name for name in PARAMETERS if (df["parameter"] == name).any()]
     panels = list(split_panels(df, SETTING, NAMED))
     fig = new_figure(4.2 * len(panels))
@@ -82,11 +72,9 @@ def mask_ablation(df: pd.DataFrame) -> Figure:
 
     ``df`` holds explain_benchmark rows, of which those of part "masks" are shown, two panels per setting. Their
     ``masks`` is "all" or names those used: "aggregation=min", "degree=in", "statistic=coherence" (see ``MASK_KINDS``).
-    The band is the standard error with all masks. Raises :class:`UsageError` on a missing column, no such row, unknown
-    masks or two rows for the same.
+    The band is the standard error with all masks.
     """
-    df = of_part(df, "masks", ("masks",), "mask_ablation")
-    df = require_table(df, (), (*SETTING, "method", "options", "masks"), "mask_ablation")
+    df = of_part(df, "masks", ("masks",), ("method", "options", "masks"), "mask_ablation")
     places = _mask_places(df["masks"].unique())
     panels = list(split_panels(df, SETTING, NAMED))
     fig = new_figure((0.75 + 0.205 * max(places["y"])) * len(panels))
@@ -144,5 +132,5 @@ def _mask_places(given: Iterable[str]) -> pd.DataFrame:
             lines.append(("", f"{heading} ({masks_of_kind(group)} masks each)", "", y))
         for kind in found:
             y += 1
-            lines.append((f"{group}={kind}", kinds[kind], color, y))
+            lines.append((f"{group}={kind}", MASK_NAMES.get(kind, kind), color, y))
     return pd.DataFrame(lines, columns=["masks", "label", "color", "y"])

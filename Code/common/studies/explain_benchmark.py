@@ -14,7 +14,7 @@ from common.explain.base import create_explainer, explainer_columns
 from common.explain.explanations import Explanations, Quality
 from common.explain.mutex import MASKS, only_masks
 from common.explain.quality import max_sensitivity, sparseness
-from common.plots.mutex_studies import MASK_KINDS, PARAMETERS, masks_of_kind
+from common.plots.mutex_studies import MASK_KINDS, MASK_NAMES, PARAMETERS, masks_of_kind
 from common.plots.style import explainer_label
 from common.report.paired import NOT_PAIRED, PAIRED, Lead, lead_text, leader_of
 from common.report.rows import VARIANT
@@ -259,7 +259,7 @@ def _masks(masks: str) -> str:
     if not kind:
         return f"all {len(MASKS)}"
     what = {"aggregation": "heads", "degree": "centrality", "statistic": "layers"}[group]
-    return f"{what}: {MASK_KINDS[group][kind]} ({masks_of_kind(group)})"
+    return f"{what}: {MASK_NAMES.get(kind, kind)} ({masks_of_kind(group)})"
 
 
 def _without(parameter: str, options: str) -> str:
