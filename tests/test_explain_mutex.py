@@ -44,7 +44,7 @@ def fixed_degrees(monkeypatch):
 
     def fix(degrees):
         monkeypatch.setattr(
-            "common.explain.mutex.weighted_degrees", lambda layer, cut: degrees.expand(len(layer.attention), 3, 2, -1)
+            "common.explain.network.weighted_degrees", lambda layer, cut: degrees.expand(len(layer.attention), 3, 2, -1)
         )
 
     return fix
@@ -223,7 +223,7 @@ def test_patches_of_constant_degree_are_hidden_by_skewness_and_kurtosis_under_pa
         here[constant] = 0.25
         return here.expand(1, 3, 2, -1)
 
-    monkeypatch.setattr("common.explain.mutex.weighted_degrees", changing)
+    monkeypatch.setattr("common.explain.network.weighted_degrees", changing)
     for parity in (True, False):
         masks = Mutex(vit, parity=parity, token_ratio=0)(images(vit, 1)).masks[0].flatten(1)
         for (*_, statistic), mask in zip(MASKS, masks, strict=True):

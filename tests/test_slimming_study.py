@@ -19,7 +19,7 @@ from common.reducers.losses import divergence
 from common.report.published import published_slimming
 from common.results import read_runs, write_run
 from common.setup import Setup
-from common.slimming.one_block import PRUNING, one_block, one_block_lengths
+from common.slimming.plans import PRUNING, one_block, one_block_lengths
 from common.slimming.rows import (
     SIGNIFICANCES,
     Stage,

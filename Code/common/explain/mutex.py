@@ -14,27 +14,19 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from common.errors import UsageError
+from common.explain import network
 from common.explain.base import Explainer, Explanation, predicted, register_explainer
-from common.explain.network import (
-    AGGREGATIONS,
-    DEGREES,
-    STATISTICS,
-    across_layers,
-    masks_above,
-    significant,
-    weighted_degrees,
-)
 from common.models.observe import watch
-from common.models.reduced import ReducedVisionTransformer, attach
+from common.models.reduced import ReducedVisionTransformer
 from common.options import Count, Share, Whole
-from common.reducers.base import NO_SIGNALS, Reducer, Signal, Signals
 from common.reducers.none import NoReduction
 from common.reducers.patch_slimming import PatchSlimming
 from common.reducers.patterns import FixedPattern
-from common.schedule import Schedule
-from common.tokens import Selection, Tokens
+from common.slimming.plans import one_block
+from common.tokens import Tokens
 
-MASKS = tuple(product(AGGREGATIONS, DEGREES, STATISTICS))  # (aggregation, degree, statistic) of each of the 54 masks
+# (aggregation, degree, statistic) of each of the 54 masks
+MASKS = tuple(product(network.AGGREGATIONS, network.DEGREES, network.STATISTICS))
 
 
 @register_explainer("mutex")
@@ -87,12 +79,12 @@ class Mutex(Explainer):
 
     def explain(self, images: Tensor, labels: Tensor | None) -> Explanation:
         degrees = []
-        logits = watch(self.model, images, lambda layer: degrees.append(weighted_degrees(layer, self.min_cut)))
+        logits = watch(self.model, images, lambda layer: degrees.append(network.weighted_degrees(layer, self.min_cut)))
         labels = predicted(logits, labels)
         multiplex = torch.stack(degrees[self.starting_layer :], dim=3)  # (B, 3, 2, L, P)
-        multiplex = multiplex if self.parity else significant(multiplex)
-        rankings = across_layers(multiplex, parity=self.parity)  # (B, 3, 2, 9, P)
-        masks = masks_above(rankings.flatten(1, 3), self.token_ratio)
+        multiplex = multiplex if self.parity else network.significant(multiplex)
+        rankings = network.across_layers(multiplex, parity=self.parity)  # (B, 3, 2, 9, P)
+        masks = network.masks_above(rankings.flatten(1, 3), self.token_ratio)
         confidences = self.confidences(images, labels, masks)
         heatmaps = coverage_mean(masks, confidences)
         return Explanation(self.on_grid(heatmaps, images), labels, self.on_grid(masks, images), confidences)
@@ -121,23 +113,10 @@ class Mutex(Explainer):
                 yield from (lengths == length).nonzero()[:, 0].split(self.batch_size)
 
 
-class _PrefixAtLast(Reducer):
-    """All tokens up to the last block, which computes prefix tokens only; patches are no more than its keys."""
-
-    def __init__(self, vit: VisionTransformer) -> None:
-        super().__init__(vit, Schedule(1.0, (len(vit.blocks) - 1,)))
-
-    def needs(self, layer: int, tokens: Tokens) -> frozenset[Signal] | None:
-        return NO_SIGNALS if layer in self.blocks else None
-
-    def select_queries(self, tokens: Tokens, signals: Signals, layer: int) -> tuple[Tokens, Selection | None]:
-        return tokens, Selection(torch.empty(len(tokens.x), 0, dtype=torch.long, device=tokens.x.device))
-
-
 def _computing_what_is_read(model: ReducedVisionTransformer) -> ReducedVisionTransformer:
-    """``model``, or one of the same logits that leaves out what its head does not read."""
+    """``model``, or one of the same logits that leaves out what its head does not read: patches of the last block."""
     reads_prefix_only = model.global_pool == "token" and isinstance(model.reducer, NoReduction)
-    return attach(model, _PrefixAtLast(model)) if reads_prefix_only else model
+    return one_block(model, len(model.blocks) - 1, (), "idle") if reads_prefix_only else model
 
 
 def coverage_mean(masks: Tensor, confidences: Tensor) -> Tensor:

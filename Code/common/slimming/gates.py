@@ -44,7 +44,6 @@ def fit_gates(
 
     Args:
         model: reduced by "dynamic_slimming".
-        images: (n, 3, H, W), or a dataset of this package; no labels are used.
 
     Returns:
         Mean loss of every epoch, summed over the gates.

@@ -24,8 +24,7 @@ from common.rows import Rows
 from common.setup import Setup
 from common.slimming.allocation import allocate, error_curves, sensitivity, uniform_lengths
 from common.slimming.gates import GATE_LR, calibrate_thresholds, fit_gates
-from common.slimming.one_block import one_block, one_block_lengths
-from common.slimming.plans import best_first, encode_all, nested, slimmed
+from common.slimming.plans import best_first, encode_all, nested, one_block, one_block_lengths, slimmed
 from common.slimming.ranking import SCORES, network_scores
 from common.slimming.scores import HeadHandling, Scoring
 from common.slimming.top_down import search

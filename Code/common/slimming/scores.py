@@ -79,7 +79,6 @@ def significance(
 
     Args:
         model: a timm model, or one reduced by "patch_slimming", which must keep all patches up to block ``layer``.
-        images: (n, 3, H, W), or a dataset of this package.
         layer: the block, 0 to the last but one.
         batch_size: images at once; the maps of a ViT-S with 197 tokens take 11 MB per image.
         head_handling, **scoring: of :class:`Scoring`.
@@ -89,7 +88,11 @@ def significance(
     """
     how, model = Scoring(head_handling, **scoring), as_reduced(model)
     check_backbone(model)
-    _check_layer(model, layer)
+    last, plan = len(model.blocks) - 2, plan_of(model)
+    if check("layer", layer, Whole) > last:
+        raise UsageError(f"layer={layer} is not allowed; allowed: blocks 0 to {last}, the last one drops all patches")
+    if plan.lengths[layer] < plan.num_tokens:
+        raise UsageError(f"the model drops patches up to block {layer}; give one that keeps all of them up to there")
     return significances(model, images, range(layer, layer + 1), how, batch_size=batch_size)[0]
 
 
@@ -211,11 +214,3 @@ def check_backbone(vit: VisionTransformer) -> None:
     reason = obstacle(vit, "patch_slimming")
     if reason:
         raise UsageError(reason)
-
-
-def _check_layer(model: ReducedVisionTransformer, layer: int) -> None:
-    last = len(model.blocks) - 2
-    if check("layer", layer, Whole) > last:
-        raise UsageError(f"layer={layer} is not allowed; allowed: blocks 0 to {last}, the last one drops all patches")
-    if plan_of(model).lengths[layer] < plan_of(model).num_tokens:
-        raise UsageError(f"the model drops patches up to block {layer}; give one that keeps all of them up to there")

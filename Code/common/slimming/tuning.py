@@ -62,6 +62,7 @@ class Tuning:
         check_fields(self)
 
 
+@dataclass
 class LayerFeatures:
     """Inputs (c, N, D) of block ``layer`` in the original network, and outputs (c, n, D) of the block after it.
 
@@ -75,40 +76,35 @@ class LayerFeatures:
         cache: bytes of features to keep; what does not fit is computed again in every pass.
     """
 
-    def __init__(
-        self,
-        teacher: ReducedVisionTransformer,
-        images: Calibration,
-        places: Tensor,
-        layer: int,
-        rows: Sequence[int],
-        *,
-        chunk: int,
-        cache: int,
-    ) -> None:
-        self._teacher, self._images, self._parts = teacher, images, places.split(chunk)
-        self._layer, self._rows, self._room = layer, torch.tensor(rows), cache
+    teacher: ReducedVisionTransformer
+    images: Calibration
+    places: Tensor
+    layer: int
+    rows: Sequence[int]
+    chunk: int
+    cache: int
+
+    def __post_init__(self) -> None:
+        self._parts, self._room = self.places.split(self.chunk), self.cache
         self._kept: dict[int, tuple[Tensor, Tensor]] = {}
 
     def __len__(self) -> int:
         return len(self._parts)
 
+    @torch.no_grad()
     def __getitem__(self, number: int) -> tuple[Tensor, Tensor]:
         if number in self._kept:
             return self._kept[number]
-        pair = self._compute(take(self._images, self._parts[number]))
+        teacher, layer = self.teacher, self.layer
+        images = take(self.images, self._parts[number]).to(next(teacher.parameters()))
+        before = teacher.advance(teacher.embed(images), range(layer))
+        after = teacher.advance(before, range(layer, layer + 2))
+        pair = before.x, after.x[:, list(self.rows)]
         size = sum(part.numel() * part.element_size() for part in pair)
         if size <= self._room:
             self._room -= size
             self._kept[number] = pair
         return pair
-
-    @torch.no_grad()
-    def _compute(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        teacher, layer = self._teacher, self._layer
-        before = teacher.advance(teacher.embed(images.to(next(teacher.parameters()))), range(layer))
-        after = teacher.advance(before, range(layer, layer + 2))
-        return before.x, after.x[:, self._rows.to(after.x.device)]
 
 
 def two_blocks(model: ReducedVisionTransformer, inputs: Tensor, layer: int) -> Tensor:

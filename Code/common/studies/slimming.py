@@ -11,7 +11,7 @@ from common.options import Many, Share, Whole, field_kinds
 from common.report.rows import refuse_repeats
 from common.report.sections import NONE, Answer, Section, numbers, percent, setting_title, with_errors
 from common.schema import REQUIRED, count, means, number, text
-from common.slimming.one_block import PRUNING
+from common.slimming.plans import PRUNING
 from common.slimming.ranking import SCORES
 from common.slimming.rows import LEARNED, SIGNIFICANCES, UNIFORM
 from common.slimming.top_down import SearchSettings
