@@ -5,7 +5,7 @@ import torch
 
 from common import load_dataset
 from common.errors import UsageError
-from common.explain.localisation import mass_inside, pointing_game
+from common.explain.quality import mass_inside, pointing_game
 
 SIZE = (32, 32)
 

@@ -16,8 +16,8 @@ from common.data.base import LabelledDataset
 from common.evaluation.archive import KIND, read_arrays, write_arrays
 from common.explain.base import Explanation, create_explainer
 from common.explain.images import choose_images
-from common.explain.localisation import mass_inside, pointing_game
 from common.explain.metrics import STEPS, Baseline, Curves, insertion_deletion, without_content
+from common.explain.quality import mass_inside, pointing_game
 from common.models.reduced import ReducedVisionTransformer
 from common.options import check
 from common.schema import SEM
@@ -34,7 +34,7 @@ class Quality(Curves):
     """How good explanations of n images are: their curves, and where the data place their objects, localisation.
 
     Attributes:
-        pointing, mass: (n,), see :mod:`common.explain.localisation`, or None.
+        pointing, mass: (n,), see :func:`common.explain.quality.pointing_game`, or None.
     """
 
     pointing: Tensor | None = None

@@ -132,9 +132,7 @@ def _ranks(heatmaps: Tensor, size: torch.Size, ranking: str, steps: Sequence[flo
     if ranking == "pixel":
         heatmaps = F.interpolate(heatmaps[:, None].float(), size, mode="nearest")[:, 0]
     flat = heatmaps.flatten(1)
-    order = flat.argsort(dim=1, descending=True, stable=True)
-    places = torch.arange(flat.shape[1], device=flat.device).expand_as(order)
-    ranks = torch.empty_like(order).scatter_(1, order, places).view_as(heatmaps)
+    ranks = flat.argsort(dim=1, descending=True, stable=True).argsort(dim=1).view_as(heatmaps)
     exact = torch.tensor(steps, dtype=torch.float64, device=flat.device) * flat.shape[1] / 100
     return ranks, (exact.floor() if ranking == "pixel" else exact.round()).long()
 
@@ -160,15 +158,12 @@ def _checked_steps(steps: Sequence[float]) -> list[float]:
 
 
 def _check_shapes(images: Tensor, heatmaps: Tensor, labels: Tensor, baseline: Tensor) -> None:
+    given = f"heatmaps {tuple(heatmaps.shape)}"
     if heatmaps.dim() != 3 or len(heatmaps) != len(images) or labels.shape != (len(images),):
-        raise UsageError(
-            f"heatmaps {tuple(heatmaps.shape)} and labels {tuple(labels.shape)} do not fit {len(images)} images; "
-            f"allowed: (B, h, w) and (B,)"
-        )
+        given += f" and labels {tuple(labels.shape)}"
+        raise UsageError(f"{given} do not fit {len(images)} images; allowed: (B, h, w) and (B,)")
     if any(cells > pixels for cells, pixels in zip(heatmaps.shape[1:], images.shape[2:], strict=True)):
-        raise UsageError(
-            f"heatmaps {tuple(heatmaps.shape)} are finer than images {tuple(images.shape)}; scale them down"
-        )
+        raise UsageError(f"{given} are finer than images {tuple(images.shape)}; scale them down")
     if baseline.shape != images.shape:
         raise UsageError(f"baseline {tuple(baseline.shape)} does not fit images {tuple(images.shape)}; they are alike")
     if not heatmaps.isfinite().all():

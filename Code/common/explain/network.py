@@ -13,11 +13,7 @@ from torch import Tensor
 
 from common.models.observe import AttentionLayer
 
-AGGREGATIONS = {
-    "min": lambda attention: attention.amin(1),
-    "max": lambda attention: attention.amax(1),
-    "sum": lambda attention: attention.sum(1),
-}
+AGGREGATIONS = {"min": Tensor.amin, "max": Tensor.amax, "sum": Tensor.sum}  # of the heads
 DEGREES = {"in": 2, "out": 3}  # dimension of (B, 3, query, key) that the degree adds up
 STATISTICS = ("coherence", "max", "min", "sum", "std", "sum_over_std", "median", "skewness", "kurtosis")
 EPS = 1e-8
@@ -32,7 +28,7 @@ def weighted_degrees(layer: AttentionLayer, min_cut: float) -> Tensor:
     no arcs; patches that share a token share its degree.
     """
     attention = layer.between_patches()
-    arcs = torch.stack([aggregate(attention) for aggregate in AGGREGATIONS.values()], dim=1)  # (B, 3, n, n)
+    arcs = torch.stack([aggregate(attention, 1) for aggregate in AGGREGATIONS.values()], dim=1)  # (B, 3, n, n)
     arcs = arcs.masked_fill(arcs < min_cut * arcs.amax((2, 3), keepdim=True), 0.0)
     return layer.to_patches(torch.stack([arcs.sum(axis) for axis in DEGREES.values()], dim=2))
 

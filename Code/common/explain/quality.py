@@ -1,6 +1,6 @@
-"""What a heatmap is like, whatever it is right about: how concentrated it is, and how steady.
+"""How concentrated and how steady a heatmap is and, for data with boxes (``Digits.box``), whether it points into them.
 
-Both measures give the numbers of the library quantus (0.6) where that has an answer. They are written out here because
+The first two give the numbers of the library quantus (0.6) where that has an answer. They are written out here because
 there the number of an image hangs on the batch it comes in: quantus scales heat by the largest value of the batch
 before it adds a constant, draws noise for max-sensitivity batch by batch from numpy's global state, and ends with an
 AssertionError at a batch whose heat is constant or negative throughout.
@@ -26,8 +26,7 @@ def sparseness(heatmaps: Tensor) -> Tensor:
     Args:
         heatmaps: (B, h, w), finite.
     """
-    _require_finite(heatmaps)
-    heat = heatmaps.flatten(1).double().abs().sort(dim=1).values
+    heat = _flat(heatmaps).abs().sort(dim=1).values
     count = heat.shape[1]
     weights = 2 * torch.arange(1, count + 1, device=heat.device) - count - 1
     total = heat.sum(1)
@@ -75,10 +74,57 @@ def max_sensitivity(
 
 
 def _flat(heatmaps: Tensor) -> Tensor:
-    _require_finite(heatmaps)
+    """Finite ``heatmaps`` (B, h, w) -> (B, P), float64."""
+    if heatmaps.dim() != 3 or not heatmaps.isfinite().all():
+        raise UsageError(f"heatmaps {tuple(heatmaps.shape)} are no (B, h, w) of finite values")
     return heatmaps.flatten(1).double()
 
 
-def _require_finite(heatmaps: Tensor) -> None:
-    if heatmaps.dim() != 3 or not heatmaps.isfinite().all():
-        raise UsageError(f"heatmaps {tuple(heatmaps.shape)} are no (B, h, w) of finite values")
+def pointing_game(heatmaps: Tensor, boxes: Tensor, img_size: tuple[int, int]) -> Tensor:
+    """Share (B,) of the hottest cells whose centre lies inside the box: 0 or 1 where one cell is hottest.
+
+    Zhang et al., "Top-down Neural Attention by Excitation Backprop", IJCV 2018, without their tolerance of 15 pixels.
+
+    Args:
+        heatmaps: (B, h, w).
+        boxes: (B, 4) as x0, y0, x1, y1 in pixels, x1 and y1 exclusive.
+        img_size: height and width of the images in pixels.
+
+    Raises:
+        UsageError: heatmaps with NaN, or not one box for each.
+    """
+    _check_boxes(heatmaps, boxes)
+    (height, width), (rows, columns) = img_size, heatmaps.shape[1:]
+    y, x = (torch.arange(rows) + 0.5) * (height / rows), (torch.arange(columns) + 0.5) * (width / columns)  # of centres
+    x0, y0, x1, y1 = boxes[:, :, None].unbind(1)
+    inside = ((y >= y0) & (y < y1))[:, :, None] & ((x >= x0) & (x < x1))[:, None]
+    hottest = heatmaps == heatmaps.amax((1, 2), keepdim=True)
+    return (hottest & inside).sum((1, 2)) / hottest.sum((1, 2))
+
+
+def mass_inside(heatmaps: Tensor, boxes: Tensor, img_size: tuple[int, int]) -> Tensor:
+    """Share (B,) of the positive heat that lies inside the box; 0 without heat.
+
+    Arguments as for :func:`pointing_game`. Cells on the border of the box count by their area: heat spread evenly gets
+    the box's share of the image.
+    """
+    _check_boxes(heatmaps, boxes)
+    (height, width), (rows, columns) = img_size, heatmaps.shape[1:]
+    x0, y0, x1, y1 = boxes[:, :, None].float().unbind(1)
+    covered = _covered(y0, y1, rows, height)[:, :, None] * _covered(x0, x1, columns, width)[:, None]
+    heat = heatmaps.clamp(min=0)
+    return (heat * covered).sum((1, 2)) / heat.sum((1, 2)).clamp(min=torch.finfo(heat.dtype).tiny)
+
+
+def _check_boxes(heatmaps: Tensor, boxes: Tensor) -> None:
+    if heatmaps.dim() != 3 or boxes.shape != (len(heatmaps), 4):
+        given = f"heatmaps {tuple(heatmaps.shape)} and boxes {tuple(boxes.shape)}"
+        raise UsageError(f"{given} do not fit each other; allowed: (B, h, w) and (B, 4)")
+    if not heatmaps.isfinite().all():
+        raise UsageError("heatmaps with NaN or infinite values point nowhere; give finite ones")
+
+
+def _covered(start: Tensor, end: Tensor, cells: int, side: int) -> Tensor:
+    """Share (B, cells) of each cell of a line of ``side`` pixels that lies between ``start`` and ``end`` (B, 1)."""
+    edges = torch.arange(cells + 1) * (side / cells)
+    return (torch.minimum(end, edges[1:]) - torch.maximum(start, edges[:-1])).clamp(min=0) / (side / cells)
