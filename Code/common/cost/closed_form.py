@@ -118,11 +118,9 @@ def block_parts(
     }
 
 
-def block_macs(
-    shape: Shape, queries: Number, keys: Number, rows: Number | None = None, *, projected: Number | None = None
-) -> Number:
+def block_macs(shape: Shape, queries: Number, keys: Number, *, projected: Number | None = None) -> Number:
     """MAC of one block, all parts of :func:`block_parts` together."""
-    return sum(block_parts(shape, queries, keys, rows, projected=projected).values())
+    return sum(block_parts(shape, queries, keys, projected=projected).values())
 
 
 def total_macs(shape: Shape, blocks: Iterable[Number], tokens_left: Number | None = None) -> Number:

@@ -90,11 +90,8 @@ def _thop_convention(model: nn.Module) -> Iterator[list[int]]:
         if module in attention:
             counts.append(_softmax_and_projection(attention[module], output, queries))
 
-    hook = register_module_forward_hook(add)
-    try:
+    with register_module_forward_hook(add):
         yield counts
-    finally:
-        hook.remove()
 
 
 def _softmax_and_projection(attn: Attention, output: Tensor, queries: list[int]) -> int:

@@ -23,30 +23,25 @@ from common.evaluation.runs import Run, find_runs
 from common.reducers import Method
 from common.results import write_atomically
 
-COLUMNS = (
-    "Name",
-    "max_accuracy",
-    "epoch",
-    "epochs",
-    "keep_rate",
-    "reduction_loc",
-    "heuristic_pattern",
-    "model",
-    "output_dir",
-    "Tags",
-    "Created",
-)
+COLUMNS = {
+    "Name": "of the run's folder",
+    "max_accuracy": "percent, of the best weights",
+    "epoch": "the last one",
+    "epochs": "asked for",
+    "keep_rate": "a list as text, [] without reduction",
+    "reduction_loc": "a list as text, [] without reduction",
+    "heuristic_pattern": "of a fixed pattern",
+    "model": "its name",
+    "output_dir": "where the run's folder is, from the root",
+    "Tags": "options of the method, a list as text",
+    "Created": "ISO 8601",
+}
 HIDDEN_TAGS = {"Not Best", "hidden"}
 WANDB = "wandb:"
 
 
 def build_registry(root: str | Path) -> pd.DataFrame:
-    """The finished runs at or below ``root``, oldest first; a warning for every run that is left out, and why.
-
-    Columns: ``Name`` (of the folder), ``max_accuracy`` (percent, of the best weights), ``epoch`` (the last one),
-    ``epochs`` (asked for), ``keep_rate`` and ``reduction_loc`` (lists as text, [] without reduction),
-    ``heuristic_pattern`` (of a fixed pattern), ``model``, ``output_dir`` (where the run's folder is, from ``root``),
-    ``Tags`` (options of the method, a list as text), ``Created`` (ISO 8601).
+    """:data:`COLUMNS` of the finished runs at or below ``root``, oldest first; warns of every one left out, and why.
 
     Raises:
         UsageError: there is no run.

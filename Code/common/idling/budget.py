@@ -71,7 +71,9 @@ def _saved(model: ReducedVisionTransformer, states: list[Tokens], counts: list[f
         reducer.thresholds[layer] = 0.0
         if counts[layer] is not None:
             scores = _chances(reducer, layer, entering)  # (n, P)
-            reducer.thresholds[layer] = _threshold(scores, counts[layer])
+            rank = round(counts[layer] * len(scores))  # how many of all these patches are computed
+            falling = scores.flatten().sort(descending=True).values
+            reducer.thresholds[layer] = falling[rank - 1] if rank else NEVER
             computed[layer] = reducer.passes(scores, layer).sum(1).double()
     shape = Shape.of(model)
     spent = idle_macs(shape, computed, reducer.attention) + deciding_macs(model, list(computed))
@@ -119,9 +121,3 @@ def shares_of_budget(model: ReducedVisionTransformer, chances: Tensor, cut: floa
         middle = (low + high) / 2
         low, high = (middle, high) if cost(at(middle)) > target else (low, middle)
     return at(high)
-
-
-def _threshold(scores: Tensor, count: float) -> float:
-    """The value that ``count`` of the P scores of an image reach, mean over the images of ``scores`` (n, P)."""
-    rank = round(count * len(scores))
-    return NEVER if rank == 0 else scores.flatten().sort(descending=True).values[rank - 1].item()

@@ -38,7 +38,6 @@ def patch_similarities(model: ReducedVisionTransformer, loader: DataLoader) -> P
     Args:
         model: its reducer says what ``across`` is, see
             :meth:`common.reducers.similarity.IdlingBySimilarity.patch_similarity`.
-        loader: of the images.
     """
     reducer, across, within = model.reducer, Rows(len(loader.sampler)), Rows(len(loader.sampler))
     with inference_pass([model], loader, "hidden states") as batches:
