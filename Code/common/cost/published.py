@@ -98,12 +98,7 @@ class _AsPublished(nn.Module):
 
 
 def reproduce(backbone: str, method: str, keep_rate: float, img_size: int) -> dict[str, float]:
-    """The sizing columns of one published network: counted by running it, by hand, and by thop.
-
-    Returns:
-        params (thop's convention), and in GMAC: gmac_linear, gmac_attention, gmac, gmac_closed_form,
-        gmac_thop_compat (counted here) and gmac_thop (counted by thop).
-    """
+    """The sizing columns of a published network: counted by running it, by hand, and by thop (``params`` too)."""
     model = published_model(backbone, method, keep_rate, img_size)
     schedule = Schedule(keep_rate, default_reduction_loc(len(model.blocks)))
     macs, (by_thop, params) = count_macs(model, img_size), run_thop(model, schedule, img_size)

@@ -23,7 +23,7 @@ from common.reducers.none import NoReduction
 from common.reducers.patch_slimming import PatchSlimming
 from common.reducers.patterns import FixedPattern
 from common.slimming.plans import one_block
-from common.tokens import Tokens
+from common.tokens import Selection, Tokens
 
 # (aggregation, degree, statistic) of each of the 54 masks
 MASKS = tuple(product(network.AGGREGATIONS, network.DEGREES, network.STATISTICS))
@@ -133,8 +133,5 @@ def only_masks(explanation: Explanation, chosen: Sequence[int]) -> Explanation:
 
 def _only(tokens: Tokens, owner: Tensor, shown: Tensor) -> Tokens:
     """Sequences of the images ``owner`` (G,) with only the patches ``shown`` (G, P), as many in each."""
-    length, prefix = tokens.x.shape[1], tokens.num_prefix_tokens
-    patches = shown.nonzero()[:, 1].view(len(shown), -1) + prefix
-    rows = torch.cat([torch.arange(prefix, device=owner.device).expand(len(owner), -1), patches], dim=1)
-    x = tokens.x.flatten(0, 1).index_select(0, (rows + owner[:, None] * length).flatten())
-    return tokens.with_x(x.unflatten(0, rows.shape))
+    patches = shown.nonzero()[:, 1].view(len(shown), -1)
+    return tokens.with_x(tokens.x[owner]).keep(Selection(patches))

@@ -15,7 +15,7 @@ from common.reducers.dynamic_slimming import DynamicSlimming, with_patches
 from common.reducers.none import NoReduction
 from common.schedule import Schedule
 from common.slimming.calibration import Calibration, batches
-from common.slimming.scores import HeadHandling, Scoring, image_significances
+from common.slimming.scores import image_significances
 from common.tokens import Tokens
 from common.training.accelerator import progress
 
@@ -30,7 +30,6 @@ def fit_gates(
     epochs: Whole = 5,
     lr: Positive = GATE_LR,
     batch_size: Count = 16,
-    head_handling: HeadHandling = "path_energy",
 ) -> list[float]:
     """Teach the gates of ``model``, in place, to predict each image's own significance scores; nothing else learns.
 
@@ -52,7 +51,7 @@ def fit_gates(
     layers, whole = sorted(map(int, gates)), attach(model, NoReduction(model, Schedule(1.0, (0,))))
     if not layers:
         return []
-    span, how = range(layers[0], layers[-1] + 1), Scoring(head_handling)
+    span = range(layers[0], layers[-1] + 1)
     losses, targets = [], {}
     with untouched(model):
         gates.requires_grad_(True)
@@ -63,7 +62,7 @@ def fit_gates(
                 inputs = _inputs(whole, batch, layers)
                 if number not in targets:
                     with torch.no_grad():
-                        targets[number] = standardised(image_significances(whole, inputs[0], span, how, number))
+                        targets[number] = standardised(image_significances(whole, inputs[0], span, batch=number))
                 loss = _loss(model.reducer, inputs, layers, targets[number])
                 optimizer.zero_grad()
                 loss.backward()
