@@ -16,24 +16,8 @@ if TYPE_CHECKING:
     from common.models.reduced import reduce_tokens
     from common.reducers import list_reducers
 
-__all__ = [
-    "analysis",
-    "cost",
-    "count_macs",
-    "create_model",
-    "data",
-    "evaluation",
-    "explain",
-    "idling",
-    "list_reducers",
-    "load_dataset",
-    "plots",
-    "reduce_tokens",
-    "reducers",
-    "slimming",
-    "studies",
-    "training",
-]
+PACKAGES = ("analysis", "cost", "data", "evaluation", "explain", "idling", "plots")
+PACKAGES += ("reducers", "slimming", "studies", "training")
 CALLS = {
     "count_macs": "common.cost.counter",
     "create_model": "common.models.factory",
@@ -41,6 +25,7 @@ CALLS = {
     "load_dataset": "common.data",
     "reduce_tokens": "common.models.reduced",
 }
+__all__ = sorted([*PACKAGES, *CALLS])
 
 
 def __getattr__(name: str) -> object:
