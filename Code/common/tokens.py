@@ -81,6 +81,9 @@ class Gate:
         return self.gate > 0.5
 
 
+Choice = Selection | Gate | None  # which patch tokens a block computes; None = all
+
+
 @dataclass(frozen=True)
 class Tokens:
     """A batch of token sequences: prefix tokens (CLS, registers, distillation) first, then patch tokens.

@@ -13,12 +13,12 @@ from torch.utils.data import DataLoader
 
 from common.cost.closed_form import Shape
 from common.cost.methods import attention_of, deciding_macs, idle_macs
-from common.models.observe import Choice, observing
+from common.models.observe import observing
 from common.models.reduced import ReducedVisionTransformer
 from common.models.trace import Trace
 from common.reducers.base import BLOCK_OUTPUT, Signals
 from common.rows import Rows
-from common.tokens import Tokens
+from common.tokens import Choice, Tokens
 from common.training import inference_pass
 
 

@@ -13,22 +13,12 @@ import torch
 from timm.models.vision_transformer import Block
 from torch import Tensor
 
-from common.attention import (
-    MAPS,
-    Heads,
-    cheap_signals,
-    cls_logits,
-    is_gated,
-    mix,
-    mix_by_policy,
-    mix_explicitly,
-    project,
-)
+from common import attention
+from common.attention import Heads
 from common.precision import without_autocast
 from common.reducers.base import BLOCK_OUTPUT, CLS_LOGITS, NO_SIGNALS, Reducer, Signal, Signals
-from common.tokens import Gate, Selection, Tokens, take_rows
+from common.tokens import Choice, Gate, Selection, Tokens, take_rows
 
-Choice = Selection | Gate | None
 GROUP = 8  # images of similar length that run together where each computes another number of tokens
 
 
@@ -111,16 +101,16 @@ def _attend(block: Block, tokens: Tokens, selection: Selection | None) -> Attend
     if selection is not None and selection.keys == "prefix":
         bias = tokens.bias_of_selected(selection, bias)
     rows = None if selection is None else tokens.rows(selection)  # (B, prefix + K)
-    return Attended(tokens, selection, normed, mix(attn, Heads.of(attn, normed, rows), bias))
+    return Attended(tokens, selection, normed, attention.mix(attn, Heads.of(attn, normed, rows), bias))
 
 
 def _choose_by_keys(block: Block, tokens: Tokens, layer: int, reducer: Reducer) -> Attended:
     """Keys of all, then the choice, then queries and values of the chosen, who see each other only."""
     attn, normed = block.attn, block.norm1(tokens.x)
     with _learning(reducer):
-        logits, keys = cls_logits(attn, normed)  # (B, N), (B, H, N, d)
+        logits, keys = attention.cls_logits(attn, normed)  # (B, N), (B, H, N, d)
     tokens, selection = _select(reducer, tokens, Signals(cls_logits=logits), layer)
-    mixed = mix(attn, Heads.around(attn, normed, tokens.rows(selection), keys), None)  # (B, K, H·d)
+    mixed = attention.mix(attn, Heads.around(attn, normed, tokens.rows(selection), keys), None)  # (B, K, H·d)
     return Attended(tokens, selection, normed, mixed)
 
 
@@ -131,19 +121,19 @@ def _choose_by_signals(
     attn, normed, bias = block.attn, block.norm1(tokens.x), tokens.attention_bias()
     heads, mixed, maps = Heads.of(attn, normed), None, {}
     if tokens.policy is not None:
-        mixed = mix_by_policy(attn, heads, tokens.policy)  # (B, N, H·d)
-    elif wanted & MAPS.keys():
-        mixed, maps = mix_explicitly(attn, heads, bias, wanted)  # (B, N, H·d)
+        mixed = attention.mix_by_policy(attn, heads, tokens.policy)  # (B, N, H·d)
+    elif wanted & attention.MAPS.keys():
+        mixed, maps = attention.mix_explicitly(attn, heads, bias, wanted)  # (B, N, H·d)
     with _learning(reducer):
-        signals = Signals(**maps, **cheap_signals(attn, heads, bias, wanted))
+        signals = Signals(**maps, **attention.cheap_signals(attn, heads, bias, wanted))
 
     tokens, choice = _select(reducer, tokens, signals, layer)
     if isinstance(choice, Gate):
-        mixed = mix(attn, heads, tokens.bias_of_gate(choice, bias))
+        mixed = attention.mix(attn, heads, tokens.bias_of_gate(choice, bias))
     else:
         rows = None if choice is None else tokens.rows(choice)
         if mixed is None:
-            mixed = mix(attn, heads.at(rows), bias)  # (B, K, H·d)
+            mixed = attention.mix(attn, heads.at(rows), bias)  # (B, K, H·d)
         elif rows is not None:
             mixed = take_rows(mixed, rows)  # (B, K, H·d)
     return Attended(tokens, choice, normed, mixed, signals)
@@ -154,8 +144,9 @@ def _finish(block: Block, attended: Attended, layer: int, reducer: Reducer) -> T
     tokens, choice, residual, normed = attended.tokens, attended.choice, attended.tokens.x, attended.normed
     if isinstance(choice, Selection):
         rows = tokens.rows(choice)
-        residual, normed = take_rows(residual, rows), take_rows(normed, rows) if is_gated(block.attn) else normed
-    x = residual + block.drop_path1(block.ls1(project(block.attn, attended.mixed, normed)))  # (B, K, D)
+        residual = take_rows(residual, rows)
+        normed = take_rows(normed, rows) if attention.is_gated(block.attn) else normed
+    x = residual + block.drop_path1(block.ls1(attention.project(block.attn, attended.mixed, normed)))  # (B, K, D)
     if isinstance(choice, Gate):
         return tokens.blend(choice, _mlp(block, x))
     if choice is not None and choice.idle:

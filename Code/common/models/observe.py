@@ -15,9 +15,8 @@ from torch import Tensor, nn
 from common.errors import UsageError
 from common.models.reduced import ReducedVisionTransformer, attach, is_reduced, reduce_tokens
 from common.reducers.base import NO_SIGNALS, Reducer, Signal, Signals
-from common.tokens import GONE, Gate, Selection, Tokens
+from common.tokens import GONE, Choice, Tokens
 
-Choice = Selection | Gate | None
 UNOBSERVED = ("before_block", "finish", "training_loss")
 See = Callable[[int, Tokens, Signals, Choice], None]
 

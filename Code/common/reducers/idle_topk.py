@@ -13,7 +13,7 @@ from common.options import Count, Many, NonNegative
 from common.reducers.base import CLS_LOGITS, Signal, Signals, Teaching, register_reducer
 from common.reducers.idling import Idling, append_block
 from common.reducers.losses import divergence
-from common.tokens import Gate, Selection, Tokens
+from common.tokens import Choice, Gate, Tokens
 
 CUT = "cut"
 
@@ -83,7 +83,7 @@ class IdleTopK(Idling):
         logits = signals.logit_mean[:, 0] if self.training else signals.cls_logits  # (B, N)
         return tokens, logits[:, tokens.num_prefix_tokens :].detach()
 
-    def select_queries(self, tokens: Tokens, signals: Signals, layer: int) -> tuple[Tokens, Selection | Gate | None]:
+    def select_queries(self, tokens: Tokens, signals: Signals, layer: int) -> tuple[Tokens, Choice]:
         tokens, choice = super().select_queries(tokens, signals, layer)
         if isinstance(choice, Gate) and self.cut_weight:
             tokens = append_block(tokens, CUT, cut_errors(signals.logit_mean, choice.computed))

@@ -12,7 +12,7 @@ from torch import Tensor
 from common.errors import UsageError
 from common.options import Count, Many
 from common.reducers.base import NO_SIGNALS, Reducer, Signal, Signals
-from common.tokens import Gate, Keys, Selection, Tokens, top_in_order
+from common.tokens import Choice, Gate, Keys, Selection, Tokens, top_in_order
 
 ATTENTION: dict[str, Keys] = {"standard": "selected", "modified": "all", "cls_sees_all": "prefix"}
 IDLED = "idled"
@@ -90,7 +90,7 @@ class Idling(Reducer):
     def needs(self, layer: int, tokens: Tokens) -> frozenset[Signal] | None:
         return self.signals if self.acts(layer, tokens) else None
 
-    def select_queries(self, tokens: Tokens, signals: Signals, layer: int) -> tuple[Tokens, Selection | Gate | None]:
+    def select_queries(self, tokens: Tokens, signals: Signals, layer: int) -> tuple[Tokens, Choice]:
         tokens, score = self.score(tokens, signals, layer)
         ranked = score.detach()
         tokens = tokens.with_scores(ranked)
