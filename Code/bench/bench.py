@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 
 from common.cost.throughput import interleaved
-from common.errors import UsageError, require_choice
+from common.errors import UsageError, command, require_choice
 from common.options import Count, check
 from common.results import conditions, resolve, write_atomically
 from common.training import torch_device
@@ -90,7 +90,8 @@ def _where(rows: pd.DataFrame) -> str:
     return "; ".join(said.format(**each) for each in found)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+@command
+def main(arguments: Sequence[str] | None = None) -> None:
     """Command line; exit code 0 whatever the ratios are, 2 on bad input."""
     names = "\n".join(f"  {name:<24}{about}" for name, (about, _) in COMPARISONS.items())
     parser = argparse.ArgumentParser(
@@ -108,17 +109,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--save", action="store_true", help=f"write the ratios to {SAVED}, in place of those of before")
     given = parser.parse_args(arguments)
-    try:
-        earlier = saved(resolve(SAVED))
-        rows = _run(given)
-    except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    earlier = saved(resolve(SAVED))
+    rows = _run(given)
     print("small inputs, one round: the ratios mean nothing" if given.quick else "", table(rows, earlier), sep="\n")
     if given.save:
         save(rows, resolve(SAVED))
         print(f"saved in {SAVED}")
-    return 0
 
 
 def _run(given: argparse.Namespace) -> pd.DataFrame:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from common.cost.counter import count_macs
 from common.cost.throughput import interleaved
-from common.errors import UsageError
+from common.errors import command
 from common.models.factory import create_backbone
 from common.models.reduced import attach, reduce_tokens
 from common.options import Count, check, checked
@@ -120,8 +120,9 @@ def assert_identity(vit: VisionTransformer, images: Tensor) -> None:
         torch.testing.assert_close(model(images), vit(images), rtol=0, atol=1e-5)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Command line: one backbone, any methods and keep rates; exit code 2 on bad input."""
+@command
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Command line: one backbone, any methods and keep rates."""
     parser = argparse.ArgumentParser(prog="python -m common.benchmark", description=__doc__.splitlines()[0])
     parser.add_argument("--backbone", default="vit_small_patch16_224", help="a timm VisionTransformer")
     parser.add_argument("--reducer", nargs="+", default=["tram"], help=f"of: {', '.join(list_reducers())}")
@@ -132,15 +133,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", help="default: cuda when there is one, else cpu")
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--threads", type=int, help="CPU threads; default: torch's")
-    args = parser.parse_args(argv)
-    try:
-        if args.threads is not None:
-            torch.set_num_threads(check("threads", args.threads, Count))
-        settings = {name: getattr(args, name) for name in ("img_size", "dtype", "batch_size", "device", "rounds")}
-        rows = compare(args.backbone, args.reducer, args.keep_rate, **settings)
-    except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    args = parser.parse_args(arguments)
+    if args.threads is not None:
+        torch.set_num_threads(check("threads", args.threads, Count))
+    settings = {name: getattr(args, name) for name in ("img_size", "dtype", "batch_size", "device", "rounds")}
+    rows = compare(args.backbone, args.reducer, args.keep_rate, **settings)
     print(f"{args.backbone}, {args.dtype}, batch {args.batch_size}, {args.rounds} rounds, median and quartiles")
     print(f"{'method':<24}{'keep':>6}{'FPS':>10}{'speed-up':>10}{'quartiles':>14}{'GMAC':>10}{'MAC ratio':>11}")
     for row in rows:
@@ -150,7 +147,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"{name:<24}{row['keep_rate']:>6g}{row['fps']:>10.2f}{row['speedup']:>9.2f}x{quartiles:>14}"
             f"{row['gmac']:>10.4f}{rows[0]['gmac'] / row['gmac']:>10.2f}x"
         )
-    return 0
 
 
 if __name__ == "__main__":

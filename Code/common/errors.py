@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from functools import wraps
 from importlib import import_module
 from importlib.util import find_spec
 from types import ModuleType
@@ -25,3 +27,17 @@ def require_package(name: str, extra: str, what: str) -> ModuleType:
     if find_spec(name.partition(".")[0]) is None:
         raise UsageError(f"{what} needs the package {name!r}, which is not installed: pip install -e '.[{extra}]'")
     return import_module(name)
+
+
+def command(main: Callable[[Sequence[str] | None], int | None]) -> Callable[..., int]:
+    """Decorator of a command line ``main(arguments)``: what is wrong is printed in one line and gives exit code 2."""
+
+    @wraps(main)
+    def run(arguments: Sequence[str] | None = None) -> int:
+        try:
+            return main(arguments) or 0
+        except (UsageError, FloatingPointError) as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+
+    return run

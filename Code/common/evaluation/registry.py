@@ -17,7 +17,7 @@ from typing import Any
 
 import pandas as pd
 
-from common.errors import UsageError, require_package
+from common.errors import UsageError, command, require_package
 from common.evaluation.names import model_name, pattern, ratios
 from common.evaluation.runs import Run, find_runs
 from common.reducers import Method
@@ -80,19 +80,16 @@ def registry_from_wandb(entity: str, project: str) -> pd.DataFrame:
     return _table(_wandb_row(run) for run in runs if _counts(run))
 
 
+@command
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m common.evaluation.registry", description="List training runs.")
     parser.add_argument("root", metavar="ROOT", help=f"folder that holds the runs, or {WANDB}ENTITY/PROJECT")
     parser.add_argument("csv", metavar="OUT.csv", help="the table to write")
     given = parser.parse_args(arguments)
-    try:
-        if given.root.startswith(WANDB):
-            table, damaged, unfinished = registry_from_wandb(*_entity_and_project(given.root)), [], []
-        else:
-            table, damaged, unfinished = scan_runs(given.root)
-    except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    if given.root.startswith(WANDB):
+        table, damaged, unfinished = registry_from_wandb(*_entity_and_project(given.root)), [], []
+    else:
+        table, damaged, unfinished = scan_runs(given.root)
     style = {"index": False, "quoting": csv.QUOTE_ALL, "lineterminator": "\n"}
     write_atomically(Path(given.csv), lambda file: table.to_csv(file, **style))
     for reason in unfinished:

@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from common.errors import UsageError
+from common.errors import UsageError, command
 from common.evaluation.evaluate import PRECISIONS, evaluate_model
 from common.evaluation.export import cls_name, export_cls, export_json, json_name
 from common.evaluation.record import Record, peek
@@ -96,6 +96,7 @@ def evaluate_runs(folders: Sequence[str | Path], wanted: Wanted) -> dict[Path, s
     return errors
 
 
+@command
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m common.evaluation",
@@ -113,11 +114,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--mixed-precision", default=Wanted.mixed_precision, help=f"of: {', '.join(PRECISIONS)}")
     given = vars(parser.parse_args(arguments))
     roots = given.pop("folders")
-    try:
-        wanted, folders = Wanted(**given), find_runs(roots)
-    except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    wanted, folders = Wanted(**given), find_runs(roots)
     errors = evaluate_runs(folders, wanted)
     for folder, error in errors.items():
         print(f"error in {folder}: {error}", file=sys.stderr)

@@ -8,30 +8,27 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 
-from common.errors import UsageError
+from common.errors import command
 from common.report.page import write_report
 from common.report.tables import write_tables
 from common.studies import all_studies
 
 
-def main(arguments: list[str] | None = None) -> int:
+@command
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m common.studies", description="Tables and page of all runs.")
     parser.add_argument("what", choices=("tables", "report"))
     parser.add_argument("results_dir", help="folder with runs/ and figures/, e.g. results/quick")
     parser.add_argument("--title", default="", help="heading of the page")
     parser.add_argument("--about", default="", help="one paragraph below the heading")
     given = parser.parse_args(arguments)
-    try:
-        if given.what == "tables":
-            written = write_tables(given.results_dir, all_studies().values())
-            print(f"{len(written)} files in {written[0].parent}")
-        else:
-            print(write_report(given.results_dir, all_studies(), title=given.title, about=given.about))
-    except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    if given.what == "tables":
+        written = write_tables(given.results_dir, all_studies().values())
+        print(f"{len(written)} files in {written[0].parent}")
+    else:
+        print(write_report(given.results_dir, all_studies(), title=given.title, about=given.about))
 
 
 if __name__ == "__main__":

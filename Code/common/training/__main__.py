@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 
 import torch
 
-from common.errors import UsageError
+from common.errors import command
 from common.processes import is_main_process
 from common.training.engine import Epoch
 from common.training.experiment import Experiment
 
 
-def main(arguments: list[str] | None = None) -> int:
+@command
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m common.training", description="Train the model that a YAML file describes; goes on if stopped."
     )
@@ -25,13 +27,9 @@ def main(arguments: list[str] | None = None) -> int:
         for epoch in experiment.run():
             if is_main_process():
                 print(describe(epoch), flush=True)
-    except (UsageError, FloatingPointError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
     finally:
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
-    return 0
 
 
 def describe(epoch: Epoch) -> str:
