@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.error import URLError
 
 import numpy as np
@@ -14,7 +15,6 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import InterpolationMode
 
 from common.data import check_dataset, dataset_classes, list_datasets, load_dataset, make_loader, subset
-from common.data.check import check_files
 from common.data.pictures import ImageFiles
 from common.data.transforms import make_transform, normalisation
 from common.errors import UsageError
@@ -196,7 +196,7 @@ RAMP = np.arange(256, dtype=np.uint8)[None].repeat(2, axis=0)
 def opened(path: Path, picture: Image.Image, **options) -> np.ndarray:
     """The first row (W, 3) of what is read from a file of ``picture``."""
     picture.save(path, **options)
-    assert check_files([path]) is None
+    check_dataset(SimpleNamespace(files=[path]))
     (image,) = ImageFiles([path])[0]
     assert image.mode == "RGB"
     return np.asarray(image)[0].astype(int)

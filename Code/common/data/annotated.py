@@ -16,6 +16,7 @@ from common.data.base import Source
 from common.data.pictures import ImageFiles
 from common.errors import UsageError
 
+NABIRDS_SPLITS = {"0": "val", "1": "train"}
 NUSWIDE_FILE = "nus_wid_data.csv"
 # What a column of the CSV holds -> the headers it may have, in lower case and letters only.
 NUSWIDE_COLUMNS = {
@@ -43,7 +44,7 @@ def open_nabirds(folder: Path, split: str) -> Source:
     _require_files("nabirds", [images, image_labels, splits, names, folder / "hierarchy.txt", folder / "images"])
     path_of = _two_columns(images, str, str)
     number_of = _two_columns(image_labels, str, int)
-    split_of = _two_columns(splits, str, _nabirds_split)
+    split_of = _two_columns(splits, str, NABIRDS_SPLITS.__getitem__)
     name_of = _two_columns(names, int, str)
     for table, known in ((image_labels, number_of), (splits, split_of)):
         _require_entries("nabirds", table, path_of, known)
@@ -64,13 +65,9 @@ def _two_columns(table: Path, key: Callable[[str], Any], value: Callable[[str], 
             try:
                 first, rest = line.split(maxsplit=1)
                 content[key(first)] = value(rest.strip())
-            except ValueError as error:
+            except (KeyError, ValueError) as error:
                 raise UsageError(f"nabirds: {table}, line {number}: cannot read {line.strip()!r}") from error
     return content
-
-
-def _nabirds_split(flag: str) -> str:
-    return ("val", "train")[("0", "1").index(flag)]
 
 
 def open_coco(folder: Path, split: str) -> Source:
@@ -82,14 +79,11 @@ def open_coco(folder: Path, split: str) -> Source:
     path = folder / "annotations" / f"instances_{pictures}.json"
     _require_files("coco", [folder / pictures, path])
     names, categories, found = _read_instances(path)
-    class_index = {number: i for i, number in enumerate(sorted(categories))}
-    image_index = {number: i for i, number in enumerate(sorted({image for image, _ in found}))}
-    labels = torch.zeros(len(image_index), len(class_index))
-    places = torch.tensor([(image_index[image], class_index[category]) for image, category in found]).reshape(-1, 2)
-    labels[places[:, 0].long(), places[:, 1].long()] = 1
-    files = [folder / pictures / names[image] for image in image_index]
-    classes = [categories[number] for number in class_index]
-    return _source("coco", split, classes, labels, [str(image) for image in image_index], files)
+    numbers, images = sorted(categories), sorted({image for image, _ in found})
+    labels = torch.tensor([[float((image, number) in found) for number in numbers] for image in images])
+    files = [folder / pictures / names[image] for image in images]
+    classes = [categories[number] for number in numbers]
+    return _source("coco", split, classes, labels, [str(image) for image in images], files)
 
 
 def _read_instances(path: Path) -> tuple[dict[int, str], dict[int, str], set[tuple[int, int]]]:
@@ -118,12 +112,9 @@ def open_nuswide(folder: Path, split: str) -> Source:
     _require_files("nuswide", [table])
     rows = _read_rows(table)
     classes = sorted({label for _, labels, _ in rows for label in labels})
-    index = {label: i for i, label in enumerate(classes)}
-    chosen = [(path, labels) for path, labels, its_split in rows if its_split == split]
-    targets = torch.zeros(len(chosen), len(classes))
-    for row, (_, labels) in enumerate(chosen):
-        targets[row, [index[label] for label in labels]] = 1
-    files = [folder / path for path, _ in chosen]
+    chosen = [(folder / path, set(labels)) for path, labels, its_split in rows if its_split == split]
+    targets = torch.tensor([[float(label in labels) for label in classes] for _, labels in chosen])
+    files = [file for file, _ in chosen]
     return _source("nuswide", split, classes, targets, unique_ids(files, folder, lambda file: file.stem), files)
 
 

@@ -18,16 +18,13 @@ ERASING_PROBABILITY = 0.25
 class Cutout:
     """Fills a square of one random colour; its centre is any pixel, what lies outside the picture is cut off.
 
-    The square's side is ``fraction`` of the picture's shorter one (DeVries and Taylor 2017; the random colour in place
-    of zeros as Ridnik et al. 2021 train on multi-label data).
+    The square's side is half of the picture's shorter one (DeVries and Taylor 2017; the random colour in place of zeros
+    as Ridnik et al. 2021 train on multi-label data).
     """
-
-    def __init__(self, fraction: float = CUTOUT_FRACTION) -> None:
-        self.fraction = fraction
 
     def __call__(self, image: Image.Image) -> Image.Image:
         width, height = image.size
-        side = round(self.fraction * min(width, height))
+        side = round(CUTOUT_FRACTION * min(width, height))
         left = int(torch.randint(width, ())) - side // 2
         top = int(torch.randint(height, ())) - side // 2
         colour = tuple(torch.randint(256, (3,)).tolist())

@@ -40,7 +40,8 @@ def load_dataset(
 ) -> LabelledDataset:
     """Open a dataset; its items are (image float tensor (3, img_size, img_size), label).
 
-    The label is an int, for ``coco`` and ``nuswide`` a float tensor (num_classes,) of zeros and ones.
+    The label is an int, for ``coco`` and ``nuswide`` a float tensor (num_classes,) of zeros and ones. What else
+    it knows of them: :class:`common.data.base.LabelledDataset`.
 
     Args:
         name: one of ``list_datasets()``. ``folder:PATH`` reads PATH/train and PATH/val, one folder per class with all
@@ -60,10 +61,6 @@ def load_dataset(
         limit: number of images, classes as even as possible (at random with several labels per image); None is all.
         skip: leave out the images that ``limit=skip`` keeps: two sets that share none.
         seed: decides which images ``limit`` keeps, and the places of evaluation digits.
-
-    Returns:
-        A dataset with ``classes``, ``num_classes``, ``imagenet_indices``, ``labels``, ``multi_label``,
-        ``image_ids``, ``mean`` and ``std``.
 
     Raises:
         UsageError: for an argument that is not allowed (before the disk is touched), data that are not there and

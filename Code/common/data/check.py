@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable
 from pathlib import Path
 
 from common.data.base import LabelledDataset
@@ -28,11 +27,7 @@ def check_dataset(dataset: LabelledDataset) -> None:
     Raises:
         UsageError: naming the first broken file and how many there are.
     """
-    check_files(getattr(dataset, "files", None) or ())
-
-
-def check_files(files: Iterable[Path]) -> None:
-    """:func:`check_dataset` for a plain list of image files."""
+    files = getattr(dataset, "files", None) or ()
     broken = [(path, fault) for path in files if (fault := _fault(path))]
     if broken:
         path, fault = broken[0]
