@@ -15,7 +15,7 @@ from common.cost.methods import slim_macs
 from common.errors import UsageError
 from common.models.factory import create_backbone
 from common.models.reduced import reduce_tokens
-from common.reducers.losses import divergence
+from common.reducers.base import divergence
 from common.report.published import published_slimming
 from common.results import read_runs, write_run
 from common.setup import Setup

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from common.errors import UsageError
-from common.reducers.base import Reducer, Signal, Signals, register_reducer
+from common.reducers.base import Reducer, Signals, register_reducer
 from common.tokens import Selection, Tokens
 
 EPS = 1e-6
@@ -65,15 +65,13 @@ class Ats(Reducer):
     needs_class_token = True
     masks = True
     selects = True
+    signals = frozenset({"cls_attention", "value_norm"})
 
     def __init__(self, vit, schedule, *, sampler: Literal["grid", "random"] = "grid", parity: bool = False) -> None:
         super().__init__(vit, schedule)
         if parity and sampler != "grid":
             raise UsageError("ATS parity=True is about the grid; sampler='random' is the published one as it is")
         self.sampler, self.parity = sampler, parity
-
-    def needs(self, layer: int, tokens: Tokens) -> frozenset[Signal] | None:
-        return None if self.drops_at(layer, tokens) is None else frozenset({"cls_attention", "value_norm"})
 
     @torch.no_grad()
     def select_queries(self, tokens: Tokens, signals: Signals, layer: int) -> tuple[Tokens, Selection | None]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.registry import Registry
@@ -96,6 +97,7 @@ class Reducer(nn.Module):
         idles: patches skip blocks and come back: all of them go on to the end (``Trace.active``).
         clusters: it groups patches, so that tokens stand for several of them (``Trace.assignment``).
         wants_teacher: its training loss uses the outputs of an unreduced teacher where there is one.
+        signals: what it reads in the blocks that drop patches; None = nothing (see :meth:`needs`).
     """
 
     needs_class_token = False
@@ -106,6 +108,7 @@ class Reducer(nn.Module):
     idles = False
     clusters = False
     wants_teacher = False
+    signals: frozenset[Signal] | None = None
 
     def __init__(self, vit: VisionTransformer, schedule: Schedule) -> None:
         super().__init__()
@@ -126,7 +129,7 @@ class Reducer(nn.Module):
 
         With :data:`NO_SIGNALS` tokens are selected before the block computes anything; only the selected get queries.
         """
-        return None
+        return None if self.drops_at(layer, tokens) is None else self.signals
 
     def before_block(self, tokens: Tokens, layer: int) -> Tokens:
         """Cluster, merge or drop before block ``layer``."""
@@ -169,6 +172,12 @@ def init_linear(module: nn.Module) -> None:
         if isinstance(layer, nn.Linear):
             nn.init.trunc_normal_(layer.weight, std=0.02)
             nn.init.zeros_(layer.bias)
+
+
+def divergence(logits: Tensor, teacher_logits: Tensor) -> Tensor:
+    """Kullback-Leibler divergence of a model's class probabilities from its teacher's, mean over the batch."""
+    own, wanted = logits.float().log_softmax(-1), teacher_logits.float().log_softmax(-1)
+    return F.kl_div(own, wanted, reduction="batchmean", log_target=True)
 
 
 REDUCERS: Registry[type[Reducer]] = Registry("reducer")

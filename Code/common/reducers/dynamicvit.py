@@ -14,9 +14,8 @@ from torch import Tensor, nn
 
 from common.options import NonNegative
 from common.precision import without_autocast
-from common.reducers.base import Reducer, Teaching, init_linear, register_reducer
+from common.reducers.base import Reducer, Teaching, divergence, init_linear, register_reducer
 from common.reducers.clustering import counts_where_dropping
-from common.reducers.losses import divergence
 from common.tokens import Selection, Tokens, top_in_order
 
 EPS = 1e-6

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from common.reducers.base import Reducer, Signal, Signals, register_reducer
+from common.reducers.base import Reducer, Signals, register_reducer
 from common.tokens import GONE, Tokens, take_rows, top_in_order
 
 
@@ -24,16 +24,11 @@ class EViT(Reducer):
     needs_class_token = True
     learns_from_signals = True
     selects = True
-
-    def needs(self, layer: int, tokens: Tokens) -> frozenset[Signal] | None:
-        return None if self.drops_at(layer, tokens) is None else frozenset({"cls_attention"})
+    signals = frozenset({"cls_attention"})
 
     def after_attention(self, tokens: Tokens, signals: Signals, layer: int) -> Tokens:
-        target = self.drops_at(layer, tokens)
-        if target is None:
-            return tokens
         attention = signals.cls_attention[:, :, tokens.num_prefix_tokens :].float().mean(1)  # (B, n)
-        kept = top_in_order(attention.detach(), target)  # (B, K)
+        kept = top_in_order(attention.detach(), self.drops_at(layer, tokens))  # (B, K)
         return fuse(tokens.with_scores(attention.detach()), attention, kept)
 
 

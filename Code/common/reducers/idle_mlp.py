@@ -14,9 +14,8 @@ from torch import Tensor, nn
 from common.errors import UsageError
 from common.options import Count, NonNegative, Share
 from common.precision import without_autocast
-from common.reducers.base import Signals, Teaching, register_reducer
+from common.reducers.base import Signals, Teaching, divergence, register_reducer
 from common.reducers.idling import append_block
-from common.reducers.losses import divergence
 from common.reducers.similarity import IdlingBySimilarity
 from common.tokens import Tokens
 

@@ -10,9 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from common.options import Count, Many, NonNegative
-from common.reducers.base import CLS_LOGITS, Signal, Signals, Teaching, register_reducer
+from common.reducers.base import CLS_LOGITS, Signal, Signals, Teaching, divergence, register_reducer
 from common.reducers.idling import Idling, append_block
-from common.reducers.losses import divergence
 from common.tokens import Choice, Gate, Tokens
 
 CUT = "cut"

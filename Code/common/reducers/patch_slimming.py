@@ -13,8 +13,7 @@ from torch import Tensor
 
 from common.errors import UsageError
 from common.options import NonNegative
-from common.reducers.base import NO_SIGNALS, Reducer, Signal, Signals, Teaching, register_reducer
-from common.reducers.losses import divergence
+from common.reducers.base import NO_SIGNALS, Reducer, Signal, Signals, Teaching, divergence, register_reducer
 from common.reducers.slimming_plan import SlimmingPlan
 from common.schedule import Schedule
 from common.tokens import Selection, Tokens

@@ -6,6 +6,7 @@ The baselines of Haurum et al., "Which Tokens to Use? Investigating Token Reduct
 from __future__ import annotations
 
 import math
+import operator
 from bisect import bisect_right
 
 import torch
@@ -42,6 +43,7 @@ class FixedPattern(Reducer):
     """
 
     selects = True
+    radius = staticmethod(float)  # distance of a ring from the centre, in half patches
 
     def __init__(self, vit, schedule, *, contiguous: bool = False, min_radius: float = 1.0) -> None:
         super().__init__(vit, schedule)
@@ -80,11 +82,6 @@ class FixedPattern(Reducer):
         """The ring of the patch at offsets ``a`` and ``b`` from the centre: an integer that grows with its distance."""
         raise NotImplementedError
 
-    @staticmethod
-    def radius(ring: int) -> float:
-        """Distance of a ring from the centre in half patches."""
-        return float(ring)
-
     def before_block(self, tokens: Tokens, layer: int) -> Tokens:
         kept = self.kept(tokens.grid_size).get(layer)
         if kept is None:
@@ -115,28 +112,19 @@ class FixedPattern(Reducer):
 class L1(FixedPattern):
     """A diamond: rings of equal a + b. See :class:`FixedPattern`."""
 
-    @staticmethod
-    def ring(a: int, b: int) -> int:
-        return a + b
+    ring = staticmethod(operator.add)
 
 
 @register_reducer("l2")
 class L2(FixedPattern):
     """A disc: rings of equal a^2 + b^2. See :class:`FixedPattern`."""
 
-    @staticmethod
-    def ring(a: int, b: int) -> int:
-        return a**2 + b**2
-
-    @staticmethod
-    def radius(ring: int) -> float:
-        return math.sqrt(ring)
+    ring = staticmethod(lambda a, b: a**2 + b**2)
+    radius = staticmethod(math.sqrt)
 
 
 @register_reducer("linf")
 class Linf(FixedPattern):
     """A square: rings of equal max(a, b). See :class:`FixedPattern`."""
 
-    @staticmethod
-    def ring(a: int, b: int) -> int:
-        return max(a, b)
+    ring = staticmethod(max)

@@ -6,7 +6,7 @@ from typing import Literal
 
 import torch
 
-from common.reducers.base import Reducer, Signal, Signals, register_reducer
+from common.reducers.base import Reducer, Signals, register_reducer
 from common.tokens import Selection, Tokens, top_in_order
 
 HEAD_FUSION = {"max": lambda attention: attention.amax(1), "mean": lambda attention: attention.mean(1)}
@@ -24,13 +24,11 @@ class TopK(Reducer):
 
     needs_class_token = True
     selects = True
+    signals = frozenset({"cls_attention"})
 
     def __init__(self, vit, schedule, *, head_fusion: HeadFusion = "max") -> None:
         super().__init__(vit, schedule)
         self.head_fusion = head_fusion
-
-    def needs(self, layer: int, tokens: Tokens) -> frozenset[Signal] | None:
-        return None if self.drops_at(layer, tokens) is None else frozenset({"cls_attention"})
 
     @torch.no_grad()
     def select_queries(self, tokens: Tokens, signals: Signals, layer: int) -> tuple[Tokens, Selection | None]:

@@ -19,7 +19,7 @@ from common.idling.outcomes import Outcome, outcomes, predictor_quality
 from common.idling.similarity import PatchSimilarities
 from common.models.reduced import ReducedVisionTransformer
 from common.reducers import Method
-from common.reducers.losses import divergence
+from common.reducers.base import divergence
 from common.report import sections as show
 from common.report.rows import VARIANT, over_seeds
 from common.report.sections import NONE, WHOLE, Answer, Section, number, numbers

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from common.data.base import LabelledDataset
 from common.errors import UsageError
-from common.reducers.base import Teaching
-from common.reducers.losses import divergence
+from common.reducers.base import Teaching, divergence
 from common.reducers.none import NoReduction
 from common.training.config import TrainConfig
 
