@@ -46,16 +46,16 @@ def conditions(**given: Any) -> dict[str, Any]:
     for key in given:
         require_choice(key, CONDITIONS, "condition")
     found = {
-        "options": options_text(given.get("options", "")),
-        "device": describe_device(given.get("device")),
         "threads": torch.get_num_threads(),
         "torch": version("torch"),
         "timm": version("timm"),
         "commit": git_commit(checkout()),
         "date": datetime.now(timezone.utc).date().isoformat(),
+        **given,
+        "options": options_text(given.get("options", "")),
+        "device": describe_device(given.get("device")),
     }
-    given = {key: value for key, value in given.items() if key not in ("options", "device")}
-    return {key: {**found, **given}.get(key) for key in CONDITIONS}
+    return {key: found.get(key) for key in CONDITIONS}
 
 
 def write_run(
@@ -81,7 +81,6 @@ def write_run(
     _require_columns(merged, study)
     frame = _typed(pd.DataFrame(merged, columns=list(_all_columns(study))), study, str(path))
     _require_values(frame, study)
-    _require_ranges(frame, study)
     target = resolve(path)
     if by_image:
         digest = np.array(hashlib.sha256("\n".join(image_ids).encode()).hexdigest())
@@ -149,23 +148,17 @@ def _rate_text(keep_rate: Any) -> str:
 
 
 def _require_values(frame: pd.DataFrame, study: Table) -> None:
-    """A value wherever a column must have one, and none in rows of another part of the study."""
-    conditions = {name: Column(TEXT) for name in study.required}
-    for name, column in {**conditions, **study.columns}.items():
+    """Each column has a value where it must, none in rows of another part of the study, and all as its unit allows."""
+    for name, column in _all_columns(study).items():
         filled = frame[name].notna() & (frame[name] != "")
         here = frame["part"].isin(column.parts) if column.parts else pd.Series(True, index=frame.index)
-        if not column.optional:
+        if name in study.required or not column.optional:
             _refuse_rows(study, here & ~filled, f"has no value (or NaN) in {name!r}, which must have one")
         _refuse_rows(study, filled & ~here, f"has a value in {name!r}, which is of {', '.join(column.parts)} only")
-
-
-def _require_ranges(frame: pd.DataFrame, study: Table) -> None:
-    for name, column in _all_columns(study).items():
         if column.unit:
             low, high = UNITS[column.unit]
-            outside = (frame[name] < low - _ROUNDING) | (frame[name] > high + _ROUNDING)
-            why = f"has a value in {name!r} that is no {column.unit}; allowed: {low} to {high}"
-            _refuse_rows(study, outside.fillna(False).astype(bool), why)
+            outside = filled & ~frame[name].between(low - _ROUNDING, high + _ROUNDING)
+            _refuse_rows(study, outside, f"has a value in {name!r} that is no {column.unit}; allowed: {low} to {high}")
 
 
 def _refuse_rows(study: Table, wrong: pd.Series, why: str) -> None:
