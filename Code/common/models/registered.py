@@ -15,36 +15,11 @@ from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_
 
 from common.models.simple_vit import simple_vit, sincos_position
 
-TINY, SMALL, BASE = ({"embed_dim": 64 * heads, "num_heads": heads, "depth": 12} for heads in (3, 6, 12))
 DIGITS = {"embed_dim": 64, "num_heads": 2, "depth": 6, "mlp_ratio": 2.0, "patch_size": 4}
 DIGITS_TEMPERATURE = 10.0  # a grid of 8 x 8 needs no slower waves
 
 
-def _cfg(img_size: int, num_classes: int) -> dict:
-    return {
-        "input_size": (3, img_size, img_size),
-        "fixed_input_size": True,
-        "num_classes": num_classes,
-        "mean": (0.5,) * 3,
-        "std": (0.5,) * 3,
-        "crop_pct": 1.0,
-        "interpolation": "bilinear",
-        "first_conv": None,
-        "classifier": "head",
-    }
-
-
-default_cfgs = generate_default_cfgs(
-    {
-        **{
-            f"simple_vit_{size}_patch16_{side}": _cfg(side, 1000)
-            for size in ("tiny", "small", "base")
-            for side in (160, 224)
-        },
-        "vit_digits": _cfg(32, 10),
-        "simple_vit_digits": _cfg(32, 10),
-    }
-)
+default_cfgs = {}  # name -> what the model expects; timm looks for it here
 
 
 def _vit_digits(**kwargs) -> VisionTransformer:
@@ -55,8 +30,22 @@ def _vit_digits(**kwargs) -> VisionTransformer:
     return model
 
 
-def _register(name: str, make: Callable[..., VisionTransformer], sizes: dict, **build) -> None:
+def _register(
+    name: str, make: Callable[..., VisionTransformer], sizes: dict, *, img_size: int, num_classes: int, **build
+) -> None:
     """Add the model ``name`` to timm's registry; ``sizes`` are those of ``make``, ``build`` says how files are read."""
+    expected = {
+        "input_size": (3, img_size, img_size),
+        "fixed_input_size": True,
+        "num_classes": num_classes,
+        "mean": (0.5,) * 3,
+        "std": (0.5,) * 3,
+        "crop_pct": 1.0,
+        "interpolation": "bilinear",
+        "first_conv": None,
+        "classifier": "head",
+    }
+    default_cfgs.update(generate_default_cfgs({name: expected}))
 
     def entrypoint(pretrained: bool = False, **kwargs) -> VisionTransformer:
         return build_model_with_cfg(make, name, pretrained, **build, **{**sizes, **kwargs})
@@ -65,8 +54,9 @@ def _register(name: str, make: Callable[..., VisionTransformer], sizes: dict, **
     register_model(entrypoint)
 
 
-for _size, _sizes in {"tiny": TINY, "small": SMALL, "base": BASE}.items():
+for _size, _heads in {"tiny": 3, "small": 6, "base": 12}.items():
+    _sizes = {"embed_dim": 64 * _heads, "num_heads": _heads, "depth": 12, "patch_size": 16}
     for _side in (160, 224):
-        _register(f"simple_vit_{_size}_patch16_{_side}", simple_vit, {"patch_size": 16, **_sizes})
-_register("vit_digits", _vit_digits, DIGITS, pretrained_filter_fn=checkpoint_filter_fn)
-_register("simple_vit_digits", simple_vit, {**DIGITS, "temperature": DIGITS_TEMPERATURE})
+        _register(f"simple_vit_{_size}_patch16_{_side}", simple_vit, _sizes, img_size=_side, num_classes=1000)
+_register("vit_digits", _vit_digits, DIGITS, img_size=32, num_classes=10, pretrained_filter_fn=checkpoint_filter_fn)
+_register("simple_vit_digits", simple_vit, {**DIGITS, "temperature": DIGITS_TEMPERATURE}, img_size=32, num_classes=10)
