@@ -26,7 +26,7 @@ from common.studies.explain_benchmark import (
     parameter_rows,
     reduced_rows,
 )
-from common.training.metrics import mean_and_error
+from common.training.metrics import means_with_errors
 
 NUMBER = 6
 STEPS = (0, 20, 60, 100)
@@ -112,9 +112,9 @@ def test_a_summary_is_means_and_their_standard_errors():
 
 
 def test_one_image_has_no_standard_error():
-    mean, error = mean_and_error(torch.tensor([0.25]))
-    assert mean == 0.25
-    assert error != error
+    found = means_with_errors(gain=torch.tensor([0.25]))
+    assert found["gain"] == 0.25
+    assert found["gain_sem"] != found["gain_sem"]
 
 
 def test_a_gain_is_positive_where_more_is_inserted_and_less_deleted():

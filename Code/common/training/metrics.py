@@ -81,14 +81,8 @@ def _restricted(logits: Tensor, classes: Sequence[int] | None) -> Tensor:
     return logits if classes is None else logits[:, torch.as_tensor(list(classes))]
 
 
-def mean_and_error(values: Tensor) -> tuple[float, float]:
-    """Mean of ``values`` (n,) and its standard error, NaN for a single one."""
-    error = values.std() / len(values) ** 0.5 if len(values) > 1 else torch.tensor(float("nan"))
-    return values.mean().item(), error.item()
-
-
 def means_with_errors(**values: Tensor) -> dict[str, float]:
-    """The mean of each of ``values`` (n,) under its name, and its standard error under that and ``_sem``.
+    """The mean of each of ``values`` (n,) under its name, and its standard error, NaN of one, under that and ``_sem``.
 
     Example:
         >>> means_with_errors(accuracy=torch.tensor([0.0, 100.0, 100.0, 100.0]))
@@ -96,5 +90,7 @@ def means_with_errors(**values: Tensor) -> dict[str, float]:
     """
     found = {}
     for name, each in values.items():
-        found[name], found[f"{name}_sem"] = mean_and_error(each.double())
+        each = each.double()
+        found[name] = each.mean().item()
+        found[f"{name}_sem"] = (each.std() / len(each) ** 0.5).item() if len(each) > 1 else float("nan")
     return found
