@@ -45,7 +45,13 @@ class Registry(Generic[Class]):
                 taken_by = self._classes[name].__qualname__
                 raise UsageError(f"{self._what} {name!r} is registered already, by {taken_by}")
             self._classes[name] = cls
-            cls.__init__ = self._checking(name, cls.__init__)
+            build = cls.__init__
+
+            @wraps(build)
+            def checking(instance: object, *args: object, **options: object) -> None:
+                build(instance, *args, **self.checked(name, options))
+
+            cls.__init__ = checking
             return cls
 
         return register
@@ -103,13 +109,6 @@ class Registry(Generic[Class]):
             options.append((key, parse_yaml(value, part)))
         self.checked(name, dict(options))
         return name, tuple(options)
-
-    def _checking(self, name: str, build: Callable[..., None]) -> Callable[..., None]:
-        @wraps(build)
-        def checking(instance: object, *args: object, **options: object) -> None:
-            build(instance, *args, **self.checked(name, options))
-
-        return checking
 
 
 def _options(cls: type) -> dict[str, inspect.Parameter]:

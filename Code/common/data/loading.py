@@ -185,16 +185,11 @@ class _SeededItems(Dataset):
         drawn = []
         with _own_randomness():
             for index, seed in items:
-                _seed(seed)
+                torch.default_generator.manual_seed(seed)
+                np.random.seed(seed)
+                random.seed(seed)  # timm's augmentations draw from all three
                 drawn.append(self._dataset[index])
         return drawn
-
-
-def _seed(seed: int) -> None:
-    """Seed torch, numpy and ``random``: timm's augmentations draw from all three."""
-    torch.default_generator.manual_seed(seed)
-    np.random.seed(seed)
-    random.seed(seed)
 
 
 @contextmanager

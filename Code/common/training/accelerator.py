@@ -77,11 +77,6 @@ def seed_everything(*numbers: int) -> None:
     set_seed(int(np.random.SeedSequence(numbers).generate_state(1)[0]))
 
 
-def total(accelerator: Accelerator, number: int) -> int:
-    """Sum of the processes' ``number``."""
-    return int(accelerator.reduce(torch.tensor(number, device=accelerator.device)))
-
-
 def interleave(accelerator: Accelerator, rows: Tensor) -> Tensor:
     """Rows of all processes in the dataset's order, on every process; process r holds the rows r, r + W, ..."""
     if accelerator.num_processes == 1:

@@ -39,9 +39,8 @@ def digits_checkpoint(backbone: str = BACKBONES[0]) -> Path:
     if not path.is_file():
         torch.manual_seed(CONFIG.seed)
         model = create_model(backbone)
-        train_set, val_set = (
-            load_dataset(NAME, split, img_size=32, train=split == "train") for split in ("train", "val")
-        )
+        train_set = load_dataset(NAME, "train", img_size=32, train=True)
+        val_set = load_dataset(NAME, "val", img_size=32)
         for epoch in train(model, train_set, val_set, CONFIG):
             print(f"training {backbone}: epoch {epoch.epoch} of {CONFIG.epochs}, accuracy {epoch.val_accuracy:.1f} %")
         save_state(model, path)

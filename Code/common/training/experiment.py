@@ -44,13 +44,11 @@ class Experiment:
 
     Attributes:
         backbone: name for :func:`common.create_model`.
-        dataset: name for :func:`common.load_dataset`.
+        dataset, img_size, recipe: see :func:`common.load_dataset`.
         config: how to train.
         weights: "" = random, "timm" = the hub's, "digits" = the small ViT of this package, or a .safetensors file.
         reducer: method with its options as text, e.g. ``topk`` or ``dynamicvit:ratio_weight=2``.
         keep_rate, reduction_loc: see :class:`common.reducers.Schedule`.
-        img_size: side of the images in pixels.
-        recipe: augmentation, see :func:`common.load_dataset`.
         mean, std: of the images; by default what the weights expect, without any the teacher's, or else the recipe's.
         limit_train, limit_val: number of images; None = all.
         drop_path: stochastic depth of the backbone.
@@ -241,14 +239,10 @@ def restrict_head(model: nn.Module, dataset: LabelledDataset) -> None:
     rows = head_classes(model.num_classes, dataset)
     if rows is None:
         return
-    names = [name for name in ("head", "head_dist") if hasattr(model, name)]
-    old = {name: getattr(model, name) for name in names}
+    heads = {name: getattr(model, name) for name in ("head", "head_dist") if hasattr(model, name)}
     model.reset_classifier(len(rows))
-    for name in names:
-        with torch.no_grad():
-            new = getattr(model, name)
-            new.weight.copy_(old[name].weight[rows])
-            new.bias.copy_(old[name].bias[rows])
+    for name, old in heads.items():
+        getattr(model, name).load_state_dict({key: value[rows] for key, value in old.state_dict().items()})
 
 
 def _comparable(experiment: Mapping[str, Any]) -> dict[str, Any]:

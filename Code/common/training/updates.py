@@ -12,7 +12,7 @@ from timm.data import Mixup
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
-from common.training.accelerator import seed_everything, total
+from common.training.accelerator import seed_everything
 from common.training.config import TrainConfig
 from common.training.losses import Objective, teach
 from common.training.optim import make_optimizers, trains
@@ -70,7 +70,7 @@ class Updater:
         sizes = [len(inputs) for inputs, _ in batches]
         # a loss that is a sum over the images of a pass weighs them alike already
         weights = [1] * len(sizes) if self._sums else sizes
-        whole = total(self._accelerator, sum(weights))
+        whole = int(self._accelerator.reduce(torch.tensor(sum(weights), device=self._accelerator.device)))
         losses = []
         for number, (inputs, labels) in enumerate(batches):
             waits = number < len(batches) - 1
