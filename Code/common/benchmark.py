@@ -42,7 +42,6 @@ def compare(
     device: str | None = None,
     rounds: Count = 10,
     seed: int = 0,
-    num_classes: int = 10,
 ) -> list[dict[str, object]]:
     """Measure ``methods`` at ``keep_rates`` on a randomly initialised ``backbone`` against the backbone itself.
 
@@ -50,16 +49,13 @@ def compare(
     must give the backbone's logits to 1e-5.
 
     Args:
-        backbone: a timm VisionTransformer.
         methods: written as for :class:`common.reducers.Method`; "none" is always measured.
         keep_rates: see :class:`common.reducers.Schedule`.
         img_size: pixels; default that of the backbone.
         dtype: of weights and images.
-        batch_size: images per pass.
         device: default "cuda" when there is one.
         rounds: passes of each model.
         seed: of weights, images and samplers.
-        num_classes: outputs of the head.
 
     Returns:
         One row for the baseline (method "none") and one per method and keep rate: method, options, keep_rate,
@@ -68,7 +64,7 @@ def compare(
     """
     where, parsed = torch_device(device), [Method.parse(method) for method in methods]
     torch.manual_seed(seed)
-    vit = create_backbone(backbone, num_classes=num_classes, img_size=img_size).eval()
+    vit = create_backbone(backbone, num_classes=10, img_size=img_size).eval()
     variants = [(Method("none"), 1.0)]
     variants += [(m, rate) for m in parsed if m.name != "none" for rate in keep_rates]
     models = {(m, rate): reduce_tokens(vit, m.name, keep_rate=rate, **dict(m.options)) for m, rate in variants}

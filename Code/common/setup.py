@@ -32,8 +32,7 @@ class Setup:
     Args:
         backbone: timm's name.
         weights: see :func:`common.training.digits_backbone.resolve_weights`.
-        dataset, recipe: see :func:`common.load_dataset`.
-        img_size: side of the images in pixels.
+        dataset, img_size, recipe: see :func:`common.load_dataset`.
         batch_size, workers: of all loaders.
         seed: of what the weights leave open, and of which training images are chosen; not of which images validate.
         device: None = CUDA where there is one.

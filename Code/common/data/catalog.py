@@ -53,6 +53,7 @@ def load_dataset(
         split: ``train`` or ``val``; a test set counts as ``val``.
         root: where the data are; default: environment variable DATA_ROOT, else ~/.cache/token-reduction.
             Imagenette may lie there as imagenette2, imagenette2-320 or imagenette2-160 (the first one found counts).
+        img_size: side of the images in pixels.
         train: augment as ``recipe`` does in training. False gives the evaluation transform, whatever the split.
         recipe: ``pretrained`` or ``center_crop`` (mean and standard deviation 0.5), ``scratch`` or ``which_tokens``
             (ImageNet's); :func:`common.data.transforms.make_transform` says what each does to which dataset. Digits
