@@ -281,14 +281,3 @@ class Tokens:
             origin=origin,
             **self._followed(assignment),
         )
-
-    def without_prefix(self) -> Tokens:
-        """Only the patch tokens, for methods that have no CLS."""
-        drop = self.num_prefix_tokens
-        return replace(
-            self,
-            x=self.patches,
-            num_prefix_tokens=0,
-            valid=None if self.valid is None else self.valid[:, drop:],
-            size=None if self.size is None else self.size[:, drop:],
-        )

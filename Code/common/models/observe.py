@@ -63,10 +63,6 @@ class Observer(Reducer):
         self._rests = False  # a reducer that needs no signal in a block is not asked there
 
     @property
-    def pools_mean(self) -> bool:
-        return self.reducer.pools_mean
-
-    @property
     def blocks(self) -> tuple[int, ...]:
         return self.reducer.blocks
 
@@ -123,25 +119,21 @@ class AttentionLayer:
 
         Patches that were dropped before get 0.
         """
-        index = self._index(values)
-        count = torch.zeros_like(values).scatter_add_(-1, index, self._held(values))  # (B, ..., n)
-        return (values / count.clamp(min=1)).gather(-1, index) * self._held(values)
+        index, held = self._spread(values)
+        count = torch.zeros_like(values).scatter_add_(-1, index, held)  # (B, ..., n)
+        return (values / count.clamp(min=1)).gather(-1, index) * held
 
     def from_patches(self, values: Tensor) -> Tensor:
         """Values (B, ..., P) of the patches -> (B, ..., n): each token gets the sum over its patches."""
+        index, held = self._spread(values)
         tokens = values.new_zeros(*values.shape[:-1], self.attention.shape[-1] - self.num_prefix_tokens)
-        return tokens.scatter_add_(-1, self._index(values), values * self._held(values))
+        return tokens.scatter_add_(-1, index, values * held)
 
-    def _index(self, like: Tensor) -> Tensor:
-        return self._spread(self.assignment.clamp(min=0), like)
-
-    def _held(self, like: Tensor) -> Tensor:
-        return self._spread((self.assignment != GONE).to(like.dtype), like)
-
-    def _spread(self, per_patch: Tensor, like: Tensor) -> Tensor:
-        """(B, P) -> (B, ..., P)"""
-        between = like.dim() - 2
-        return per_patch[(slice(None), *[None] * between)].expand(*like.shape[:-1], -1)
+    def _spread(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        """For ``values`` (B, ..., n or P): where each patch is held, and 1 where it is, both (B, ..., P)."""
+        between = [None] * (values.dim() - 2)
+        assignment = self.assignment[(slice(None), *between)].expand(*values.shape[:-1], -1)
+        return assignment.clamp(min=0), (assignment != GONE).to(values.dtype)
 
 
 def attention_layers(model: ReducedVisionTransformer, images: Tensor) -> tuple[Tensor, list[AttentionLayer]]:

@@ -5,6 +5,8 @@ Renggli, Pinto, Houlsby, Mustafa, Puigcerver, Riquelme, "Learning to Merge Token
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
@@ -68,7 +70,7 @@ class PatchMerger(Reducer):
 
     def before_block(self, tokens: Tokens, layer: int) -> Tokens:
         if layer == 0 and self.pools_mean:
-            tokens = tokens.without_prefix()
+            tokens = replace(tokens, x=tokens.patches, num_prefix_tokens=0)
         if tokens.num_patch_tokens <= self.counts.get(layer, tokens.num_patch_tokens):
             return tokens
         merged, weights = self.mergers[str(layer)](tokens.patches)

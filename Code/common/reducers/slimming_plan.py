@@ -11,13 +11,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from timm.models.vision_transformer import VisionTransformer
 
 from common.errors import UsageError
 from common.results import write_atomically
-
-if TYPE_CHECKING:
-    from timm.models.vision_transformer import VisionTransformer
 
 FORMAT = "slimming plan 1"
 
@@ -115,11 +114,6 @@ class SlimmingPlan:
         return len(self.masks)
 
     @property
-    def num_patches(self) -> int:
-        """P of the image."""
-        return self.num_tokens - self.num_prefix_tokens
-
-    @property
     def lengths(self) -> tuple[int, ...]:
         """Tokens that each block computes, prefix tokens included."""
         return tuple(len(mask) for mask in self.masks)
@@ -133,7 +127,7 @@ class SlimmingPlan:
     @property
     def drops(self) -> dict[int, int]:
         """Block -> patches that it computes, of the blocks that drop some."""
-        before, counts = self.num_patches, {}
+        before, counts = self.num_tokens - self.num_prefix_tokens, {}
         for layer, kept in enumerate(self.kept):
             if len(kept) < before:
                 counts[layer] = before = len(kept)
@@ -141,12 +135,9 @@ class SlimmingPlan:
 
     def rows(self, layer: int) -> list[int]:
         """Where the tokens of block ``layer`` stand in the sequence that enters it."""
-        place = {token: row for row, token in enumerate(self.entering(layer))}
+        entering = self.masks[layer - 1] if layer else range(self.num_tokens)
+        place = {token: row for row, token in enumerate(entering)}
         return [place[token] for token in self.masks[layer]]
-
-    def entering(self, layer: int) -> tuple[int, ...]:
-        """The tokens that enter block ``layer``, its keys and values."""
-        return self.masks[layer - 1] if layer else tuple(range(self.num_tokens))
 
     @property
     def digest(self) -> str:
