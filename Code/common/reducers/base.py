@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch.nn.functional as F
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from common.registry import Registry
 from common.schedule import Schedule
 from common.tokens import Gate, Selection, Tokens
-
-if TYPE_CHECKING:
-    from timm.models.vision_transformer import VisionTransformer
 
 Signal = Literal[
     "cls_attention", "head_max", "attention", "received", "key_mean", "value_norm", "logit_mean", "cls_logits", "output"
@@ -97,6 +95,7 @@ class Reducer(nn.Module):
         idles: patches skip blocks and come back: all of them go on to the end (``Trace.active``).
         clusters: it groups patches, so that tokens stand for several of them (``Trace.assignment``).
         wants_teacher: its training loss uses the outputs of an unreduced teacher where there is one.
+        pools_mean: it classifies from the mean of its patch tokens, whatever the backbone does.
         signals: what it reads in the blocks that drop patches; None = nothing (see :meth:`needs`).
     """
 
@@ -108,16 +107,12 @@ class Reducer(nn.Module):
     idles = False
     clusters = False
     wants_teacher = False
+    pools_mean = False
     signals: frozenset[Signal] | None = None
 
     def __init__(self, vit: VisionTransformer, schedule: Schedule) -> None:
         super().__init__()
         self.schedule = schedule
-
-    @property
-    def pools_mean(self) -> bool:
-        """The method classifies from the mean of its patch tokens, whatever the backbone does."""
-        return False
 
     @property
     def blocks(self) -> tuple[int, ...]:

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from common.schedule import Schedule
 from common.tokens import take_rows
-
-if TYPE_CHECKING:
-    from timm.models.vision_transformer import VisionTransformer
 
 LARGE = 10**6  # patches: of so many a schedule drops some wherever it ever does
 

@@ -80,9 +80,8 @@ class KMedoids(Reducer):
 
     Args:
         cluster_iters: how often the medoids are moved.
-        equal_weight: all weights 1, no attention read. The first centres are spread out instead: from the token nearest
-            to all others on, always the one farthest from those chosen (see :func:`farthest_points`). The reference
-            implementation starts at a random token and goes by the largest distance to any chosen one.
+        equal_weight: all weights 1, no attention read. The first centres are the :func:`farthest_points` instead. The
+            reference implementation starts at a random token and goes by the largest distance to any chosen one.
         parity: the reference implementation's objective, w_i times the sum of d_ij over *all* tokens j. It moves
             centres to tokens that receive little attention, which could explain differences from published numbers.
     """

@@ -108,6 +108,8 @@ class IdlingBySimilarity(Idling):
         shared: see :class:`common.reducers.idling.Idling`.
     """
 
+    compares = True  # the next pass compares patches before and after each block
+
     def __init__(
         self,
         vit,
@@ -121,11 +123,6 @@ class IdlingBySimilarity(Idling):
         self.similarity, self.influence = similarity, influence
         self.reads_cls = vit.global_pool == "token"
         self._backbone = (vit.blocks,)  # in a tuple: they are not the reducer's own modules
-
-    @property
-    def compares(self) -> bool:
-        """Whether the next pass compares patches before and after each block."""
-        return True
 
     @property
     def signals(self) -> frozenset[Signal]:
