@@ -109,12 +109,11 @@ def mean_map(attn: Attention, normed: Tensor) -> Tensor:
 
 def cheap_signals(attn: Attention, heads: Heads, bias: Tensor | None, wanted: frozenset[Signal]) -> dict[str, Tensor]:
     signals = {}
-    if "cls_attention" in wanted:
-        with without_autocast(heads.q.device):
+    with without_autocast(heads.q.device):
+        if "cls_attention" in wanted:
             query, key = heads.q[:, :, :1].float(), heads.k.float()  # (B, H, 1, d), (B, H, N, d)
             signals["cls_attention"] = _attention(query, key, bias, attn.scale)[:, :, 0]
-    if "logit_mean" in wanted:
-        with without_autocast(heads.q.device):
+        if "logit_mean" in wanted:
             signals["logit_mean"] = _logit_mean(attn, heads.q.float(), heads.k.float())
     if "key_mean" in wanted:
         signals["key_mean"] = heads.k.mean(1)

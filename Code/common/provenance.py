@@ -43,11 +43,7 @@ def _installed_commit() -> str:
 def _git(folder: Path, *arguments: str) -> str:
     try:
         done = subprocess.run(
-            ["git", "-C", str(folder), *arguments],
-            capture_output=True,
-            text=True,
-            check=False,
-            env={**os.environ, "LC_ALL": "C"},
+            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, env={**os.environ, "LC_ALL": "C"}
         )
     except FileNotFoundError:
         return ""

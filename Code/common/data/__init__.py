@@ -1,7 +1,5 @@
 """Datasets, their transforms and their loaders, the same for every notebook."""
 
-from __future__ import annotations
-
 from common.data.base import head_classes
 from common.data.catalog import dataset_classes, list_datasets, load_dataset
 from common.data.check import check_dataset

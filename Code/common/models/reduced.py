@@ -46,8 +46,7 @@ class _Reduced:
 
     def patch_grid(self, images: Tensor) -> tuple[int, int]:
         """Rows and columns of the patches that ``images`` (B, 3, H, W) are cut into."""
-        rows, columns = self.patch_embed.dynamic_feat_size(images.shape[2:])
-        return rows, columns
+        return self.patch_embed.dynamic_feat_size(images.shape[2:])
 
     def encode(self, tokens: Tokens, trace: Trace | None = None, first: int = 0) -> Tokens:
         """Tokens that enter block ``first``, of :meth:`embed` at the start, all or a part of them -> those at the end.
