@@ -18,7 +18,7 @@ import torch
 from common.errors import UsageError, require_choice
 from common.provenance import describe_device, git_commit
 from common.registry import options_text
-from common.schedule import keep_rate_text, read_keep_rate
+from common.schedule import keep_rate_text
 from common.schema import CONDITIONS, TEXT, UNITS, Column, Table
 
 PUBLISHED = Path("results/published")
@@ -139,12 +139,8 @@ def _typed(frame: pd.DataFrame, study: Table, path: str) -> pd.DataFrame:
 
 def _texts(values: pd.Series, name: str) -> pd.Series:
     """Texts as they stand in a table: one way to write each keep rate and each set of options."""
-    spell = {"keep_rate": _rate_text, "options": options_text}.get(name, str)
+    spell = {"keep_rate": keep_rate_text, "options": options_text}.get(name, str)
     return values.map(lambda value: "" if value is None or value is pd.NA or value != value else spell(value))
-
-
-def _rate_text(keep_rate: Any) -> str:
-    return keep_rate_text(read_keep_rate(keep_rate) if isinstance(keep_rate, str) else keep_rate)
 
 
 def _require_values(frame: pd.DataFrame, study: Table) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Annotated
@@ -119,40 +120,39 @@ def check_depth(schedule: Schedule, depth: int) -> None:
         )
 
 
-def keep_rate_text(keep_rate: float | Sequence[float]) -> str:
-    """How a keep rate stands in a cell of a table: its numbers with a space between them.
+def keep_rate_text(keep_rate: float | Sequence[float] | str) -> str:
+    """How a keep rate, or a text of one, stands in a cell of a table: its numbers with a space between them.
 
     >>> keep_rate_text(0.5), keep_rate_text(1.0), keep_rate_text((0.9, 0.7, 0.5)), keep_rate_text((147, 98, 49))
     ('0.5', '1', '0.9 0.7 0.5', '147 98 49')
     """
-    rates = check("keep_rate", keep_rate, KeepRate)
+    rates = read_keep_rate(keep_rate)
     return " ".join(repr(rate).removesuffix(".0") for rate in (rates if isinstance(rates, tuple) else (rates,)))
 
 
-def read_keep_rate(text: str) -> float | tuple[float, ...] | tuple[int, ...]:
-    """The keep rate that :func:`keep_rate_text` wrote.
+def read_keep_rate(keep_rate: float | Sequence[float] | str) -> float | tuple[float, ...] | tuple[int, ...]:
+    """The keep rate that :func:`keep_rate_text` wrote; one that is no text comes back as it is.
 
     >>> read_keep_rate("0.5"), read_keep_rate("0.9 0.7 0.5"), read_keep_rate("147 98 49")
     (0.5, (0.9, 0.7, 0.5), (147, 98, 49))
 
     Raises:
-        UsageError: text that is no keep rate.
+        UsageError: what is no keep rate.
     """
-    try:
-        numbers = [float(part) for part in text.split()]
-    except ValueError:
-        return check("keep_rate", text, KeepRate)  # which refuses it
-    rates = [int(number) if number > 1 and number.is_integer() else number for number in numbers]
-    return check("keep_rate", rates, KeepRate)
+    if isinstance(keep_rate, str):
+        with suppress(ValueError):  # such a text is refused below
+            numbers = [float(part) for part in keep_rate.split()]
+            keep_rate = [int(number) if number > 1 and number.is_integer() else number for number in numbers]
+    return check("keep_rate", keep_rate, KeepRate)
 
 
-def ratio_of(text: str) -> float:
-    """The one ratio that leaves as much at the end as the keep rate ``text``; NaN where that hangs on the image size.
+def ratio_of(keep_rate: float | Sequence[float] | str) -> float:
+    """The one ratio that leaves as much at the end as ``keep_rate``; NaN where that hangs on the image size.
 
     >>> ratio_of("0.5"), round(ratio_of("0.9 0.7 0.5"), 4), ratio_of("147 98 49")
     (0.5, 0.7937, nan)
     """
-    rate = read_keep_rate(text)
+    rate = read_keep_rate(keep_rate)
     if not isinstance(rate, tuple):
         return rate
     return math.nan if rate[-1] > 1 else rate[-1] ** (1 / len(rate))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from math import inf
 
 TEXT, INT, FLOAT = "str", "Int64", "float64"
@@ -70,19 +71,13 @@ class Table:
     parts: Sequence[str] = ()
 
 
-def text(meaning: str, *, optional: bool = False) -> Column:
-    """A column of words."""
-    return Column(TEXT, meaning, optional=optional)
+text = partial(Column, TEXT)  # a column of words
+number = partial(Column, FLOAT)  # a column of numbers
 
 
 def count(meaning: str, unit: str = "count", *, optional: bool = False) -> Column:
     """A column of whole numbers."""
     return Column(INT, meaning, unit, optional)
-
-
-def number(meaning: str, unit: str = "", *, optional: bool = False) -> Column:
-    """A column of numbers."""
-    return Column(FLOAT, meaning, unit, optional)
 
 
 def means(**columns: Column) -> dict[str, Column]:

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from common.errors import UsageError
 from common.plots.style import METHODS, MethodStyle, method_style
-from common.schedule import keep_rate_text, ratio_of
+from common.schedule import ratio_of
 
 _VARIANT_LINES = ("-", "--", "-.", (0, (5, 1, 1, 1, 1, 1)))
 _SIZES = {"tiny": "Ti", "small": "S", "base": "B", "large": "L", "huge": "H"}
@@ -63,11 +63,7 @@ def require_columns(df: pd.DataFrame, columns: Sequence[str], what: str) -> pd.D
         raise UsageError(f"{what} needs at least one row; given: an empty table")
     options = df["options"].astype(object).fillna("").astype(str) if "options" in df.columns else ""
     df = df.assign(options=options)
-    return df.assign(keep_rate=df["keep_rate"].map(_ratio)) if "keep_rate" in df.columns else df
-
-
-def _ratio(keep_rate: object) -> float:
-    return ratio_of(keep_rate if isinstance(keep_rate, str) else keep_rate_text(keep_rate))
+    return df.assign(keep_rate=df["keep_rate"].map(ratio_of)) if "keep_rate" in df.columns else df
 
 
 def require_table(df: pd.DataFrame, columns: Sequence[str], keys: Sequence[str], what: str) -> pd.DataFrame:

@@ -23,7 +23,6 @@ def is_new(name: str) -> bool:
 
 
 def trains(name: str, config: TrainConfig) -> bool:
-    """Whether ``config`` trains the parameter ``name``."""
     parts = name.split(".")
     if config.reducer_only:
         return parts[0] == "reducer"

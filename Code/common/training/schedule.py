@@ -19,7 +19,6 @@ def learning_rate(update: int, *, base: float, updates_per_epoch: int, config: T
 
     Args:
         base: the rate of the parameter group without a schedule; ``min_lr`` and ``warmup_lr`` are the same for all.
-        updates_per_epoch: updates in an epoch.
     """
     if config.schedule_in_steps:
         now, unit = update, updates_per_epoch
