@@ -40,17 +40,17 @@ class Heads:
     def of(cls, attn: Attention, normed: Tensor, rows: Tensor | None = None) -> Heads:
         """From the normalised tokens (B, N, D), with queries only of the ``rows`` (B, K) where these are given."""
         if rows is None:
-            q, k, v = _split(attn.qkv(normed), 3, attn)  # (B, H, N, d) each
-            return cls(attn.q_norm(q), attn.k_norm(k), v)
-        (q,) = _split(_slice(attn.qkv, take_rows(normed, rows), 0, 1), 1, attn)  # (B, H, K, d)
-        k, v = _split(_slice(attn.qkv, normed, 1, 3), 2, attn)  # (B, H, N, d) each
+            q, k, v = _heads(attn, normed, 0, 3)  # (B, H, N, d) each
+        else:
+            (q,) = _heads(attn, take_rows(normed, rows), 0, 1)  # (B, H, K, d)
+            k, v = _heads(attn, normed, 1, 3)  # (B, H, N, d) each
         return cls(attn.q_norm(q), attn.k_norm(k), v)
 
     @classmethod
     def around(cls, attn: Attention, normed: Tensor, rows: Tensor, k: Tensor) -> Heads:
         """Of the ``rows`` (B, K) of the normalised tokens only, whose keys are among ``k`` (B, H, N, d) of all."""
         chosen = take_rows(normed, rows)  # (B, K, D)
-        (q,), (v,) = (_split(_slice(attn.qkv, chosen, part, part + 1), 1, attn) for part in (0, 2))
+        (q,), (v,) = _heads(attn, chosen, 0, 1), _heads(attn, chosen, 2, 3)  # (B, H, K, d) each
         return cls(attn.q_norm(q), take_rows(k.transpose(1, 2), rows).transpose(1, 2), v)
 
     def at(self, rows: Tensor | None) -> Heads:
@@ -58,27 +58,26 @@ class Heads:
         return self if rows is None else replace(self, q=take_rows(self.q.transpose(1, 2), rows).transpose(1, 2))
 
 
-def _split(projected: Tensor, parts: int, attn: Attention) -> tuple[Tensor, ...]:
-    """(B, N, parts·H·d) -> ``parts`` tensors (B, H, N, d)."""
-    return projected.unflatten(-1, (parts, attn.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+def _heads(attn: Attention, x: Tensor, first: int, last: int) -> tuple[Tensor, ...]:
+    """Those of queries, keys and values numbered ``first`` to ``last`` - 1, (B, H, N, d) each, of ``x`` (B, N, D).
 
-
-def _slice(qkv: nn.Module, x: Tensor, first: int, last: int) -> Tensor:
-    """Thirds ``first`` to ``last`` of what ``qkv`` makes of ``x`` (B, N, D); its hooks see that call.
-
-    Only these are computed, unless ``qkv`` is more than a plain linear layer (an adapter, a quantised one).
+    Only these are computed, unless ``attn.qkv`` is more than a plain linear layer (an adapter, a quantised one). Its
+    hooks see the call.
     """
-    if type(qkv) is not nn.Linear:
-        return torch.cat(qkv(x).chunk(3, dim=-1)[first:last], dim=-1)
-    dim = qkv.out_features // 3
-    part = {name: value[first * dim : last * dim] for name, value in qkv.named_parameters()}
-    return functional_call(qkv, part, (x,))
+    dim = attn.num_heads * attn.head_dim
+    wanted = slice(first * dim, last * dim)
+    if type(attn.qkv) is nn.Linear and last - first < 3:
+        part = {name: value[wanted] for name, value in attn.qkv.named_parameters()}
+        projected = functional_call(attn.qkv, part, (x,))  # (B, N, parts·H·d)
+    else:
+        projected = attn.qkv(x)[..., wanted]
+    return projected.unflatten(-1, (last - first, attn.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
 
 
 def cls_logits(attn: Attention, normed: Tensor) -> tuple[Tensor, Tensor]:
     """Mean over heads of the first token's query times all keys (B, N), float32; and the keys (B, H, N, d)."""
-    (q,) = _split(_slice(attn.qkv, normed[:, :1], 0, 1), 1, attn)  # (B, H, 1, d)
-    (k,) = _split(_slice(attn.qkv, normed, 1, 2), 1, attn)  # (B, H, N, d)
+    (q,) = _heads(attn, normed[:, :1], 0, 1)  # (B, H, 1, d)
+    (k,) = _heads(attn, normed, 1, 2)  # (B, H, N, d)
     q, k = attn.q_norm(q), attn.k_norm(k)
     with without_autocast(normed.device):
         return _logit_mean(attn, q.float(), k.float())[:, 0], k
