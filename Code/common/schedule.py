@@ -111,15 +111,6 @@ class Schedule:
         return max(self.drops(num_patches), default=-1)
 
 
-def check_depth(schedule: Schedule, depth: int) -> None:
-    """Refuse stages beyond the last block."""
-    if schedule.reduction_loc[-1] >= depth:
-        raise UsageError(
-            f"reduction_loc={list(schedule.reduction_loc)} does not fit a backbone of depth {depth}; "
-            f"allowed: blocks 0 to {depth - 1}"
-        )
-
-
 def keep_rate_text(keep_rate: float | Sequence[float] | str) -> str:
     """How a keep rate, or a text of one, stands in a cell of a table: its numbers with a space between them.
 

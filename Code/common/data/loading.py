@@ -146,7 +146,9 @@ class _SeededSampler(Sampler):
         return len(self._places(self.rank))
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        generator = _generator(self.seed, self.next_epoch)
+        # neighbouring seeds and epochs have nothing in common
+        mixed = np.random.SeedSequence([self.seed % 2**64, self.next_epoch]).generate_state(1, np.uint64)
+        generator = torch.Generator().manual_seed(int(mixed[0]))
         self.next_epoch += 1
         # every process draws the whole epoch, so that an item has the same seed whoever gets it
         items = torch.randperm(self.size, generator=generator) if self.shuffle else torch.arange(self.size)
@@ -164,12 +166,6 @@ class _SeededSampler(Sampler):
         batches = self.epoch_length // self.batch_size if self.drop_last else int(batch[-1]) + 1
         whole_rounds = batches // self.world_size * self.world_size
         return places[(batch % self.world_size == rank) & (batch < whole_rounds)]
-
-
-def _generator(seed: int, epoch: int) -> torch.Generator:
-    """Random numbers that follow from both: neighbouring seeds and epochs have nothing in common."""
-    mixed = np.random.SeedSequence([seed % 2**64, epoch]).generate_state(1, np.uint64)
-    return torch.Generator().manual_seed(int(mixed[0]))
 
 
 class _SeededItems(Dataset):

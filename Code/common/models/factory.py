@@ -86,7 +86,9 @@ def create_backbone(
     given = {"num_classes": num_classes, "img_size": img_size, "drop_path_rate": drop_path or None}
     vit = _build(name, weights, {key: value for key, value in given.items() if value is not None})
     check_supported(vit)
-    _check_image_size(vit)
+    for side, patch in zip(vit.patch_embed.img_size, vit.patch_embed.patch_size, strict=True):
+        if side % patch:
+            raise UsageError(f"img_size {side} is not a multiple of the patch size {patch}")
     return vit
 
 
@@ -139,9 +141,3 @@ def _load_own(model: ReducedVisionTransformer, weights: str | Path | None) -> No
         except RuntimeError as error:
             reason = " ".join(str(error).split())[:200]
             raise UsageError(f"weights file {str(weights)!r} holds parameters of another method: {reason}") from error
-
-
-def _check_image_size(vit: VisionTransformer) -> None:
-    for side, patch in zip(vit.patch_embed.img_size, vit.patch_embed.patch_size, strict=True):
-        if side % patch:
-            raise UsageError(f"img_size {side} is not a multiple of the patch size {patch}")

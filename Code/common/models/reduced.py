@@ -17,7 +17,7 @@ from common.errors import UsageError
 from common.models.block import reduced_block
 from common.models.trace import Trace
 from common.reducers.base import Reducer, check_options, reducer_class
-from common.schedule import Schedule, check_depth, default_reduction_loc
+from common.schedule import Schedule, default_reduction_loc
 from common.tokens import Tokens
 
 
@@ -157,11 +157,15 @@ def reduce_tokens(
     """
     check_options(reducer, reducer_options)
     check_supported(vit)
-    schedule = Schedule(keep_rate, default_reduction_loc(len(vit.blocks)) if reduction_loc is None else reduction_loc)
-    check_depth(schedule, len(vit.blocks))
+    depth = len(vit.blocks)
+    schedule = Schedule(keep_rate, default_reduction_loc(depth) if reduction_loc is None else reduction_loc)
+    if schedule.reduction_loc[-1] >= depth:
+        raise UsageError(
+            f"reduction_loc={list(schedule.reduction_loc)} does not fit a backbone of depth {depth}; "
+            f"allowed: blocks 0 to {depth - 1}"
+        )
     schedule.counts(vit.patch_embed.num_patches)
-    reason = obstacle(vit, reducer)
-    if reason:
+    if reason := obstacle(vit, reducer):
         raise UsageError(reason)
     return attach(vit, reducer_class(reducer)(vit, schedule, **reducer_options))
 

@@ -95,10 +95,6 @@ class IdleTopK(Idling):
             loss = loss + self.cut_weight * errors.sum(1).mean() / tokens.x.shape[1]
         if teacher is None:
             return loss
-        taught = divergence(logits, teacher.logits) + self.cls_weight * direction_error(tokens.x, teacher.prefix)
+        own, wanted = F.normalize(tokens.x[:, 0].float(), dim=-1), F.normalize(teacher.prefix[:, 0], dim=-1)  # (B, D)
+        taught = divergence(logits, teacher.logits) + self.cls_weight * F.mse_loss(own, wanted)
         return loss + self.distill_weight * taught
-
-
-def direction_error(x: Tensor, wanted: Tensor) -> Tensor:
-    """Mean squared difference between the first tokens of (B, N, D) and of (B, M, D), each brought to length 1."""
-    return F.mse_loss(F.normalize(x[:, 0].float(), dim=-1), F.normalize(wanted[:, 0], dim=-1))

@@ -81,7 +81,7 @@ def fitting_plan(vit, schedule: Schedule, plan: SlimmingPlan | str | Path) -> Sl
     plan = plan if isinstance(plan, SlimmingPlan) else SlimmingPlan.load(plan)
     if schedule.keep_rate != 1.0:
         raise UsageError(f"the plan says how many tokens stay; keep_rate={schedule.keep_rate} must stay 1.0")
-    given = (plan.depth, plan.num_tokens, plan.num_prefix_tokens)
+    given = (len(plan.masks), plan.num_tokens, plan.num_prefix_tokens)
     prefix = vit.num_prefix_tokens
     own = (len(vit.blocks), prefix + vit.patch_embed.num_patches, prefix)
     if given != own:

@@ -109,11 +109,6 @@ class SlimmingPlan:
         return cls.of_patches(kept, patches, vit.num_prefix_tokens)
 
     @property
-    def depth(self) -> int:
-        """Number of blocks."""
-        return len(self.masks)
-
-    @property
     def lengths(self) -> tuple[int, ...]:
         """Tokens that each block computes, prefix tokens included."""
         return tuple(len(mask) for mask in self.masks)

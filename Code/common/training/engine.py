@@ -112,8 +112,7 @@ class Trainer:
         )
         self.config, self.model = config, model
         # what is saved says what the weights were trained on
-        norm = {"mean": train_set.mean, "std": train_set.std}
-        model.pretrained_cfg = {**getattr(model, "pretrained_cfg", {}), **norm}
+        model.pretrained_cfg = getattr(model, "pretrained_cfg", {}) | {"mean": train_set.mean, "std": train_set.std}
         self._load_data(train_set, val_set)
         self.updates_per_epoch = math.ceil(len(self.train_loader) / config.grad_accum_steps)
         self.updater = Updater(

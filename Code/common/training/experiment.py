@@ -34,7 +34,7 @@ from common.yaml_files import parse_yaml, read_yaml
 
 RECORD = "experiment.json"
 DTYPES = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}
-PATHS = ("output_dir", "weights", "teacher_weights")
+PATHS = {"output_dir", "weights", "teacher_weights"}  # relative ones of a YAML file start from the working directory
 CIRCUMSTANCES = ("device", "threads", "torch", "timm", "commit", "date")
 
 
@@ -104,7 +104,11 @@ class Experiment:
             if not equals:
                 raise UsageError(f"override {text!r} is not allowed; write key=value")
             given[key] = parse_yaml(value, text)
-        return cls.from_dict({key: _from_here(value) if key in PATHS else value for key, value in given.items()})
+        for key in PATHS & given.keys():
+            path = given[key]
+            if isinstance(path, str) and path not in NO_PATH:
+                given[key] = str(Path(path).expanduser().absolute())
+        return cls.from_dict(given)
 
     @classmethod
     def from_dict(cls, given: Mapping[str, Any]) -> Experiment:
@@ -248,9 +252,3 @@ def restrict_head(model: nn.Module, dataset: LabelledDataset) -> None:
 def _comparable(experiment: Mapping[str, Any]) -> dict[str, Any]:
     config = {key: value for key, value in experiment["config"].items() if key not in ANYWHERE}
     return {**{key: value for key, value in experiment.items() if key != "config"}, **config}
-
-
-def _from_here(path: Any) -> Any:
-    """``path`` from the working directory, unless it is no path: empty, or a name for weights."""
-    named = not isinstance(path, str) or path in NO_PATH
-    return path if named else str(Path(path).expanduser().absolute())
