@@ -4,7 +4,7 @@ import pytest
 import torch
 from backbones import images, make
 
-from common.models import block as block_module
+from common import attention
 from common.models.reduced import reduce_tokens
 from common.reducers.tram import weighted_in_degree
 from common.tokens import top_in_order
@@ -111,8 +111,8 @@ def test_attention_sees_all_and_the_mlp_the_kept():
 def test_scores_stop_after_the_last_reduction(monkeypatch):
     vit = make("vit")
     layers = []
-    original = block_module.mix_explicitly
-    monkeypatch.setattr(block_module, "mix_explicitly", lambda *a: layers.append(1) or original(*a))
+    original = attention.mix_explicitly
+    monkeypatch.setattr(attention, "mix_explicitly", lambda *a: layers.append(1) or original(*a))
     reduce_tokens(vit, "tram", keep_rate=0.5)(images(vit))
     assert len(layers) == 10
     layers.clear()

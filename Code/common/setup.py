@@ -71,9 +71,8 @@ class Setup:
             given: settings, as of the class.
         """
         name = next(iter(data.values())).name
-        setup = cls(
-            **{"backbone": "", "weights": "", "dataset": name, "img_size": vit.patch_embed.img_size[0], **given}
-        )
+        given = {"backbone": "", "weights": "", "dataset": name, "img_size": vit.patch_embed.img_size[0], **given}
+        setup = cls(**given)
         vars(setup).update(data, vit=vit)
         return setup
 

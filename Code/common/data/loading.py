@@ -91,7 +91,8 @@ def make_loader(
     if repeats < 1 or (repeats > 1 and not shuffle):
         raise UsageError(f"repeats must be >= 1, and 1 without shuffle; given {repeats} with shuffle={shuffle}")
     sampler = _SeededSampler(len(dataset), batch_size, shuffle, drop_last, repeats, rank, world_size, seed)
-    if sampler.fewest < (batch_size if drop_last else 1):
+    fewest = len(sampler.places(world_size - 1))  # the last process gets no more items than any other
+    if fewest < (batch_size if drop_last else 1):
         processes = f" for each of {world_size} processes" if world_size > 1 else ""
         raise UsageError(f"a dataset of {len(dataset)} images gives no batch of {batch_size}{processes}")
     return DataLoader(
@@ -137,13 +138,8 @@ class _SeededSampler(Sampler):
             return self.size // REPEATED_MULTIPLE * REPEATED_MULTIPLE
         return self.size
 
-    @property
-    def fewest(self) -> int:
-        """Items of the process that gets the fewest: the last one."""
-        return len(self._places(self.world_size - 1))
-
     def __len__(self) -> int:
-        return len(self._places(self.rank))
+        return len(self.places(self.rank))
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         # neighbouring seeds and epochs have nothing in common
@@ -154,10 +150,10 @@ class _SeededSampler(Sampler):
         items = torch.randperm(self.size, generator=generator) if self.shuffle else torch.arange(self.size)
         items = items.repeat_interleave(self.repeats)[: self.epoch_length]
         seeds = torch.randint(2**31, (self.epoch_length,), generator=generator)
-        places = self._places(self.rank)
+        places = self.places(self.rank)
         return zip(items[places].tolist(), seeds[places].tolist(), strict=True)
 
-    def _places(self, rank: int) -> torch.Tensor:
+    def places(self, rank: int) -> torch.Tensor:
         """Where in the epoch the items of ``rank`` stand."""
         places = torch.arange(self.epoch_length)
         if not self.shuffle:

@@ -53,8 +53,7 @@ class Sinkhorn(Reducer):
         self.counts = counts_where_dropping(vit, schedule)
         # of unit length from the start, as the reference keeps them: the longer they are, the slower they would turn
         starts = {str(layer): torch.randn(count, vit.embed_dim) for layer, count in self.counts.items()}
-        starts = {layer: nn.Parameter(F.normalize(start, dim=-1)) for layer, start in starts.items()}
-        self.prototypes = nn.ParameterDict(starts)
+        self.prototypes = nn.ParameterDict({layer: F.normalize(start, dim=-1) for layer, start in starts.items()})
 
     def before_block(self, tokens: Tokens, layer: int) -> Tokens:
         if tokens.num_patch_tokens <= self.counts.get(layer, tokens.num_patch_tokens):
