@@ -66,8 +66,7 @@ def load_dataset(
     Raises:
         UsageError: for an argument that is not allowed (before the disk is touched), data that are not there and
             cannot be downloaded, a class without an image, label files that cannot be read, and an image file that is
-            missing, empty, cut off, or of 32-bit numbers (of several processes on a machine, only the first looks at
-            the files).
+            missing, empty, cut off, or of 32-bit numbers (of the processes on a machine, the first looks at the files).
 
     Examples:
         >>> digits = load_dataset("digits", "val", img_size=32, limit=100)

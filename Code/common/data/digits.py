@@ -24,8 +24,7 @@ class Digits(LabelledDataset):
 
     The 8x8 digit is enlarged to half the canvas by repeating pixels: at 32 px a 4x4 patch then holds exactly 2x2
     source pixels, so nothing is lost or blurred and the ink has whole-pixel bounds. Its place varies by whole patches
-    around the middle, 3 x 3 places in all: a model has to find the digit, and three quarters of the patches are known
-    to be empty.
+    around the middle, 3 x 3 places in all: a model has to find the digit. Three quarters of the patches are empty.
 
     With ``train`` the place is drawn from torch's random state each time an item is read; otherwise it follows from
     ``seed`` and the item's index. There is no other augmentation: a flipped or turned digit is another digit.

@@ -36,8 +36,7 @@ class Signals:
         logit_mean: (B, N, N) scaled products of queries (rows) and keys, averaged over heads, float32.
         cls_logits: (B, N) the first row of that. Wanted alone, nothing but keys is computed before the reducer selects
             whose queries and values are; these see each other only, whatever ``Selection.keys`` says.
-        output: (B, N, D) what the whole block makes of the tokens. Only alone, and it saves nothing: for labels and
-            for bounds.
+        output: (B, N, D) what the whole block makes of the tokens. Only alone; it saves nothing: for labels and bounds.
     """
 
     cls_attention: Tensor | None = None

@@ -39,8 +39,7 @@ class TrainConfig:
         eps, betas: of the optimizer, where it has them; None = its own.
         momentum: of the optimizers that have one.
         clip_grad: largest global norm of the gradient.
-        backbone_lr_scale: factor on the rate of pretrained parameters: all but heads, positions, patch embedding and
-            the reducer's own.
+        backbone_lr_scale: factor on the rate of pretrained parameters: not heads, positions, patch embedding, reducer.
         backbone_freeze_epochs: epochs during which the pretrained parameters have rate 0.
         constant_cls, constant_pos: do not train class and distillation tokens; positions.
         attention_only: train attention, heads and positions only.

@@ -46,8 +46,7 @@ def inference_pass(
 ) -> Iterator[Iterable[tuple[Tensor, Tensor]]]:
     """The batches of ``loader``, (images on the device and in the dtype of ``models``, labels), with a progress bar.
 
-    Inside, the models are in eval mode and nothing is differentiated; then they are as before, also after an
-    error.
+    Inside, the models are in eval mode and nothing is differentiated; then they are as before, also after an error.
 
     Examples:
         >>> import common
