@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
@@ -123,8 +123,7 @@ class Explanations:
 
     def explain(self, text: str) -> Explanation:
         """Explanations, on the CPU, by the explainer written as ``text``: ``mutex`` or ``mutex:token_ratio=0.25``."""
-        parts = self._explained(text)
-        return Explanation(**{each.name: parts.get(each.name) for each in fields(Explanation)})
+        return Explanation(**{name: part for name, part in self._explained(text).items() if name != "seconds"})
 
     def seconds(self, text: str) -> float:
         """Seconds per image that explaining took, without the first of several batches: it pays for what is new."""
@@ -145,7 +144,7 @@ class Explanations:
             for (images, _), (heat, labels) in zip(batches, explained, strict=True):
                 hidden = without_content(images, **empty)
                 found.append(insertion_deletion(self.model, images, heat, labels, hidden, **options))
-        curves = {each.name: torch.cat([getattr(part, each.name) for part in found]) for each in fields(Curves)}
+        curves = {name: torch.cat([vars(part)[name] for part in found]) for name in vars(found[0])}
         curves["shares"] = found[0].shares.clone()
         return Quality(**curves, **_localisation(dataset, explanation.heatmaps))
 
@@ -188,8 +187,7 @@ class Explanations:
 
 
 def _parts(found: Explanation | Quality) -> Parts:
-    parts = {each.name: getattr(found, each.name) for each in fields(found)}
-    return {name: part for name, part in parts.items() if part is not None}
+    return {name: part for name, part in vars(found).items() if part is not None}
 
 
 def _localisation(dataset: LabelledDataset, heatmaps: Tensor) -> dict[str, Tensor]:
