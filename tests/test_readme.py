@@ -1,0 +1,91 @@
+"""The numbers that the README prints are those of the committed runs."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+ROOT = Path(__file__).parents[1]
+METHODS = {
+    "no reduction": ("none", ""),
+    "TRAM": ("tram", ""),
+    "Top-K": ("topk", "head_fusion=mean"),
+    "Top-K (max over heads)": ("topk", ""),
+    "EViT": ("evit", ""),
+    "ATS": ("ats", ""),
+    "ATS (random, as published)": ("ats", "sampler=random"),
+    "DynamicViT": ("dynamicvit", ""),
+    "ToMe": ("tome", ""),
+    "K-Medoids": ("kmedoids", ""),
+    "DPC-KNN": ("dpcknn", ""),
+    "DPC-KNN (plain means)": ("dpcknn", "equal_weight=true"),
+    "PatchMerger": ("patchmerger", ""),
+    "PatchMerger (untrained queries)": ("patchmerger", ""),
+    "Sinkhorn": ("sinkhorn", ""),
+    "SiT": ("sit", ""),
+    "l1 pattern": ("l1", ""),
+    "l2 pattern": ("l2", ""),
+    "l∞ pattern": ("linf", ""),
+}
+
+
+def printed(header: str) -> dict[str, list[str]]:
+    """Cells of the rows of the table under ``header`` by their first cell; the first row, of one cell, apart."""
+    lines = (ROOT / "README.md").read_text(encoding="utf-8").partition(f"{header}\n")[2].splitlines()[1:]
+    rows = {}
+    for line in lines:
+        if not line.startswith("|"):
+            return rows
+        first, *cells = (cell.strip() for cell in line.strip("| ").split("|"))
+        rows[first] = cells
+    raise AssertionError("the README ends in a table")
+
+
+def measured(study: str, name: str, keep_rate: float, **where: object) -> pd.Series:
+    table = pd.read_csv(ROOT / f"results/imagenette/tables/{study}.csv", keep_default_na=False)
+    method, options = METHODS[name]
+    chosen = (table["method"] == method) & (table["options"] == options)
+    for column, value in {"keep_rate": keep_rate, **where}.items():
+        chosen &= table[column].astype(float) == value
+    rows = table[chosen].drop_duplicates("accuracy")
+    assert len(rows) == 1, f"{len(rows)} rows of {study} for {name} at {keep_rate}"
+    return rows.iloc[0]
+
+
+def both(row: pd.Series) -> str:
+    return f"{float(row['accuracy_full']):.1f} ({float(row['accuracy']):.1f})"
+
+
+def test_accuracy_off_the_shelf() -> None:
+    rows = printed("| method | 90 % | 70 % | 50 % | 25 % | GMAC at 50 % |")
+    assert len(rows) == 14
+    for name, cells in rows.items():
+        if name.startswith("no reduction"):
+            row = measured("off_the_shelf", "no reduction", 1)
+            assert name == f"no reduction: {both(row)}" and cells[-1] == f"{float(row['gmac']):.2f}"
+            continue
+        found = {rate: measured("off_the_shelf", name, rate, n_val=3925) for rate in (0.9, 0.7, 0.5, 0.25)}
+        wanted = [*(both(row) for row in found.values()), f"{float(found[0.5]['gmac']):.2f}"]
+        assert cells == wanted, name
+
+
+def test_accuracy_after_training() -> None:
+    rows = printed("| method | 50 %: before | after | 25 %: before | after |")
+    assert len(rows) == 15
+    for name, cells in rows.items():
+        if name.startswith("no reduction"):
+            before, after = (measured("method_grid", "no reduction", 1, epochs=epochs) for epochs in (0, 1))
+            numbers = [f"{float(row['accuracy']):.1f}" for row in (before, after)]
+            assert re.findall(r"\d+\.\d", name) == numbers
+            continue
+        cases = [(rate, epochs) for rate in (0.5, 0.25) for epochs in (0, 1)]
+        wanted = [measured("method_grid", name, rate, epochs=epochs)["accuracy"] for rate, epochs in cases]
+        assert cells == [f"{float(value):.1f}" for value in wanted], name
+
+
+@pytest.mark.parametrize("figure", sorted(set(re.findall(r"\]\((results/[^)#]+)\)", (ROOT / "README.md").read_text()))))
+def test_what_the_readme_links_is_there(figure: str) -> None:
+    assert (ROOT / figure).exists()
