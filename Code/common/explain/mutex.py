@@ -17,13 +17,12 @@ from common.errors import UsageError
 from common.explain import network
 from common.explain.base import Explainer, Explanation, predicted, register_explainer
 from common.models.observe import watch
-from common.models.reduced import ReducedVisionTransformer
 from common.options import Count, Share, Whole
 from common.reducers.none import NoReduction
 from common.reducers.patch_slimming import PatchSlimming
 from common.reducers.patterns import FixedPattern
 from common.slimming.plans import one_block
-from common.tokens import Selection, Tokens
+from common.tokens import Selection
 
 # (aggregation, degree, statistic) of each of the 54 masks
 MASKS = tuple(product(network.AGGREGATIONS, network.DEGREES, network.STATISTICS))
@@ -94,14 +93,18 @@ class Mutex(Explainer):
 
         A model that reads only patches and is shown none says nothing: 0.
         """
-        model = _computing_what_is_read(self.model)
+        model = self.model
+        if model.global_pool == "token" and isinstance(model.reducer, NoReduction):
+            # the same logits, without the patches of the last block, which nobody reads
+            model = one_block(model, len(model.blocks) - 1, (), "idle")
         tokens = model.embed(images)
         owner = torch.arange(len(images), device=images.device).repeat_interleave(masks.shape[1])
         rows, occurrence = torch.cat([owner[:, None], masks.flatten(0, 1)], dim=1).unique(dim=0, return_inverse=True)
         owner, shown = rows[:, 0], rows[:, 1:].bool()
         found = torch.zeros(len(rows), device=images.device)
         for group in self._of_one_length(shown.sum(1)):
-            logits = model.classify(model.encode(_only(tokens, owner[group], shown[group])))
+            patches = shown[group].nonzero()[:, 1].view(len(group), -1)  # (G, n), as many in each
+            logits = model.classify(model.encode(tokens.with_x(tokens.x[owner[group]]).keep(Selection(patches))))
             found[group] = logits.float().softmax(1).gather(1, labels[owner[group], None])[:, 0]
         return found[occurrence].unflatten(0, masks.shape[:2])
 
@@ -111,12 +114,6 @@ class Mutex(Explainer):
         for length in lengths.unique():
             if length > 0 or (reads_prefix and not self.model.reducer.pools_mean):
                 yield from (lengths == length).nonzero()[:, 0].split(self.batch_size)
-
-
-def _computing_what_is_read(model: ReducedVisionTransformer) -> ReducedVisionTransformer:
-    """``model``, or one of the same logits that leaves out what its head does not read: patches of the last block."""
-    reads_prefix_only = model.global_pool == "token" and isinstance(model.reducer, NoReduction)
-    return one_block(model, len(model.blocks) - 1, (), "idle") if reads_prefix_only else model
 
 
 def coverage_mean(masks: Tensor, confidences: Tensor) -> Tensor:
@@ -129,9 +126,3 @@ def only_masks(explanation: Explanation, chosen: Sequence[int]) -> Explanation:
     """The ``explanation`` that MUTEX would give if it had only the masks in the places ``chosen``."""
     masks, confidences = explanation.masks[:, list(chosen)], explanation.confidences[:, list(chosen)]
     return Explanation(coverage_mean(masks, confidences), explanation.labels, masks, confidences)
-
-
-def _only(tokens: Tokens, owner: Tensor, shown: Tensor) -> Tokens:
-    """Sequences of the images ``owner`` (G,) with only the patches ``shown`` (G, P), as many in each."""
-    patches = shown.nonzero()[:, 1].view(len(shown), -1)
-    return tokens.with_x(tokens.x[owner]).keep(Selection(patches))
