@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Annotated
 
 import numpy as np
@@ -76,7 +76,9 @@ class Explainer:
             if labels is not None:
                 wanted = self._checked_labels(labels, images).split(self.batch_size)
             found = [self.explain(part, label) for part, label in zip(parts, wanted, strict=True)]
-        return Explanation(*(_joined([getattr(part, field.name) for part in found]) for field in fields(Explanation)))
+        names = [name for name, part in vars(found[0]).items() if part is not None]
+        # detached, they are ordinary tensors, whatever mode they were made in
+        return Explanation(**{name: torch.cat([vars(part)[name].detach() for part in found]) for name in names})
 
     def explain(self, images: Tensor, labels: Tensor | None) -> Explanation:
         """The method itself for at most ``batch_size`` images, in eval mode; ``labels`` (B,) or None as in the call."""
@@ -111,11 +113,6 @@ class Explainer:
 def predicted(logits: Tensor, labels: Tensor | None) -> Tensor:
     """``labels``, or where they are None the most probable classes (B,) of ``logits`` (B, classes)."""
     return logits.argmax(1) if labels is None else labels
-
-
-def _joined(parts: list[Tensor | None]) -> Tensor | None:
-    """The parts as one ordinary tensor, whatever mode they were made in."""
-    return None if parts[0] is None else torch.cat([part.detach() for part in parts])
 
 
 EXPLAINERS: Registry[type[Explainer]] = Registry("explainer")

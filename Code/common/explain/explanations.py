@@ -146,7 +146,11 @@ class Explanations:
                 found.append(insertion_deletion(self.model, images, heat, labels, hidden, **options))
         curves = {name: torch.cat([vars(part)[name] for part in found]) for name in vars(found[0])}
         curves["shares"] = found[0].shares.clone()
-        return Quality(**curves, **_localisation(dataset, explanation.heatmaps))
+        if not hasattr(dataset, "box"):
+            return Quality(**curves)
+        boxes = torch.tensor([dataset.box(index) for index in range(len(dataset))])
+        where = (explanation.heatmaps, boxes, tuple(dataset[0][0].shape[1:]))
+        return Quality(**curves, pointing=pointing_game(*where), mass=mass_inside(*where))
 
     def _explained(self, text: str) -> Parts:
         return self._once(EXPLANATIONS, text, (), lambda: self._explain_all(text))
@@ -188,11 +192,3 @@ class Explanations:
 
 def _parts(found: Explanation | Quality) -> Parts:
     return {name: part for name, part in vars(found).items() if part is not None}
-
-
-def _localisation(dataset: LabelledDataset, heatmaps: Tensor) -> dict[str, Tensor]:
-    if not hasattr(dataset, "box"):
-        return {}
-    boxes = torch.tensor([dataset.box(index) for index in range(len(dataset))])
-    size = tuple(dataset[0][0].shape[1:])
-    return {"pointing": pointing_game(heatmaps, boxes, size), "mass": mass_inside(heatmaps, boxes, size)}
