@@ -22,11 +22,13 @@ from common.training.experiment import Experiment
 from common.weights import save_state
 
 VAL = 12
+REFERENCE = ["Name", "max_accuracy", "epoch", "epochs", "keep_rate", "reduction_loc", "heuristic_pattern", "model"]
+REFERENCE += ["output_dir", "Tags", "Created"]
 JSON = "a_viz_results.json"
 
 
-def train(folder, **changes):
-    config = TrainConfig(epochs=1, batch_size=4, seed=3, device="cpu")
+def train(folder, seed=3, **changes):
+    config = TrainConfig(epochs=1, batch_size=4, seed=seed, device="cpu")
     given = {"backbone": "vit_digits", "dataset": "digits", "img_size": 32, "limit_train": 4, "limit_val": VAL}
     given |= {"reducer": "topk:head_fusion=mean", "keep_rate": 0.5, "output_dir": str(folder), "config": config}
     return list(Experiment(**{**given, **changes}).run())
@@ -37,7 +39,7 @@ def trained(tmp_path_factory):
     """Two runs of one epoch, and one that was stopped before it."""
     root = tmp_path_factory.mktemp("runs")
     train(root / "group" / "a")
-    train(root / "b", reducer="l2", keep_rate=(0.7, 0.4), reduction_loc=(1, 3))
+    train(root / "b", seed=5, reducer="l2", keep_rate=(0.7, 0.4), reduction_loc=(1, 3))
     train(root / "c", reducer="none", keep_rate=1.0)
     return root
 
@@ -61,7 +63,8 @@ def test_a_record_is_of_the_best_weights_on_the_validation_images(runs):
     folder = runs / "group" / "a"
     record, best = Record.load(folder / DECISIONS), Run.read(folder).best
     assert record.accuracy["top1"] == pytest.approx(best.accuracy)
-    assert record.setting.details == {"best": vars(best), "seed": 3, "epochs": 1}
+    assert record.setting.details == {"best": vars(best), "epochs": 1}
+    assert record.setting.seed == 3 and record.setting.key == "digits/seed-3/" + record.setting.run_key
     assert (record.setting.name, record.setting.method) == ("a", "topk:head_fusion=mean")
     assert record.setting.reduction_loc == (1, 3, 4)
     data = load_dataset("digits", "val", img_size=32, limit=VAL, seed=0)  # whatever the seed of training
@@ -152,13 +155,17 @@ def test_registry(runs):
     assert list(table.columns) == list(COLUMNS)
     accuracy = {name: Run.read(runs / name).best.accuracy for name in ("group/a", "b", "c")}
     assert table.to_dict("split")["data"] == [
-        ["b", accuracy["b"], 1, 1, "[0.7, 0.4]", "[1, 3]", "l2", "heuristic_vit_digits", ".", "[]", "2025-01-01"],
-        ["c", accuracy["c"], 1, 1, "[]", "[]", "", "vit_digits", ".", "[]", "2025-01-02"],
+        [
+            *("b", accuracy["b"], 1, 1, "[0.7, 0.4]", "[1, 3]", "l2", "heuristic_vit_digits", ".", "[]", "2025-01-01"),
+            *("digits", 5),
+        ],
+        ["c", accuracy["c"], 1, 1, "[]", "[]", "", "vit_digits", ".", "[]", "2025-01-02", "digits", 3],
         [
             *("a", accuracy["group/a"], 1, 1, "[0.5]", "[1, 3, 4]", "", "topk_vit_digits", "group"),
-            *("['head_fusion=mean']", "2025-01-03"),
+            *("['head_fusion=mean']", "2025-01-03", "digits", 3),
         ],
     ]
+    assert list(table.columns[:11]) == REFERENCE  # its scripts read these
 
 
 def test_registry_names_what_it_leaves_out(runs, tmp_path, capsys):
@@ -207,6 +214,7 @@ def test_a_missing_file_is_named(runs, name):
 def wandb_run(name, created, *, tags=(), state="finished", **summary):
     config = {"epochs": 30, "keep_rate": [0.7], "reduction_loc": [3, 6, 9], "heuristic_pattern": "l2"}
     config |= {"model": "topk_small_patch16_224", "output_dir": "./out", "batch_size": 256}
+    config |= {"dataset": "imagenet", "seed": 1}
     return SimpleNamespace(name=name, created_at=created, tags=list(tags), state=state, config=config, summary=summary)
 
 
@@ -226,7 +234,7 @@ def test_registry_from_wandb(monkeypatch, tmp_path):
     assert asked == ["someone/tokens"] and table["Name"].tolist() == ["early", "late"]
     assert table.iloc[1].tolist() == [
         *("late", 79.9, 29, 30, "[0.7]", "[3, 6, 9]", "l2", "topk_small_patch16_224", "./out"),
-        *("['IM']", "2023-05-02T00:00:00"),
+        *("['IM']", "2023-05-02T00:00:00", "imagenet", 1),
     ]
     assert registry_main(["wandb:someone/tokens", str(tmp_path / "out.csv")]) == 0
     assert registry_main(["wandb:someone", str(tmp_path / "out.csv")]) == 2

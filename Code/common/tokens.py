@@ -100,6 +100,7 @@ class Tokens:
         scores: (B, P) score that each patch's token got last, NaN = dropped; only when traced.
         origin: (B, n) the patch that each patch token is, -1 = a mixture of patches or padding; only when traced.
         active: (B, P) the patches whose token the last block computed; only when traced.
+        weights: (B, n, P) with which weight each patch is in each patch token; only when traced, of soft merging.
         policy: (B, n) 1 = kept, 0 = masked, with gradient; a training-time stand-in for dropping, else None.
     """
 
@@ -114,6 +115,7 @@ class Tokens:
     scores: Tensor | None = None
     origin: Tensor | None = None
     active: Tensor | None = None
+    weights: Tensor | None = None
     policy: Tensor | None = None
 
     @property
@@ -235,6 +237,7 @@ class Tokens:
             size=None if self.size is None else self.size.gather(1, rows),
             carry={name: take_rows(value, selection.index) for name, value in self.carry.items()},
             origin=None if self.origin is None else self._origin(selection),
+            weights=None if self.weights is None else take_rows(self.weights, selection.index),
             **({} if self.assignment is None else self._followed(self._places(selection))),
         )
 
@@ -257,7 +260,13 @@ class Tokens:
         return origin if selection.valid is None else origin.masked_fill(~selection.valid, GONE)
 
     def merged(
-        self, patches: Tensor, assignment: Tensor, *, size: Tensor | None = None, centers: Tensor | None = None
+        self,
+        patches: Tensor,
+        assignment: Tensor,
+        *,
+        size: Tensor | None = None,
+        centers: Tensor | None = None,
+        weights: Tensor | None = None,
     ) -> Tokens:
         """New patch tokens in place of the old ones.
 
@@ -266,8 +275,11 @@ class Tokens:
             assignment: (B, n) the new token that each old patch token went to.
             size: (B, K) patches that each new token stands for, where attention shall weigh that.
             centers: (B, K) the old patch token that each new one is or represents, -1 = none; None = none at all.
+            weights: (B, K, n) with which weight each old patch token is in each new one, where that is a soft choice.
         """
         traced = self.assignment is not None
+        if traced and weights is not None and self.weights is not None:
+            weights = weights @ self.weights  # (B, K, P)
         if traced and centers is not None:
             origin = look_up(self.origin, centers, GONE)
         else:
@@ -279,5 +291,6 @@ class Tokens:
             size=None if size is None else torch.cat([size.new_ones(self.prefix.shape[:2]), size], dim=1),
             carry={},
             origin=origin,
+            weights=weights if traced else None,
             **self._followed(assignment),
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import zipfile
 import zlib
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,8 @@ def write_arrays(path: Path, kind: str, arrays: Mapping[str, np.ndarray], *, com
     write_atomically(path, lambda file: save(file.buffer, **{KIND: pack_json(kind)}, **arrays))
 
 
-def read_arrays(path: Path, kind: str, only: Collection[str] = ()) -> dict[str, np.ndarray]:
-    """The arrays of a file, or those named in ``only``.
+def read_arrays(path: Path, kind: str, wanted: Callable[[str], bool] = bool) -> dict[str, np.ndarray]:
+    """The arrays of a file whose names are ``wanted``, by default all; the others are not read.
 
     Raises:
         UsageError: the file is missing, damaged, cut off, or not of this ``kind``.
@@ -38,7 +38,7 @@ def read_arrays(path: Path, kind: str, only: Collection[str] = ()) -> dict[str, 
             found = unpack_json(np.lib.format.read_array(file, allow_pickle=False))
         if found == kind:
             with np.load(path, allow_pickle=False) as arrays:
-                return {name: arrays[name] for name in only or arrays.files}
+                return {name: arrays[name] for name in arrays.files if wanted(name)}
     except KeyError:
         found = "something else"
     except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
@@ -57,10 +57,14 @@ def unpack_json(packed: np.ndarray) -> Any:
 
 
 def pack_index(index: np.ndarray) -> np.ndarray:
-    """Integers >= -1 as the smallest unsigned type that holds them, -1 becoming 0; truth values as they are."""
-    return index if index.dtype == bool else (index + 1).astype(np.min_scalar_type(int(index.max(initial=0)) + 1))
+    """Integers >= -1 as the smallest unsigned type that holds them, -1 becoming 0; anything else as it is."""
+    if not np.issubdtype(index.dtype, np.integer):
+        return index
+    return (index + 1).astype(np.min_scalar_type(int(index.max(initial=0)) + 1))
 
 
 def unpack_index(packed: np.ndarray) -> np.ndarray:
-    """What is behind :func:`pack_index`: truth values, int16, or int32 where they need it."""
-    return packed if packed.dtype == bool else packed.astype(np.int16 if packed.dtype == np.uint8 else np.int32) - 1
+    """What is behind :func:`pack_index`: integers become int16, or int32 where they need it."""
+    if not np.issubdtype(packed.dtype, np.integer):
+        return packed
+    return packed.astype(np.int16 if packed.dtype == np.uint8 else np.int32) - 1

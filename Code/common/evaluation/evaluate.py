@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import fields
+from datetime import datetime, timezone
 from typing import Any
 
 import numpy as np
@@ -12,12 +13,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from common.cost.counter import count_macs
 from common.data import head_classes, make_loader
 from common.data.base import LabelledDataset
 from common.errors import UsageError, require_choice
 from common.evaluation.record import Record, Setting, Stage
 from common.models.reduced import ReducedVisionTransformer
 from common.models.trace import Trace
+from common.options import Whole, check
 from common.reducers import Method, Reducer, reducer_class
 from common.results import conditions
 from common.rows import Rows
@@ -27,6 +30,7 @@ from common.training import inference_pass, mean_average_precision, torch_device
 TOP = 5
 PRECISIONS = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 VERSIONS = ("torch", "timm", "commit", "device", "date")
+LARGEST = torch.finfo(torch.float16).max
 
 
 def evaluate_model(
@@ -41,13 +45,22 @@ def evaluate_model(
     details: Mapping[str, Any] | None = None,
     classes: Sequence[int] | None = None,
     cls_at: Sequence[int] = (),
+    scores: bool = False,
+    soft_weights: int = 0,
+    seed: int | None = None,
+    decisions_only: bool = False,
     device: str | None = None,
     workers: int = 0,
     mixed_precision: str = "no",
 ) -> Record:
     """Evaluate ``model`` on ``dataset`` and note what it decided on every image.
 
-    A method that draws at random in evaluation follows torch's random state.
+    >>> from common import create_model, load_dataset
+    >>> model = create_model("vit_digits", reducer="tome", keep_rate=0.5)
+    >>> data = load_dataset("digits", "val", img_size=32)
+    >>> record = evaluate_model(model, data, batch_size=60, method="tome", backbone="vit_digits", seed=0)
+    >>> record.setting.key, len(record), record.stages[3].destination.shape, round(record.gmac, 4)
+    ('digits/seed-0/tome_vit_digits-1_3_4-_0.5', 360, (360, 32), 0.008)
 
     Args:
         model: of ``create_model`` or ``reduce_tokens``; it moves to ``device``.
@@ -57,23 +70,32 @@ def evaluate_model(
             :func:`common.data.head_classes` finds: all of them, or ten of 1000 ImageNet classes for Imagenette.
             Targets and predictions are positions in ``classes``.
         cls_at: blocks after which the CLS token is kept, before the final norm.
+        scores: keep what the method scores patches by, where it does: 2 bytes per patch and stage.
+        soft_weights: of soft merging (PatchMerger, Sinkhorn, SiT) keep in how many tokens each patch weighs most, and
+            how much: 4 bytes for each of them, per patch and stage.
+        seed: what a method that draws at random in evaluation follows, with the number of the batch; kept in the
+            record. None = torch's random state.
+        decisions_only: the head's classes may be others than the dataset's: predictions are classes of the head, there
+            is no accuracy, and the losses are NaN.
         device: "cpu", "cuda" ...; None = "cuda" when there is one.
         mixed_precision: "no", "bf16" or "fp16" (not on a CPU).
 
     Raises:
         UsageError: arguments, model and dataset do not fit together.
-        FloatingPointError: the loss of an image, or a CLS token, is not finite; the message names the image.
+        FloatingPointError: the output for an image, or a CLS token, is not finite; the message names the image.
     """
     method = _checked_method(method, model.reducer)
     where = torch_device(device)
-    classes = _checked_classes(classes, model, dataset)
+    classes = None if decisions_only else _checked_classes(classes, model, dataset)
     model.check_cls_at(cls_at)
+    check("soft_weights", soft_weights, Whole)
     loader = make_loader(dataset, batch_size, shuffle=False, seed=0, workers=workers)
     precision = _precision(mixed_precision, where)
-    collected = _Collected(dataset, model.reducer)
+    noted = {"scores": int(scores), "soft_weights": soft_weights}
+    collected = _Collected(dataset, model.reducer, noted, judged=not decisions_only)
     with inference_pass([model.to(where)], loader, "evaluation") as batches:
-        for images, targets in batches:
-            with precision:
+        for number, (images, targets) in enumerate(batches):
+            with precision, _drawing(seed, number, where):
                 logits, trace = model.trace(images, cls_at=cls_at)
             logits = logits.float().cpu()
             collected.add(logits if classes is None else logits[:, list(classes)], targets, trace)
@@ -89,10 +111,16 @@ def evaluate_model(
         img_size=tuple(images.shape[2:]),
         grid_size=model.patch_grid(images),
         classes=None if classes is None else tuple(classes),
-        versions={key: around[key] for key in VERSIONS},
+        depth=len(model.blocks),
+        width=model.embed_dim,
+        seed=seed,
+        scored=model.reducer.scored if scores else "",
+        noted=noted,
+        versions={key: around[key] for key in VERSIONS} | {"date": _now()},
         details=details or {},
     )
-    return collected.record(setting, sum(parameter.numel() for parameter in model.parameters()))
+    size = {"params": sum(parameter.numel() for parameter in model.parameters())}
+    return collected.record(setting, **size, gmac=count_macs(model, setting.img_size).total / 1e9)
 
 
 def stage_blocks(reducer: Reducer) -> tuple[int, ...]:
@@ -114,18 +142,20 @@ def image_losses(logits: Tensor, targets: Tensor) -> Tensor:
 class _Collected:
     """The rows of a record, batch by batch, under the name of their part, of a block's under (name, block)."""
 
-    def __init__(self, dataset: LabelledDataset, reducer: Reducer) -> None:
-        self.dataset, self.reducer, self.blocks = dataset, reducer, stage_blocks(reducer)
+    def __init__(self, dataset: LabelledDataset, reducer: Reducer, noted: Mapping[str, int], *, judged: bool) -> None:
+        self.dataset, self.reducer, self.blocks, self.judged = dataset, reducer, stage_blocks(reducer), judged
+        self.scores, self.soft_weights = noted["scores"] and bool(reducer.scored), noted["soft_weights"]
         self.parts: dict[Hashable, Rows] = {}
         self.done = 0
 
     def add(self, logits: Tensor, targets: Tensor, trace: Trace) -> None:
         """``logits`` (B, C) of the dataset's classes, ``targets`` and ``trace`` of one batch."""
-        losses = image_losses(logits, targets)
-        self._require_finite("loss", losses.isfinite())
+        self._require_finite("output", logits.isfinite().all(1))
+        losses = image_losses(logits, targets) if self.judged else torch.full((len(logits),), float("nan"))
         self._note("loss", losses)
         if self.dataset.multi_label:
-            self._note("logits", logits)  # average precision ranks all images
+            if self.judged:
+                self._note("logits", logits)  # average precision ranks all images
             self._note("targets", targets.to(torch.uint8))
             self._note("predictions", logits.sigmoid().to(torch.float16))
         else:
@@ -139,11 +169,26 @@ class _Collected:
                 self._note(("destination", block), trace.destination[block].int())
             if self.reducer.idles:
                 self._note(("computed", block), trace.active[block])
+            if self.reducer.fuses:
+                self._note(("fused", block), trace.fused(block))
+            self._note_numbers(block, trace)
         for block, tokens in trace.cls.items():
             tokens = tokens.to("cpu", torch.float16)
             self._require_finite(f"CLS token (float16) after block {block}", tokens.isfinite().all(1))
             self._note(("cls", block), tokens)
         self.done += len(losses)
+
+    def _note_numbers(self, block: int, trace: Trace) -> None:
+        """Scores and soft weights, where they were asked for."""
+        if self.scores:
+            nothing = torch.full(trace.assignment[block].shape, float("nan"))  # a batch of ATS may have none to drop
+            scores = trace.scores.get(block, nothing).clamp(-LARGEST, LARGEST)
+            self._note(("scores", block), scores.to(torch.float16))
+        if self.soft_weights and block in trace.weights:
+            weights = trace.weights[block]  # (B, K, P)
+            heaviest = weights.topk(min(self.soft_weights, weights.shape[1]), dim=1)
+            self._note(("holders", block), heaviest.indices.transpose(1, 2).int())  # (B, P, M)
+            self._note(("shares", block), heaviest.values.transpose(1, 2).to(torch.float16))
 
     def _note(self, part: Hashable, rows: Tensor, padding: int | None = None) -> None:
         self.parts.setdefault(part, Rows(len(self.dataset), padding)).add(rows)
@@ -153,7 +198,7 @@ class _Collected:
             image = self.dataset.image_ids[self.done + int(finite.byte().argmin())]
             raise FloatingPointError(f"the {what} of image {image!r} is not finite")
 
-    def record(self, setting: Setting, params: int) -> Record:
+    def record(self, setting: Setting, params: int, gmac: float) -> Record:
         """All batches together."""
         whole = {part: rows.rows.numpy() for part, rows in self.parts.items()}
         return Record(
@@ -166,9 +211,12 @@ class _Collected:
             params=params,
             stages={block: Stage(*(whole.get((part.name, block)) for part in fields(Stage))) for block in self.blocks},
             cls={part[1]: rows for part, rows in whole.items() if part[0] == "cls"},
+            gmac=gmac,
         )
 
     def _accuracy(self, whole: Mapping[Hashable, np.ndarray]) -> dict[str, float]:
+        if not self.judged:
+            return {}
         if self.dataset.multi_label:
             logits, targets = torch.from_numpy(whole["logits"]), torch.from_numpy(whole["targets"])
             return {"map": mean_average_precision(logits, targets)}
@@ -195,6 +243,21 @@ def _checked_classes(
             f"outputs and the {dataset.num_classes} classes of {dataset.name!r}; give one output per class"
         )
     return classes
+
+
+@contextmanager
+def _drawing(seed: int | None, batch: int, device: torch.device) -> Iterator[None]:
+    """Random numbers that follow from ``seed`` and the number of the ``batch``; the caller's stay as they are."""
+    if seed is None:
+        yield
+        return
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(int(np.random.SeedSequence([seed % 2**64, batch]).generate_state(1)[0]))
+        yield
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
 def _precision(name: str, device: torch.device) -> AbstractContextManager:

@@ -26,7 +26,8 @@ def export_json(record: Record, path: str | Path) -> Path:
     With several labels per image both accuracies are the mAP, predictions are probabilities and targets zeros and ones.
     ``Kept_Token`` are places in the grid; ``Assignment_Maps`` give for each token that entered the stage the token it
     went to; ``Computed_Token``, which the reference has not, are the patches that did not idle. A method that has no
-    such patches, or groups none, has no such key.
+    such patches, or groups none, has no such key. Where the head has other classes than the dataset, accuracies and
+    losses are null.
 
     Different from the reference implementation: the loss is the image's own and not the mean of its batch; kept tokens
     are in the order of the model's tokens, which for methods that only select is that of the image and not that of
@@ -71,13 +72,13 @@ def _lines(record: Record) -> Iterator[str]:
 
 def _head(record: Record) -> dict[str, Any]:
     setting, accuracy = record.setting, record.accuracy
-    top1, top5 = (accuracy["map"],) * 2 if record.multi_label else (accuracy["top1"], accuracy["top5"])
+    top1, top5 = (accuracy.get(name) for name in (("map", "map") if record.multi_label else ("top1", "top5")))
     return {
         "Model": full_name(setting.method, setting.backbone),
-        "Ratio": ratios(setting.keep_rate) if record.stages else [],
+        "Ratio": ratios(setting.keep_rate) if setting.reduces else [],
         "Location": list(setting.reduction_loc),
-        "Top1-Acc": round(top1, 4),
-        "Top5-Acc": round(top5, 4),
+        "Top1-Acc": top1 if top1 is None else round(top1, 4),
+        "Top5-Acc": top5 if top5 is None else round(top5, 4),
         "Params": round(record.params / 1e6, 2),
     }
 
@@ -86,7 +87,7 @@ def _entry(record: Record, row: int) -> dict[str, Any]:
     entry = {
         "Predictions": record.predictions[row].tolist(),
         "Target": record.targets[row].tolist(),
-        "Loss": float(record.loss[row]),
+        "Loss": float(record.loss[row]) if record.accuracy else None,
     }
     for block, stage in record.stages.items():
         decisions = {}

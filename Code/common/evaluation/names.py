@@ -53,5 +53,19 @@ def run_key(method: str, backbone: str, keep_rate: float | Sequence[float], redu
     return f"{full_name(method, backbone)}-{_joined(reduction_loc)}-_{_joined(ratios(keep_rate))}"
 
 
+def unique_key(key: str, dataset: str, seed: int | None = None) -> str:
+    """The :func:`run_key` ``key`` behind what else tells runs apart, ``<dataset>/seed-<seed>/<key>``; also a path.
+
+    The key itself stays what tables of the reference are joined by.
+
+    >>> unique_key("topk_small_patch16_224-3_6_9-_0.9", "imagenette", 0)
+    'imagenette/seed-0/topk_small_patch16_224-3_6_9-_0.9'
+    >>> unique_key("deit_small_patch16_224_local--_", "folder:/data/birds")
+    'folder-data-birds/deit_small_patch16_224_local--_'
+    """
+    parts = [dataset, *([] if seed is None else [f"seed-{seed}"]), key]
+    return "/".join(re.sub(r"[^\w.=,-]+", "-", part) for part in parts)
+
+
 def _joined(values: Sequence[float]) -> str:
     return "_".join(map(str, values))

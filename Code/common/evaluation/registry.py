@@ -35,6 +35,8 @@ COLUMNS = {
     "output_dir": "where the run's folder is, from the root",
     "Tags": "options of the method, a list as text",
     "Created": "ISO 8601",
+    "dataset": "its name",  # this and what follows the reference has not
+    "seed": "of the training",
 }
 HIDDEN_TAGS = {"Not Best", "hidden"}
 WANDB = "wandb:"
@@ -115,6 +117,8 @@ def _row(run: Run, root: Path) -> dict[str, Any]:
         "output_dir": (Path() / os.path.relpath(run.folder.parent, root)).as_posix(),
         "Tags": options.split(",") if options else [],
         "Created": run.created,
+        "dataset": experiment.dataset,
+        "seed": experiment.config.seed,
     }
 
 

@@ -63,7 +63,7 @@ def create_model(
     check_options(reducer, reducer_options)
     vit = create_backbone(name, weights=weights, num_classes=num_classes, img_size=img_size, drop_path=drop_path)
     model = reduce_tokens(vit, reducer, keep_rate=keep_rate, reduction_loc=reduction_loc, **reducer_options)
-    _load_own(model, weights)
+    load_own(model, weights)
     return model
 
 
@@ -130,10 +130,10 @@ def _created(name: str, problem: str, **options) -> VisionTransformer:
         raise UsageError(f"{problem}: {reason}") from error
 
 
-def _load_own(model: ReducedVisionTransformer, weights: str | Path | None) -> None:
-    """The method's trained parameters, when the file has them: all or a refusal."""
+def load_own(model: ReducedVisionTransformer, weights: str | Path | None) -> bool:
+    """The method's trained parameters, when the file has them: all or a refusal. Returns whether it has."""
     if weights in (None, HUB):
-        return
+        return False
     own = {key.removeprefix(OWN): value for key, value in read_state(weights).items() if key.startswith(OWN)}
     if own:
         try:
@@ -141,3 +141,4 @@ def _load_own(model: ReducedVisionTransformer, weights: str | Path | None) -> No
         except RuntimeError as error:
             reason = " ".join(str(error).split())[:200]
             raise UsageError(f"weights file {str(weights)!r} holds parameters of another method: {reason}") from error
+    return bool(own)

@@ -25,6 +25,8 @@ class Trace:
         active: per block (B, P), patches whose token the block computed; the others were dropped before, or idle.
         scores: block -> (B, P), the score each patch's token got in that block; NaN = dropped before. Only
             blocks in which the reducer scored something have an entry.
+        weights: block -> (B, n, P), with which weight each patch is in each patch token, followed through the stages;
+            only of soft merging (PatchMerger, SiT: a token's weights sum to 1; Sinkhorn: a patch's do).
         cls: block -> (B, D), the CLS token after that block, before the final norm; only blocks in ``cls_at``.
         cls_at: the blocks whose CLS token is recorded.
     """
@@ -35,6 +37,7 @@ class Trace:
     origin: list[Tensor] = field(default_factory=list)
     active: list[Tensor] = field(default_factory=list)
     scores: dict[int, Tensor] = field(default_factory=dict)
+    weights: dict[int, Tensor] = field(default_factory=dict)
     cls: dict[int, Tensor] = field(default_factory=dict)
     cls_at: Sequence[int] = ()
 
@@ -48,6 +51,11 @@ class Trace:
         padded = torch.zeros(len(origin), 1 + self.assignment[layer].shape[1], dtype=torch.bool, device=origin.device)
         return padded.scatter_(1, origin + 1, True)[:, 1:]  # (B, P)
 
+    def fused(self, layer: int) -> Tensor:
+        """Patches (B, P) in the last token after block ``layer`` where that is a mixture, as EViT's fused token is."""
+        origin = self.origin[layer]
+        return (self.assignment[layer] == origin.shape[1] - 1) & (origin[:, -1:] == GONE)
+
     def record(self, layer: int, tokens: Tokens) -> None:
         """Note the state after block ``layer``."""
         self.assignment.append(tokens.assignment)
@@ -57,5 +65,7 @@ class Trace:
         self.active.append(self.kept(layer) if tokens.active is None else tokens.active)
         if tokens.scores is not None:
             self.scores[layer] = tokens.scores
+        if tokens.weights is not None:
+            self.weights[layer] = tokens.weights
         if layer in self.cls_at:
             self.cls[layer] = tokens.x[:, 0]

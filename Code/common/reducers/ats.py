@@ -66,12 +66,13 @@ class Ats(Reducer):
     masks = True
     selects = True
     signals = frozenset({"cls_attention", "value_norm"})
+    scored = "share of CLS attention times value norm, sum over heads; the shares of an image sum to 1"
 
     def __init__(self, vit, schedule, *, sampler: Literal["grid", "random"] = "grid", parity: bool = False) -> None:
         super().__init__(vit, schedule)
         if parity and sampler != "grid":
             raise UsageError("ATS parity=True is about the grid; sampler='random' is the published one as it is")
-        self.sampler, self.parity = sampler, parity
+        self.sampler, self.parity, self.draws = sampler, parity, sampler == "random"
 
     @torch.no_grad()
     def select_queries(self, tokens: Tokens, signals: Signals, layer: int) -> tuple[Tokens, Selection | None]:

@@ -93,6 +93,9 @@ class Reducer(nn.Module):
         selects: its tokens are patches, or clusters with a patch as their centre (``Trace.selected``).
         idles: patches skip blocks and come back: all of them go on to the end (``Trace.active``).
         clusters: it groups patches, so that tokens stand for several of them (``Trace.assignment``).
+        fuses: behind the patches that it keeps it appends one token made of the others.
+        scored: what its scores of patches are (``Trace.scores``), in words; "" = it scores none.
+        draws: it draws at random in evaluation too.
         wants_teacher: its training loss uses the outputs of an unreduced teacher where there is one.
         pools_mean: it classifies from the mean of its patch tokens, whatever the backbone does.
         signals: what it reads in the blocks that drop patches; None = nothing (see :meth:`needs`).
@@ -105,6 +108,9 @@ class Reducer(nn.Module):
     selects = False
     idles = False
     clusters = False
+    fuses = False
+    scored = ""
+    draws = False
     wants_teacher = False
     pools_mean = False
     signals: frozenset[Signal] | None = None

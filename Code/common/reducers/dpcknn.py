@@ -74,6 +74,7 @@ class DpcKnn(Reducer):
 
     selects = True
     clusters = True
+    scored = "logarithm of density times distance to the nearest denser token"
 
     def __init__(self, vit, schedule, *, k_neighbors: Neighbors = 5, equal_weight: bool = False) -> None:
         super().__init__(vit, schedule)

@@ -67,6 +67,7 @@ class DynamicSlimming(Reducer):
     selects = True
     masks = True
     reads_prefix_only = True
+    scored = "prediction of the block's gate"
 
     def __init__(
         self,

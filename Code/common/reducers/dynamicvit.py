@@ -65,6 +65,7 @@ class DynamicViT(Reducer):
 
     masks = True
     selects = True
+    scored = "predicted log-probability that the patch is kept"
     wants_teacher = True
 
     def __init__(

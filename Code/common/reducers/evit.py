@@ -25,6 +25,8 @@ class EViT(Reducer):
     learns_from_signals = True
     selects = True
     signals = frozenset({"cls_attention"})
+    fuses = True
+    scored = "CLS attention of the block, mean over heads"
 
     def after_attention(self, tokens: Tokens, signals: Signals, layer: int) -> Tokens:
         attention = signals.cls_attention[:, :, tokens.num_prefix_tokens :].float().mean(1)  # (B, n)

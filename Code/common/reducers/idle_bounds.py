@@ -24,6 +24,7 @@ class IdleOracle(IdlingBySimilarity):
     """
 
     learns_from_signals = True  # in training the block's own pass is that output
+    scored = "minus the similarity of the patch before and after the block, or what would be lost if it idled, minus 1"
 
     def __init__(self, vit, schedule, *, tau: float | None = None, **shared) -> None:
         super().__init__(vit, schedule, **shared)
@@ -47,6 +48,8 @@ class IdleRandom(Idling):
         seed: decides which.
         shared: see :class:`common.reducers.idling.Idling`.
     """
+
+    scored = "a number drawn at random"
 
     def __init__(self, vit, schedule, *, seed: int = 0, **shared) -> None:
         super().__init__(vit, schedule, **shared)

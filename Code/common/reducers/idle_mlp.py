@@ -89,6 +89,7 @@ class IdleMlp(IdlingBySimilarity):
     """
 
     learns_from_signals = True
+    scored = "predicted chance that the block changes the patch"
     wants_teacher = True
 
     def __init__(

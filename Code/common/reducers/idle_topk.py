@@ -57,6 +57,7 @@ class IdleTopK(Idling):
 
     needs_class_token = True
     learns_from_signals = True  # the token cut loss does
+    scored = "scaled product of the CLS token's query and the patch's key, mean over heads"
     wants_teacher = True
 
     def __init__(

@@ -94,6 +94,7 @@ class KMedoids(Reducer):
     ) -> None:
         super().__init__(vit, schedule)
         self.cluster_iters, self.equal_weight, self.parity = cluster_iters, equal_weight, parity
+        self.scored = "" if equal_weight else "attention received in the block before, sum over queries and heads"
         if not equal_weight and 0 in counts_where_dropping(vit, schedule):
             raise UsageError(
                 f"kmedoids reads the attention of the block before; reduction_loc={list(schedule.reduction_loc)} "

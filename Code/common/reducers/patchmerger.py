@@ -74,4 +74,4 @@ class PatchMerger(Reducer):
         if tokens.num_patch_tokens <= self.counts.get(layer, tokens.num_patch_tokens):
             return tokens
         merged, weights = self.mergers[str(layer)](tokens.patches)
-        return tokens.merged(merged, weights.argmax(1))
+        return tokens.merged(merged, weights.argmax(1), weights=weights)

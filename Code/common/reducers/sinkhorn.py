@@ -61,4 +61,4 @@ class Sinkhorn(Reducer):
         patches = F.normalize(tokens.patches, dim=-1)
         prototypes = F.normalize(self.prototypes[str(layer)], dim=-1)
         plan = transport(prototypes @ patches.transpose(1, 2) / self.eps, self.cluster_iters)  # (B, K, n)
-        return tokens.merged(plan.to(patches.dtype) @ patches, plan.argmax(1))
+        return tokens.merged(plan.to(patches.dtype) @ patches, plan.argmax(1), weights=plan)

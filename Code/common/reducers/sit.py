@@ -52,4 +52,4 @@ class SiT(Reducer):
         weights = self.slimmers[str(layer)](patches)  # (B, K, n)
         with without_autocast(patches.device):  # the tokens keep the precision of the residual stream
             merged = weights.to(patches.dtype) @ patches  # (B, K, D)
-        return tokens.merged(merged, weights.argmax(1))
+        return tokens.merged(merged, weights.argmax(1), weights=weights)

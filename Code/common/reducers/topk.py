@@ -29,6 +29,7 @@ class TopK(Reducer):
     def __init__(self, vit, schedule, *, head_fusion: HeadFusion = "max") -> None:
         super().__init__(vit, schedule)
         self.head_fusion = head_fusion
+        self.scored = f"CLS attention of the block, {head_fusion} over heads"
 
     @torch.no_grad()
     def select_queries(self, tokens: Tokens, signals: Signals, layer: int) -> tuple[Tokens, Selection | None]:

@@ -38,6 +38,7 @@ class Tram(Reducer):
     """
 
     selects = True
+    scored = "centrality in the network of attention maps up to this block"
 
     def __init__(self, vit, schedule) -> None:
         super().__init__(vit, schedule)

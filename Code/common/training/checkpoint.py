@@ -92,13 +92,19 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     write_atomically(path, lambda file: file.write(json.dumps(content, indent=2) + "\n"))
 
 
-def refuse_difference(found: Mapping[str, Any], wanted: Mapping[str, Any], what: str) -> None:
-    """UsageError naming the first setting in which ``what`` (``found``) differs from the run (``wanted``)."""
+def refuse_difference(
+    found: Mapping[str, Any], wanted: Mapping[str, Any], what: str, place: str = "output_dir"
+) -> None:
+    """UsageError naming the first setting in which ``what`` (``found``) differs from the run (``wanted``).
+
+    Args:
+        place: what to give another one of.
+    """
     for name in sorted({*found, *wanted}):
         if found.get(name) != wanted.get(name):
             raise UsageError(
                 f"{what} was made with {name}={found.get(name)!r}, this run has {wanted.get(name)!r}; "
-                f"give the same, or another output_dir"
+                f"give the same, or another {place}"
             )
 
 

@@ -32,6 +32,11 @@ def resolve_weights(weights: str, backbone: str = BACKBONES[0]) -> str | None:
     return str(resolve(weights))
 
 
+def from_here(weights: str) -> str:
+    """``weights`` with a path made absolute, from the working directory: what a command line means by it."""
+    return weights if weights in NO_PATH else str(Path(weights).expanduser().absolute())
+
+
 def digits_checkpoint(backbone: str = BACKBONES[0]) -> Path:
     """The safetensors file of a small ``backbone``, trained now if it is missing: 40 s on two cores, about 90 %."""
     require_choice(backbone, BACKBONES, "backbone of weights 'digits'")

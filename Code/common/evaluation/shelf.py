@@ -1,0 +1,329 @@
+"""Records of models that nobody trained: one backbone, reduced by many methods at many keep rates.
+
+``python -m common.evaluation off_the_shelf OUT --backbone B --weights W --dataset D --methods M ... --keep-rates R ..``
+leaves for every model a folder OUT/DATASET/seed-SEED/KEY, KEY as the reference's analyses have it
+(``topk_small_patch16_224-3_6_9-_0.9``), with the files that :mod:`common.evaluation.runner` leaves in that of a run.
+What is there is skipped; whoever stops it loses one model. The images are decoded once, if they fit into memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import cached_property, partial
+from pathlib import Path
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from common.data import head_classes
+from common.data.base import LabelledDataset
+from common.data.transforms import RECIPES
+from common.errors import UsageError
+from common.evaluation.decoded import Decoded, decoded_size
+from common.evaluation.evaluate import evaluate_model, stage_blocks
+from common.evaluation.names import run_key, unique_key
+from common.evaluation.record import Record
+from common.evaluation.runner import DECISIONS, Wanted, add_options, complete_setting, do_all, leave, tell
+from common.models.factory import create_backbone, load_own
+from common.models.reduced import ReducedVisionTransformer
+from common.options import Count, Many, NonNegative, Whole, check, check_names
+from common.reducers import Method, list_reducers
+from common.schedule import KeepRate, read_keep_rate
+from common.setup import Setup
+from common.training.checkpoint import refuse_difference
+from common.training.digits_backbone import from_here, resolve_weights
+from common.weights import HUB, weights_label
+
+NAME = "off_the_shelf"
+KEEP_RATES = (0.9, 0.7, 0.5, 0.25)  # those of "Which Tokens to Use?"
+MEMORY = 4.0  # GB: 6,600 images of 224 x 224 pixels
+OF_SETUP = ("batch_size", "workers", "device")
+
+
+def off_the_shelf(
+    folder: str | Path,
+    setup: Setup,
+    methods: Sequence[str],
+    keep_rates: Sequence[float | tuple[float, ...]] = KEEP_RATES,
+    *,
+    seeds: Sequence[int] = (0,),
+    reduction_loc: tuple[int, ...] | None = None,
+    decisions_only: bool = False,
+    memory: float = MEMORY,
+    **wanted: object,
+) -> dict[Path, str]:
+    """Evaluate the backbone of ``setup`` under every method at every keep rate on the validation images.
+
+    Each model leaves its record, and what else is wanted, in a folder of its own below ``folder``, called
+    :func:`common.evaluation.unique_key`. A model whose record is there is skipped. Models are made and evaluated one
+    after the other, on weights that they share; an error in one does not stop the others.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> setup = Setup("vit_digits", "", "digits", img_size=32, limit_val=20, device="cpu")
+    >>> with TemporaryDirectory() as folder:  # doctest: +ELLIPSIS
+    ...     errors = off_the_shelf(folder, setup, ["none", "topk"], [0.5])
+    ...     keys = sorted(str(path.parent.relative_to(folder)) for path in Path(folder).rglob("decisions.npz"))
+    1/2 ...vit_digits--_: evaluated
+    2/2 ...topk_vit_digits-1_3_4-_0.5: evaluated
+    >>> errors, keys
+    ({}, ['digits/seed-0/topk_vit_digits-1_3_4-_0.5', 'digits/seed-0/vit_digits--_'])
+
+    Args:
+        setup: backbone, weights, dataset (its ``limit_val`` images, normalised as the weights expect), loading, device.
+        methods: as :class:`common.reducers.Method` writes them; "none" keeps everything, once.
+        keep_rates: see :class:`common.reducers.Schedule`.
+        seeds: of what is random in a model: parameters that its weights do not have, draws in evaluation. A model
+            without either is the same for all seeds, and is evaluated for the first one.
+        reduction_loc: blocks, from 0; default 1/4, 1/2 and 3/4 of the depth.
+        decisions_only: as for :func:`common.evaluation.evaluate_model`: the dataset's classes are not the head's.
+        memory: GB that decoded images may take; more of them are decoded anew for every model.
+        **wanted: other attributes of :class:`common.evaluation.runner.Wanted`: overwrite, json, cls_at, scores,
+            soft_weights, mixed_precision.
+
+    Returns:
+        Errors by folder, {} when all went well.
+
+    Raises:
+        UsageError: before anything is evaluated: something that does not exist or does not fit, or a record in
+            ``folder`` of the same key under other conditions (weights, images, precision), without ``overwrite``.
+    """
+    check_names(wanted, [field.name for field in fields(Wanted) if field.name not in OF_SETUP], "option")
+    full = Wanted(**wanted, **{name: getattr(setup, name) for name in OF_SETUP})
+    check("memory", memory, NonNegative)
+    shelf = Shelf(setup, full, decisions_only, memory)
+    models = list(_models(setup, methods, keep_rates, seeds, reduction_loc))
+    shelf.check(models)
+    places = {Path(folder) / model.key: model for model in models}
+    for place, model in places.items():
+        shelf.refuse_others(place, model)
+    return do_all({place: partial(shelf.leave, place, model) for place, model in places.items()})
+
+
+@dataclass(frozen=True)
+class ShelfModel:
+    """A reduced backbone, and what it is called.
+
+    Attributes:
+        setup: with the model's own seed.
+        untrained: number of its parameters that follow from the seed, not from weights.
+    """
+
+    setup: Setup
+    method: str
+    keep_rate: float | tuple[float, ...]
+    model: ReducedVisionTransformer
+    untrained: int
+
+    @property
+    def is_random(self) -> bool:
+        """Another seed makes another model."""
+        return self.untrained > 0 or self.model.reducer.draws
+
+    @property
+    def run_key(self) -> str:
+        """See :func:`common.evaluation.run_key`."""
+        return run_key(self.method, self.setup.backbone, self.keep_rate, stage_blocks(self.model.reducer))
+
+    @property
+    def key(self) -> str:
+        """See :func:`common.evaluation.unique_key`."""
+        return unique_key(self.run_key, self.setup.dataset, self.setup.seed)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of all weights, so that a file that was replaced is another one."""
+        digest = hashlib.sha256()
+        for name, value in self.model.state_dict().items():
+            digest.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Shelf:
+    """What the models of one call share; arguments as of :func:`off_the_shelf`."""
+
+    setup: Setup
+    wanted: Wanted
+    decisions_only: bool
+    memory: float
+
+    @cached_property
+    def images(self) -> LabelledDataset:
+        """The validation images, decoded where they fit into memory."""
+        needed, images = decoded_size(self.setup.val_set), self.setup.val_set
+        if needed <= self.memory:
+            return Decoded(images, self.setup.workers)
+        tqdm.write(f"decoded images need {needed:.1f} GB of {self.memory:g} allowed: decoded anew for every model")
+        return images
+
+    def check(self, models: Sequence[ShelfModel]) -> None:
+        """Refuse what :func:`evaluate_model` would, before it runs."""
+        for model in models:
+            model.model.check_cls_at(self.wanted.cls_at)
+        if not self.decisions_only:
+            head_classes(self.setup.vit.num_classes, self.setup.val_set)
+
+    def conditions(self, model: ShelfModel) -> dict[str, object]:
+        """What must be the same for a record to count as that of ``model``."""
+        setup, draws = self.setup, model.model.reducer.draws
+        return {
+            "weights": weights_label(setup.weights, setup.backbone),
+            "fingerprint": model.fingerprint,
+            "untrained": model.untrained,
+            "recipe": setup.recipe,
+            "img_size": setup.img_size,
+            "limit": setup.limit_val,
+            "mixed_precision": self.wanted.mixed_precision,
+            "decisions_only": self.decisions_only,
+            **({"batch_size": setup.batch_size} if draws else {}),
+        }
+
+    def refuse_others(self, folder: Path, model: ShelfModel) -> None:
+        """Refuse a record in ``folder`` that is not of ``model``."""
+        found = complete_setting(folder, replace(self.wanted, cls_at=(), scores=False, soft_weights=0))
+        if found is not None:
+            refuse_difference(found.details, self.conditions(model), f"record {str(folder / DECISIONS)!r}", "folder")
+
+    def leave(self, folder: Path, model: ShelfModel) -> str:
+        """Leave in ``folder`` what is wanted of ``model``; returns what was done."""
+        there = complete_setting(folder, self.wanted) is not None
+        return leave(folder, folder.name, self.wanted, there, partial(self.evaluate, model, folder.name))
+
+    def evaluate(self, model: ShelfModel, name: str) -> Record:
+        """The record of ``model``."""
+        images = self.images
+        how = self.wanted.how | ({"workers": 0} if isinstance(images, Decoded) else {})
+        return evaluate_model(
+            model.model,
+            images,
+            method=model.method,
+            backbone=self.setup.backbone,
+            name=name,
+            weights=self.setup.weights,
+            seed=model.setup.seed,
+            decisions_only=self.decisions_only,
+            details=self.conditions(model),
+            **how,
+        )
+
+
+def _models(
+    setup: Setup,
+    methods: Sequence[str],
+    keep_rates: Sequence[float | tuple[float, ...]],
+    seeds: Sequence[int],
+    reduction_loc: tuple[int, ...] | None,
+) -> Iterator[ShelfModel]:
+    """Every model once, the random ones for every seed."""
+    methods = [str(Method.parse(text)) for text in check("methods", methods, Many[str])]
+    rates = [check("keep_rate", rate, KeepRate) for rate in keep_rates]
+    for number, seed in enumerate(dict.fromkeys(check("seeds", seeds, Many[Whole]))):
+        seeded = _with_seed(setup, seed)
+        for text in dict.fromkeys(methods):
+            for rate in dict.fromkeys([1.0] if Method.parse(text).name == "none" else rates):
+                model = _model(seeded, text, rate, reduction_loc)
+                if number == 0 or model.is_random:
+                    yield model
+
+
+def _with_seed(setup: Setup, seed: int) -> Setup:
+    seeded = replace(setup, seed=seed)
+    if setup.weights:
+        vars(seeded)["vit"] = setup.vit  # which no seed changes
+    return seeded
+
+
+def _model(
+    setup: Setup, text: str, keep_rate: float | tuple[float, ...], reduction_loc: tuple[int, ...] | None
+) -> ShelfModel:
+    vit, weights = setup.vit, resolve_weights(setup.weights, setup.backbone)
+    with torch.random.fork_rng([]):
+        torch.manual_seed(setup.seed)  # so that a model does not depend on those made before
+        model = setup.reduced(text, keep_rate=keep_rate, reduction_loc=reduction_loc)
+    loaded = load_own(model, weights)
+    fresh = [*([] if loaded else [model.reducer]), *([] if weights else [vit])]
+    return ShelfModel(setup, text, keep_rate, model, sum(map(_size, fresh)))
+
+
+def _size(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line; exit code 1 if a model failed, 2 on bad input."""
+    given = vars(_parser().parse_args(arguments))
+    try:
+        return tell(_run(**given))
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _run(
+    folder: str,
+    methods: list[str],
+    keep_rates: list[str],
+    seeds: list[int],
+    reduction_loc: list[int] | None,
+    decisions_only: bool,
+    memory: float,
+    threads: int | None,
+    limit: int | None,
+    img_size: int | None,
+    **given: object,
+) -> dict[Path, str]:
+    if threads is not None:
+        torch.set_num_threads(check("threads", threads, Count))
+    of_setup = {name: given.pop(name) for name in ("backbone", "weights", "dataset", "recipe", *OF_SETUP)}
+    of_setup["weights"] = from_here(of_setup["weights"])
+    of_setup["limit_val"] = limit
+    size = own_size(of_setup["backbone"]) if img_size is None else img_size
+    return off_the_shelf(
+        folder,
+        Setup(**of_setup, img_size=size),
+        methods,
+        [read_keep_rate(text) for text in keep_rates],
+        seeds=seeds,
+        reduction_loc=None if reduction_loc is None else tuple(reduction_loc),
+        decisions_only=decisions_only,
+        memory=memory,
+        **given,
+    )
+
+
+def own_size(backbone: str) -> int:
+    """Side in pixels of the images that ``backbone`` is made for."""
+    with torch.device("meta"):
+        return create_backbone(backbone).patch_embed.img_size[0]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=f"python -m common.evaluation {NAME}",
+        description="Reduce a backbone by many methods, without training, and record what each decides on every image.",
+    )
+    parser.add_argument("folder", metavar="OUT", help="where a folder is made for every model")
+    parser.add_argument("--backbone", required=True, help="a timm VisionTransformer")
+    parser.add_argument("--weights", default=HUB, help=f"{HUB!r} (default), 'digits', a file, or '' for random ones")
+    parser.add_argument("--dataset", required=True, help="digits, imagenette, imagenet, folder:PATH ...")
+    known = ", ".join(list_reducers())
+    parser.add_argument("--methods", nargs="+", required=True, metavar="METHOD", help=f"of: {known}")
+    rates = list(map(str, KEEP_RATES))
+    parser.add_argument(
+        "--keep-rates", nargs="+", default=rates, metavar="R", help="0.9 0.5 ..., or one per stage: '0.9 0.7 0.5'"
+    )
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="SEED", help="of models that are random")
+    parser.add_argument("--reduction-loc", nargs="+", type=int, metavar="BLOCK", help="default: 1/4, 1/2, 3/4 of depth")
+    parser.add_argument("--img-size", type=int, help="pixels; default: the backbone's")
+    parser.add_argument("--recipe", default=Setup.recipe, help=f"of: {', '.join(RECIPES)}")
+    parser.add_argument("--limit", type=int, help="validation images, the classes as even as possible; default: all")
+    parser.add_argument("--decisions-only", action="store_true", help="the head's classes are not the dataset's")
+    parser.add_argument("--memory", type=float, default=MEMORY, help="GB that decoded images may take")
+    parser.add_argument("--threads", type=int, help="CPU threads; default: torch's")
+    add_options(parser)
+    return parser
