@@ -207,7 +207,7 @@ def test_images_of_another_size_are_refused_by_simple_vit():
 # weights
 
 
-@pytest.mark.parametrize("name", ["vit.pth", "vit.safetensors.gz", "vit", "", "Timm"])
+@pytest.mark.parametrize("name", ["vit.bin", "vit.safetensors.gz", "vit", "", "Timm"])
 def test_weights_of_another_kind(name, tmp_path):
     if name:
         (tmp_path / name).write_bytes(b"x")

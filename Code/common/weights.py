@@ -1,4 +1,4 @@
-"""Pretrained weights from a safetensors file or timm's hub, refused with one clear line when they do not fit."""
+"""Pretrained weights from a file or timm's hub, refused with one clear line when they do not fit."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ from common.results import write_atomically
 HUB = "timm"
 CFG = "pretrained_cfg"  # in the header of a file and on timm's models: what the weights expect
 NORM = ("mean", "std")
-ALLOWED = "allowed: None, 'timm', or the path of a .safetensors file"
+OWN = "reducer."  # prefix of a method's own parameters in a state dict
+AUTHORS = ".pth"  # what a checkpoint of the authors of "Which Tokens to Use?" ends with: common.models.authors
+ALLOWED = f"allowed: None, 'timm', or the path of a .safetensors file or of an authors' {AUTHORS}"
 
 
 def check_weights(weights: str | Path | None) -> None:
@@ -26,7 +28,7 @@ def check_weights(weights: str | Path | None) -> None:
     if weights in (None, HUB):
         return
     path = Path(weights)
-    if path.suffix != ".safetensors":
+    if path.suffix not in (".safetensors", AUTHORS):
         raise UsageError(f"weights {str(weights)!r} are not allowed; {ALLOWED}")
     if not path.is_file():
         raise UsageError(f"weights file {str(weights)!r} does not exist; {ALLOWED}")

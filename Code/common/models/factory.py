@@ -10,16 +10,18 @@ import timm
 import torch
 from pydantic import Strict
 from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor
 
 from common.errors import UsageError
 from common.models import registered
+from common.models.authors import IMAGES, is_authors, read_authors
 from common.models.reduced import SUPPORTED, ReducedVisionTransformer, check_supported, reduce_tokens
 from common.options import Count, ShareBelow1, checked
 from common.reducers.base import check_options
-from common.weights import HUB, NORM, check_weights, read_norm, read_state
+from common.weights import HUB, NORM, OWN, check_weights, read_norm, read_state
 
 ImageSize = Count | Annotated[tuple[Count, Count], Strict(False), "(height, width)"]
-OWN = "reducer."  # prefix of a method's own parameters in a state dict
+MOST_NAMES, MOST_TEXT = 12, 1000  # of a message; room for as many names
 SUPPORTED_MODULES = ("timm.models.vision_transformer", "timm.models.deit", registered.__name__)
 
 
@@ -46,9 +48,10 @@ def create_model(
         reducer: one of :func:`common.list_reducers`.
         keep_rate: one ratio in (0, 1], which compounds over the stages; or a ratio or a count per stage.
         reduction_loc: 0-based blocks of the stages; default 1/4, 1/2, 3/4 of the depth.
-        weights: None for random, "timm" for the hub's, or a .safetensors file with timm's names. Positions are
-            resampled to ``img_size``; a head with another number of classes is replaced by a fresh one. What images
-            the weights expect stands in ``pretrained_cfg``: "mean" and "std".
+        weights: None for random, "timm" for the hub's, a .safetensors file with timm's names, or a .pth file of the
+            authors of "Which Tokens to Use?" (:mod:`common.models.authors`). Positions are resampled to ``img_size``;
+            a head with another number of classes is replaced by a fresh one. What images the weights expect stands
+            in ``pretrained_cfg``: "mean" and "std".
         num_classes: size of the head; default that of the backbone.
         img_size: side, or (height, width), of the input in pixels; default that of the backbone.
         drop_path: stochastic depth: chance to skip a branch of the last block in training, less in those before.
@@ -98,7 +101,7 @@ def expected_norm(name: str, weights: str | Path | None) -> dict[str, tuple[floa
         return {}
     with torch.device("meta"):
         cfg = create_backbone(name).pretrained_cfg
-    return {**{key: cfg[key] for key in NORM}, **({} if weights == HUB else read_norm(weights))}
+    return {**{key: cfg[key] for key in NORM}, **({} if weights == HUB else _norm(weights))}
 
 
 def _build(name: str, weights: str | Path | None, sizes: dict[str, float]) -> VisionTransformer:
@@ -106,19 +109,32 @@ def _build(name: str, weights: str | Path | None, sizes: dict[str, float]) -> Vi
         return _created(name, f"backbone {name!r} cannot be made", **sizes)
     if weights == HUB:
         return _created(name, f"weights 'timm' of {name!r} are not to be had here", pretrained=True, **sizes)
-    state = {key: value for key, value in read_state(weights).items() if not key.startswith(OWN)}
+    state = {key: value for key, value in _state(weights).items() if not key.startswith(OWN)}
     problem = f"weights file {str(weights)!r} does not fit backbone {name!r}"
     if "head.weight" not in state:
         raise UsageError(f"{problem}: it has no 'head.weight'")
     overlay = {"state_dict": state, "num_classes": len(state["head.weight"]), "custom_load": False}
-    overlay |= read_norm(weights)
+    overlay |= _norm(weights)
     vit = _created(name, problem, pretrained=True, pretrained_cfg_overlay=overlay, **sizes)
     # timm loads loosely once the number of classes differs, and would leave a missing block at random
     expected = set(vit.state_dict())
     missing, unknown = sorted(expected - set(state)), sorted(set(state) - expected)
     if missing or unknown:
-        raise UsageError(f"{problem}: missing {missing[:3] or 'nothing'}, unknown {unknown[:3] or 'nothing'}")
+        raise UsageError(f"{problem}: missing {_listed(missing)}, unknown {_listed(unknown)}")
     return vit
+
+
+def _state(weights: str | Path) -> dict[str, Tensor]:
+    return read_authors(weights) if is_authors(weights) else read_state(weights)
+
+
+def _norm(weights: str | Path) -> dict[str, tuple[float, ...]]:
+    return dict(IMAGES) if is_authors(weights) else read_norm(weights)
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
+    return f"{', '.join(names[:MOST_NAMES])}{more}" or "nothing"
 
 
 def _created(name: str, problem: str, **options) -> VisionTransformer:
@@ -126,7 +142,7 @@ def _created(name: str, problem: str, **options) -> VisionTransformer:
     try:
         return timm.create_model(name, **options)
     except Exception as error:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        reason = " ".join(str(error).split())[:MOST_TEXT] or type(error).__name__
         raise UsageError(f"{problem}: {reason}") from error
 
 
@@ -134,11 +150,13 @@ def load_own(model: ReducedVisionTransformer, weights: str | Path | None) -> boo
     """The method's trained parameters, when the file has them: all or a refusal. Returns whether it has."""
     if weights in (None, HUB):
         return False
-    own = {key.removeprefix(OWN): value for key, value in read_state(weights).items() if key.startswith(OWN)}
-    if own:
+    own = {key.removeprefix(OWN): value for key, value in _state(weights).items() if key.startswith(OWN)}
+    if own or is_authors(weights):  # a file of a backbone may start a training, a checkpoint of the authors is one
         try:
             model.reducer.load_state_dict(own)
         except RuntimeError as error:
-            reason = " ".join(str(error).split())[:200]
-            raise UsageError(f"weights file {str(weights)!r} holds parameters of another method: {reason}") from error
+            reason = " ".join(str(error).split())
+            raise UsageError(
+                f"weights file {str(weights)!r} holds parameters of another method, or not all of this one: {reason}"
+            ) from error
     return bool(own)
