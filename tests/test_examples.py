@@ -23,11 +23,12 @@ def public(package):
     return [name for name in names if not name.startswith("_") and callable(getattr(package, name))]
 
 
+PACKAGES = ("common", *(f"common.{name}" for name in ("analysis", "evaluation", "explain", "idling", "slimming")))
 CALLS = [
     (package, name)
-    for package in ("common", "common.analysis", "common.explain", "common.idling", "common.slimming")
+    for package in PACKAGES
     for name in public(import_module(package))
-    if name not in ("Explanation", "Interval")  # what calls return
+    if name not in ("Explanation", "Interval", "Setting", "Stage")  # what calls return
 ]
 CALLS += [("common.reducers", name) for name in ("Method", "Reducer", "Schedule", "register_reducer")]
 

@@ -23,6 +23,17 @@ def export_json(record: Record, path: str | Path) -> Path:
         "<image id>": {"Predictions": [...], "Target": ..., "Loss": ...,
                        "Stage-<block>": {"Kept_Token": [...], "Assignment_Maps": [...], "Computed_Token": [...]}}
 
+    >>> from tempfile import TemporaryDirectory
+    >>> from common import create_model, load_dataset
+    >>> from common.evaluation import evaluate_model
+    >>> model = create_model("vit_digits", reducer="topk", keep_rate=0.5)
+    >>> data = load_dataset("digits", "val", img_size=32)
+    >>> record = evaluate_model(model, data, batch_size=60, method="topk", backbone="vit_digits", name="run")
+    >>> with TemporaryDirectory() as folder:
+    ...     content = json.loads(export_json(record, folder + "/run_viz_results.json").read_text())
+    >>> content["Model"], content["Location"], len(content["val-0"]["Stage-4"]["Kept_Token"])
+    ('topk_vit_digits', [1, 3, 4], 8)
+
     With several labels per image both accuracies are the mAP, predictions are probabilities and targets zeros and ones.
     ``Kept_Token`` are places in the grid; ``Assignment_Maps`` give for each token that entered the stage the token it
     went to; ``Computed_Token``, which the reference has not, are the patches that did not idle. A method that has no
@@ -41,6 +52,16 @@ def export_json(record: Record, path: str | Path) -> Path:
 
 def export_cls(record: Record, folder: str | Path) -> list[Path]:
     """Write the CLS tokens of ``record`` as ``<name>_cls_features_<block>.npy``, float32, shape (D, n), per block.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> from common import create_model, load_dataset
+    >>> from common.evaluation import evaluate_model
+    >>> model, data = create_model("vit_digits"), load_dataset("digits", "val", img_size=32, limit=10)
+    >>> given = {"batch_size": 10, "method": "none", "backbone": "vit_digits", "name": "run"}
+    >>> with TemporaryDirectory() as folder:
+    ...     paths = export_cls(evaluate_model(model, data, cls_at=(3, 5), **given), folder)
+    ...     [(path.name, np.load(path).shape) for path in paths]
+    [('run_cls_features_3.npy', (64, 10)), ('run_cls_features_5.npy', (64, 10))]
 
     Raises:
         UsageError: the record has none; evaluate with ``cls_at``, load with ``with_cls``.

@@ -47,6 +47,9 @@ def run_key(method: str, backbone: str, keep_rate: float | Sequence[float], redu
     """``<model>[-<pattern>]-<blocks>-_<ratio>``, e.g. ``topk_small_patch16_224-3_6_9-_0.9``; joins tables of runs.
 
     An unreduced model has neither blocks nor ratio: ``deit_small_patch16_224_local--_``.
+
+    >>> run_key("topk", "deit_small_patch16_224", 0.9, (3, 6, 9))
+    'topk_small_patch16_224-3_6_9-_0.9'
     """
     if Method.parse(method).name == "none":
         keep_rate, reduction_loc = (), ()

@@ -125,6 +125,17 @@ class Stage:
 class Record:
     """What one run decided on the n images of a split.
 
+    >>> from tempfile import TemporaryDirectory
+    >>> from common import create_model, load_dataset
+    >>> from common.evaluation import evaluate_model
+    >>> model = create_model("vit_digits", reducer="topk", keep_rate=0.5)
+    >>> data = load_dataset("digits", "val", img_size=32)
+    >>> record = evaluate_model(model, data, batch_size=60, method="topk", backbone="vit_digits", name="run")
+    >>> with TemporaryDirectory() as folder:
+    ...     part = Record.load(record.save(folder + "/run.npz"), blocks=[4], images=["val-7", "val-0"])
+    >>> part.image_ids, list(part.stages), part.stages[4].kept.shape  # 8 of 64 patches are left
+    (('val-7', 'val-0'), [4], (2, 8))
+
     Attributes:
         setting: what was evaluated.
         image_ids: of the dataset, one per image.
