@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property, partial
@@ -23,7 +22,7 @@ from tqdm import tqdm
 from common.data import head_classes
 from common.data.base import LabelledDataset
 from common.data.transforms import RECIPES
-from common.errors import UsageError
+from common.errors import command
 from common.evaluation.decoded import Decoded, decoded_size
 from common.evaluation.evaluate import evaluate_model, stage_blocks
 from common.evaluation.names import run_key, unique_key
@@ -254,14 +253,10 @@ def _size(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
+@command
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; exit code 1 if a model failed, 2 on bad input."""
-    given = vars(_parser().parse_args(arguments))
-    try:
-        return tell(_run(**given))
-    except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return tell(_run(**vars(_parser().parse_args(arguments))))
 
 
 def _run(
