@@ -22,7 +22,7 @@ from tqdm import tqdm
 from common.data import head_classes
 from common.data.base import LabelledDataset
 from common.data.transforms import RECIPES
-from common.errors import command
+from common.errors import UsageError, command
 from common.evaluation.decoded import Decoded, decoded_size
 from common.evaluation.evaluate import evaluate_model, stage_blocks
 from common.evaluation.names import run_key, unique_key
@@ -164,8 +164,12 @@ class Shelf:
         """Refuse what :func:`evaluate_model` would, before it runs."""
         for model in models:
             model.model.check_cls_at(self.wanted.cls_at)
-        if not self.decisions_only:
+        if self.decisions_only:
+            return
+        try:
             head_classes(self.setup.vit.num_classes, self.setup.val_set)
+        except UsageError as error:
+            raise UsageError(f"{error}; or --decisions-only (decisions_only=True), without accuracy") from error
 
     def conditions(self, model: ShelfModel) -> dict[str, object]:
         """What must be the same for a record to count as that of ``model``."""
