@@ -7,8 +7,11 @@ implementation prints where the two differ.
 """
 
 from common.analysis.clusters import agreement, labels
+from common.analysis.compare import Decisions, compare, compare_all
+from common.analysis.correlate import correlate
 from common.analysis.depth import token_depth, token_statistics
 from common.analysis.features import cca_by_chance, cka, mean_cca, procrustes, pwcca
 from common.analysis.intervals import Interval, bootstrap, jackknife, paired_bootstrap
 from common.analysis.maps import compare_maps
+from common.analysis.pairs import AXES, pairs
 from common.analysis.sets import excess, ioa, ioa_by_chance, iou, iou_by_chance, iou_limit, kept_mask
