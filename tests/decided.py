@@ -23,7 +23,7 @@ def record_of_stages(
         changes: of the fields of the record (``image_ids``, ``cls`` ...) and of its setting.
     """
     settings = {"name": "run", "method": method, "backbone": "vit_digits", "dataset": "noise", "weights": ""}
-    settings |= {"keep_rate": 0.5, "reduction_loc": tuple(stages), "img_size": (32, 32), "grid_size": grid}
+    settings |= {"keep_rate": 0.5, "reduction_loc": tuple(stages), "img_size": (32, 32), "grid_size": grid, "depth": 6}
     names = {field.name for field in fields(Setting)}
     setting = Setting(**settings | {name: value for name, value in changes.items() if name in names})
     record = {

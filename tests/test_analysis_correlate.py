@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pandas as pd
 import pytest
-from scipy.stats import kendalltau, spearmanr
+from scipy.stats import kendalltau, spearmanr, t
 
 from common.analysis import correlate
 from common.errors import UsageError
@@ -105,3 +105,14 @@ def test_runs_without_accuracy_are_named():
         UsageError, match=r"^comparisons lack the columns block, metric; give what compare_all returns$"
     ):
         correlate(comparisons(noise).drop(columns=["block", "metric"]), ACCURACY)
+
+
+def test_a_run_that_is_in_all_pairs_is_not_left_out():
+    """The unreduced model stands beside every other one; without it nothing would be left."""
+    rows = [("none", name, -abs(75.0 - value) + 9 * noise("a", name)) for name, value in ACCURACY.items()]
+    table = pd.DataFrame(rows, columns=["a", "b", "mean"]).assign(block=3, metric="cka")
+    found = cell(correlate(table, {"none": 75.0, **ACCURACY}))
+    left = [[row for row in rows if row[1] != name] for name in ACCURACY]
+    values = np.array([spearmanr([75 - ACCURACY[b] for _, b, _ in some], [s for *_, s in some])[0] for some in left])
+    half = t.ppf(0.975, 4) * np.sqrt(4 * np.mean((values - values.mean()) ** 2))
+    assert found["low"] == pytest.approx(max(found["value"] - half, -1)) and found["runs"] == 6

@@ -62,7 +62,7 @@ def correlate(
         difference      "signed", accuracy of a minus accuracy of b, or its "size"
         statistic       "spearman" or "kendall" (tau-b)
         value           over the pairs; NaN where one of both does not vary
-        low, high       interval, delete-one-run jackknife, cut to [-1, 1]
+        low, high       interval, delete-one-run jackknife (a run that is in all pairs stays), cut to [-1, 1]
         p               share of all ways to deal the accuracies to the runs with a value of at least this size: of
                         four runs at best 1 / 24, of three 1 / 6
         partial         the same correlation given the difference of ``tokens`` in size, of ranks
@@ -134,10 +134,11 @@ class _Pairs:
 
     def _interval(self, difference: str, statistic: str, value: float, confidence: float) -> tuple[float, float]:
         """Delete-one-run jackknife; NaN where the pairs that are left do not vary."""
-        values, count = self._differences(difference, self.accuracy), len(self.accuracy)
-        left = [(self.first != run) & (self.second != run) for run in range(count)]
-        found = np.array([STATISTICS[statistic](values[some], self.similarity[some]) for some in left])
-        if np.isnan([value, *found]).any():
+        values = self._differences(difference, self.accuracy)
+        left = [(self.first != run) & (self.second != run) for run in range(len(self.accuracy))]
+        found = np.array([STATISTICS[statistic](values[some], self.similarity[some]) for some in left if some.any()])
+        count = len(found)
+        if count < 2 or np.isnan([value, *found]).any():
             return np.nan, np.nan
         half = t.ppf((1 + confidence) / 2, count - 1) * np.sqrt((count - 1) * np.square(found - found.mean()).mean())
         return max(value - half, -1.0), min(value + half, 1.0)
@@ -145,8 +146,8 @@ class _Pairs:
 
 def spearman(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Spearman's correlation (...) of ``x`` (..., m) with ``y`` (m,); NaN where one does not vary."""
-    x, y = (rankdata(each, axis=-1) if each.shape[-1] else each for each in (x, y))
-    return _cosine(x - x.mean(-1, keepdims=True), y - y.mean()) if y.size else np.full(x.shape[:-1], np.nan)
+    x, y = rankdata(x, axis=-1), rankdata(y)
+    return _cosine(x - x.mean(-1, keepdims=True), y - y.mean())
 
 
 def kendall(x: np.ndarray, y: np.ndarray) -> np.ndarray:

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from functools import cache
-
 import numpy as np
 import pandas as pd
-import torch
 
 from common.analysis.arrays import marked
 from common.analysis.intervals import bootstrap
 from common.analysis.sets import kept_mask
 from common.errors import UsageError
 from common.evaluation import Record, Stage
-from common.models.factory import create_backbone
 from common.options import Count, ShareBelow1, checked
 
 
@@ -26,10 +22,10 @@ def token_depth(record: Record, *, depth: Count | None = None) -> np.ndarray:
     over the images, reshaped to ``record.setting.grid_size``, is a map (:func:`common.analysis.compare_maps`).
 
     Args:
-        depth: blocks of the network; None = those of ``record.setting.backbone`` as timm makes it.
+        depth: blocks of the network; None = those that the record says.
 
     Raises:
-        UsageError: tokens that are no patches, a depth that the stages exceed, a backbone that timm does not know.
+        UsageError: tokens that are no patches, a depth that the stages exceed, or no depth at all.
 
     >>> from common import create_model, load_dataset
     >>> from common.evaluation import evaluate_model
@@ -39,8 +35,8 @@ def token_depth(record: Record, *, depth: Count | None = None) -> np.ndarray:
     >>> token_depth(record).mean(0).reshape(8, 8)[3]
     array([2., 4., 6., 6., 6., 6., 4., 2.])
     """
-    depth = _depth(record.setting.backbone) if depth is None else depth
-    if depth <= max(record.stages, default=0):
+    depth = record.setting.depth if depth is None else depth
+    if depth is None or depth <= max(record.stages, default=0):
         raise UsageError(f"depth={depth} is not allowed with stages {list(record.stages)}; give the number of blocks")
     passed = np.full((len(record), record.setting.num_patches), float(depth))
     for block, stage in reversed(record.stages.items()):
@@ -91,9 +87,3 @@ def _distinct(stage: Stage, patches: int) -> np.ndarray:
     """Distinct kept patches (n,), or the tokens that some token was sent to."""
     found = stage.kept if stage.kept is not None else stage.destination
     return _alive(stage, patches) if found is None else marked(found, patches).sum(1).astype(np.float64)
-
-
-@cache
-def _depth(backbone: str) -> int:
-    with torch.device("meta"):
-        return len(create_backbone(backbone).blocks)

@@ -20,7 +20,7 @@ from typing import Literal, get_args
 from common.errors import UsageError
 from common.evaluation import Setting
 from common.options import check
-from common.schedule import keep_rate_text, ratio_of
+from common.schedule import ratio_of
 
 Axis = Literal["rates", "capacity", "methods", "datasets", "seeds"]
 AXES = get_args(Axis)
@@ -73,7 +73,7 @@ def _compared(a: Setting, b: Setting, axis: Axis) -> bool:
 def _comes_first(a: Setting, b: Setting, axis: Axis) -> bool:
     """Of two runs that are compared, ``a`` is the first."""
     if axis == "rates":
-        return ratio_of(keep_rate_text(a.keep_rate)) > ratio_of(keep_rate_text(b.keep_rate))
+        return ratio_of(a.keep_rate) > ratio_of(b.keep_rate)
     return axis == "capacity" and (a.width or 0) > (b.width or 0)
 
 
