@@ -12,8 +12,7 @@ from common import create_model
 from common.errors import UsageError
 from common.models.reduced import reduce_tokens
 from common.training import learning_rate, parameter_groups, protocol, train
-from common.training.optim import Muon, is_new, make_optimizers, orthogonal
-from common.training.schedule import base_rate
+from common.training.optim import Muon, base_rate, is_new, make_optimizers, orthogonal
 
 
 @pytest.fixture

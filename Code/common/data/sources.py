@@ -32,11 +32,10 @@ def open_source(name: str, split: str, root: str | os.PathLike | None) -> Source
         return _folder(name, Path(name.removeprefix(FOLDER_PREFIX)).expanduser(), split)
     if name in ANNOTATED:
         return ANNOTATED[name](place / name, split)
-    if name == "imagenet":
-        return _folder(name, place / "imagenet", split)
-    if name == "imagenette":
-        return _folder(name, _find_imagenette(place, split), split)
-    return _archive(name, place, split)
+    if name in ARCHIVES:
+        return _archive(name, place, split)
+    folder = place / name if name == "imagenet" else _find_imagenette(place, split)
+    return _folder(name, folder, split)
 
 
 def _find_imagenette(root: Path, split: str) -> Path:

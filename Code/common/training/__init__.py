@@ -9,6 +9,5 @@ from common.training.config import TrainConfig, protocol
 from common.training.engine import Epoch, train
 from common.training.losses import asymmetric_loss, distillation_loss
 from common.training.metrics import accuracies, accuracy, cross_entropy, mean_average_precision
-from common.training.optim import parameter_groups
+from common.training.optim import learning_rate, parameter_groups
 from common.training.prediction import Prediction, evaluate, inference_pass, predict
-from common.training.schedule import learning_rate

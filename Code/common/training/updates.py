@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from common.training.accelerator import seed_everything
 from common.training.config import TrainConfig
 from common.training.losses import Objective, teach
-from common.training.optim import make_optimizers, trains
-from common.training.schedule import base_rate, learning_rate
+from common.training.optim import base_rate, learning_rate, make_optimizers, trains
 
 Batch = tuple[Tensor, Tensor]
 
