@@ -10,8 +10,9 @@ import torch
 from common.errors import UsageError
 from common.evaluation import Record
 from common.evaluation.__main__ import main
-from common.models.authors import read_authors
+from common.models.authors import authors_run, read_authors
 from common.models.factory import create_model, expected_norm
+from common.reducers import Method
 from common.setup import Setup
 
 BACKBONE = "deit_tiny_patch16_224"
@@ -221,6 +222,90 @@ def test_a_new_head_for_other_classes(tmp_path):
     found = loaded(tmp_path / "x.pth", "dynamicvit", num_classes=7)
     assert found.head.weight.shape == (7, 192)
     torch.testing.assert_close(found.reducer.state_dict(), model.reducer.state_dict(), rtol=0, atol=0)
+
+
+def namespace(**changes):
+    """The arguments that their parser leaves for a model of DynamicViT."""
+    given = {"model": "dyvit_small_patch16_224", "keep_rate": [0.7], "reduction_loc": [3, 6, 9], "input_size": 224}
+    return argparse.Namespace(**{**given, "seed": 0, "dataset": "imagenet", **changes})
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, ("deit_small_patch16_224", "dynamicvit", 0.7, (3, 6, 9), 224)),
+        ({"model": "topk_tiny_patch16_224"}, ("deit_tiny_patch16_224", "topk:head_fusion=mean", 0.7, (3, 6, 9), 224)),
+        ({"keep_rate": [0.9, 0.7, 0.5]}, ("deit_small_patch16_224", "dynamicvit", (0.9, 0.7, 0.5), (3, 6, 9), 224)),
+        (
+            {"model": "ats_base_patch16_224", "keep_rate": [137.0, 96.0, 67.0]},
+            ("deit_base_patch16_224", "ats:parity=true", (137, 96, 67), (3, 6, 9), 224),
+        ),
+        (
+            {"model": "kmedoids_tiny_patch16_224", "cluster_iters": 5, "equal_weight": False},
+            ("deit_tiny_patch16_224", "kmedoids:cluster_iters=5,parity=true", 0.7, (3, 6, 9), 224),
+        ),
+        (
+            {"model": "sinkhorn_tiny_patch16_224", "cluster_iters": 3, "sinkhorn_eps": 0.5},
+            ("deit_tiny_patch16_224", "sinkhorn:eps=0.5", 0.7, (3, 6, 9), 224),
+        ),
+        (
+            {"model": "dpcknn_tiny_patch16_224", "k_neighbors": 5, "equal_weight": True},
+            ("deit_tiny_patch16_224", "dpcknn:equal_weight=true", 0.7, (3, 6, 9), 224),
+        ),
+        (
+            {
+                "model": "heuristic_tiny_patch16_224",
+                "heuristic_pattern": "l2",
+                "min_radius": 1.0,
+                "not_contiguous": True,
+            },
+            ("deit_tiny_patch16_224", "l2", 0.7, (3, 6, 9), 224),
+        ),
+        (
+            {
+                "model": "heuristic_tiny_patch16_224",
+                "heuristic_pattern": "l1",
+                "min_radius": 2.0,
+                "not_contiguous": False,
+            },
+            ("deit_tiny_patch16_224", "l1:contiguous=true,min_radius=2.0", 1.0, (3, 6, 9), 224),
+        ),
+        (
+            {"model": "deit_small_patch16_224_local", "keep_rate": [], "reduction_loc": [], "input_size": 384},
+            ("deit_small_patch16_224", "none", 1.0, None, 384),
+        ),
+        ({"model": "deit_base_patch16_224_local_viz"}, ("deit_base_patch16_224", "none", 1.0, (3, 6, 9), 224)),
+    ],
+)
+def test_what_a_checkpoint_says_of_its_model(tmp_path, changes, expected):
+    torch.save({"model": {}, "args": namespace(**changes)}, tmp_path / "x.pth")
+    run = authors_run(tmp_path / "x.pth")
+    assert tuple(vars(run).values()) == expected
+    Method.parse(run.method)
+
+
+@pytest.mark.parametrize("args", [None, namespace(model="resnet50"), namespace(model="swin_tiny_patch16_224")])
+def test_a_checkpoint_that_says_nothing_of_its_model(tmp_path, args):
+    torch.save({"model": {}, "args": args}, tmp_path / "x.pth")
+    with pytest.raises(UsageError, match="does not say of which model it is"):
+        authors_run(tmp_path / "x.pth")
+
+
+def test_the_command_line_needs_nothing_but_the_checkpoint_and_images(tmp_path, capsys):
+    layout(
+        perturbed("sit"),
+        "sit",
+        path := tmp_path / "best_checkpoint.pth",
+        args=namespace(model="sit_tiny_patch16_224", keep_rate=[0.6], reduction_loc=list(LOC), input_size=64),
+    )
+    command = ["off_the_shelf", str(tmp_path / "out"), "--weights", str(path), "--dataset", "digits", "--limit", "4"]
+    assert main([*command, "--decisions-only", "--device", "cpu"]) == 0, capsys.readouterr().err
+    found = [path.parent for path in (tmp_path / "out").rglob("decisions.npz")]
+    assert [folder.name for folder in found] == ["sit_tiny_patch16_224-2_5_8-_0.6"]
+    setting = Record.load(found[0] / "decisions.npz").setting
+    assert (setting.backbone, setting.img_size, setting.details["recipe"]) == (BACKBONE, (64, 64), "which_tokens")
+    assert main(["off_the_shelf", str(tmp_path), "--dataset", "digits"]) == 2
+    assert "give --backbone and --methods" in capsys.readouterr().err
 
 
 def test_evaluated_from_the_command_line(tmp_path, capsys):

@@ -12,6 +12,7 @@ from common.data.digits import Digits
 from common.errors import UsageError
 from common.evaluation import Record, evaluate_model, off_the_shelf
 from common.evaluation.__main__ import main
+from common.evaluation.registry import build_registry
 from common.models.factory import create_model
 from common.setup import Setup
 from common.weights import save_state
@@ -236,6 +237,27 @@ def test_decisions_on_images_of_classes_that_the_head_does_not_have(weights, pic
 def create_on(weights, setup):
     model = create_model("vit_digits", reducer="topk", keep_rate=0.5, weights=weights).eval()
     return model.trace(setup.val_set.stack())
+
+
+def test_the_registry_lists_them(weights, tmp_path):
+    off_the_shelf(tmp_path / "out", on_digits(weights), ["l2", "ats:sampler=random", "none"], [0.5], seeds=(0, 3))
+    table = build_registry(tmp_path / "out").set_index("Name")
+    assert sorted(table["seed"]) == [0, 0, 0, 3] and set(table["dataset"]) == {"digits"} and set(table["epochs"]) == {0}
+    pattern, unreduced = table.loc["heuristic_vit_digits-l2-1_3_4-_0.5"], table.loc["vit_digits--_"]
+    assert pattern["max_accuracy"] == record(tmp_path / "out", "heuristic_vit_digits-l2-1_3_4-_0.5").accuracy["top1"]
+    assert (pattern["heuristic_pattern"], pattern["keep_rate"], pattern["reduction_loc"]) == (
+        "l2",
+        "[0.5]",
+        "[1, 3, 4]",
+    )
+    assert (unreduced["model"], unreduced["keep_rate"], unreduced["output_dir"]) == (
+        "vit_digits",
+        "[]",
+        "digits/seed-0",
+    )
+    (tmp_path / "out" / "digits" / "seed-0" / "vit_digits--_" / "decisions.npz").write_bytes(b"cut off")
+    with pytest.warns(UserWarning, match="not in the registry: record .*vit_digits--_.* is damaged"):
+        assert len(build_registry(tmp_path / "out")) == 3
 
 
 def test_command_line(weights, tmp_path, monkeypatch, capsys):

@@ -1,7 +1,7 @@
-"""One row per training run, the table that evaluations and comparisons start from; local, or out of Weights & Biases.
+"""One row per run, the table that evaluations and comparisons start from; local, or out of Weights & Biases.
 
-``python -m common.evaluation.registry ROOT OUT.csv`` lists the finished runs at or below the folder ROOT;
-``wandb:ENTITY/PROJECT`` in place of ROOT those of a project there.
+``python -m common.evaluation.registry ROOT OUT.csv`` lists the finished trainings at or below the folder ROOT, and the
+records of models that nobody trained; ``wandb:ENTITY/PROJECT`` in place of ROOT the runs of a project there.
 """
 
 from __future__ import annotations
@@ -19,14 +19,17 @@ import pandas as pd
 
 from common.errors import UsageError, command, require_package
 from common.evaluation.names import model_name, pattern, ratios
+from common.evaluation.record import Record
+from common.evaluation.runner import DECISIONS
 from common.evaluation.runs import Run, find_runs
 from common.reducers import Method
 from common.results import write_atomically
+from common.training.experiment import RECORD
 
 COLUMNS = {
     "Name": "of the run's folder",
     "max_accuracy": "percent, of the best weights",
-    "epoch": "the last one",
+    "epoch": "the last one, 0 without a training",
     "epochs": "asked for",
     "keep_rate": "a list as text, [] without reduction",
     "reduction_loc": "a list as text, [] without reduction",
@@ -36,7 +39,7 @@ COLUMNS = {
     "Tags": "options of the method, a list as text",
     "Created": "ISO 8601",
     "dataset": "its name",  # this and what follows the reference has not
-    "seed": "of the training",
+    "seed": "of the training, or of the model",
 }
 HIDDEN_TAGS = {"Not Best", "hidden"}
 WANDB = "wandb:"
@@ -57,7 +60,13 @@ def build_registry(root: str | Path) -> pd.DataFrame:
 def scan_runs(root: str | Path) -> tuple[pd.DataFrame, list[str], list[str]]:
     """The table of :func:`build_registry`, and the runs that are not in it: damaged ones, and unfinished ones."""
     rows, damaged, unfinished = [], [], []
-    for folder in find_runs([root]):
+    records = sorted(path for path in Path(root).rglob(DECISIONS) if not (path.parent / RECORD).is_file())
+    for path in records:
+        try:
+            rows.append(_row_of_record(Record.load(path, blocks=[]), path.parent, Path(root)))
+        except UsageError as error:
+            damaged.append(f"record {str(path)!r}: {error}")
+    for folder in find_runs([root]) if not records or any(Path(root).rglob(RECORD)) else ():
         try:
             run = Run.read(folder)
             if run.last_epoch >= run.epochs:
@@ -103,23 +112,48 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _row(run: Run, root: Path) -> dict[str, Any]:
-    experiment, options = run.experiment, Method.parse(run.experiment.reducer).options_text
-    reduced = bool(run.reduction_loc)
+    experiment = run.experiment
     return {
         "Name": run.name,
         "max_accuracy": run.best.accuracy,
         "epoch": run.last_epoch,
         "epochs": run.epochs,
-        "keep_rate": ratios(experiment.keep_rate) if reduced else [],
-        "reduction_loc": list(run.reduction_loc),
-        "heuristic_pattern": pattern(experiment.reducer),
-        "model": model_name(experiment.reducer, experiment.backbone),
-        "output_dir": (Path() / os.path.relpath(run.folder.parent, root)).as_posix(),
-        "Tags": options.split(",") if options else [],
+        **_model(experiment.reducer, experiment.backbone, experiment.keep_rate, run.reduction_loc),
+        "output_dir": _place(run.folder, root),
         "Created": run.created,
         "dataset": experiment.dataset,
         "seed": experiment.config.seed,
     }
+
+
+def _row_of_record(record: Record, folder: Path, root: Path) -> dict[str, Any]:
+    setting = record.setting
+    return {
+        "Name": setting.name,
+        "max_accuracy": record.accuracy.get("map" if record.multi_label else "top1"),
+        "epoch": 0,
+        "epochs": 0,
+        **_model(setting.method, setting.backbone, setting.keep_rate, setting.reduction_loc),
+        "output_dir": _place(folder, root),
+        "Created": setting.versions["date"],
+        "dataset": setting.dataset,
+        "seed": setting.seed,
+    }
+
+
+def _model(method: str, backbone: str, keep_rate: float | tuple, reduction_loc: tuple[int, ...]) -> dict[str, Any]:
+    options = Method.parse(method).options_text
+    return {
+        "keep_rate": ratios(keep_rate) if reduction_loc else [],
+        "reduction_loc": list(reduction_loc),
+        "heuristic_pattern": pattern(method),
+        "model": model_name(method, backbone),
+        "Tags": options.split(",") if options else [],
+    }
+
+
+def _place(folder: Path, root: Path) -> str:
+    return (Path() / os.path.relpath(folder.parent, root)).as_posix()
 
 
 def _table(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:

@@ -28,6 +28,7 @@ from common.evaluation.evaluate import evaluate_model, stage_blocks
 from common.evaluation.names import run_key, unique_key
 from common.evaluation.record import Record
 from common.evaluation.runner import DECISIONS, Wanted, add_options, complete_setting, do_all, leave, tell
+from common.models.authors import authors_run, is_authors
 from common.models.factory import create_backbone, load_own
 from common.models.reduced import ReducedVisionTransformer
 from common.options import Count, Many, NonNegative, Whole, check, check_names
@@ -41,6 +42,7 @@ from common.weights import HUB, weights_label
 NAME = "off_the_shelf"
 KEEP_RATES = (0.9, 0.7, 0.5, 0.25)  # those of "Which Tokens to Use?"
 MEMORY = 4.0  # GB: 6,600 images of 224 x 224 pixels
+AUTHORS_RECIPE = "which_tokens"
 OF_SETUP = ("batch_size", "workers", "device")
 
 
@@ -263,36 +265,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return tell(_run(**vars(_parser().parse_args(arguments))))
 
 
-def _run(
-    folder: str,
-    methods: list[str],
-    keep_rates: list[str],
-    seeds: list[int],
-    reduction_loc: list[int] | None,
-    decisions_only: bool,
-    memory: float,
-    threads: int | None,
-    limit: int | None,
-    img_size: int | None,
-    **given: object,
-) -> dict[Path, str]:
+def _run(folder: str, threads: int | None, limit: int | None, **given: object) -> dict[Path, str]:
     if threads is not None:
         torch.set_num_threads(check("threads", threads, Count))
-    of_setup = {name: given.pop(name) for name in ("backbone", "weights", "dataset", "recipe", *OF_SETUP)}
-    of_setup["weights"] = from_here(of_setup["weights"])
-    of_setup["limit_val"] = limit
-    size = own_size(of_setup["backbone"]) if img_size is None else img_size
-    return off_the_shelf(
-        folder,
-        Setup(**of_setup, img_size=size),
-        methods,
-        [read_keep_rate(text) for text in keep_rates],
-        seeds=seeds,
-        reduction_loc=None if reduction_loc is None else tuple(reduction_loc),
-        decisions_only=decisions_only,
-        memory=memory,
-        **given,
-    )
+    given["weights"] = from_here(given["weights"])
+    given = _filled(given)
+    of_setup = {name: given.pop(name) for name in ("backbone", "weights", "dataset", "img_size", "recipe", *OF_SETUP)}
+    rates = [read_keep_rate(rate) for rate in given.pop("keep_rates")]
+    blocks = given.pop("reduction_loc")
+    setup = Setup(**of_setup, limit_val=limit)
+    given["reduction_loc"] = None if blocks is None else tuple(blocks)
+    return off_the_shelf(folder, setup, given.pop("methods"), rates, **given)
+
+
+def _filled(given: dict[str, object]) -> dict[str, object]:
+    """``given`` with what is missing: defaults, or what a checkpoint of the authors says of its model."""
+    theirs = is_authors(given["weights"])
+    known: dict[str, object] = {"keep_rates": KEEP_RATES, "recipe": AUTHORS_RECIPE if theirs else Setup.recipe}
+    if theirs and not (given["backbone"] and given["methods"]):
+        run = authors_run(given["weights"])
+        known |= {**vars(run), "methods": [run.method], "keep_rates": [run.keep_rate]}
+    filled = {name: known.get(name) if value is None else value for name, value in given.items()}
+    if not filled["backbone"] or not filled["methods"]:
+        raise UsageError("give --backbone and --methods; only a checkpoint of the authors (.pth) says them itself")
+    filled["img_size"] = filled["img_size"] or own_size(filled["backbone"])
+    return filled
 
 
 def own_size(backbone: str) -> int:
@@ -307,19 +304,24 @@ def _parser() -> argparse.ArgumentParser:
         description="Reduce a backbone by many methods, without training, and record what each decides on every image.",
     )
     parser.add_argument("folder", metavar="OUT", help="where a folder is made for every model")
-    parser.add_argument("--backbone", required=True, help="a timm VisionTransformer")
-    parser.add_argument("--weights", default=HUB, help=f"{HUB!r} (default), 'digits', a file, or '' for random ones")
+    parser.add_argument("--backbone", help="a timm VisionTransformer")
+    parser.add_argument(
+        "--weights",
+        default=HUB,
+        help=f"{HUB!r} (default), 'digits', '' for random ones, a .safetensors file; or a .pth file of the authors of "
+        f"'Which Tokens to Use?', which says backbone, method, keep rate, blocks and image size itself",
+    )
     parser.add_argument("--dataset", required=True, help="digits, imagenette, imagenet, folder:PATH ...")
     known = ", ".join(list_reducers())
-    parser.add_argument("--methods", nargs="+", required=True, metavar="METHOD", help=f"of: {known}")
-    rates = list(map(str, KEEP_RATES))
+    parser.add_argument("--methods", nargs="+", metavar="METHOD", help=f"of: {known}")
+    rates = " ".join(map(str, KEEP_RATES))
     parser.add_argument(
-        "--keep-rates", nargs="+", default=rates, metavar="R", help="0.9 0.5 ..., or one per stage: '0.9 0.7 0.5'"
+        "--keep-rates", nargs="+", metavar="R", help=f"default: {rates}; one per stage in quotes: '0.9 0.7 0.5'"
     )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="SEED", help="of models that are random")
     parser.add_argument("--reduction-loc", nargs="+", type=int, metavar="BLOCK", help="default: 1/4, 1/2, 3/4 of depth")
     parser.add_argument("--img-size", type=int, help="pixels; default: the backbone's")
-    parser.add_argument("--recipe", default=Setup.recipe, help=f"of: {', '.join(RECIPES)}")
+    parser.add_argument("--recipe", help=f"of: {', '.join(RECIPES)}; default: {Setup.recipe}")
     parser.add_argument("--limit", type=int, help="validation images, the classes as even as possible; default: all")
     parser.add_argument("--decisions-only", action="store_true", help="the head's classes are not the dataset's")
     parser.add_argument("--memory", type=float, default=MEMORY, help="GB that decoded images may take")
