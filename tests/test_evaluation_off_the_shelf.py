@@ -273,7 +273,7 @@ def test_command_line(weights, tmp_path, monkeypatch, capsys):
     assert done(capsys) == ["evaluated"] * 4
     found = record(tmp_path / "out", "topk_vit_digits-1_3_4-_0.7_0.5_0.3", 3, with_cls=True)
     assert found.stages[4].kept.shape == (10, 19) and found.cls[5].shape == (10, 64)
-    assert (found.setting.weights, found.setting.seed) == (str(weights), 3)
+    assert (found.setting.weights, found.setting.seed) == ("weights.safetensors", 3)
     for wrong in (["--keep-rates", "much"], ["--limit", "0"], ["--weights", "none.safetensors"], ["--threads", "0"]):
         assert main([*command, *wrong]) == 2
         assert capsys.readouterr().err.startswith("error: ")

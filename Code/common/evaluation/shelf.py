@@ -177,7 +177,6 @@ class Shelf:
         """What must be the same for a record to count as that of ``model``."""
         setup, draws = self.setup, model.model.reducer.draws
         return {
-            "weights": weights_label(setup.weights, setup.backbone),
             "fingerprint": model.fingerprint,
             "untrained": model.untrained,
             "recipe": setup.recipe,
@@ -209,7 +208,7 @@ class Shelf:
             method=model.method,
             backbone=self.setup.backbone,
             name=name,
-            weights=self.setup.weights,
+            weights=weights_label(self.setup.weights, self.setup.backbone),
             seed=model.setup.seed,
             decisions_only=self.decisions_only,
             details=self.conditions(model),
