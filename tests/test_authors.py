@@ -10,7 +10,8 @@ import torch
 from common.errors import UsageError
 from common.evaluation import Record
 from common.evaluation.__main__ import main
-from common.models.authors import authors_run, read_authors
+from common.evaluation.authors import authors_run
+from common.models.authors import read_authors
 from common.models.factory import create_model, expected_norm
 from common.reducers import Method
 from common.setup import Setup

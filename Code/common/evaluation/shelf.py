@@ -23,12 +23,13 @@ from common.data import head_classes
 from common.data.base import LabelledDataset
 from common.data.transforms import RECIPES
 from common.errors import UsageError, command
+from common.evaluation.authors import authors_run
 from common.evaluation.decoded import Decoded, decoded_size
 from common.evaluation.evaluate import evaluate_model, stage_blocks
 from common.evaluation.names import run_key, unique_key
 from common.evaluation.record import Record
 from common.evaluation.runner import DECISIONS, Wanted, add_options, complete_setting, do_all, leave, tell
-from common.models.authors import authors_run, is_authors
+from common.models.authors import is_authors
 from common.models.factory import create_backbone, load_own
 from common.models.reduced import ReducedVisionTransformer
 from common.options import Count, Many, NonNegative, Whole, check, check_names
@@ -136,12 +137,12 @@ class ShelfModel:
         return unique_key(self.run_key, self.setup.dataset, self.setup.seed)
 
     @cached_property
-    def fingerprint(self) -> str:
-        """Of all weights, so that a file that was replaced is another one."""
+    def weights(self) -> str:
+        """What they are called, and a digest of their numbers: a file that was replaced is another one."""
         digest = hashlib.sha256()
         for name, value in self.model.state_dict().items():
             digest.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
-        return digest.hexdigest()[:16]
+        return f"{weights_label(self.setup.weights, self.setup.backbone)} {digest.hexdigest()[:12]}"
 
 
 @dataclass(frozen=True)
@@ -166,18 +167,18 @@ class Shelf:
         """Refuse what :func:`evaluate_model` would, before it runs."""
         for model in models:
             model.model.check_cls_at(self.wanted.cls_at)
-        if self.decisions_only:
-            return
-        try:
-            head_classes(self.setup.vit.num_classes, self.setup.val_set)
-        except UsageError as error:
-            raise UsageError(f"{error}; or --decisions-only (decisions_only=True), without accuracy") from error
+        images = self.setup.val_set
+        if not self.decisions_only:
+            try:
+                head_classes(self.setup.vit.num_classes, images)
+            except UsageError as error:
+                raise UsageError(f"{error}; or --decisions-only (decisions_only=True), without accuracy") from error
 
     def conditions(self, model: ShelfModel) -> dict[str, object]:
         """What must be the same for a record to count as that of ``model``."""
         setup, draws = self.setup, model.model.reducer.draws
         return {
-            "fingerprint": model.fingerprint,
+            "weights": model.weights,
             "untrained": model.untrained,
             "recipe": setup.recipe,
             "img_size": setup.img_size,

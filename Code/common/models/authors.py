@@ -9,7 +9,8 @@ code in it runs. Its backbone has timm's names. What a method adds is numbered b
     cluster_layers.S.v                      Sinkhorn       reducer.prototypes.BLOCK
     cluster_layers.S.weight, scale          SiT            reducer.slimmers.BLOCK.score, scale
 
-The weights are the authors'; how tokens are reduced is up to the options of each method, see :func:`authors_run`.
+The weights are the authors'; how tokens are reduced is up to the options of each method, see
+:mod:`common.evaluation.authors`.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ import argparse
 import pickle
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,6 @@ from torch import Tensor
 from torch.serialization import safe_globals
 
 from common.errors import UsageError
-from common.reducers import Method
 from common.weights import AUTHORS, NORM, OWN, check_weights
 
 IMAGES = dict(zip(NORM, (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD), strict=True))
@@ -43,23 +42,6 @@ NAMES = (
     (r"cluster_layers\.(\d+)\.(scale)", "slimmers.{}.{}"),
 )
 OF_STAGES = ("score_predictor.", "cluster_layers.")
-MODEL = re.compile(r"([a-z]+)_((?:tiny|small|base)_patch16_224)(?:_local)?(?:_viz)?")
-# by the authors' name of a method: ours, with what of theirs is not the default here; their names of its options
-METHODS = {
-    "deit": ("none", {}),
-    "topk": ("topk:head_fusion=mean", {}),
-    "evit": ("evit", {}),
-    "dyvit": ("dynamicvit", {}),
-    "ats": ("ats:parity=true", {}),
-    "tome": ("tome:parity=true", {}),
-    "kmedoids": ("kmedoids:parity=true", {"cluster_iters": "cluster_iters", "equal_weight": "equal_weight"}),
-    "dpcknn": ("dpcknn", {"k_neighbors": "k_neighbors", "equal_weight": "equal_weight"}),
-    "patchmerger": ("patchmerger", {}),
-    "sinkhorn": ("sinkhorn", {"eps": "sinkhorn_eps", "cluster_iters": "cluster_iters"}),
-    "sit": ("sit", {}),
-}
-# there as here
-DEFAULTS = {"cluster_iters": 3, "equal_weight": False, "k_neighbors": 5, "eps": 1.0, "min_radius": 1.0}
 
 
 def is_authors(weights: str | Path) -> bool:
@@ -77,8 +59,7 @@ def read_authors(path: str | Path) -> dict[str, Tensor]:
         UsageError: the file is missing, damaged, holds anything but tensors and plain values, or no weights; or it has
             parameters of stages and does not say of which blocks.
     """
-    check_weights(path)
-    checkpoint = _load(path)
+    checkpoint = load_checkpoint(path)
     blocks = sorted(getattr(checkpoint.get("args"), "reduction_loc", None) or ())
     state = _weights(checkpoint, path)
     if not blocks and any(name.startswith(OF_STAGES) for name in state):
@@ -86,63 +67,13 @@ def read_authors(path: str | Path) -> dict[str, Tensor]:
     return {_renamed(name, blocks): value.float() for name, value in state.items()}
 
 
-@dataclass(frozen=True)
-class AuthorsRun:
-    """How the model of a checkpoint was trained, in this package's words.
-
-    Attributes:
-        backbone: timm's name.
-        method: with the options that make it the authors'.
-        keep_rate, reduction_loc: see :class:`common.reducers.Schedule`; 1.0 and None without a schedule.
-        img_size: side of the images in pixels.
-    """
-
-    backbone: str
-    method: str
-    keep_rate: float | tuple[float, ...]
-    reduction_loc: tuple[int, ...] | None
-    img_size: int
-
-
-def authors_run(path: str | Path) -> AuthorsRun:
-    """What the checkpoint ``path`` says of its model.
+def load_checkpoint(path: str | Path) -> Mapping[str, Any]:
+    """What the file ``path`` holds: weights, arguments and so on, by their names.
 
     Raises:
-        UsageError: as :func:`read_authors`; or it has no arguments, or those of a model that is none of theirs.
+        UsageError: the file is missing, damaged, or holds anything but tensors and plain values.
     """
     check_weights(path)
-    args = _load(path).get("args")
-    name = MODEL.fullmatch(str(getattr(args, "model", None)))
-    if name is None or name[1] not in (*METHODS, "heuristic"):
-        raise UsageError(f"weights file {str(path)!r} does not say of which model it is: its args have no known model")
-    given = vars(args)
-    method = _pattern(given) if name[1] == "heuristic" else _method(name[1], given)
-    rates = tuple(rate if rate <= 1 else int(rate) for rate in given.get("keep_rate") or (1.0,))
-    without = method.name == "none" or dict(method.options).get("contiguous", False)
-    return AuthorsRun(
-        backbone=f"deit_{name[2]}",
-        method=str(method),
-        keep_rate=1.0 if without else rates[0] if len(rates) == 1 else rates,
-        reduction_loc=tuple(given.get("reduction_loc") or ()) or None,
-        img_size=given.get("input_size", 224),
-    )
-
-
-def _method(name: str, given: Mapping[str, Any]) -> Method:
-    text, names = METHODS[name]
-    options = {ours: given.get(theirs, DEFAULTS[ours]) for ours, theirs in names.items()}
-    return Method.parse(text).having(**{key: value for key, value in options.items() if value != DEFAULTS[key]})
-
-
-def _pattern(given: Mapping[str, Any]) -> Method:
-    """A fixed pattern, which there shrinks from block to block unless the stages are told apart."""
-    method, radius = Method(given["heuristic_pattern"]), given.get("min_radius", DEFAULTS["min_radius"])
-    if given.get("not_contiguous"):
-        return method
-    return method.having(contiguous=True, **({} if radius == DEFAULTS["min_radius"] else {"min_radius": radius}))
-
-
-def _load(path: str | Path) -> Mapping[str, Any]:
     try:
         with safe_globals([argparse.Namespace]):
             found = torch.load(path, map_location="cpu", weights_only=True)
