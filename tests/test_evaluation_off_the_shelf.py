@@ -12,7 +12,6 @@ from common.data.digits import Digits
 from common.errors import UsageError
 from common.evaluation import Record, evaluate_model, off_the_shelf
 from common.evaluation.__main__ import main
-from common.evaluation.decoded import Decoded, decoded_size
 from common.evaluation.registry import build_registry
 from common.models.factory import create_model
 from common.setup import Setup
@@ -85,16 +84,6 @@ def test_images_are_decoded_once_where_they_fit_into_memory(weights, tmp_path, m
     off_the_shelf(tmp_path, on_digits(weights), ["topk", "tome", "none"], [0.5], memory=memory)
     assert len(seen) == read + 1  # one to see how large they are
     assert ("need 0.0 GB of 0 allowed" in capsys.readouterr().out) == (memory == 0)
-
-
-def test_decoded_images_are_the_dataset():
-    data = load_dataset("digits", "val", img_size=32, limit=N)
-    decoded = Decoded(data)
-    assert decoded_size(data) == pytest.approx(N * 3 * 32 * 32 * 4 / 1e9)
-    assert torch.equal(decoded.stack(), data.stack()) and torch.equal(decoded.labels, data.labels)
-    some = decoded.select(torch.tensor([5, 2]))
-    assert some.image_ids == [data.image_ids[5], data.image_ids[2]] and some[1][1] == data[2][1]
-    assert torch.equal(some[0][0], data[5][0]) and some.classes == data.classes and some.mean == data.mean
 
 
 def test_what_is_there_is_skipped_and_a_stop_loses_one_model(weights, tmp_path, capsys, monkeypatch):

@@ -59,13 +59,6 @@ def test_methods_that_score_say_what_and_the_others_have_no_scores():
     assert record.setting.scored == "" and all(stage.scores is None for stage in record.stages.values())
 
 
-def test_a_stage_that_has_nothing_to_drop_scores_nothing():
-    """Not even where it is one of the stages: its scores are NaN, and every image has a row of them."""
-    model, given = reduced("topk", keep_rate=(8, 8, 4)), {"method": "topk", "backbone": "vit_tiny_patch16_224"}
-    stages = evaluate_model(model, noise(), batch_size=3, scores=True, device="cpu", **given).stages
-    assert [int(np.isnan(stages[block].scores).sum()) for block in (1, 2, 3)] == [0, 7 * 16, 7 * 8]
-
-
 def test_scores_beyond_float16_are_limited(monkeypatch):
     monkeypatch.setattr("common.reducers.tram.weighted_in_degree", lambda adjacency: adjacency.sum(1) * 1e8)
     scores = np.concatenate([stage.scores for stage in evaluated("tram", scores=True).stages.values()])

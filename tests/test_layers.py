@@ -13,7 +13,7 @@ COMMON = Path(__file__).parents[1] / "Code" / "common"
 LAYERS = (
     *("errors", "processes", "precision", "rows", "options", "yaml_files", "registry", "schedule", "schema"),
     *("provenance", "results", "tokens", "attention", "weights", "data", "reducers", "models", "cost"),
-    *("training", "benchmark", "setup", "evaluation", "idling", "slimming", "explain", "analysis", "plots"),
+    *("training", "benchmark", "setup", "evaluation", "idling", "slimming", "explain", "plots", "analysis"),
     *("report", "parameters", "studies"),
 )
 MODULES = sorted(path for path in COMMON.rglob("*.py") if path != COMMON / "__init__.py")

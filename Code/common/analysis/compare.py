@@ -46,6 +46,14 @@ class Decisions:
         kept: block -> bits of the patches kept (n, ceil(P / 8)), of methods whose tokens are patches.
         groups: block -> label of each patch (n, P) in the smallest type, of methods that group patches.
         cls: block -> features (n, D), where they were kept.
+
+    >>> from common import create_model, load_dataset
+    >>> from common.evaluation import evaluate_model
+    >>> model = create_model("vit_digits", reducer="l2", keep_rate=0.5, reduction_loc=(2, 4))
+    >>> digits = load_dataset("digits", "val", img_size=32)
+    >>> few = Decisions.of(evaluate_model(model, digits, batch_size=360, method="l2", backbone="vit_digits"))
+    >>> few.kept[2].shape, few.mask(2).shape
+    ((360, 8), (360, 64))
     """
 
     setting: Setting
@@ -111,8 +119,7 @@ def compare(a: Record | Decisions, b: Record | Decisions, *, parity: bool = Fals
         UsageError: the images differ, or the runs share nothing that could be compared.
     """
     a, b = (each if isinstance(each, Decisions) else Decisions.of(each) for each in (a, b))
-    if a.image_ids != b.image_ids:
-        raise UsageError(f"runs {a.setting.key} and {b.setting.key} are not of the same images in the same order")
+    require_same_images(a, b)
     rows = [*_rows(list(_by_image(a, b))), *_features(a, b, parity)]
     if not rows:
         raise UsageError(f"runs {a.setting.key} and {b.setting.key} share no block with anything to compare")
@@ -120,14 +127,27 @@ def compare(a: Record | Decisions, b: Record | Decisions, *, parity: bool = Fals
     return table.sort_values("block", kind="stable", ignore_index=True)
 
 
-def compare_all(records: Iterable[str | Path | Record], axis: Axis, *, parity: bool = False) -> pd.DataFrame:
+def compare_all(
+    records: Iterable[str | Path | Record | Decisions], axis: Axis, *, parity: bool = False
+) -> pd.DataFrame:
     """:func:`compare` of all pairs of runs along an ``axis``, see :func:`common.analysis.pairs`.
 
     Every record is read once and kept in a fraction of its size (50,000 images of three stages: 4 MB of a method that
     keeps patches, 29 MB of one that groups them).
 
+    >>> from common import create_model, load_dataset
+    >>> from common.evaluation import evaluate_model
+    >>> digits, runs = load_dataset("digits", "val", img_size=32), []
+    >>> for rate in (0.5, 0.9, 0.7):
+    ...     model = create_model("vit_digits", reducer="l2", keep_rate=rate, reduction_loc=(2, 4))
+    ...     runs.append(evaluate_model(model, digits, batch_size=360, method="l2", backbone="vit_digits"))
+    >>> table = compare_all(runs, "rates")
+    >>> table[["a", "b"]].drop_duplicates().map(lambda key: key[-3:]).to_numpy().tolist()
+    [['0.9', '0.5'], ['0.7', '0.5'], ['0.9', '0.7']]
+
     Args:
-        records: files that :mod:`common.evaluation` wrote, with the CLS tokens beside them; or what they hold.
+        records: files that :mod:`common.evaluation` wrote, with the CLS tokens beside them; or what they hold, whole
+            or in few bytes.
         axis: "rates", "capacity", "methods" or "seeds".
         parity: as for :func:`compare`.
 
@@ -140,7 +160,7 @@ def compare_all(records: Iterable[str | Path | Record], axis: Axis, *, parity: b
     """
     if axis == "datasets":
         raise UsageError("runs on different datasets have no image in common; compare their maps: compare_maps")
-    runs = [Decisions.of(_loaded(each)) for each in tqdm(list(records), "records", leave=False)]
+    runs = [_decisions(each) for each in tqdm(list(records), "records", leave=False)]
     found = []
     for first, second in tqdm(pairs([run.setting for run in runs], axis), f"pairs of {axis}", leave=False):
         if _comparable(runs[first], runs[second]):
@@ -149,8 +169,16 @@ def compare_all(records: Iterable[str | Path | Record], axis: Axis, *, parity: b
     return table.assign(axis=axis).reindex(columns=list(COLUMNS))
 
 
-def _loaded(record: str | Path | Record) -> Record:
-    return record if isinstance(record, Record) else Record.load(record, with_cls=True)
+def require_same_images(a: Decisions, b: Decisions) -> None:
+    """Refuse two runs that are not on the same images."""
+    if a.image_ids != b.image_ids:
+        raise UsageError(f"runs {a.setting.key} and {b.setting.key} are not of the same images in the same order")
+
+
+def _decisions(record: str | Path | Record | Decisions) -> Decisions:
+    if isinstance(record, Decisions):
+        return record
+    return Decisions.of(record if isinstance(record, Record) else Record.load(record, with_cls=True))
 
 
 def _comparable(a: Decisions, b: Decisions) -> bool:

@@ -66,8 +66,13 @@ def _compared(a: Setting, b: Setting, axis: Axis) -> bool:
     own = _OF_AXIS[axis]
     if axis == "methods" and not (a.reduces and b.reduces):
         own = (*own, *_OF_REDUCTION)
-    differs = {name for name in _FIELDS if getattr(a, name) != getattr(b, name)}
+    differs = differing(a, b)
     return own[0] in differs and differs <= set(own)
+
+
+def differing(a: Setting, b: Setting) -> set[str]:
+    """Names of the fields that two settings differ in, of those that tell runs apart."""
+    return {name for name in _FIELDS if getattr(a, name) != getattr(b, name)}
 
 
 def _comes_first(a: Setting, b: Setting, axis: Axis) -> bool:

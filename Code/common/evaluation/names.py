@@ -67,7 +67,12 @@ def unique_key(key: str, dataset: str, seed: int | None = None) -> str:
     'folder-data-birds/deit_small_patch16_224_local--_'
     """
     parts = [dataset, *([] if seed is None else [f"seed-{seed}"]), key]
-    return "/".join(re.sub(r"[^\w.=,-]+", "-", part) for part in parts)
+    return "/".join(map(slug, parts))
+
+
+def slug(text: str) -> str:
+    """``text`` as a part of the name of a file."""
+    return re.sub(r"[^\w.=,-]+", "-", text)
 
 
 def _joined(values: Sequence[float]) -> str:

@@ -147,6 +147,11 @@ def _masks(kept: ArrayLike, blocks: Sequence[int]) -> np.ndarray:
 def show_picture(ax: Axes, picture: np.ndarray, **look: object) -> None:
     """Draw ``picture`` (H, W, 3) without frame and ticks; ``look`` is matplotlib's for images."""
     ax.imshow(picture, **look)
+    bare(ax)
+
+
+def bare(ax: Axes) -> None:
+    """Take away frame and ticks."""
     ax.set(xticks=[], yticks=[])
     ax.grid(visible=False)
     ax.spines[:].set_visible(False)

@@ -46,7 +46,7 @@ class Experiment:
         backbone: name for :func:`common.create_model`.
         dataset, img_size, recipe: see :func:`common.load_dataset`.
         config: how to train.
-        weights: "" = random, "timm" = the hub's, "digits" = the small ViT of this package, or a file.
+        weights: "" = random, "timm" = the hub's, "digits" = the small ViT of this package, or a .safetensors file.
         reducer: method with its options as text, e.g. ``topk`` or ``dynamicvit:ratio_weight=2``.
         keep_rate, reduction_loc: see :class:`common.reducers.Schedule`.
         mean, std: of the images; by default what the weights expect, without any the teacher's, or else the recipe's.

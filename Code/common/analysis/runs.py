@@ -1,0 +1,100 @@
+"""The records in folders, and what is kept of each while many of them are compared."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+from common.analysis.compare import Decisions
+from common.analysis.depth import token_depth, token_statistics
+from common.errors import UsageError
+from common.evaluation import Record, Setting
+from common.evaluation.record import peek
+from common.evaluation.runner import DECISIONS
+
+
+@dataclass(frozen=True, eq=False)
+class RunData:
+    """One run in few bytes: its decisions, and what tables say of it as a whole.
+
+    Attributes:
+        decisions: image by image.
+        top1, top5: accuracy in percent; with several labels per image both are the mAP. None = it is not known.
+        gmac: of the model on one image.
+        tokens: patch tokens after the last stage, mean over the images.
+        statistics: :func:`common.analysis.token_statistics` as the reference counts.
+        depth, depth_sd: (P,) mean over the images, and population standard deviation, of the blocks that each patch
+            comes through; None where tokens are no patches, or the record does not tell the number of blocks.
+    """
+
+    decisions: Decisions
+    top1: float | None
+    top5: float | None
+    gmac: float | None
+    tokens: float
+    statistics: pd.DataFrame
+    depth: np.ndarray | None = None
+    depth_sd: np.ndarray | None = None
+
+    @classmethod
+    def of(cls, record: Record) -> RunData:
+        """That of a whole record."""
+        setting, names = record.setting, ("map", "map") if record.multi_label else ("top1", "top5")
+        last = [stage.num_tokens for stage in record.stages.values()][-1:]
+        patches = all(stage.kept is not None or stage.computed is not None for stage in record.stages.values())
+        depth = token_depth(record) if patches and setting.depth else None
+        return cls(
+            Decisions.of(record),
+            *(record.accuracy.get(name) for name in names),
+            record.gmac,
+            float(last[0].mean()) if last else float(setting.num_patches),
+            token_statistics(record, parity=True),
+            None if depth is None else depth.mean(0),
+            None if depth is None else depth.std(0),
+        )
+
+    @property
+    def setting(self) -> Setting:
+        return self.decisions.setting
+
+    @property
+    def images(self) -> int:
+        return len(self.decisions.image_ids)
+
+    @property
+    def depth_map(self) -> np.ndarray | None:
+        """Mean depth of the patches, (h, w)."""
+        return None if self.depth is None else self.depth.reshape(self.setting.grid_size)
+
+
+def find_records(roots: Sequence[str | Path]) -> dict[Path, Setting]:
+    """The records below folders, or given as files, and what they are about; none of them is read as a whole.
+
+    Raises:
+        UsageError: a root without records, a file that is none, or two records of one key.
+    """
+    found: dict[Path, Setting] = {}
+    for root in map(Path, roots):
+        below = [root] if root.is_file() else sorted(root.rglob(DECISIONS))
+        if not below:
+            raise UsageError(
+                f"no record in {str(root)!r}: a record is a file {DECISIONS} of python -m common.evaluation"
+            )
+        found |= {path.resolve(): peek(path)[0] for path in below}
+    first: dict[str, Path] = {}
+    for path, setting in found.items():
+        if setting.key in first:
+            raise UsageError(f"{str(first[setting.key])!r} and {str(path)!r} are both {setting.key}; give one of them")
+        first[setting.key] = path
+    return found
+
+
+def read_runs(paths: Iterable[Path]) -> Iterator[RunData]:
+    """Read records one after the other, with the CLS tokens beside them."""
+    for path in tqdm(list(paths), "records", leave=False):
+        yield RunData.of(Record.load(path, with_cls=True))

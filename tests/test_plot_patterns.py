@@ -1,0 +1,205 @@
+"""Figures of what runs decide: the cells are the numbers, the tree is that of average linkage, bad input is refused."""
+
+from __future__ import annotations
+
+from itertools import combinations
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.colors import to_hex
+from PIL import Image
+
+from common import plots
+from common.errors import UsageError
+
+# Two close pairs, far from each other.
+SIMILAR = {"ab": 0.9, "ac": 0.3, "ad": 0.2, "bc": 0.4, "bd": 0.1, "cd": 0.8}
+
+
+def agreement(values=SIMILAR, chance=None, **more) -> pd.DataFrame:
+    rows = [
+        {"a": pair[0], "b": pair[1], "mean": value, "chance": 0.05 + value / 10 if chance is None else chance}
+        for pair, value in values.items()
+    ]
+    table = pd.DataFrame(rows).assign(**{"metric": "iou", "block": 9, **more})
+    return table.assign(label_a=table["a"].str.upper(), label_b=table["b"].str.upper())
+
+
+def shown(ax) -> dict[tuple[str, str], float]:
+    """The number of each cell by the labels of its row and column."""
+    rows, columns = ([tick.get_text() for tick in ticks] for ticks in (ax.get_yticklabels(), ax.get_xticklabels()))
+    values = ax.images[0].get_array()
+    assert [text.get_position() for text in ax.texts] == [
+        (column, row) for row, column in np.ndindex(values.shape) if not np.ma.is_masked(values[row, column])
+    ]
+    for text in ax.texts:
+        column, row = text.get_position()
+        assert float(text.get_text().replace("\N{MINUS SIGN}", "-")) == pytest.approx(values[row, column], abs=0.0051)
+    return {
+        (rows[row], columns[column]): float(values[row, column])
+        for row, column in np.ndindex(values.shape)
+        if not np.ma.is_masked(values[row, column])
+    }
+
+
+def of(table, column) -> dict[tuple[str, str], float]:
+    """The numbers of a table by both labels, in both orders."""
+    rows = zip(table["label_a"], table["label_b"], table[column], strict=True)
+    return {pair: value for a, b, value in rows for pair in ((a, b), (b, a))}
+
+
+def merges(ax) -> list[float]:
+    """Where the branches of the tree beside a matrix end."""
+    (tree,) = ax.child_axes
+    return sorted(max(line.get_xdata()) for line in tree.lines)
+
+
+def test_measured_stands_above_the_diagonal_and_chance_below():
+    table = agreement()
+    fig = plots.agreement_dendrogram(table, "iou", 9)
+    ax, _ = fig.axes
+    order = [tick.get_text() for tick in ax.get_yticklabels()]
+    assert order == [tick.get_text() for tick in ax.get_xticklabels()] and sorted(order) == list("ABCD")
+    cells, measured, chance = shown(ax), of(table, "mean"), of(table, "chance")
+    assert len(cells) == 12, "the diagonal is empty"
+    for (row, column), value in cells.items():
+        wanted = measured if order.index(row) < order.index(column) else chance
+        assert value == pytest.approx(wanted[row, column])
+    assert fig.get_supxlabel().replace("\n", " ") == (
+        "IoU of kept patches, after block 9. Above the diagonal what was measured, below it what chance would give."
+    )
+
+
+def test_the_tree_is_average_linkage_and_close_runs_stand_side_by_side():
+    ax = plots.agreement_dendrogram(agreement(), "iou", 9).axes[0]
+    between = 1 - np.mean([SIMILAR[pair] for pair in ("ac", "ad", "bc", "bd")])
+    assert merges(ax) == pytest.approx([1 - 0.9, 1 - 0.8, between])
+    order = "".join(tick.get_text() for tick in ax.get_yticklabels())
+    assert order in ("ABCD", "BACD", "DCAB", "DCBA", "ABDC", "CDAB", "CDBA", "BADC")
+    assert order in ("ABCD", "DCBA") or {order[1], order[2]} == {"B", "C"}, "of B and C, which are most similar"
+    (tree,) = ax.child_axes
+    assert tree.get_ylim() == ax.get_ylim(), "leaves are at the rows"
+    assert tree.get_xlabel() == "1 \N{MINUS SIGN} IoU"
+
+
+def test_of_distances_the_small_ones_are_joined_and_dark():
+    values = {pair: 1 - value for pair, value in SIMILAR.items()}
+    fig = plots.agreement_dendrogram(agreement(values, chance=np.nan, metric="procrustes"), "procrustes", 9)
+    ax = fig.axes[0]
+    assert merges(ax)[:2] == pytest.approx([0.1, 0.2])
+    assert shown(ax) == pytest.approx(of(agreement(values), "mean")), "both sides, as no chance is known"
+    assert (
+        fig.get_supxlabel().replace("\n", " ")
+        == "Procrustes distance, after block 9. What chance would give is not known."
+    )
+    cells = ax.images[0]
+    near, far = (sum(cells.cmap(cells.norm(value))[:3]) for value in (0.1, 0.9))
+    assert near < far
+
+
+def test_one_chance_for_all_is_said_in_words():
+    table = agreement(SIMILAR | {"ab": -0.004}, chance=0.0, metric="ami")
+    fig = plots.agreement_dendrogram(table, "ami", 9)
+    assert shown(fig.axes[0]) == pytest.approx(of(table, "mean"))
+    assert fig.get_supxlabel().replace("\n", " ") == "AMI of groups, after block 9. Chance would give 0."
+    assert "\N{MINUS SIGN}0.00" not in [text.get_text() for text in fig.axes[0].texts]
+
+
+def test_panels_have_trees_of_their_own_and_one_scale():
+    other = {pair: value for pair, value in SIMILAR.items() if "d" not in pair}
+    table = pd.concat([agreement(panel="keep rate 0.9"), agreement(other, panel="keep rate 0.5")])
+    first, second, scale = plots.agreement_dendrogram(table, "iou", 9).axes
+    assert [ax.get_title(loc="left") for ax in (first, second)] == ["keep rate 0.9", "keep rate 0.5"]
+    assert len(first.get_yticks()) == 4 and len(second.get_yticks()) == 3 and len(merges(second)) == 2
+    assert first.images[0].norm is second.images[0].norm
+    assert scale.get_ylim() == pytest.approx((0.05 + 0.1 / 10, 0.9))
+
+
+def test_long_names_stand_at_the_rows_and_their_numbers_at_the_columns():
+    table = agreement().assign(label_a=lambda rows: "method " + rows["a"], label_b=lambda rows: "method " + rows["b"])
+    ax = plots.agreement_dendrogram(table, "iou", 9).axes[0]
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == list("1234")
+    assert [tick.get_text()[-3:] for tick in ax.get_yticklabels()] == ["  1", "  2", "  3", "  4"]
+
+
+def test_rows_of_other_metrics_and_blocks_are_not_drawn():
+    table = pd.concat([agreement(), agreement({"ab": 0.5}, block=6), agreement({"ab": 0.5}, metric="nmi")])
+    assert shown(plots.agreement_dendrogram(table, "iou", 9).axes[0]) == shown(
+        plots.agreement_dendrogram(agreement(), "iou", 9).axes[0]
+    )
+    maps = agreement(metric="SCC", block=np.nan, chance=np.nan)
+    fig = plots.agreement_dendrogram(maps, "SCC")
+    assert fig.get_supxlabel().replace("\n", " ").startswith("Rank correlation of depth maps. ")
+
+
+def test_many_runs_fit_into_a_file(tmp_path):
+    values = {
+        first + second: 0.5 + (ord(first) - ord(second)) / 50 for first, second in combinations("abcdefghijklmn", 2)
+    }
+    table = pd.concat([agreement(values, panel=f"keep rate {rate}") for rate in (0.9, 0.7, 0.5)])
+    path = plots.save(plots.agreement_dendrogram(table, "iou", 9), tmp_path / "x.png")
+    assert path.stat().st_size < 150_000 and Image.open(path).width >= 900
+
+
+@pytest.mark.parametrize(
+    ("table", "metric", "message"),
+    [
+        (agreement(), "ioa", "unknown metric that is the same in both orders 'ioa'; allowed: EMD, .*iou"),
+        (agreement().drop(columns="label_a"), "iou", "agreement_dendrogram needs column 'label_a'"),
+        (agreement(block=3), "iou", "^agreement_dendrogram has no row of 'iou' after block 9$"),
+        (agreement()[:-1], "iou", "^agreement_dendrogram needs one number for each pair of the 4 runs$"),
+        (agreement(panel="x")[1:], "iou", "each pair of the 4 runs of panel 'x'$"),
+        (agreement(SIMILAR | {"ab": np.nan}), "iou", "each pair of the 4 runs$"),
+        (agreement({"ab": 0.1, "ac": 0.2, "ca": 0.2}), "iou", "each pair of the 3 runs$"),
+    ],
+)
+def test_what_is_no_agreement_is_refused(table, metric, message):
+    with pytest.raises(UsageError, match=message):
+        plots.agreement_dendrogram(table, metric, 9)
+
+
+def drawn_maps(fig) -> list[np.ndarray]:
+    return [np.asarray(ax.images[0].get_array()) for ax in fig.axes[:-1] if ax.images]
+
+
+def test_depth_maps_are_the_numbers_on_one_scale():
+    maps = {f"method {number}": np.full((2, 3), number) + np.eye(2, 3) for number in range(9)}
+    fig = plots.depth_maps(maps, 12)
+    for found, wanted in zip(drawn_maps(fig), maps.values(), strict=True):
+        np.testing.assert_array_equal(found, wanted)
+    *panels, scale = fig.axes
+    assert [ax.get_title() for ax in panels if ax.images] == list(maps)
+    assert {ax.images[0].norm.vmin for ax in panels if ax.images} == {0}
+    assert {ax.images[0].norm.vmax for ax in panels if ax.images} == {12}
+    assert scale.get_ylabel() == "Blocks passed, mean (of 12)"
+    floors = sorted({round(ax.get_position().y0, 6) for ax in panels if ax.images}, reverse=True)
+    assert [sum(round(ax.get_position().y0, 6) == floor for ax in panels if ax.images) for floor in floors] == [7, 2]
+
+
+def test_maps_of_one_title_stand_below_each_other():
+    maps = {"Top-K": {"0.9": np.full((2, 2), 5.0), "0.5": np.full((2, 2), 3.0)}, "ATS": {"0.5": np.full((2, 2), 1.0)}}
+    first, second, empty, third, _ = plots.depth_maps(maps, 6).axes
+    assert (first.get_title(), second.get_title(), third.get_title()) == ("0.9", "0.5", "")
+    assert (first.get_ylabel(), empty.get_ylabel()) == ("Top-K", "ATS") and not empty.images
+    assert third.get_position().x0 == second.get_position().x0 and third.get_position().y1 < second.get_position().y0
+    assert to_hex(third.images[0].cmap(third.images[0].norm(1.0))) != to_hex(
+        second.images[0].cmap(second.images[0].norm(3.0))
+    )
+
+
+@pytest.mark.parametrize(
+    ("maps", "depth", "message"),
+    [
+        ({}, 12, "depth_maps needs at least one map; given: none"),
+        ({"a": {}}, 12, "needs at least one map"),
+        ({"a": np.ones(4)}, 12, r"map 'a' has shape \(4,\); allowed: \(h, w\)"),
+        ({"a": np.full((2, 2), 13.0)}, 12, "map 'a' goes from 13 to 13; allowed: 0 to 12 blocks"),
+        ({"a": np.full((2, 2), -1.0)}, 12, "map 'a' goes from -1"),
+        ({"a": np.full((2, 2), np.nan)}, 12, "map 'a' has NaN"),
+        ({"a": np.ones((2, 2))}, 0, "depth=0 is not allowed; give a whole number >= 1"),
+    ],
+)
+def test_what_are_no_depths_is_refused(maps, depth, message):
+    with pytest.raises(UsageError, match=message):
+        plots.depth_maps(maps, depth)
