@@ -89,6 +89,17 @@ def means(**columns: Column) -> dict[str, Column]:
     return found
 
 
+def intervals(**columns: Column) -> dict[str, Column]:
+    """Each of ``columns``, and behind it the ends of its 95 % interval, which may be empty."""
+    found = {}
+    for name, column in columns.items():
+        found[name] = column
+        for end, where in (("low", "lower"), ("high", "upper")):
+            meaning = f"{where} end of the interval of {name}"
+            found[f"{name}_{end}"] = replace(column, meaning=meaning, unit="", optional=True)
+    return found
+
+
 CONDITIONS: Mapping[str, Column] = {
     "study": text("what was measured, and the folder of the run", optional=True),
     "profile": text("the list of runs that this one belongs to", optional=True),

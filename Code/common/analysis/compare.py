@@ -15,7 +15,7 @@ Every row of the tables is one number over all images, with what chance would gi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -25,7 +25,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from common.analysis.clusters import agreement, labels
-from common.analysis.features import cca_by_chance, cka, mean_cca, procrustes, pwcca
+from common.analysis.features import cca_by_chance, feature_measures
 from common.analysis.intervals import bootstrap, jackknife
 from common.analysis.pairs import Axis, pairs
 from common.analysis.sets import excess, ioa, ioa_by_chance, iou, iou_by_chance, iou_limit, kept_mask
@@ -214,18 +214,15 @@ def _rows(measured: Sequence[Measured]) -> Iterator[Row]:
 def _features(a: Decisions, b: Decisions, parity: bool) -> Iterator[Row]:
     for block in a.cls.keys() & b.cls.keys():
         x, y = a.cls[block].astype(np.float64), b.cls[block].astype(np.float64)
-        by_chance = partial(cca_by_chance, images=len(x), channels=(x.shape[1], y.shape[1]))
-        measures: dict[str, tuple[Callable[..., float], float]] = {
-            "cka": (partial(cka, debiased=not parity), np.nan if parity else 1.0),
-            "procrustes": (procrustes, np.nan),
-            "pwcca": (partial(pwcca, parity=parity, few_images=True), 1 - by_chance()),
-            "mean_cca": (partial(mean_cca, few_images=True), by_chance()),
-            "mean_sq_cca": (partial(mean_cca, squared=True, few_images=True), by_chance(squared=True)),
-        }
-        for metric, (measure, chance) in measures.items():
-            found = jackknife(measure, x, y)
-            ends = {"mean": found.value, "low": found.low, "high": found.high}
-            yield {"block": block, "metric": metric, **ends, "sd": np.nan, "chance": chance}
+        measures = partial(feature_measures, parity=parity, few_images=True)
+        found = jackknife(lambda *kept, measures=measures: np.array(list(measures(*kept).values())), x, y)
+        mean, square = (
+            cca_by_chance(images=len(x), channels=(x.shape[1], y.shape[1]), squared=each) for each in (False, True)
+        )
+        chances = {"cka": np.nan if parity else 1.0, "pwcca": 1 - mean, "mean_cca": mean, "mean_sq_cca": square}
+        for place, metric in enumerate(measures(x, y)):
+            ends = {"mean": found.value[place], "low": found.low[place], "high": found.high[place], "sd": np.nan}
+            yield {"block": block, "metric": metric, **ends, "chance": chances.get(metric, np.nan)}
 
 
 def _small(found: np.ndarray) -> np.ndarray:

@@ -44,11 +44,7 @@ def cka(x: ArrayLike | Tensor, y: ArrayLike | Tensor, *, debiased: bool = True) 
     >>> round(cka(x, y), 2), round(cka(x, y, debiased=False), 2)
     (1.0, 0.66)
     """
-    x, y = _normalised(x, y)
-    if debiased and len(x) < 4:
-        raise UsageError(f"debiased CKA of {len(x)} images is not defined; give 4 or more, or debiased=False")
-    alignment = _debiased if debiased else _biased
-    return float(1 - alignment(x, y) / np.sqrt(alignment(x, x) * alignment(y, y)))
+    return _cka(*_normalised(x, y), debiased=debiased)
 
 
 def procrustes(x: ArrayLike | Tensor, y: ArrayLike | Tensor) -> float:
@@ -64,8 +60,7 @@ def procrustes(x: ArrayLike | Tensor, y: ArrayLike | Tensor) -> float:
     >>> procrustes(x, 2 * x[:, ::-1]) < 1e-12
     True
     """
-    x, y = _normalised(x, y)
-    return float(2 - 2 * np.linalg.svd(x.T @ y, compute_uv=False).sum())
+    return _procrustes(*_normalised(x, y))
 
 
 def mean_cca(x: ArrayLike | Tensor, y: ArrayLike | Tensor, *, squared: bool = False, few_images: bool = False) -> float:
@@ -120,9 +115,30 @@ def pwcca(x: ArrayLike | Tensor, y: ArrayLike | Tensor, *, parity: bool = False,
     (True, True)
     """
     x, y = _for_cca(x, y, few_images)
-    directions, correlations = _canonical_of_reference(x, y) if parity else _canonical(x, y)
-    weights = np.abs(directions.T @ (x.T @ x)).sum(1)
-    return float(1 - (weights / weights.sum())[: len(correlations)] @ correlations)
+    return _pwcca(x, *(_canonical_of_reference(x, y) if parity else _canonical(x, y)))
+
+
+def feature_measures(
+    x: ArrayLike | Tensor, y: ArrayLike | Tensor, *, parity: bool = False, few_images: bool = False
+) -> dict[str, float]:
+    """All measures of ``x`` (n, a) and ``y`` (n, b) by name, from one decomposition; options as of :func:`pwcca`.
+
+    With ``parity`` CKA is the biased one.
+
+    >>> x = np.random.default_rng(0).normal(size=(200, 3))
+    >>> {name: round(value, 6) + 0.0 for name, value in feature_measures(x, x[:, ::-1]).items()}
+    {'cka': 0.0, 'procrustes': 0.0, 'pwcca': 0.0, 'mean_cca': 1.0, 'mean_sq_cca': 1.0}
+    """
+    x, y = _for_cca(x, y, few_images)
+    directions, correlations = _canonical(x, y)
+    weighted = _canonical_of_reference(x, y) if parity else (directions, correlations)
+    return {
+        "cka": _cka(x, y, debiased=not parity),
+        "procrustes": _procrustes(x, y),
+        "pwcca": _pwcca(x, *weighted),
+        "mean_cca": float(correlations.mean()),
+        "mean_sq_cca": float((correlations**2).mean()),
+    }
 
 
 @checked
@@ -156,6 +172,22 @@ def cca_by_chance(*, images: Count, channels: tuple[Count, Count], squared: bool
     square = middle + half * np.cos(angle)
     density = (half * np.sin(angle)) ** 2 / (2 * np.pi * fewer * square * (1 - square))
     return float(np.pi / 2 * weights @ (density * np.sqrt(square)) + max(0.0, fewer + more - 1) / fewer)
+
+
+def _cka(x: np.ndarray, y: np.ndarray, *, debiased: bool) -> float:
+    if debiased and len(x) < 4:
+        raise UsageError(f"debiased CKA of {len(x)} images is not defined; give 4 or more, or debiased=False")
+    alignment = _debiased if debiased else _biased
+    return float(1 - alignment(x, y) / np.sqrt(alignment(x, x) * alignment(y, y)))
+
+
+def _procrustes(x: np.ndarray, y: np.ndarray) -> float:
+    return float(2 - 2 * np.linalg.svd(x.T @ y, compute_uv=False).sum())
+
+
+def _pwcca(x: np.ndarray, directions: np.ndarray, correlations: np.ndarray) -> float:
+    weights = np.abs(directions.T @ (x.T @ x)).sum(1)
+    return float(1 - (weights / weights.sum())[: len(correlations)] @ correlations)
 
 
 def _biased(x: np.ndarray, y: np.ndarray) -> float:

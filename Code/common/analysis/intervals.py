@@ -97,7 +97,7 @@ def paired_bootstrap(
 
 @checked
 def jackknife(
-    measure: Callable[..., float],
+    measure: Callable[..., float | np.ndarray],
     *arrays: ArrayLike | Tensor,
     groups: Count = 20,
     confidence: ShareBelow1 = 0.95,
@@ -111,7 +111,7 @@ def jackknife(
     Statistics 2001), and the interval is Student's with G - 1 degrees of freedom around the value of all images.
 
     Args:
-        measure: arrays of the same images -> a number, such as :func:`cka`.
+        measure: arrays of the same images -> a number, such as :func:`cka`, or several in one array.
         arrays: (n, ...) each.
         groups: how many times it is measured again, 2 to n; n leaves out single images.
         seed: of the groups.
@@ -137,9 +137,9 @@ def jackknife(
         )
     order = np.random.default_rng(seed).permutation(images)
     left = [np.setdiff1d(order, group) for group in np.array_split(order, groups)]
-    value = float(measure(*arrays))
+    value = np.asarray(measure(*arrays), float)
     again = np.array([measure(*(each[keep] for each in arrays)) for keep in left])
-    error = np.sqrt((groups - 1) * np.square(again - again.mean()).mean())
+    error = np.sqrt((groups - 1) * np.square(again - again.mean(0)).mean(0))
     half = t.ppf((1 + confidence) / 2, groups - 1) * error
     return _interval(value, error, value - half, value + half)
 

@@ -27,6 +27,8 @@ class RunData:
         top1, top5: accuracy in percent; with several labels per image both are the mAP. None = it is not known.
         gmac: of the model on one image.
         tokens: patch tokens after the last stage, mean over the images.
+        right: (n,) whether each image is classified correctly; None with several labels per image.
+        kept: share of the patch tokens left after each reduction, mean over the images.
         statistics: :func:`common.analysis.token_statistics` as the reference counts.
         depth, depth_sd: (P,) mean over the images, and population standard deviation, of the blocks that each patch
             comes through; None where tokens are no patches, or the record does not tell the number of blocks.
@@ -37,6 +39,8 @@ class RunData:
     top5: float | None
     gmac: float | None
     tokens: float
+    right: np.ndarray | None
+    kept: tuple[float, ...]
     statistics: pd.DataFrame
     depth: np.ndarray | None = None
     depth_sd: np.ndarray | None = None
@@ -53,6 +57,8 @@ class RunData:
             *(record.accuracy.get(name) for name in names),
             record.gmac,
             float(last[0].mean()) if last else float(setting.num_patches),
+            None if record.multi_label else record.predictions[:, 0] == record.targets,
+            tuple(float(stage.num_tokens.mean()) / setting.num_patches for stage in record.stages.values()),
             token_statistics(record, parity=True),
             None if depth is None else depth.mean(0),
             None if depth is None else depth.std(0),

@@ -119,8 +119,12 @@ def complete_setting(folder: Path, wanted: Wanted) -> Setting | None:
     return setting if noted and set(wanted.cls_at) <= set(blocks) else None
 
 
-def do_all(jobs: Mapping[Path, Callable[[], str]]) -> dict[Path, str]:
-    """Do the job of every folder and say so; returns the errors by folder, {} when all went well."""
+def do_all(jobs: Mapping[Path, Callable[[], str]], below: Path | None = None) -> dict[Path, str]:
+    """Do the job of every folder and say so; returns the errors by folder, {} when all went well.
+
+    Args:
+        below: folders are called by their path from here.
+    """
     errors = {}
     with tqdm(jobs.items(), desc="models", leave=False) as bar:
         for number, (folder, job) in enumerate(bar, start=1):
@@ -129,7 +133,7 @@ def do_all(jobs: Mapping[Path, Callable[[], str]]) -> dict[Path, str]:
             except Exception as error:  # whatever it is, the others are still to be done
                 errors[folder] = f"{type(error).__name__}: {' '.join(str(error).split())}"
                 done = "failed"
-            tqdm.write(f"{number}/{len(jobs)} {folder}: {done}")
+            tqdm.write(f"{number}/{len(jobs)} {folder.relative_to(below) if below else folder}: {done}")
     return errors
 
 

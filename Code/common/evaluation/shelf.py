@@ -103,7 +103,7 @@ def off_the_shelf(
     places = {Path(folder) / model.key: model for model in models}
     for place, model in places.items():
         shelf.refuse_others(place, model)
-    return do_all({place: partial(shelf.leave, place, model) for place, model in places.items()})
+    return do_all({place: partial(shelf.leave, place, model) for place, model in places.items()}, Path(folder))
 
 
 @dataclass(frozen=True)

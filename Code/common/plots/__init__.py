@@ -10,11 +10,12 @@ from common.plots.accuracy import accuracy_mac_pareto, accuracy_vs_keep_rate, le
 from common.plots.cost import macs_per_layer, published_vs_counted, speedup_vs_keep_rate
 from common.plots.explainer_gallery import explainer_gallery
 from common.plots.explanations import agreement_matrix, insertion_deletion_plane, mean_curves
+from common.plots.forest import correlation_forest
 from common.plots.gallery import GalleryPanel, methods_gallery
 from common.plots.heatmaps import HeatmapRow, heatmaps
 from common.plots.idling import idle_patches, idle_profile, idle_tradeoff, patch_similarity
 from common.plots.mutex_studies import mask_ablation, parameter_study
-from common.plots.patches import Example, ExampleRow, mask_patches, survival_map, united_grid
+from common.plots.patches import Example, ExampleRow, kept_by_two, mask_patches, survival_map, united_grid
 from common.plots.patterns import agreement_dendrogram, depth_maps
 from common.plots.slimming import (
     block_sensitivity,

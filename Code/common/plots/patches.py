@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from numpy.typing import ArrayLike
 
 from common.errors import UsageError, require_choice
@@ -22,6 +23,8 @@ _DIM = 0.25  # share of the picture that a dimmed patch keeps; the rest is white
 WRONG, RIGHT = "#D55E00", "#333333"
 _CAPTION = 0.24  # inches, of a line of text below a row of panels
 _NAME = 26  # characters of a class name that a caption has room for
+# Patches that two methods keep, the first or the second of them alone; share of a patch that has that colour.
+_BOTH, _FIRST, _SECOND, _TINT = "#009E73", "#0072B2", "#D55E00", 0.45
 
 
 @dataclass(frozen=True)
@@ -134,6 +137,39 @@ def survival_map(kept: Mapping[str, ArrayLike], *, patch_grid: tuple[int, int]) 
     bar = fig.colorbar(ScalarMappable(scale, "viridis"), ax=axes, shrink=0.85, aspect=25)
     bar.set_label(f"Blocks survived, mean (of {int(scale.vmax)})")
     return fig
+
+
+@rc_context(RC)
+def kept_by_two(image: ArrayLike, masks: Mapping[str, ArrayLike], *, patch_grid: tuple[int, int]) -> Figure:
+    """Draw an image, and which of its patches both methods kept, one of them, or neither (faded).
+
+    ``image`` is (3, H, W) in [0, 1], ``masks`` are two of bool (P,), by the name of their method.
+    """
+    if len(masks) != 2:
+        raise UsageError(f"kept_by_two compares two methods; given: {', '.join(masks) or 'none'}")
+    pixels = pixels_of(image, patch_grid)
+    (one, first), (other, second) = masks.items()
+    first, second = (on_grid(mask, patch_grid, "mask").astype(bool) for mask in (first, second))
+    fig = new_figure(3.4, width=6.6)
+    left, right = fig.subplots(1, 2)
+    show_picture(left, pixels)
+    show_picture(right, _tinted(pixels, first, second))
+    right.set_title(f"{(first & second).sum()} of {(first | second).sum()} patches by both")
+    entries = {f"{one} and {other}": _BOTH, f"{one} only": _FIRST, f"{other} only": _SECOND}
+    handles = [Patch(color=color, label=label) for label, color in entries.items()]
+    fig.legend(handles=handles, loc="outside lower center", ncols=len(handles))
+    return fig
+
+
+def _tinted(pixels: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """``pixels`` (H, W, 3) in the colour of what kept each patch of the grid; pale where nothing did."""
+    height, width = (pixels.shape[side] // first.shape[side] for side in (0, 1))
+    shown = 1 - _DIM * (1 - pixels)
+    for mask, color in ((first & second, _BOTH), (first & ~second, _FIRST), (second & ~first, _SECOND)):
+        rgb = np.array([int(color[place : place + 2], 16) for place in (1, 3, 5)]) / 255
+        tint = (1 - _TINT) * pixels + _TINT * rgb
+        shown = np.where(mask.repeat(height, 0).repeat(width, 1)[..., None], tint, shown)
+    return shown
 
 
 def _masks(kept: ArrayLike, blocks: Sequence[int]) -> np.ndarray:

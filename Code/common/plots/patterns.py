@@ -86,7 +86,8 @@ def agreement_dendrogram(table: pd.DataFrame, metric: str, block: int | None = N
     panels = [_Panel(title, found, metric) for title, found in rows.groupby("panel", sort=False)]
     chance = _one_number(rows["chance"])
     values = rows["mean"] if chance is not None else pd.concat([rows["mean"], rows["chance"]])
-    scale = Normalize(values.min(), max(values.max(), values.min() + 1e-9))
+    low = max(values.min(), -1)  # below it, what exceeds chance says only that nearly all patches are kept
+    scale = Normalize(low, max(values.max(), low + 1e-9))
     return _agreement_figure(panels, metric, block, chance, scale)
 
 
@@ -232,7 +233,7 @@ def _draw_tree(ax: Axes, panel: _Panel) -> None:
 
 
 def _in_words(metric: str, block: int | None, chance: float | None) -> str:
-    name = METRICS[metric][0].upper() + METRICS[metric][1:] + ("" if block is None else f", after block {block}")
+    name = METRICS[metric][0].upper() + METRICS[metric][1:] + ("" if block is None else f", after block {block:g}")
     if chance is None:
         return f"{name}. Above the diagonal what was measured, below it what chance would give."
     return f"{name}. " + (

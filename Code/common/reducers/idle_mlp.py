@@ -1,6 +1,6 @@
-"""Idling MLP: a small perceptron per block predicts which patches the block would hardly change, and lets them idle.
+"""Idling MLP: a small MLP per block predicts which patches the block would hardly change, and lets them idle.
 
-Its report calls the perceptrons pruners; here they are predictors, as in all methods that have some.
+Its report calls these MLPs pruners; here they are predictors, as in all methods that have some.
 """
 
 from __future__ import annotations

@@ -1,0 +1,296 @@
+"""Which tokens methods keep: how deep each patch comes, and how far methods, rates and seeds agree."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from math import isqrt
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from common import plots
+from common.analysis import compare_all
+from common.analysis.runs import RunData
+from common.data.transforms import denormalise
+from common.evaluation import Setting
+from common.options import Many, Whole
+from common.plots.patterns import is_complete
+from common.reducers import Method
+from common.reducers.method import MethodText
+from common.report import sections as show
+from common.report.rows import VARIANT, in_order
+from common.report.sections import Answer, Section
+from common.schedule import keep_rate_text
+from common.schema import REQUIRED, count, intervals, number, text
+from common.setup import Setup
+from common.studies.base import Study, register_study
+
+SETTING = ["dataset", "backbone", "weights", "recipe", "img_size"]
+AXES = ("methods", "rates", "seeds")
+_METRICS = ("iou", "iou_excess", "ioa", "homogeneity", "completeness", "nmi", "ami")
+_WITH_CHANCE = ("iou", "ioa", "nmi")
+# Agreement that chance and the numbers of tokens leave open: 0 = as by chance, 1 = all that there could be.
+_ADJUSTED = {"iou_excess": "patches kept", "ami": "patches merged"}
+_DEPTH_NOTE = (
+    "Depth: blocks that a patch comes through as a token, or the centre of one; mean over patches and images. Range: "
+    "of the means of the places. Left: share of the tokens after each reduction."
+)
+_MATRIX_NOTE = (
+    "How far the overlap exceeds what methods that keep as many patches share by chance: 0 = as by chance, 1 = as far "
+    "as the numbers allow; of merged patches the adjusted mutual information. After block {}, mean over {} images."
+)
+_RATES_NOTE = (
+    "The same method at two keep rates, after each reduction: agreement beyond chance (1 = what the lower rate keeps, "
+    "the higher one keeps too); in brackets the plain overlap, which cannot exceed the share of the two numbers."
+)
+Row = dict[str, object]
+
+
+@register_study
+class ReductionPatterns(Study):
+    """Which tokens methods keep, and whether they agree beyond chance."""
+
+    name, title = "reduction_patterns", "Which tokens do methods keep?"
+    question = "Do methods keep the same tokens: as each other, at other rates, with other seeds, as a fixed pattern?"
+    place = 82
+    columns = {
+        "part": text("what is told: the depth of patches, or the agreement of methods, of rates, of seeds"),
+        "other": text("the method that is compared with, as name:key=value").only(*AXES),
+        "other_keep_rate": text("its keep rate").only(*AXES),
+        "other_seed": count("its seed").only(*AXES),
+        "block": count("after which both are read", "block").only(*AXES),
+        "depth": number("blocks that a patch comes through, mean over patches and images").only("depth"),
+        "depth_map": text("the same of each place, row by row").only("depth"),
+        "kept": text("share of the patch tokens left after each reduction, mean over images").only("depth"),
+        **intervals(
+            iou=number("intersection over union of the patches kept", "share", optional=True).only(*AXES),
+            iou_excess=number("of it over chance, as a share of what is left to its bound", optional=True).only(*AXES),
+            ioa=number("share of the patches of the other that are kept", "share", optional=True).only(*AXES),
+            homogeneity=number("of the other's groups, given these", "share", optional=True).only(*AXES),
+            completeness=number("of these groups, given the other's", "share", optional=True).only(*AXES),
+            nmi=number("normalised mutual information of the groups", "share", optional=True).only(*AXES),
+            ami=number("adjusted mutual information of the groups", "correlation", optional=True).only(*AXES),
+        ),
+        **{
+            f"{name}_chance": number(f"mean of {name} by chance", "share", optional=True).only(*AXES)
+            for name in _WITH_CHANCE
+        },
+        "n_images": count("that were looked at"),
+    }
+    required = (*REQUIRED, "dataset", "seed")
+    parts = ("depth", *AXES)
+    setting = SETTING
+    captions = {
+        "": "How many blocks each place comes through, mean over images; one photograph under two methods.",
+        "iou_excess": "How far methods keep the same patches after the last reduction: 0 = as by chance, 1 = as far as "
+        "their numbers allow. Methods that agree stand side by side.",
+        "ami": "How far methods merge the same patches after the last reduction: 0 = by chance, 1 = the same. Methods "
+        "that agree stand side by side.",
+    }
+    run_figures = "**/*.png"
+    parameters = {"pair": Many[MethodText], "image": Whole}
+
+    def summarise(self, runs: pd.DataFrame) -> pd.DataFrame:
+        """All rows, methods in their fixed order."""
+        return in_order(runs[[*SETTING, *VARIANT, "seed", *self.columns]], [*SETTING, "part"])
+
+    def sections(self, data: pd.DataFrame) -> Iterator[Section]:
+        for _, rows in data.groupby(SETTING, sort=False, dropna=False):
+            title, parts = show.setting_title(rows), dict(list(rows.groupby("part", sort=False)))
+            if "depth" in parts:
+                yield _depths(title, parts["depth"])
+            for keep_rate, cells in parts.get("methods", rows.head(0)).groupby("keep_rate", sort=False):
+                yield from _matrices(f"{title}, keep rate {show.percent(keep_rate)}", cells)
+            if "rates" in parts:
+                yield _rates(title, parts["rates"])
+
+    def figures(self, runs: pd.DataFrame, others: Mapping[str, pd.DataFrame]) -> Iterator[tuple[str, Figure]]:
+        for measure in _ADJUSTED:
+            table = agreement_table(runs, measure)
+            if len(table):
+                yield measure, plots.agreement_dendrogram(table, measure, table["block"].iloc[0])
+
+    def answers(self, data: pd.DataFrame) -> Iterator[Answer]:
+        for _, rows in data.groupby(SETTING, sort=False, dropna=False):
+            where, images = show.where_text(rows), rows["n_images"].iloc[0]
+            for measure, what in _ADJUSTED.items():
+                points = [*_most_alike(rows, measure), *_over_rates(rows, measure)]
+                if points:
+                    yield Answer(f"On {images} images of {where}, {what}, agreement beyond chance:", tuple(points))
+
+
+def _depths(title: str, rows: pd.DataFrame) -> Section:
+    maps = [np.array(each.split(), float) for each in rows["depth_map"]]
+    frame = pd.DataFrame(
+        {
+            "Model": show.labels(rows),
+            "Keep": rows["keep_rate"].map(show.percent),
+            "Depth": show.numbers(rows["depth"], 2),
+            "Range": [f"{each.min():.1f} to {each.max():.1f}" for each in maps],
+            "Left": rows["kept"],
+            "Images": rows["n_images"].astype(str),
+        }
+    )
+    return Section(f"{title}: how deep patches come", frame, (_DEPTH_NOTE,))
+
+
+def _matrices(title: str, rows: pd.DataFrame) -> Iterator[Section]:
+    """One matrix of methods for each kind of agreement, after the last block that all share."""
+    for measure, what in _ADJUSTED.items():
+        known = rows[rows[measure].notna()]
+        if len(known):
+            last = known[known["block"] == known["block"].max()]
+            notes = (_MATRIX_NOTE.format(last["block"].iloc[0], last["n_images"].iloc[0]),)
+            yield Section(f"{title}: {what}", _matrix(last, measure), notes, folded=True)
+
+
+def _matrix(rows: pd.DataFrame, measure: str) -> pd.DataFrame:
+    pairs = zip(show.labels(rows), rows["other"].map(_label), rows[measure], strict=True)
+    cells = {frozenset(pair): show.number(value) for *pair, value in pairs}
+    names = list(dict.fromkeys([*show.labels(rows), *rows["other"].map(_label)]))
+    columns = {name: [cells.get(frozenset([row, name]), show.NONE) for row in names] for name in names}
+    return pd.DataFrame({"Model": names, **columns})
+
+
+def _rates(title: str, rows: pd.DataFrame) -> Section:
+    """A row for each method and pair of rates, a column for each block."""
+    table: dict[tuple[str, str], dict[str, str]] = {}
+    for (_, row), label in zip(rows.iterrows(), show.labels(rows), strict=True):
+        pair = f"{show.percent(row['keep_rate'])} and {show.percent(row['other_keep_rate'])}"
+        adjusted, plain = ("iou_excess", "iou") if pd.notna(row["iou"]) else ("ami", "nmi")
+        cell = f"{show.number(row[adjusted])} ({show.number(row[plain])})"
+        table.setdefault((label, pair), {})[f"Block {row['block']}"] = cell
+    names = [{"Model": label, "Keep": pair} for label, pair in table]
+    frame = pd.DataFrame([name | cells for name, cells in zip(names, table.values(), strict=True)]).fillna(show.NONE)
+    return Section(f"{title}: one method at two keep rates", frame, (_RATES_NOTE,), folded=True)
+
+
+def _most_alike(rows: pd.DataFrame, measure: str) -> Iterator[str]:
+    """At each keep rate, in the last block, the two methods that agree most, and how many are not beyond chance."""
+    known = rows[(rows["part"] == "methods") & rows[measure].notna()]
+    for keep_rate, cells in known[known["block"] == known["block"].max()].groupby("keep_rate", sort=False):
+        best = cells.loc[cells[measure].idxmax()]
+        chance = int((cells[f"{measure}_low"] <= 0).sum())
+        yield (
+            f"keep {show.percent(keep_rate)}: most alike are {show.model_name(best)} and {_label(best['other'])}, "
+            f"{_with_interval(best, measure)}; {chance} of {len(cells)} pairs no more than by chance"
+        )
+
+
+def _over_rates(rows: pd.DataFrame, measure: str) -> Iterator[str]:
+    """Which method is most and which least consistent over its keep rates."""
+    known = rows[(rows["part"] == "rates") & rows[measure].notna()]
+    if len(known):
+        means = known.groupby(["method", "options"])[measure].mean().sort_values()
+        least, most = means.index[0], means.index[-1]
+        yield (
+            f"over keep rates, mean of all pairs and blocks: most consistent {show.method_label(*most)} "
+            f"{means[most]:.2f}, least {show.method_label(*least)} {means[least]:.2f}"
+        )
+
+
+def _with_interval(row: pd.Series, measure: str) -> str:
+    return f"{row[measure]:.2f} (95 % interval {row[f'{measure}_low']:.2f} to {row[f'{measure}_high']:.2f})"
+
+
+def _label(written: str) -> str:
+    """Name for readers of a method written ``name:key=value``."""
+    method = Method.parse(written)
+    return show.method_label(method.name, method.options_text)
+
+
+# What the notebook measures
+
+
+def pattern_rows(runs: Sequence[RunData]) -> Iterator[Row]:
+    """Rows of the study from ``runs`` of one backbone on one dataset: every depth, and all pairs along each axis."""
+    for run in runs:
+        if run.setting.reduces and run.depth is not None:
+            yield _depth_row(run)
+    settings = {run.setting.key: run.setting for run in runs}
+    for axis in AXES:
+        table = compare_all([run.decisions for run in runs], axis)
+        for (a, b, block), cells in table.groupby(["a", "b", "block"], sort=False):
+            first, second = settings[a], settings[b]
+            if first.reduces and second.reduces:
+                yield {"part": axis, **_of(first), **_others(second), "block": block, **_measures(cells)}
+
+
+def _depth_row(run: RunData) -> Row:
+    told = {"part": "depth", "n_images": run.images, **_of(run.setting), "depth": float(run.depth.mean())}
+    told["depth_map"] = " ".join(f"{value:.3f}" for value in run.depth)
+    return told | {"kept": ", ".join(f"{100 * share:.0f} %" for share in run.kept)}
+
+
+def depth_maps(rows: Sequence[Row], keep_rate: float) -> dict[str, np.ndarray]:
+    """Mean depth (h, w) of each place of a square grid under every method at one keep rate, the first seed's."""
+    found: dict[str, np.ndarray] = {}
+    for row in rows:
+        if row["part"] == "depth" and row["keep_rate"] == keep_rate_text(keep_rate):
+            depths = np.array(str(row["depth_map"]).split(), float)
+            found.setdefault(show.method_label(row["method"], row["options"]), depths.reshape(isqrt(len(depths)), -1))
+    return found
+
+
+def agreement_table(rows: pd.DataFrame, measure: str) -> pd.DataFrame:
+    """Agreement of all methods, after the last reduction, for :func:`common.plots.agreement_dendrogram`.
+
+    A panel for each keep rate at which all pairs of methods have a number, of the first seed.
+
+    Args:
+        measure: "iou_excess" or "ami".
+    """
+    known = rows[(rows["part"] == "methods") & (rows["block"] == rows["block"].max())]
+    known = known[(known["seed"] == known["seed"].min()) & ~known[[measure.partition("_")[0]]].isna().any(axis=1)]
+    names, others = show.labels(known), known["other"].map(_label)
+    rates = known["keep_rate"].map(show.percent)
+    table = known.assign(a=names, b=others, label_a=names, label_b=others, metric=measure, mean=known[measure])
+    table = table.assign(chance=0.0, panel="keep rate " + rates)
+    complete = [cells for _, cells in table.groupby("panel", sort=False) if is_complete(cells)]
+    return pd.concat(complete) if complete else table.head(0)
+
+
+def kept_by_two(
+    setup: Setup, runs: Sequence[RunData], methods: Sequence[str], keep_rate: float, image: int
+) -> dict[str, object]:
+    """One image and what two methods kept of it after their last reduction, for :func:`common.plots.kept_by_two`.
+
+    Args:
+        methods: two, in their written form.
+        image: of the validation images.
+    """
+    known = {(run.setting.method, keep_rate_text(run.setting.keep_rate)): run for run in runs}
+    chosen = [known[str(Method.parse(method)), keep_rate_text(keep_rate)].decisions for method in methods]
+    masks = {_label(each.setting.method): each.mask(max(each.kept))[image] for each in chosen}
+    dataset = setup.val_set
+    picture = denormalise(dataset[image][0], dataset.mean, dataset.std)
+    return {"image": picture, "masks": masks, "patch_grid": chosen[0].setting.grid_size}
+
+
+def _of(setting: Setting) -> Row:
+    method = Method.parse(setting.method)
+    return {
+        "method": method.name,
+        "options": method.options_text,
+        "keep_rate": keep_rate_text(setting.keep_rate),
+        "seed": setting.seed,
+    }
+
+
+def _others(setting: Setting) -> Row:
+    return {
+        "other": setting.method,
+        "other_keep_rate": keep_rate_text(setting.keep_rate),
+        "other_seed": setting.seed,
+    }
+
+
+def _measures(cells: pd.DataFrame) -> Row:
+    """The measures of two runs in one block, side by side."""
+    found: Row = {"n_images": int(cells["n"].iloc[0])}
+    for cell in cells[cells["metric"].isin(_METRICS)].itertuples():
+        found |= {cell.metric: cell.mean, f"{cell.metric}_low": cell.low, f"{cell.metric}_high": cell.high}
+        if cell.metric in _WITH_CHANCE:
+            found[f"{cell.metric}_chance"] = cell.chance
+    return found
