@@ -408,7 +408,7 @@ def test_command_line_writes_every_table_and_again_the_same(tmp_path: Path, caps
     assert set(written) == names | {"published.md"}
     assert main(["tables", str(tmp_path)]) == 0
     assert {path.name: path.read_bytes() for path in (tmp_path / "tables").iterdir()} == written
-    assert "27 files in" in capsys.readouterr().out
+    assert f"{len(written)} files in" in capsys.readouterr().out
     assert len(pd.read_csv(tmp_path / "tables/finetune.csv")) == 5
 
 
