@@ -107,7 +107,7 @@ def test_page_says_who_agrees(run: Path) -> None:
     cells = matrix.set_index("Model")
     assert cells.loc["Top-K", "EViT"] == cells.loc["EViT", "Top-K"] == "1.00" and cells.loc["TRAM", "TRAM"] == "-"
     answer = answered("reduction_patterns", found.table)[0]
-    wanted = "keep 50 %: most alike are Top-K and EViT, 1.00 (95 % interval 1.00 to 1.00)"
+    wanted = "keep 50 %: most alike are Top-K and EViT, 1.00 (95 % interval 1.00 to 1.00); 5 of 6 pairs no more than by"
     assert any(point.startswith(wanted) for point in answer.points)
     assert "least TRAM " in answer.points[-1]
 
@@ -156,3 +156,18 @@ def test_answers_name_the_strongest_measure(proxies: Path) -> None:
         "methods at one rate differ by the same 24 images here, so there is nothing to correlate with"
     )
     assert found.sections[0].title.endswith("similarity and difference of accuracy")
+
+
+def test_one_group_of_all_patches_is_no_agreement(tmp_path: Path) -> None:
+    """Two methods that put everything into one token share all, and it says nothing."""
+    apart, together = np.random.default_rng(0).integers(0, 4, (IMAGES, PATCHES)), np.zeros((IMAGES, PATCHES), dtype=int)
+    for name, groups in (("apart", apart), ("together", together)):
+        runs = [RunData.of(merging(method, groups)) for method in ("tome", "sit")]
+        path = tmp_path / name / "runs/reduction_patterns/a.csv"
+        write_run(pattern_rows(runs), ReductionPatterns, path, **CONDITIONS)
+    said = {
+        name: answered("reduction_patterns", found_in(tmp_path / name, "reduction_patterns").table)
+        for name in ("apart", "together")
+    }
+    assert "most alike are ToMe and SiT, 1.00" in said["apart"][0].points[0]
+    assert said["together"] == []

@@ -14,6 +14,7 @@ from common.analysis import compare_all
 from common.analysis.runs import RunData
 from common.data.transforms import denormalise
 from common.evaluation import Setting
+from common.evaluation.names import PATTERNS
 from common.options import Many, Whole
 from common.plots.patterns import is_complete
 from common.reducers import Method
@@ -167,8 +168,9 @@ def _rates(title: str, rows: pd.DataFrame) -> Section:
 
 
 def _most_alike(rows: pd.DataFrame, measure: str) -> Iterator[str]:
-    """At each keep rate, in the last block, the two methods that agree most, and how many are not beyond chance."""
-    known = rows[(rows["part"] == "methods") & rows[measure].notna()]
+    """At each keep rate, in the last block, which two agree most but for fixed patterns, and what is by chance."""
+    known = _with(rows[rows["part"] == "methods"], measure)
+    known = known[~(known["method"].isin(PATTERNS) & known["other"].isin(PATTERNS))]
     for keep_rate, cells in known[known["block"] == known["block"].max()].groupby("keep_rate", sort=False):
         best = cells.loc[cells[measure].idxmax()]
         chance = int((cells[f"{measure}_low"] <= 0).sum())
@@ -180,7 +182,7 @@ def _most_alike(rows: pd.DataFrame, measure: str) -> Iterator[str]:
 
 def _over_rates(rows: pd.DataFrame, measure: str) -> Iterator[str]:
     """Which method is most and which least consistent over its keep rates."""
-    known = rows[(rows["part"] == "rates") & rows[measure].notna()]
+    known = _with(rows[(rows["part"] == "rates") & ~rows["method"].isin(PATTERNS)], measure)
     if len(known):
         means = known.groupby(["method", "options"])[measure].mean().sort_values()
         least, most = means.index[0], means.index[-1]
@@ -188,6 +190,12 @@ def _over_rates(rows: pd.DataFrame, measure: str) -> Iterator[str]:
             f"over keep rates, mean of all pairs and blocks: most consistent {show.method_label(*most)} "
             f"{means[most]:.2f}, least {show.method_label(*least)} {means[least]:.2f}"
         )
+
+
+def _with(rows: pd.DataFrame, measure: str) -> pd.DataFrame:
+    """The rows that have ``measure``; not those whose groups say nothing, as all patches are in one."""
+    trivial = (rows["nmi_chance"] > 1 - 1e-9) & (measure == "ami")
+    return rows[rows[measure].notna() & ~trivial]
 
 
 def _with_interval(row: pd.Series, measure: str) -> str:
@@ -241,8 +249,8 @@ def agreement_table(rows: pd.DataFrame, measure: str) -> pd.DataFrame:
     Args:
         measure: "iou_excess" or "ami".
     """
-    known = rows[(rows["part"] == "methods") & (rows["block"] == rows["block"].max())]
-    known = known[(known["seed"] == known["seed"].min()) & ~known[[measure.partition("_")[0]]].isna().any(axis=1)]
+    known = _with(rows[(rows["part"] == "methods") & (rows["block"] == rows["block"].max())], measure)
+    known = known[known["seed"] == known["seed"].min()]
     names, others = show.labels(known), known["other"].map(_label)
     rates = known["keep_rate"].map(show.percent)
     table = known.assign(a=names, b=others, label_a=names, label_b=others, metric=measure, mean=known[measure])
