@@ -7,7 +7,7 @@ from itertools import combinations
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib.colors import to_hex
+from matplotlib.colors import to_hex, to_rgb
 from PIL import Image
 
 from common import plots
@@ -203,3 +203,38 @@ def test_maps_of_one_title_stand_below_each_other():
 def test_what_are_no_depths_is_refused(maps, depth, message):
     with pytest.raises(UsageError, match=message):
         plots.depth_maps(maps, depth)
+
+
+def test_patches_of_two_methods_have_three_colours_and_the_rest_is_pale():
+    masks = {"one": np.array([1, 1, 0, 0], bool), "other": np.array([1, 0, 1, 0], bool)}
+    fig = plots.kept_by_two(np.zeros((3, 4, 4)), masks, patch_grid=(2, 2))
+    drawn = fig.axes[1].images[0].get_array()  # (4, 4, 3), patches of 2 x 2 pixels
+    colours = [np.array(to_rgb(colour)) for colour in ("#009E73", "#0072B2", "#D55E00")]
+    for place, colour in zip(((0, 0), (0, 2), (2, 0)), colours, strict=True):
+        np.testing.assert_allclose(drawn[place], 0.45 * colour)
+    np.testing.assert_allclose(drawn[2:, 2:], 0.75)
+    assert fig.axes[1].get_title() == "1 of 3 patches by both"
+    assert [text.get_text() for text in fig.legends[0].get_texts()] == ["one and other", "one only", "other only"]
+    with pytest.raises(UsageError, match=r"compares two methods; given: one$"):
+        plots.kept_by_two(np.zeros((3, 4, 4)), {"one": masks["one"]}, patch_grid=(2, 2))
+
+
+def test_correlations_stand_by_strength_and_certain_ones_are_filled():
+    names = ["pairs", "label", "correlation", "correlation_low", "correlation_high", "p"]
+    rows = [
+        ("x", "weak", 0.1, -0.3, 0.5, 0.6),
+        ("x", "strong", -0.9, -1.0, -0.7, 0.001),
+        ("y", "weak", 0.4, 0.2, 0.6, 0.04),
+    ]
+    rows.append(("y", "none", np.nan, np.nan, np.nan, np.nan))
+    fig = plots.correlation_forest(pd.DataFrame(rows, columns=names))
+    (ax,) = fig.axes
+    assert [tick.get_text() for tick in ax.get_yticklabels()] == ["weak", "strong"], "from below"
+    points = {}
+    for line in ax.lines:
+        for x, y in zip(*line.get_data(), strict=True):
+            if line.get_marker() != "None":
+                points[float(x)] = round(float(y)), line.get_markerfacecolor() != "white"
+    assert points == {0.1: (0, False), -0.9: (1, True), 0.4: (0, True)}
+    with pytest.raises(UsageError, match=r"several rows for pairs=x, label=weak"):
+        plots.correlation_forest(pd.DataFrame([rows[0], rows[0]], columns=names))

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize
+from matplotlib.colors import Normalize, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from numpy.typing import ArrayLike
@@ -166,8 +166,7 @@ def _tinted(pixels: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.nda
     height, width = (pixels.shape[side] // first.shape[side] for side in (0, 1))
     shown = 1 - _DIM * (1 - pixels)
     for mask, color in ((first & second, _BOTH), (first & ~second, _FIRST), (second & ~first, _SECOND)):
-        rgb = np.array([int(color[place : place + 2], 16) for place in (1, 3, 5)]) / 255
-        tint = (1 - _TINT) * pixels + _TINT * rgb
+        tint = (1 - _TINT) * pixels + _TINT * np.array(to_rgb(color))
         shown = np.where(mask.repeat(height, 0).repeat(width, 1)[..., None], tint, shown)
     return shown
 
