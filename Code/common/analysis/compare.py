@@ -25,7 +25,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from common.analysis.clusters import agreement, labels
-from common.analysis.features import cca_by_chance, feature_measures
+from common.analysis.features import MEASURES, cca_by_chance, feature_measures
 from common.analysis.intervals import bootstrap, jackknife
 from common.analysis.pairs import Axis, pairs
 from common.analysis.sets import excess, ioa, ioa_by_chance, iou, iou_by_chance, iou_limit, kept_mask
@@ -220,7 +220,7 @@ def _features(a: Decisions, b: Decisions, parity: bool) -> Iterator[Row]:
             cca_by_chance(images=len(x), channels=(x.shape[1], y.shape[1]), squared=each) for each in (False, True)
         )
         chances = {"cka": np.nan if parity else 1.0, "pwcca": 1 - mean, "mean_cca": mean, "mean_sq_cca": square}
-        for place, metric in enumerate(measures(x, y)):
+        for place, metric in enumerate(MEASURES):
             ends = {"mean": found.value[place], "low": found.low[place], "high": found.high[place], "sd": np.nan}
             yield {"block": block, "metric": metric, **ends, "chance": chances.get(metric, np.nan)}
 

@@ -20,6 +20,7 @@ from common.options import Count, checked
 PER_CHANNEL = 10  # images that a canonical correlation takes
 ROUNDING = 1e-12  # share of the largest variance below which a direction of the features is none
 NODES = 200  # of an integral
+MEASURES = ("cka", "procrustes", "pwcca", "mean_cca", "mean_sq_cca")
 
 
 def cka(x: ArrayLike | Tensor, y: ArrayLike | Tensor, *, debiased: bool = True) -> float:
@@ -132,13 +133,9 @@ def feature_measures(
     x, y = _for_cca(x, y, few_images)
     directions, correlations = _canonical(x, y)
     weighted = _canonical_of_reference(x, y) if parity else (directions, correlations)
-    return {
-        "cka": _cka(x, y, debiased=not parity),
-        "procrustes": _procrustes(x, y),
-        "pwcca": _pwcca(x, *weighted),
-        "mean_cca": float(correlations.mean()),
-        "mean_sq_cca": float((correlations**2).mean()),
-    }
+    mean, square = float(correlations.mean()), float((correlations**2).mean())
+    found = _cka(x, y, debiased=not parity), _procrustes(x, y), _pwcca(x, *weighted), mean, square
+    return dict(zip(MEASURES, found, strict=True))
 
 
 @checked

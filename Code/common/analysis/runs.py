@@ -26,9 +26,8 @@ class RunData:
         decisions: image by image.
         top1, top5: accuracy in percent; with several labels per image both are the mAP. None = it is not known.
         gmac: of the model on one image.
-        tokens: patch tokens after the last stage, mean over the images.
         right: (n,) whether each image is classified correctly; None with several labels per image.
-        kept: share of the patch tokens left after each reduction, mean over the images.
+        left: patch tokens after each stage, mean over the images.
         statistics: :func:`common.analysis.token_statistics` as the reference counts.
         depth, depth_sd: (P,) mean over the images, and population standard deviation, of the blocks that each patch
             comes through; None where tokens are no patches, or the record does not tell the number of blocks.
@@ -38,9 +37,8 @@ class RunData:
     top1: float | None
     top5: float | None
     gmac: float | None
-    tokens: float
     right: np.ndarray | None
-    kept: tuple[float, ...]
+    left: tuple[float, ...]
     statistics: pd.DataFrame
     depth: np.ndarray | None = None
     depth_sd: np.ndarray | None = None
@@ -49,16 +47,14 @@ class RunData:
     def of(cls, record: Record) -> RunData:
         """That of a whole record."""
         setting, names = record.setting, ("map", "map") if record.multi_label else ("top1", "top5")
-        last = [stage.num_tokens for stage in record.stages.values()][-1:]
         patches = all(stage.kept is not None or stage.computed is not None for stage in record.stages.values())
         depth = token_depth(record) if patches and setting.depth else None
         return cls(
             Decisions.of(record),
             *(record.accuracy.get(name) for name in names),
             record.gmac,
-            float(last[0].mean()) if last else float(setting.num_patches),
             None if record.multi_label else record.predictions[:, 0] == record.targets,
-            tuple(float(stage.num_tokens.mean()) / setting.num_patches for stage in record.stages.values()),
+            tuple(float(stage.num_tokens.mean()) for stage in record.stages.values()),
             token_statistics(record, parity=True),
             None if depth is None else depth.mean(0),
             None if depth is None else depth.std(0),
@@ -67,6 +63,11 @@ class RunData:
     @property
     def setting(self) -> Setting:
         return self.decisions.setting
+
+    @property
+    def tokens(self) -> float:
+        """Patch tokens after the last stage, mean over the images."""
+        return self.left[-1] if self.left else float(self.setting.num_patches)
 
     @property
     def images(self) -> int:

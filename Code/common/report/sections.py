@@ -41,6 +41,11 @@ def method_label(method: str, options: str = "") -> str:
     return f"{label} ({options})" if options else label
 
 
+def written_label(written: str) -> str:
+    """Name for readers of a method written ``name:key=value``."""
+    return method_label(*written.partition(":")[::2])
+
+
 def percent(share: float | str) -> str:
     """``50 %`` of a share or of one keep rate; ``90, 70, 50 %`` or ``147, 98, 49 patches`` of one for each stage."""
     rates = read_keep_rate(share) if isinstance(share, str) else share

@@ -9,7 +9,7 @@ import pandas as pd
 from common.plots import EXPLAINERS, METHODS
 from common.plots.style import explainer_label
 from common.report.rows import in_order, refuse_repeats
-from common.report.sections import WHOLE, method_label, numbers, percent, setting_title
+from common.report.sections import WHOLE, numbers, percent, setting_title, written_label
 from common.results import BY_IMAGE
 from common.schema import text
 
@@ -49,13 +49,8 @@ def labels(rows: pd.DataFrame) -> list[str]:
 
 def models(rows: pd.DataFrame) -> list[str]:
     """Names of the explained models, with their keep rate where they are reduced."""
-    rates = zip(rows["reducer"].map(reducer_label), rows["keep_rate"], strict=True)
+    rates = zip(rows["reducer"].map(written_label), rows["keep_rate"], strict=True)
     return [f"{name}, {percent(rate)}" if rate != WHOLE else name for name, rate in rates]
-
-
-def reducer_label(reducer: str) -> str:
-    """Name for readers of a reducer written ``name:key=value``."""
-    return method_label(*reducer.partition(":")[::2])
 
 
 def reducer_place(reducer: str) -> int:

@@ -12,7 +12,7 @@ from common.explain.agreement import Decisions, agreement, decisions_of
 from common.explain.base import Explanation, explainer_columns
 from common.explain.explanations import Explanations
 from common.report.paired import lead_text, leader_of
-from common.report.sections import NONE, Answer, Section, percent, where_text, with_errors
+from common.report.sections import NONE, Answer, Section, percent, where_text, with_errors, written_label
 from common.results import BY_IMAGE
 from common.schema import REQUIRED, count, means, number
 from common.studies import _explained as explained
@@ -121,7 +121,7 @@ class ExplainAgreement(Study):
 
 def _best(rows: pd.DataFrame, name: str) -> str:
     """Which explainer and reducer agree most, and how far they are ahead on the same images."""
-    reducers = rows["reducer"].map(explained.reducer_label)
+    reducers = rows["reducer"].map(written_label)
     pairs = [" and ".join(pair) for pair in zip(explained.labels(rows), reducers, strict=True)]
     place = int(rows[name].argmax())
     ahead = lead_text(leader_of(rows, name), pairs) if len(rows) > 1 else ""
@@ -133,5 +133,5 @@ def _matrix(rows: pd.DataFrame, cells: Sequence[str]) -> pd.DataFrame:
     rows = rows.assign(cell=cells, label=explained.labels(rows))
     wide = rows.pivot(index="label", columns=["reducer", "block"], values="cell").reindex(rows["label"].unique())
     read = dict.fromkeys(zip(rows["reducer"], rows["block"], strict=True))
-    columns = {f"{explained.reducer_label(reducer)}, block {block}": wide[reducer, block] for reducer, block in read}
+    columns = {f"{written_label(reducer)}, block {block}": wide[reducer, block] for reducer, block in read}
     return pd.DataFrame(columns).fillna(NONE).reset_index(names="Explainer")

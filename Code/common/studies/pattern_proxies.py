@@ -11,13 +11,12 @@ from common import plots
 from common.analysis import compare_all, correlate, paired_bootstrap
 from common.analysis.runs import RunData
 from common.options import Many, Whole
-from common.reducers import Method
 from common.report import sections as show
 from common.report.rows import VARIANT, in_order
 from common.report.sections import Answer, Section
-from common.schedule import keep_rate_text
 from common.schema import REQUIRED, count, intervals, number, text
 from common.studies.base import Study, register_study
+from common.studies.reduction_patterns import setting_row
 
 SETTING = ["dataset", "backbone", "weights", "recipe", "img_size"]
 FEATURES = {
@@ -172,10 +171,16 @@ def proxy_rows(runs: Sequence[RunData]) -> Iterator[Row]:
 def _similarity_rows(known: Mapping[str, RunData], whole: RunData, table: pd.DataFrame) -> Iterator[Row]:
     """Every reduced model beside the unreduced one, block by block."""
     others = table["a"].where(table["a"] != whole.setting.key, table["b"])
+    changes = {key: paired_bootstrap(100 * known[key].right, 100 * whole.right) for key in others.unique()}
     for (key, block), cells in table[table["metric"].isin(FEATURES)].groupby([others, "block"], sort=False):
-        run = known[key]
-        change = paired_bootstrap(100 * run.right, 100 * whole.right)
-        row = {"part": "similarity", **_of(run), "block": block, "accuracy": run.top1, "n_images": run.images}
+        run, change = known[key], changes[key]
+        row = {
+            "part": "similarity",
+            **setting_row(run.setting),
+            "block": block,
+            "accuracy": run.top1,
+            "n_images": run.images,
+        }
         row |= {"accuracy_change": change.value, "accuracy_change_low": change.low, "accuracy_change_high": change.high}
         for cell in cells.itertuples():
             row |= {cell.metric: cell.mean, f"{cell.metric}_low": cell.low, f"{cell.metric}_high": cell.high}
@@ -201,8 +206,3 @@ def _correlation_rows(pairs: str, found: pd.DataFrame, images: int) -> Iterator[
             "n_models": cell.runs,
             "n_images": images,
         }
-
-
-def _of(run: RunData) -> Row:
-    method, rate = Method.parse(run.setting.method), keep_rate_text(run.setting.keep_rate)
-    return {"method": method.name, "options": method.options_text, "keep_rate": rate, "seed": run.setting.seed}

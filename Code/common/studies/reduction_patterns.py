@@ -147,9 +147,9 @@ def _matrices(title: str, rows: pd.DataFrame) -> Iterator[Section]:
 
 
 def _matrix(rows: pd.DataFrame, measure: str) -> pd.DataFrame:
-    pairs = zip(show.labels(rows), rows["other"].map(_label), rows[measure], strict=True)
+    pairs = zip(show.labels(rows), rows["other"].map(show.written_label), rows[measure], strict=True)
     cells = {frozenset(pair): show.number(value) for *pair, value in pairs}
-    names = list(dict.fromkeys([*show.labels(rows), *rows["other"].map(_label)]))
+    names = list(dict.fromkeys([*show.labels(rows), *rows["other"].map(show.written_label)]))
     columns = {name: [cells.get(frozenset([row, name]), show.NONE) for row in names] for name in names}
     return pd.DataFrame({"Model": names, **columns})
 
@@ -174,8 +174,9 @@ def _most_alike(rows: pd.DataFrame, measure: str) -> Iterator[str]:
     for keep_rate, cells in known[known["block"] == known["block"].max()].groupby("keep_rate", sort=False):
         best = cells.loc[cells[measure].idxmax()]
         chance = int((cells[f"{measure}_low"] <= 0).sum())
+        names = f"{show.model_name(best)} and {show.written_label(best['other'])}"
         yield (
-            f"keep {show.percent(keep_rate)}: most alike are {show.model_name(best)} and {_label(best['other'])}, "
+            f"keep {show.percent(keep_rate)}: most alike are {names}, "
             f"{_with_interval(best, measure)}; {chance} of {len(cells)} pairs no more than by chance"
         )
 
@@ -202,12 +203,6 @@ def _with_interval(row: pd.Series, measure: str) -> str:
     return f"{row[measure]:.2f} (95 % interval {row[f'{measure}_low']:.2f} to {row[f'{measure}_high']:.2f})"
 
 
-def _label(written: str) -> str:
-    """Name for readers of a method written ``name:key=value``."""
-    method = Method.parse(written)
-    return show.method_label(method.name, method.options_text)
-
-
 # What the notebook measures
 
 
@@ -222,13 +217,13 @@ def pattern_rows(runs: Sequence[RunData]) -> Iterator[Row]:
         for (a, b, block), cells in table.groupby(["a", "b", "block"], sort=False):
             first, second = settings[a], settings[b]
             if first.reduces and second.reduces:
-                yield {"part": axis, **_of(first), **_others(second), "block": block, **_measures(cells)}
+                yield {"part": axis, **setting_row(first), **_others(second), "block": block, **_measures(cells)}
 
 
 def _depth_row(run: RunData) -> Row:
-    told = {"part": "depth", "n_images": run.images, **_of(run.setting), "depth": float(run.depth.mean())}
+    told = {"part": "depth", "n_images": run.images, **setting_row(run.setting), "depth": float(run.depth.mean())}
     told["depth_map"] = " ".join(f"{value:.3f}" for value in run.depth)
-    return told | {"kept": ", ".join(f"{100 * share:.0f} %" for share in run.kept)}
+    return told | {"kept": ", ".join(f"{100 * (count / run.setting.num_patches):.0f} %" for count in run.left)}
 
 
 def depth_maps(rows: Sequence[Row], keep_rate: float) -> dict[str, np.ndarray]:
@@ -251,7 +246,7 @@ def agreement_table(rows: pd.DataFrame, measure: str) -> pd.DataFrame:
     """
     known = _with(rows[(rows["part"] == "methods") & (rows["block"] == rows["block"].max())], measure)
     known = known[known["seed"] == known["seed"].min()]
-    names, others = show.labels(known), known["other"].map(_label)
+    names, others = show.labels(known), known["other"].map(show.written_label)
     rates = known["keep_rate"].map(show.percent)
     table = known.assign(a=names, b=others, label_a=names, label_b=others, metric=measure, mean=known[measure])
     table = table.assign(chance=0.0, panel="keep rate " + rates)
@@ -270,13 +265,14 @@ def kept_by_two(
     """
     known = {(run.setting.method, keep_rate_text(run.setting.keep_rate)): run for run in runs}
     chosen = [known[str(Method.parse(method)), keep_rate_text(keep_rate)].decisions for method in methods]
-    masks = {_label(each.setting.method): each.mask(max(each.kept))[image] for each in chosen}
+    masks = {show.written_label(each.setting.method): each.mask(max(each.kept))[image] for each in chosen}
     dataset = setup.val_set
     picture = denormalise(dataset[image][0], dataset.mean, dataset.std)
     return {"image": picture, "masks": masks, "patch_grid": chosen[0].setting.grid_size}
 
 
-def _of(setting: Setting) -> Row:
+def setting_row(setting: Setting) -> Row:
+    """The conditions of a row that follow from what was evaluated."""
     method = Method.parse(setting.method)
     return {
         "method": method.name,
