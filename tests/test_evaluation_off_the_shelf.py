@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+from common.analysis.pairs import pairs
 from common.data import load_dataset
 from common.data.digits import Digits
 from common.errors import UsageError
@@ -14,6 +15,7 @@ from common.evaluation import Record, evaluate_model, off_the_shelf
 from common.evaluation.__main__ import main
 from common.evaluation.registry import build_registry
 from common.models.factory import create_model
+from common.reducers.random_drop import drawn, largest_in_order
 from common.setup import Setup
 from common.weights import save_state
 
@@ -152,6 +154,22 @@ def test_seeds_are_of_random_models_only(weights, tmp_path):
     details = [record(tmp_path / "a", key).setting.details for key in keys]
     assert [found["untrained"] for found in details] == [0, count_parameters()]
     assert [found.get("batch_size") for found in details] == [8, None]  # draws differ from batch to batch
+
+
+def test_random_patches_follow_the_seed_of_the_record_and_pair_along_seeds(weights, tmp_path):
+    """And so do patches that idle at random; a seed that the method says itself is one record."""
+    methods = ["random", "random:seed=1", "idle_random", "topk"]
+    off_the_shelf(tmp_path, on_digits(weights, batch_size=3), methods, [0.5], seeds=(0, 1))
+    names = {seed: {path.name for path in (tmp_path / "digits" / f"seed-{seed}").iterdir()} for seed in (0, 1)}
+    both = {"random_vit_digits-1_3_4-_0.5", "idle_random_vit_digits-1_2_3_4_5-_0.5"}
+    assert names == {0: {*both, "random_vit_digits-seed=1-1_3_4-_0.5", "topk_vit_digits-1_3_4-_0.5"}, 1: both}
+    first, second = (record(tmp_path, "random_vit_digits-1_3_4-_0.5", seed) for seed in (0, 1))
+    for found, seed in ((first, 0), (second, 1), (record(tmp_path, "random_vit_digits-seed=1-1_3_4-_0.5"), 1)):
+        expected = largest_in_order(drawn(64, seed), 32).expand(N, -1)
+        np.testing.assert_array_equal(found.stages[1].kept, expected)
+    assert pairs([first.setting, second.setting], "seeds") == [(0, 1)]
+    again = off_the_shelf(tmp_path, on_digits(weights, batch_size=4), methods, [0.5], seeds=(0, 1))
+    assert again == {}, "another batch is another record"
 
 
 def count_parameters():

@@ -53,6 +53,12 @@ def test_keys_of_the_file_and_overrides(file):
     assert found.reducer == "topk:head_fusion=mean" and found.config.optimizer == "adam"
 
 
+def test_patches_kept_at_random_follow_the_seed_of_the_training(file):
+    seeds = {"reducer=random": 3, "reducer=random:seed=1": 1}
+    for text, seed in seeds.items():
+        assert Experiment.from_yaml(file, [text, "seed=3"]).model().reducer.seed == seed
+
+
 def test_paths_of_a_file_start_where_the_command_is_given(file, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     found = Experiment.from_yaml(file, ["output_dir=runs/a", "weights=best.safetensors"])

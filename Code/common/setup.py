@@ -136,9 +136,13 @@ class Setup:
         return subset(self.train_set, count, self.seed), few
 
     def reduced(self, text: str, **options: object) -> ReducedVisionTransformer:
-        """A model on the weights of the backbone, in eval mode, whose method is written as ``text``."""
+        """A model on the weights of the backbone, in eval mode, whose method is written as ``text``.
+
+        A method that draws by a seed which neither ``text`` nor ``options`` give has that of this setup.
+        """
         method = Method.parse(text)
-        return reduce_tokens(self.vit, method.name, **dict(method.options), **options).to(self.where).eval()
+        given = {**dict(method.seeded(self.seed).options), **options}
+        return reduce_tokens(self.vit, method.name, **given).to(self.where).eval()
 
     def settings(self, config: TrainConfig) -> TrainConfig:
         """``config`` with the seed and the device of this setup."""

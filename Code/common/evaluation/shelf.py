@@ -79,8 +79,9 @@ def off_the_shelf(
         setup: backbone, weights, dataset (its ``limit_val`` images, normalised as the weights expect), loading, device.
         methods: as :class:`common.reducers.Method` writes them; "none" keeps everything, once.
         keep_rates: see :class:`common.reducers.Schedule`.
-        seeds: of what is random in a model: parameters that its weights do not have, draws in evaluation. A model
-            without either is the same for all seeds, and is evaluated for the first one.
+        seeds: of what is random in a model: parameters that its weights do not have, draws in evaluation, the option
+            ``seed`` of a method that leaves it open. A model without any is the same for all seeds, and is evaluated
+            for the first one.
         reduction_loc: blocks, from 0; default 1/4, 1/2 and 3/4 of the depth.
         decisions_only: as for :func:`common.evaluation.evaluate_model`: the dataset's classes are not the head's.
         memory: GB that decoded images may take; more of them are decoded anew for every model.
@@ -124,7 +125,7 @@ class ShelfModel:
     @property
     def is_random(self) -> bool:
         """Another seed makes another model."""
-        return self.untrained > 0 or self.model.reducer.draws
+        return self.untrained > 0 or self.model.reducer.draws or Method.parse(self.method).leaves_seed
 
     @property
     def run_key(self) -> str:

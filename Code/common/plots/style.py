@@ -45,6 +45,7 @@ METHODS = {
     "idle_random": "random idling",
     "patch_slimming": "Patch Slimming",
     "dynamic_slimming": "Dynamic Slimming",
+    "random": "random",
 }
 
 # Okabe-Ito first (distinct in all common kinds of colour blindness), then Tol's "muted" and dark tones; the markers

@@ -37,6 +37,19 @@ class Method:
         return Method(self.name, tuple({**dict(self.options), **options}.items()))
 
     @property
+    def leaves_seed(self) -> bool:
+        """It draws by an option ``seed`` that is not given: the seed of a run decides."""
+        return "seed" in REDUCERS.options(self.name) and "seed" not in dict(self.options)
+
+    def seeded(self, seed: int) -> Method:
+        """This method drawing by ``seed``, if it draws by an option ``seed`` and leaves that open; else as it is.
+
+        >>> str(Method("random").seeded(3)), str(Method.parse("random:seed=1").seeded(3)), str(Method("tome").seeded(3))
+        ('random:seed=3', 'random:seed=1', 'tome')
+        """
+        return self.having(seed=seed) if self.leaves_seed else self
+
+    @property
     def options_text(self) -> str:
         """The options as they stand in tables: ``key=value,key=value``, empty without any."""
         return options_text(self.options)

@@ -170,7 +170,7 @@ class Experiment:
             num_classes=dataset.num_classes if head == "fresh" else None,
             img_size=self.img_size,
             drop_path=self.drop_path,
-            **dict(method.options),
+            **dict(method.seeded(self.config.seed).options),
         )
         if head == "dataset":
             restrict_head(model, dataset)
