@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from sklearn.datasets import load_sample_image
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import InterpolationMode
 
@@ -136,7 +137,25 @@ def test_list_datasets():
         "imagenette",
         "nabirds",
         "nuswide",
+        "photo-tiles",
     ]
+
+
+def test_tiles_of_both_splits_are_the_photographs_once():
+    photographs = {"china": "china.jpg", "flower": "flower.jpg"}
+    canvases = {name: torch.full((3, 416, 640), -1.0) for name in photographs}
+    for split in ("train", "val"):
+        tiles = load_dataset("photo-tiles", split, img_size=32, mean=(0, 0, 0), std=(1, 1, 1))
+        assert tiles.classes == list(photographs) and tiles.labels.bincount().tolist() == [130, 130]
+        for (tile, label), name in zip((tiles[place] for place in range(260)), tiles.image_ids, strict=True):
+            photograph, row, column = name.split("-")
+            assert photograph == tiles.classes[label]
+            y, x = 32 * int(row), 32 * int(column)
+            assert (canvases[photograph][:, y : y + 32, x : x + 32] == -1).all()
+            canvases[photograph][:, y : y + 32, x : x + 32] = tile
+    for name, file in photographs.items():
+        whole = torch.tensor(load_sample_image(file)).permute(2, 0, 1) / 255
+        assert torch.equal(canvases[name], whole[:, :416, :640])
 
 
 # what lies beside the images

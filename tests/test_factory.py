@@ -159,6 +159,17 @@ def test_image_size_must_be_a_multiple_of_the_patch(name, tmp_path):
     assert message == "img_size 62 is not a multiple of the patch size 4"
 
 
+def test_the_narrow_backbone_differs_in_width_alone():
+    """Half as wide, with half as many heads of the same 32 channels, as ViT-Ti, -S and -B differ."""
+    wide, narrow = (create_backbone(name) for name in ("vit_digits", "vit_digits_narrow"))
+    assert (wide.embed_dim, narrow.embed_dim) == (64, 32)
+    for vit in (wide, narrow):
+        assert {(len(vit.blocks), block.attn.head_dim, vit.patch_embed.grid_size) for block in vit.blocks} == {
+            (6, 32, (8, 8))
+        }
+        assert vit.blocks[0].mlp.fc1.out_features == 2 * vit.embed_dim
+
+
 def test_parameters_of_a_method_are_not_lost_in_silence(tmp_path):
     """A file trained with PatchMerger fits neither another method nor another keep rate."""
     path = tmp_path / "w.safetensors"

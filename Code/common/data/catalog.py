@@ -9,13 +9,13 @@ from common.data.base import ImageData, LabelledDataset
 from common.data.check import check_dataset
 from common.data.digits import Digits
 from common.data.loading import subset
-from common.data.sources import ANNOTATED, FOLDER_PREFIX, open_source
+from common.data.sources import ANNOTATED, FOLDER_PREFIX, TILES, open_source
 from common.data.transforms import Mean, Recipe, Std, make_transform, normalisation
 from common.errors import require_choice
 from common.options import Count, Whole, accepted_by, check, checked
 from common.processes import is_first_on_machine
 
-NAMES = ("digits", "imagenette", "fashion-mnist", "cifar10", "cifar100", "imagenet", *ANNOTATED)
+NAMES = ("digits", TILES, "imagenette", "fashion-mnist", "cifar10", "cifar100", "imagenet", *ANNOTATED)
 
 
 def list_datasets() -> list[str]:
@@ -48,8 +48,9 @@ def load_dataset(
             that is below it, hidden files and folders left out; ``imagenet`` the same under ``root``/imagenet.
             ``nabirds``, ``coco`` (2014) and ``nuswide`` (its CSV form) are read from ``root``/nabirds, /coco and
             /nuswide as they are published. None of these is ever downloaded; the others are, by torchvision, when they
-            are not under ``root``. ``digits`` comes with scikit-learn. What becomes of grey, transparent or 16-bit
-            pictures: :func:`common.data.pictures.as_rgb`.
+            are not under ``root``. ``digits`` comes with scikit-learn, and so do the two photographs of which
+            ``photo-tiles`` are 32-pixel squares (:func:`common.data.tiles.open_tiles`). What becomes of grey,
+            transparent or 16-bit pictures: :func:`common.data.pictures.as_rgb`.
         split: ``train`` or ``val``; a test set counts as ``val``.
         root: where the data are; default: environment variable DATA_ROOT, else ~/.cache/token-reduction.
             Imagenette may lie there as imagenette2, imagenette2-320 or imagenette2-160 (the first one found counts).

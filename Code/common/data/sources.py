@@ -16,10 +16,12 @@ from common.data.annotated import open_coco, open_nabirds, open_nuswide, unique_
 from common.data.base import Source
 from common.data.check import check_idx
 from common.data.pictures import ImageFiles, class_folders, image_files
+from common.data.tiles import open_tiles
 from common.errors import UsageError
 
 DEFAULT_ROOT = "~/.cache/token-reduction"
 FOLDER_PREFIX = "folder:"
+TILES = "photo-tiles"
 ANNOTATED = {"nabirds": open_nabirds, "coco": open_coco, "nuswide": open_nuswide}
 ARCHIVES = {"fashion-mnist": tv.FashionMNIST, "cifar10": tv.CIFAR10, "cifar100": tv.CIFAR100}
 IMAGENETTE_FOLDERS = ("imagenette2", "imagenette2-320", "imagenette2-160")
@@ -30,6 +32,8 @@ def open_source(name: str, split: str, root: str | os.PathLike | None) -> Source
     place = Path(root or os.environ.get("DATA_ROOT") or DEFAULT_ROOT).expanduser()
     if name.startswith(FOLDER_PREFIX):
         return _folder(name, Path(name.removeprefix(FOLDER_PREFIX)).expanduser(), split)
+    if name == TILES:
+        return open_tiles(split)
     if name in ANNOTATED:
         return ANNOTATED[name](place / name, split)
     if name in ARCHIVES:

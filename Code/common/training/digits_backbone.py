@@ -15,7 +15,7 @@ from common.weights import HUB, save_state
 
 NAME = "digits"
 NO_PATH = ("", HUB, NAME)  # what ``weights`` may be besides a path
-BACKBONES = ("vit_digits", "simple_vit_digits")
+BACKBONES = ("vit_digits", "vit_digits_narrow", "simple_vit_digits")
 FOLDER = Path("results/notebook/weights")
 CONFIG = TrainConfig(epochs=16, lr=1e-3, optimizer="muon", schedule="cosine", warmup_epochs=1.6, batch_size=32, seed=42)
 
@@ -38,7 +38,10 @@ def from_here(weights: str) -> str:
 
 
 def digits_checkpoint(backbone: str = BACKBONES[0]) -> Path:
-    """The safetensors file of a small ``backbone``, trained now if it is missing: 40 s on two cores, about 90 %."""
+    """The safetensors file of a small ``backbone``, trained now if it is missing: 40 s on two cores, about 90 %.
+
+    The narrow one takes 30 s and reaches about 86 %.
+    """
     require_choice(backbone, BACKBONES, "backbone of weights 'digits'")
     path = resolve(FOLDER / f"{backbone}.safetensors")
     if not path.is_file():
