@@ -9,12 +9,13 @@ implementation prints where the two differ.
 figures (:mod:`common.analysis.__main__`).
 """
 
+from common.analysis.canonical import cca_by_chance
 from common.analysis.clusters import agreement, labels
 from common.analysis.compare import Decisions, compare, compare_all
 from common.analysis.correlate import correlate
 from common.analysis.depth import token_depth, token_statistics
 from common.analysis.export import export_tables
-from common.analysis.features import cca_by_chance, cka, feature_measures, mean_cca, procrustes, pwcca
+from common.analysis.features import cka, feature_intervals, feature_measures, mean_cca, procrustes, pwcca
 from common.analysis.intervals import Interval, bootstrap, jackknife, paired_bootstrap
 from common.analysis.maps import compare_maps
 from common.analysis.pairs import AXES, pairs

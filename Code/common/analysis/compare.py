@@ -17,16 +17,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
+from common.analysis.canonical import cca_by_chance
 from common.analysis.clusters import agreement, labels
-from common.analysis.features import MEASURES, cca_by_chance, feature_measures
-from common.analysis.intervals import bootstrap, jackknife
+from common.analysis.features import feature_intervals
+from common.analysis.intervals import bootstrap
 from common.analysis.pairs import Axis, pairs
 from common.analysis.sets import excess, ioa, ioa_by_chance, iou, iou_by_chance, iou_limit, kept_mask
 from common.errors import UsageError
@@ -213,15 +213,14 @@ def _rows(measured: Sequence[Measured]) -> Iterator[Row]:
 
 def _features(a: Decisions, b: Decisions, parity: bool) -> Iterator[Row]:
     for block in a.cls.keys() & b.cls.keys():
-        x, y = a.cls[block].astype(np.float64), b.cls[block].astype(np.float64)
-        measures = partial(feature_measures, parity=parity, few_images=True)
-        found = jackknife(lambda *kept, measures=measures: np.array(list(measures(*kept).values())), x, y)
+        x, y = a.cls[block], b.cls[block]
+        found = feature_intervals(x, y, parity=parity, few_images=True)
         mean, square = (
             cca_by_chance(images=len(x), channels=(x.shape[1], y.shape[1]), squared=each) for each in (False, True)
         )
         chances = {"cka": np.nan if parity else 1.0, "pwcca": 1 - mean, "mean_cca": mean, "mean_sq_cca": square}
-        for place, metric in enumerate(MEASURES):
-            ends = {"mean": found.value[place], "low": found.low[place], "high": found.high[place], "sd": np.nan}
+        for metric, measured in found.items():
+            ends = {"mean": measured.value, "low": measured.low, "high": measured.high, "sd": np.nan}
             yield {"block": block, "metric": metric, **ends, "chance": chances.get(metric, np.nan)}
 
 

@@ -9,17 +9,19 @@ NeurIPS 2021, which "Which Tokens to Use?" (Haurum et al., 2023) takes over.
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 from numpy.typing import ArrayLike
 from torch import Tensor
 
 from common.analysis.arrays import as_numbers
+from common.analysis.canonical import canonical, canonical_of_reference, require_images
+from common.analysis.intervals import Interval, drawn_groups, jackknife_interval
+from common.analysis.products import Products, without_each
 from common.errors import UsageError
-from common.options import Count, checked
+from common.options import Count, ShareBelow1, Whole, checked
 
-PER_CHANNEL = 10  # images that a canonical correlation takes
-ROUNDING = 1e-12  # share of the largest variance below which a direction of the features is none
-NODES = 200  # of an integral
 MEASURES = ("cka", "procrustes", "pwcca", "mean_cca", "mean_sq_cca")
 
 
@@ -45,7 +47,7 @@ def cka(x: ArrayLike | Tensor, y: ArrayLike | Tensor, *, debiased: bool = True) 
     >>> round(cka(x, y), 2), round(cka(x, y, debiased=False), 2)
     (1.0, 0.66)
     """
-    return _cka(*_normalised(x, y), debiased=debiased)
+    return _cka(Products.of(*_features(x, y)), debiased=debiased)
 
 
 def procrustes(x: ArrayLike | Tensor, y: ArrayLike | Tensor) -> float:
@@ -61,7 +63,7 @@ def procrustes(x: ArrayLike | Tensor, y: ArrayLike | Tensor) -> float:
     >>> procrustes(x, 2 * x[:, ::-1]) < 1e-12
     True
     """
-    return _procrustes(*_normalised(x, y))
+    return _procrustes(Products.of(*_features(x, y)))
 
 
 def mean_cca(x: ArrayLike | Tensor, y: ArrayLike | Tensor, *, squared: bool = False, few_images: bool = False) -> float:
@@ -72,7 +74,7 @@ def mean_cca(x: ArrayLike | Tensor, y: ArrayLike | Tensor, *, squared: bool = Fa
 
     Canonical correlations take many images per channel: independent features of 192 channels have 0.55 on 500 images.
     Below 10 images per channel they are refused. ``few_images`` gives them all the same, to be read beside
-    :func:`cca_by_chance`.
+    :func:`common.analysis.cca_by_chance`.
 
     Args:
         squared: the mean of the squared correlations.
@@ -89,8 +91,9 @@ def mean_cca(x: ArrayLike | Tensor, y: ArrayLike | Tensor, *, squared: bool = Fa
     common.errors.UsageError: 20 images are too few for the canonical correlations of 3 channels; give 30 or more, or \
 few_images=True and read them beside cca_by_chance
     """
-    x, y = _for_cca(x, y, few_images)
-    correlations = _canonical(x, y)[1]
+    products = Products.of(*_features(x, y))
+    require_images(products, few_images)
+    correlations = canonical(products)[1]
     return float((correlations**2 if squared else correlations).mean())
 
 
@@ -115,8 +118,9 @@ def pwcca(x: ArrayLike | Tensor, y: ArrayLike | Tensor, *, parity: bool = False,
     >>> pwcca(x, x[:, :5]) < 1e-12, pwcca(x, x[:, :5], parity=True) > 0.2
     (True, True)
     """
-    x, y = _for_cca(x, y, few_images)
-    return _pwcca(x, *(_canonical_of_reference(x, y) if parity else _canonical(x, y)))
+    products = Products.of(*_features(x, y))
+    require_images(products, few_images)
+    return _pwcca(products, *(canonical_of_reference(products) if parity else canonical(products)))
 
 
 def feature_measures(
@@ -130,123 +134,85 @@ def feature_measures(
     >>> {name: round(value, 6) + 0.0 for name, value in feature_measures(x, x[:, ::-1]).items()}
     {'cka': 0.0, 'procrustes': 0.0, 'pwcca': 0.0, 'mean_cca': 1.0, 'mean_sq_cca': 1.0}
     """
-    x, y = _for_cca(x, y, few_images)
-    directions, correlations = _canonical(x, y)
-    weighted = _canonical_of_reference(x, y) if parity else (directions, correlations)
-    mean, square = float(correlations.mean()), float((correlations**2).mean())
-    found = _cka(x, y, debiased=not parity), _procrustes(x, y), _pwcca(x, *weighted), mean, square
-    return dict(zip(MEASURES, found, strict=True))
+    found = _measures(Products.of(*_features(x, y)), parity, few_images)
+    return dict(zip(MEASURES, found.tolist(), strict=True))
 
 
 @checked
-def cca_by_chance(*, images: Count, channels: tuple[Count, Count], squared: bool = False) -> float:
-    """:func:`mean_cca` of independent features of so many ``channels`` on so many ``images``; 1 - it is their PWCCA.
+def feature_intervals(
+    x: ArrayLike | Tensor,
+    y: ArrayLike | Tensor,
+    *,
+    parity: bool = False,
+    few_images: bool = False,
+    groups: Count = 20,
+    confidence: ShareBelow1 = 0.95,
+    seed: Whole = 0,
+) -> dict[str, Interval]:
+    """:func:`common.analysis.jackknife` of :func:`feature_measures`, whose options these are, in one pass over images.
 
-    The limit of many normally distributed channels (Wachter, "The Limiting Empirical Measure of Multiple Discriminant
-    Ratios", Annals of Statistics 1980), within 0.01 from a dozen channels on. ``squared`` is exact for any number.
+    Leaving out a group takes decompositions of products of channels (:mod:`common.analysis.products`): as long for
+    50,000 images as for 5,000.
 
     Args:
-        channels: of the one and the other network.
+        groups: as for :func:`common.analysis.jackknife`; (a + b)^2 numbers are held for each.
 
     Raises:
-        UsageError: no channels, or fewer than 2 images.
+        UsageError: as for both, also for the images that are left.
 
-    >>> round(cca_by_chance(images=500, channels=(192, 192)), 2)
-    0.55
+    >>> rng = np.random.default_rng(0)
+    >>> x = rng.normal(size=(500, 8))
+    >>> found = feature_intervals(x, x + rng.normal(size=(500, 8)))["cka"]
+    >>> found.low < found.value < found.high, found.error < 0.03
+    (True, True)
     """
-    if images < 2:
-        raise UsageError(f"images={images} is not allowed; give 2 or more")
-    freedom = images - 1  # the means take one
-    fewer, more = (min(count, freedom) / freedom for count in sorted(channels))
-    if squared or more == 1:
-        return more
-    # the squares s have the density sqrt((s - low) (high - s)) / (2 pi fewer s (1 - s)) from low to high, which are
-    # middle - half and middle + half; where fewer + more > 1, some correlations are exactly 1
-    first, second = fewer * (1 - more), more * (1 - fewer)
-    middle, half = first + second, 2 * np.sqrt(first * second)
-    nodes, weights = np.polynomial.legendre.leggauss(NODES)
-    angle = np.pi / 2 * (nodes + 1)
-    square = middle + half * np.cos(angle)
-    density = (half * np.sin(angle)) ** 2 / (2 * np.pi * fewer * square * (1 - square))
-    return float(np.pi / 2 * weights @ (density * np.sqrt(square)) + max(0.0, fewer + more - 1) / fewer)
+    x, y = _features(x, y)
+    drawn = drawn_groups(len(x), groups, seed)
+    value = _measures(Products.of(x, y), parity, few_images)
+    again = [_measures(left, parity, few_images) for left in without_each(x, y, drawn)]
+    found = jackknife_interval(value, np.array(again), confidence)
+    ends = np.array([found.value, found.error, found.low, found.high]).T.tolist()
+    return {name: Interval(*numbers) for name, numbers in zip(MEASURES, ends, strict=True)}
 
 
-def _cka(x: np.ndarray, y: np.ndarray, *, debiased: bool) -> float:
-    if debiased and len(x) < 4:
-        raise UsageError(f"debiased CKA of {len(x)} images is not defined; give 4 or more, or debiased=False")
-    alignment = _debiased if debiased else _biased
-    return float(1 - alignment(x, y) / np.sqrt(alignment(x, x) * alignment(y, y)))
+def _measures(products: Products, parity: bool, few_images: bool) -> np.ndarray:
+    """All measures, in the order of MEASURES."""
+    require_images(products, few_images)
+    directions, correlations = canonical(products)
+    weighted = canonical_of_reference(products) if parity else (directions, correlations)
+    distances = _cka(products, debiased=not parity), _procrustes(products), _pwcca(products, *weighted)
+    return np.array([*distances, correlations.mean(), (correlations**2).mean()])
 
 
-def _procrustes(x: np.ndarray, y: np.ndarray) -> float:
-    return float(2 - 2 * np.linalg.svd(x.T @ y, compute_uv=False).sum())
+def _cka(of: Products, *, debiased: bool) -> float:
+    if debiased and of.images < 4:
+        raise UsageError(f"debiased CKA of {of.images} images is not defined; give 4 or more, or debiased=False")
+    alignment = partial(_debiased, of.images) if debiased else _biased
+    pairs = ((of.xx, of.own_xx), (of.xy, of.own_xy), (of.yy, of.own_yy))
+    xx, xy, yy = (alignment(products, own) for products, own in pairs)
+    return float(1 - xy / np.sqrt(xx * yy))
 
 
-def _pwcca(x: np.ndarray, directions: np.ndarray, correlations: np.ndarray) -> float:
-    weights = np.abs(directions.T @ (x.T @ x)).sum(1)
+def _biased(products: np.ndarray, own: float) -> float:
+    return np.square(products).sum()
+
+
+def _debiased(n: int, products: np.ndarray, own: float) -> float:
+    """n (n - 3) times the unbiased estimate of HSIC, of kernels with a trace of 1."""
+    return _biased(products, own) - n / (n - 2) * own + 1 / ((n - 1) * (n - 2))
+
+
+def _procrustes(of: Products) -> float:
+    return float(2 - 2 * np.linalg.svd(of.xy, compute_uv=False).sum())
+
+
+def _pwcca(of: Products, directions: np.ndarray, correlations: np.ndarray) -> float:
+    weights = np.abs(directions.T @ of.xx).sum(1)
     return float(1 - (weights / weights.sum())[: len(correlations)] @ correlations)
 
 
-def _biased(x: np.ndarray, y: np.ndarray) -> float:
-    return np.square(x.T @ y).sum()
-
-
-def _debiased(x: np.ndarray, y: np.ndarray) -> float:
-    """n (n - 3) times the unbiased estimate of HSIC, from centred features: no matrix of n x n is made."""
-    n = len(x)
-    own_x, own_y = np.square(x).sum(1), np.square(y).sum(1)  # (n,) the diagonals of the two kernels
-    between = own_x.sum() * own_y.sum() / ((n - 1) * (n - 2))
-    return _biased(x, y) - n / (n - 2) * (own_x @ own_y) + between
-
-
-def _canonical(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """What (a, m) makes of x its canonical directions, and their correlations (m,) with those of y.
-
-    m is the smaller rank. All is done with products of channels: nothing but their making grows with the images.
-    """
-    white = _whitening(x)
-    rotation, correlations, _ = np.linalg.svd(white.T @ (x.T @ y) @ _whitening(y), full_matrices=False)
-    return white @ rotation, np.minimum(correlations, 1.0)
-
-
-def _whitening(x: np.ndarray) -> np.ndarray:
-    """What (a, rank) makes of x orthonormal columns."""
-    values, vectors = np.linalg.eigh(x.T @ x)
-    some = values > ROUNDING * values[-1]
-    return vectors[:, some] / np.sqrt(values[some])
-
-
-def _canonical_of_reference(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """All a directions of x, those without a partner in y last, and the min(a, b) correlations."""
-    white = _inverse_root(x)
-    rotation, correlations, _ = np.linalg.svd(white @ (x.T @ y) @ _inverse_root(y))
-    return white @ rotation, correlations
-
-
-def _inverse_root(x: np.ndarray) -> np.ndarray:
-    """(X^T X)^(-1/2), 0 along eigenvectors whose eigenvalue is not positive."""
-    values, vectors = np.linalg.eigh(x.T @ x)
-    positive = values > 0
-    return vectors * np.where(positive, 1 / np.sqrt(np.where(positive, values, 1.0)), 0.0) @ vectors.T
-
-
-def _normalised(x: ArrayLike | Tensor, y: ArrayLike | Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Both centred over the images and of Frobenius norm 1."""
+def _features(x: ArrayLike | Tensor, y: ArrayLike | Tensor) -> tuple[np.ndarray, np.ndarray]:
     x, y = as_numbers(x, "features"), as_numbers(y, "features")
-    if x.ndim != 2 or y.ndim != 2 or len(x) != len(y):
+    if x.ndim != 2 or y.ndim != 2 or len(x) != len(y) or not x.size or not y.size:
         raise UsageError(f"features of shapes {x.shape} and {y.shape} do not fit; give (n, channels) for n images")
-    if not x.size or not y.size or (x == x[0]).all() or (y == y[0]).all():
-        raise UsageError("features that are the same for all images cannot be compared")
-    x, y = x - x.mean(0), y - y.mean(0)
-    return x / np.linalg.norm(x), y / np.linalg.norm(y)
-
-
-def _for_cca(x: ArrayLike | Tensor, y: ArrayLike | Tensor, few_images: bool) -> tuple[np.ndarray, np.ndarray]:
-    x, y = _normalised(x, y)
-    channels = max(x.shape[1], y.shape[1])
-    if len(x) < PER_CHANNEL * channels and not few_images:
-        raise UsageError(
-            f"{len(x)} images are too few for the canonical correlations of {channels} channels; give "
-            f"{PER_CHANNEL * channels} or more, or few_images=True and read them beside cca_by_chance"
-        )
     return x, y

@@ -129,16 +129,25 @@ def jackknife(
     """
     arrays = [np.atleast_1d(as_array(each)) for each in arrays]
     lengths = {len(each) for each in arrays}
-    images = min(lengths, default=0)
-    if len(lengths) != 1 or not 2 <= groups <= images:
-        raise UsageError(
-            f"{groups} groups of arrays of {sorted(lengths)} images are not allowed; give arrays of the same n images "
-            f"and 2 to n groups"
-        )
-    order = np.random.default_rng(seed).permutation(images)
-    left = [np.setdiff1d(order, group) for group in np.array_split(order, groups)]
+    if len(lengths) != 1:
+        raise UsageError(f"arrays of {sorted(lengths)} images are not allowed; give arrays of the same n images")
+    images = lengths.pop()
+    left = [np.delete(np.arange(images), group) for group in drawn_groups(images, groups, seed)]
     value = np.asarray(measure(*arrays), float)
     again = np.array([measure(*(each[keep] for each in arrays)) for keep in left])
+    return jackknife_interval(value, again, confidence)
+
+
+def drawn_groups(images: int, groups: int, seed: int) -> list[np.ndarray]:
+    """Places of the images in each of the ``groups`` of :func:`jackknife`."""
+    if not 2 <= groups <= images:
+        raise UsageError(f"{groups} groups of {images} images are not allowed; give 2 to n groups of n images")
+    return np.array_split(np.random.default_rng(seed).permutation(images), groups)
+
+
+def jackknife_interval(value: np.ndarray, again: np.ndarray, confidence: float) -> Interval:
+    """That of :func:`jackknife` from the ``value`` of all images and those ``again`` (G, ...) without each group."""
+    groups = len(again)
     error = np.sqrt((groups - 1) * np.square(again - again.mean(0)).mean(0))
     half = t.ppf((1 + confidence) / 2, groups - 1) * error
     return _interval(value, error, value - half, value + half)
