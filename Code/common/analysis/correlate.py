@@ -9,15 +9,19 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping
 from math import factorial
+from typing import Literal, get_args
 
 import numpy as np
 import pandas as pd
 from scipy.stats import rankdata, t
 
 from common.errors import UsageError
-from common.options import Count, ShareBelow1, Whole, checked
+from common.options import Count, Many, ShareBelow1, Whole, checked
 
-DIFFERENCES = {"signed": lambda difference: difference, "size": np.abs}
+Difference = Literal["signed", "size"]
+Statistic = Literal["spearman", "kendall"]
+DIFFERENCES, STATISTICS = get_args(Difference), get_args(Statistic)
+AT_ONCE = 2**20  # differences of dealt accuracies, 8 MB
 COLUMNS = (
     "group",
     "block",
@@ -41,6 +45,8 @@ def correlate(
     tokens: Mapping[str, float] | None = None,
     *,
     groups: Mapping[str, str] | None = None,
+    differences: Many[Difference] = ("size",),
+    statistics: Many[Statistic] = ("spearman",),
     permutations: Count = 1000,
     confidence: ShareBelow1 = 0.95,
     seed: Whole = 0,
@@ -52,6 +58,8 @@ def correlate(
         accuracies: of each run, in percent, by its key.
         tokens: of each run, those left at the end, on average; with them ``partial`` is filled in.
         groups: of each run ``a``, what it is correlated with others of; None = all rows together.
+        differences: of accuracies: "signed", that of a minus that of b, or its "size".
+        statistics: "spearman" or "kendall" (tau-b, whose time is quadratic in the pairs).
         permutations: at most so many; where the runs have no more, all of them, and p is exact.
         confidence: of the interval.
         seed: of permutations that are drawn.
@@ -59,8 +67,6 @@ def correlate(
     Returns:
         One row for each group, block, metric, difference and statistic:
 
-        difference      "signed", accuracy of a minus accuracy of b, or its "size"
-        statistic       "spearman" or "kendall" (tau-b)
         value           over the pairs; NaN where one of both does not vary
         low, high       interval, delete-one-run jackknife (a run that is in all pairs stays), cut to [-1, 1]
         p               share of all ways to deal the accuracies to the runs with a value of at least this size: of
@@ -69,13 +75,13 @@ def correlate(
         pairs, runs     how many
 
     Raises:
-        UsageError: a run without accuracy, or a table without the columns.
+        UsageError: a run without accuracy, a table without the columns, options out of range.
 
     >>> runs = {"a": 70.0, "b": 68.0, "c": 60.0, "d": 40.0}
     >>> rows = [(x, y, 3, "iou", 1 - abs(runs[x] - runs[y]) / 100) for x in runs for y in runs if x < y]
     >>> table = correlate(pd.DataFrame(rows, columns=["a", "b", "block", "metric", "mean"]), runs)
-    >>> table.query("difference == 'size' and statistic == 'spearman'")[["value", "p", "runs"]].round(3).to_numpy()
-    array([[-1.   ,  0.042,  4.   ]])
+    >>> table[["difference", "statistic", "value", "p", "runs"]].round(3).to_numpy().tolist()
+    [['size', 'spearman', -1.0, 0.042, 4]]
     """
     _require(comparisons, accuracies)
     grouped = comparisons.assign(group=[(groups or {}).get(run, "all") for run in comparisons["a"]])
@@ -86,7 +92,7 @@ def correlate(
         pairs = _Pairs(cells, accuracies, tokens)
         same = {"group": group, "block": block, "metric": metric, "pairs": len(cells), "runs": len(pairs.accuracy)}
         dealt = np.array(list(_dealt(pairs.accuracy, permutations, seed)))  # (permutations, runs)
-        for difference, statistic in itertools.product(DIFFERENCES, STATISTICS):
+        for difference, statistic in itertools.product(differences, statistics):
             found = {
                 "difference": difference,
                 "statistic": statistic,
@@ -118,9 +124,10 @@ class _Pairs:
         self.tokens = None if tokens is None else np.array([tokens[name] for name in names], float)
 
     def row(self, difference: str, statistic: str, dealt: np.ndarray, confidence: float) -> dict[str, float]:
-        measure, values = STATISTICS[statistic], self._differences(difference, self.accuracy)
+        measure, values = _MEASURES[statistic], self._differences(difference, self.accuracy)
         value = float(measure(values, self.similarity))
-        chance = measure(self._differences(difference, dealt), self.similarity)  # (permutations,)
+        parts = np.array_split(dealt, -(-len(dealt) * len(values) // AT_ONCE))
+        chance = np.concatenate([measure(self._differences(difference, part), self.similarity) for part in parts])
         p = float(np.mean(np.abs(chance) >= abs(value) - 1e-9)) if np.isfinite(value) else np.nan
         low, high = self._interval(difference, statistic, value, confidence)
         partial = np.nan
@@ -130,13 +137,14 @@ class _Pairs:
 
     def _differences(self, kind: str, values: np.ndarray) -> np.ndarray:
         """Of the runs' ``values`` (..., runs), between the runs of each pair (..., pairs)."""
-        return DIFFERENCES[kind](values[..., self.first] - values[..., self.second])
+        signed = values[..., self.first] - values[..., self.second]
+        return np.abs(signed) if kind == "size" else signed
 
     def _interval(self, difference: str, statistic: str, value: float, confidence: float) -> tuple[float, float]:
         """Delete-one-run jackknife; NaN where the pairs that are left do not vary."""
         values = self._differences(difference, self.accuracy)
         left = [(self.first != run) & (self.second != run) for run in range(len(self.accuracy))]
-        found = np.array([STATISTICS[statistic](values[some], self.similarity[some]) for some in left if some.any()])
+        found = np.array([_MEASURES[statistic](values[some], self.similarity[some]) for some in left if some.any()])
         count = len(found)
         if count < 2 or np.isnan([value, *found]).any():
             return np.nan, np.nan
@@ -147,26 +155,35 @@ class _Pairs:
 def spearman(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Spearman's correlation (...) of ``x`` (..., m) with ``y`` (m,); NaN where one does not vary."""
     x, y = rankdata(x, axis=-1), rankdata(y)
-    return _cosine(x - x.mean(-1, keepdims=True), y - y.mean())
+    x, y = x - x.mean(-1, keepdims=True), y - y.mean()
+    return _normalised(x @ y, np.square(x).sum(-1), np.square(y).sum())
 
 
 def kendall(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Kendall's tau-b (...) of ``x`` (..., m) with ``y`` (m,); NaN where one does not vary."""
-    x, y = (np.sign(each[..., :, None] - each[..., None, :]) for each in (x, y))  # (..., m, m)
-    return _cosine(x.reshape(*x.shape[:-2], -1), y.ravel())
+    """Kendall's tau-b (...) of ``x`` (..., m) with ``y`` (m,); NaN where one does not vary.
+
+    The pairs of the m are counted place by place, so that no more than (..., m) signs are held.
+    """
+    agree, own_x, own_y = np.zeros(x.shape[:-1]), np.zeros(x.shape[:-1]), 0.0
+    for place in range(len(y) - 1):
+        in_x, in_y = (np.sign(each[..., place, None] - each[..., place + 1 :]) for each in (x, y))
+        agree += in_x @ in_y
+        own_x += np.abs(in_x).sum(-1)
+        own_y += np.abs(in_y).sum()
+    return _normalised(agree, own_x, own_y)
 
 
-STATISTICS = {"spearman": spearman, "kendall": kendall}
+_MEASURES = {"spearman": spearman, "kendall": kendall}
 
 
-def _cosine(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    lengths = np.linalg.norm(x, axis=-1) * np.linalg.norm(y)
-    return np.where(lengths > 0, x @ y / np.where(lengths > 0, lengths, 1.0), np.nan)
+def _normalised(product: np.ndarray, own_x: np.ndarray, own_y: float) -> np.ndarray:
+    lengths = np.sqrt(own_x * own_y)
+    return np.where(lengths > 0, product / np.where(lengths > 0, lengths, 1.0), np.nan)
 
 
 def _partial(statistic: str, x: np.ndarray, y: np.ndarray, z: np.ndarray) -> float:
     """Correlation of x and y given z: (r_xy - r_xz r_yz) / sqrt((1 - r_xz^2) (1 - r_yz^2))."""
-    xy, xz, yz = (float(STATISTICS[statistic](*pair)) for pair in ((x, y), (x, z), (y, z)))
+    xy, xz, yz = (float(_MEASURES[statistic](*pair)) for pair in ((x, y), (x, z), (y, z)))
     rest = (1 - xz**2) * (1 - yz**2)
     return (xy - xz * yz) / np.sqrt(rest) if rest > 1e-12 else np.nan
 

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from common.analysis.compare import COLUMNS, compare_all
 from common.analysis.correlate import COLUMNS as CORRELATIONS
-from common.analysis.correlate import correlate
+from common.analysis.correlate import DIFFERENCES, STATISTICS, correlate
 from common.analysis.maps import compare_maps
 from common.analysis.pairs import Axis, pairs
 from common.analysis.runs import RunData
@@ -79,7 +79,7 @@ def correlation_rows(comparisons: pd.DataFrame, runs: Sequence[RunData], axis: A
     accuracies = {key: run.top1 for key, run in known.items()}
     tokens = {key: run.tokens for key, run in known.items()}
     groups = {key: _group(key, run.setting, axis) for key, run in known.items()}
-    return correlate(pairs, accuracies, tokens, groups=groups)
+    return correlate(pairs, accuracies, tokens, groups=groups, differences=DIFFERENCES, statistics=STATISTICS)
 
 
 def _group(key: str, setting: Setting, axis: Axis) -> str:

@@ -188,8 +188,7 @@ def _similarity_rows(known: Mapping[str, RunData], whole: RunData, table: pd.Dat
 
 
 def _correlation_rows(pairs: str, found: pd.DataFrame, images: int) -> Iterator[Row]:
-    ranks = found[(found["statistic"] == "spearman") & (found["difference"] == "size")]
-    for cell in ranks.itertuples():
+    for cell in found.itertuples():
         yield {
             "part": "correlation",
             "method": "none",
