@@ -69,7 +69,7 @@ def test_page_is_well_formed_and_navigable(page: str) -> None:
     tags = Tags(page)
     assert tags.open == []
     assert len(tags.ids) == len(set(tags.ids))
-    assert set(tags.ids) == {"what", "setup", "reading", *all_studies(), "published", "limits"}
+    assert set(tags.ids) == {"what", "setup", "reading", *all_studies(), "claims", "published", "limits"}
     assert [link.removeprefix("#") for link in tags.links] == tags.ids
 
 

@@ -405,7 +405,7 @@ def test_command_line_writes_every_table_and_again_the_same(tmp_path: Path, caps
     assert main(["tables", str(tmp_path)]) == 0
     written = {path.name: path.read_bytes() for path in (tmp_path / "tables").iterdir()}
     names = {f"{name}.{kind}" for name in all_studies() for kind in ("csv", "md")}
-    assert set(written) == names | {"published.md"}
+    assert set(written) == names | {"claims.csv", "claims.md", "published.md"}
     assert main(["tables", str(tmp_path)]) == 0
     assert {path.name: path.read_bytes() for path in (tmp_path / "tables").iterdir()} == written
     assert f"{len(written)} files in" in capsys.readouterr().out

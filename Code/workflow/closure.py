@@ -25,7 +25,8 @@ from typing import Any
 PACKAGE = "common"
 PRESENTATION = (f"{PACKAGE}.plots", f"{PACKAGE}.report")
 PRESENTING = {"title", "question", "place", "setting", "captions", "run_figures"}
-PRESENTING |= {"summarise", "sections", "figures", "answers", "missing", "parameters"}  # the last only checks profiles
+PRESENTING |= {"summarise", "sections", "figures", "answers", "missing", "claims", "measured_on"}
+PRESENTING |= {"parameters"}  # only checks profiles
 NO_METHODS = {"protocol"}  # functions with an argument that may be called like a method and is none
 
 

@@ -19,6 +19,7 @@ from common.errors import UsageError
 from common.plots.frames import backbone_name
 from common.plots.style import explainer_label
 from common.report.accepted import accepted_sentences
+from common.report.claims import ABOUT, claims, summary
 from common.report.published import published_sections
 from common.report.sections import Answer, falling, method_label, percent
 from common.report.tables import Findings, findings, shortened
@@ -75,7 +76,7 @@ def render(results_dir: str | Path, studies: Mapping[str, Study], *, title: str 
     runs = [each.runs for each in found if len(each.runs)]
     if not runs:
         raise UsageError(f"no runs under {str(results_dir)!r}; run a profile first")
-    runs = pd.concat(runs, ignore_index=True)
+    runs, judged = pd.concat(runs, ignore_index=True), claims(found)
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -88,6 +89,8 @@ def render(results_dir: str | Path, studies: Mapping[str, Study], *, title: str 
         about=about,
         facts=facts(runs, [study.name for study in studies.values() if study.explains], accepted_sentences(folder)),
         chapters=list(_chapters(folder, found)),
+        claims=judged,
+        claims_about=(ABOUT, summary(judged)),
         published=published_sections(),
         open_sections=_OPEN_SECTIONS,
         digits=bool((runs["dataset"] == "digits").any()),

@@ -66,6 +66,22 @@ def paired_leader(values: Sequence[np.ndarray], *, highest: bool = True) -> Lead
     return Lead(best, other, *map(float, found))
 
 
+def paired_difference(first: np.ndarray, second: np.ndarray) -> tuple[float, float, float]:
+    """Mean of ``first - second`` (n,) over the same images, or seeds, and the ends of its 95 % interval (Student's t).
+
+    >>> [round(end, 3) for end in paired_difference(np.array([0.6, 0.3, 1.0]), np.array([0.5, 0.1, 0.9]))]
+    [0.133, -0.01, 0.277]
+
+    A single value has no interval: NaN ends.
+    """
+    differences = np.asarray(first, float) - np.asarray(second, float)
+    mean, count = float(differences.mean()), len(differences)
+    if count < 2:
+        return mean, np.nan, np.nan
+    half = float(t.ppf(0.975, count - 1) * differences.std(ddof=1) / count**0.5)
+    return mean, mean - half, mean + half
+
+
 def leader_of(rows: pd.DataFrame, name: str, *, highest: bool = True) -> Lead | None:
     """:func:`paired_leader` of ``name`` among ``rows``; None where not all have it by the same images."""
     column = name + BY_IMAGE

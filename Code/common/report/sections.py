@@ -114,6 +114,15 @@ def model_name(row: pd.Series) -> str:
     return method_label(row["method"], row["options"])
 
 
+def off_the_shelf_text(rows: pd.DataFrame, images: str) -> str:
+    """On what models that nobody trained after they were reduced were measured; ``images`` is the column of how many.
+
+    Of rows of one setting, which have one or several numbers of images.
+    """
+    counts = ", ".join(f"{count:,}" for count in sorted(rows[images].unique()))
+    return f"{where_text(rows)} ({rows['weights'].iloc[0]}), off the shelf, {counts} images"
+
+
 def where_text(rows: pd.DataFrame) -> str:
     row = rows.iloc[0]
     return f"{row['dataset']} at {row['img_size']} px with {backbone_name(row['backbone'])}"

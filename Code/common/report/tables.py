@@ -1,7 +1,8 @@
 """Runs to tables: RESULTS_DIR/tables/<study>.csv and .md.
 
 The CSV holds the numbers as the study summarises them, the Markdown the same as a person would print them.
-RESULTS_DIR/tables/published.md prints the authors' own numbers, apart from ours.
+RESULTS_DIR/tables/published.md prints the authors' own numbers, apart from ours; claims.csv and claims.md what our
+runs say of their claims.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from common.report.claims import claims, claims_markdown, claims_table
 from common.report.published import published_sections
 from common.report.rows import SAMPLED, SAMPLES
 from common.report.sections import Section
@@ -73,18 +75,21 @@ def shortened(lines: list[str]) -> list[str]:
 
 
 def write_tables(results_dir: str | Path, studies: Iterable[Study]) -> list[Path]:
-    """Write tables/<study>.csv and .md for every study, and tables/published.md; return their paths."""
+    """Write tables/<study>.csv and .md for every study, claims.csv and .md, and published.md; return their paths."""
     folder = resolve(results_dir) / "tables"
-    written = []
-    for found in (findings(results_dir, study) for study in studies):
+    written, every = [], [findings(results_dir, study) for study in studies]
+    for found in every:
         name, table = found.study.name, found.table
         compared = [column for column in table if column.endswith((BY_IMAGE, SAMPLES)) or column in ("images", SAMPLED)]
         table = table.drop(columns=compared)
         _write(folder / f"{name}.csv", table.to_csv(index=False, lineterminator="\n", float_format="%.8g"))
         _write(folder / f"{name}.md", markdown(found.study.title, found.sections, found.missing))
         written += [folder / f"{name}.csv", folder / f"{name}.md"]
+    judged = claims(every)
+    _write(folder / "claims.csv", claims_table(judged).to_csv(index=False, lineterminator="\n"))
+    _write(folder / "claims.md", claims_markdown(judged))
     _write(folder / "published.md", markdown("Published numbers", published_sections()))
-    return [*written, folder / "published.md"]
+    return [*written, *(folder / name for name in ("claims.csv", "claims.md", "published.md"))]
 
 
 def _write(path: Path, text: str) -> None:

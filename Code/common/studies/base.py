@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import pandas as pd
 from matplotlib.figure import Figure
 
 from common.errors import UsageError
+from common.report.claims import Verdict
 from common.report.sections import Answer, Section
 from common.schema import Table
 
@@ -25,6 +26,8 @@ class Study(Table):
         run_figures: pattern of those figures of single runs that the page shows, "" = none.
         parameters: of its notebook, those that :data:`common.parameters.PARAMETERS` lacks: name -> what it may be.
         explains: ``method`` and ``options`` are those of an explainer.
+        claims: tests of published claims, by their name in results/published/which_tokens_claims.csv: rows of one
+            setting of the table -> verdict, None where what the claim is about was not run.
     """
 
     title: str
@@ -35,6 +38,7 @@ class Study(Table):
     run_figures: str = ""
     parameters: Mapping[str, object] = {}
     explains: bool = False
+    claims: Mapping[str, Callable[[pd.DataFrame], Verdict | None]] = {}
 
     def summarise(self, runs: pd.DataFrame) -> pd.DataFrame:
         """The numbers of the table: one row per condition, from all rows of all runs."""
@@ -51,6 +55,10 @@ class Study(Table):
     def answers(self, table: pd.DataFrame) -> Iterator[Answer]:
         """Sentences made from the numbers; none where the numbers do not carry one."""
         return iter(())
+
+    def measured_on(self, rows: pd.DataFrame) -> str:
+        """On what data and network, trained or not, ``rows`` of one setting were measured; of a study with claims."""
+        raise NotImplementedError
 
     def missing(self, runs: pd.DataFrame) -> list[str]:
         """What the runs should hold to be complete and do not, in words."""

@@ -19,6 +19,7 @@ from common.report.grids import at_equal_cost, best_answer, mean_ranks, pivot, r
 from common.report.rows import VARIANT, add_speedup, holes, in_order, over_seeds
 from common.report.sections import Answer, Section
 from common.schema import REQUIRED, count, number, text
+from common.studies import _accuracy_claims
 from common.studies.base import Study, register_study
 from common.training import Epoch, TrainConfig, predict
 from common.training.accelerator import make_accelerator, seed_everything
@@ -54,6 +55,7 @@ class MethodGrid(Study):
     }
     required = (*REQUIRED, "dataset", "seed", "epochs")
     setting = SETTING
+    claims = _accuracy_claims.CLAIMS
     captions = {
         "cost": "Accuracy against the cost of one image and, where it was measured, the speed-up. Each line runs "
         "through the keep rates of a method. Rings: no other model is as accurate at the same or lower cost.",
@@ -92,6 +94,12 @@ class MethodGrid(Study):
             yield Answer(
                 answer.text, (*answer.points, f"lowest mean ranks: {first}") if len(order) > 1 else answer.points
             )
+
+    def measured_on(self, rows: pd.DataFrame) -> str:
+        if not rows["epochs"].iloc[0]:
+            return show.off_the_shelf_text(rows, "n_val")
+        seeds = show.counted(int(rows["n"].max()), "seed")
+        return f"{show.where_text(rows)}, {training_text(rows)}, {seeds}, {rows['n_val'].iloc[0]:,} images"
 
     def missing(self, runs: pd.DataFrame) -> list[str]:
         return holes(runs, SETTING, trained=(runs["epochs"] > 0).any())

@@ -13,9 +13,10 @@ from common.data import head_classes
 from common.reducers import Method
 from common.report.grids import best_answer, pivot, ranked
 from common.report.rows import VARIANT, holes, in_order, over_seeds
-from common.report.sections import Answer, Section, numbers, setting_title, where_text
+from common.report.sections import Answer, Section, numbers, off_the_shelf_text, setting_title, where_text
 from common.schema import REQUIRED, count, number
 from common.setup import Setup
+from common.studies import _accuracy_claims
 from common.studies.base import Study, register_study
 from common.training import accuracies, cross_entropy, predict
 from common.training.metrics import hits_by_image
@@ -39,6 +40,7 @@ class OffTheShelf(Study):
     }
     required = (*REQUIRED, "dataset")
     setting = SETTING
+    claims = _accuracy_claims.CLAIMS
     captions = {
         "": "Accuracy without training against keep rate. Dashed: the unreduced model.",
         "cost": "The same accuracy against the cost of one image. Labels: keep rate in percent. Rings: no other model "
@@ -69,6 +71,9 @@ class OffTheShelf(Study):
             for name, head in _heads(rows):
                 context = f"On {where_text(rows)}, {rows['n_val'].iloc[0]} images, {head}"
                 yield best_answer(rows, name, context, cost=True)
+
+    def measured_on(self, rows: pd.DataFrame) -> str:
+        return off_the_shelf_text(rows, "n_val")
 
     def missing(self, runs: pd.DataFrame) -> list[str]:
         return holes(runs, SETTING)

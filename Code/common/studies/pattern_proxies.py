@@ -15,6 +15,7 @@ from common.report import sections as show
 from common.report.rows import VARIANT, in_order
 from common.report.sections import Answer, Section
 from common.schema import REQUIRED, count, intervals, number, text
+from common.studies import _pattern_claims
 from common.studies.base import Study, register_study
 from common.studies.reduction_patterns import setting_row
 
@@ -72,6 +73,7 @@ class PatternProxies(Study):
     required = (*REQUIRED, "dataset", "seed")
     parts = ("similarity", "correlation")
     setting = SETTING
+    claims = _pattern_claims.PROXY_CLAIMS
     captions = {
         "": "Rank correlation of each measure with the difference in accuracy. Bars: leaving out one model at a time.",
     }
@@ -91,6 +93,9 @@ class PatternProxies(Study):
 
     def figures(self, runs: pd.DataFrame, others: Mapping[str, pd.DataFrame]) -> Iterator[tuple[str, Figure]]:
         yield "", plots.correlation_forest(named(runs[runs["part"] == "correlation"]))
+
+    def measured_on(self, rows: pd.DataFrame) -> str:
+        return show.off_the_shelf_text(rows, "n_images")
 
     def answers(self, data: pd.DataFrame) -> Iterator[Answer]:
         correlations = data[(data["part"] == "correlation") & data["correlation"].notna()]

@@ -25,6 +25,7 @@ from common.report.sections import Answer, Section
 from common.schedule import keep_rate_text
 from common.schema import REQUIRED, count, intervals, number, text
 from common.setup import Setup
+from common.studies import _pattern_claims
 from common.studies.base import Study, register_study
 
 SETTING = ["dataset", "backbone", "weights", "recipe", "img_size"]
@@ -82,6 +83,7 @@ class ReductionPatterns(Study):
     required = (*REQUIRED, "dataset", "seed")
     parts = ("depth", *AXES)
     setting = SETTING
+    claims = _pattern_claims.PATTERN_CLAIMS
     captions = {
         "": "How many blocks each place comes through, mean over images; one photograph under two methods.",
         "iou_excess": "How far methods keep the same patches after the last reduction: 0 = as by chance, 1 = as far as "
@@ -111,6 +113,9 @@ class ReductionPatterns(Study):
             table = agreement_table(runs, measure)
             if len(table):
                 yield measure, plots.agreement_dendrogram(table, measure, table["block"].iloc[0])
+
+    def measured_on(self, rows: pd.DataFrame) -> str:
+        return show.off_the_shelf_text(rows, "n_images")
 
     def answers(self, data: pd.DataFrame) -> Iterator[Answer]:
         for _, rows in data.groupby(SETTING, sort=False, dropna=False):
