@@ -19,7 +19,7 @@ from common.analysis.pairs import AXES, Axis
 from common.errors import UsageError, command
 from common.options import check
 from common.plots import agreement_dendrogram, depth_maps, save
-from common.plots.frames import backbone_name, split_panels
+from common.plots.frames import backbone_name, method_names, split_panels
 from common.plots.patterns import is_complete
 from common.plots.style import METHODS
 
@@ -160,27 +160,17 @@ def read_tables(folder: str | Path, axis: Axis) -> tuple[pd.DataFrame, pd.DataFr
 def in_words(runs: pd.DataFrame) -> pd.DataFrame:
     """Rows of :func:`common.analysis.tables.runs_table` by key, what they are in words of readers."""
     runs = runs.astype(object).where(runs.notna(), "").astype(str)
-    methods, names = list(METHODS), runs["method"].str.partition(":")[0]
+    models = [text.partition(":")[::2] for text in runs["method"]]
     seeds = pd.to_numeric(runs["seed"]).map("seed {:g}".format, na_action="ignore")
     return runs.assign(
-        order=[(*methods, name).index(name) for name in names],
-        method=_method_labels(runs["method"]),
+        order=[(*METHODS, name).index(name) for name, _ in models],
+        method=method_names(models, between="\n"),
         backbone=runs["backbone"].map(backbone_name),
         rate="keep rate " + runs["keep_rate"],
         blocks="blocks " + runs["reduction_loc"],
         seeded=seeds.fillna(""),
         depth=pd.to_numeric(runs["depth"]),
     ).set_index("key")
-
-
-def _method_labels(methods: pd.Series) -> list[str]:
-    """Names for readers, with options where the same method has several."""
-    variants = methods.drop_duplicates().str.partition(":")[0].value_counts()
-    found = []
-    for name, _, options in (text.partition(":") for text in methods):
-        label = METHODS.get(name, name)
-        found.append(f"{label}\n({options})" if options and variants[name] > 1 else label)
-    return found
 
 
 def _read(folder: Path, name: str, axis: Axis, **how: object) -> pd.DataFrame:

@@ -8,7 +8,7 @@
     NAME_cls_features_BLOCK.npy              with --json and --cls
 
 and ends with status 1, after a list of what went wrong, if anything did. Models that nobody trained:
-:mod:`common.evaluation.shelf`.
+:mod:`common.evaluation.shelf_command`.
 """
 
 from __future__ import annotations

@@ -1,14 +1,10 @@
 """Records of models that nobody trained: one backbone, reduced by many methods at many keep rates.
 
-``python -m common.evaluation off_the_shelf OUT --backbone B --weights W --dataset D --methods M ... --keep-rates R ..``
-leaves for every model a folder OUT/DATASET/seed-SEED/KEY, KEY as the reference's analyses have it
-(``topk_small_patch16_224-3_6_9-_0.9``), with the files that :mod:`common.evaluation.runner` leaves in that of a run.
-What is there is skipped; whoever stops it loses one model. The images are decoded once, if they fit into memory.
+Its command line is :mod:`common.evaluation.shelf_command`.
 """
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
@@ -21,29 +17,24 @@ from tqdm import tqdm
 
 from common.data import head_classes
 from common.data.base import LabelledDataset
-from common.data.transforms import RECIPES
-from common.errors import UsageError, command
-from common.evaluation.authors import authors_run
+from common.errors import UsageError
 from common.evaluation.decoded import Decoded, decoded_size
 from common.evaluation.evaluate import evaluate_model, stage_blocks
 from common.evaluation.names import run_key, unique_key
 from common.evaluation.record import Record
-from common.evaluation.runner import DECISIONS, Wanted, add_options, complete_setting, do_all, leave, tell
-from common.models.authors import is_authors
-from common.models.factory import create_backbone, load_own
+from common.evaluation.runner import DECISIONS, Wanted, complete_setting, do_all, leave
+from common.models.factory import load_own
 from common.models.reduced import ReducedVisionTransformer
-from common.options import Count, Many, NonNegative, Whole, check, check_names
-from common.reducers import Method, list_reducers
-from common.schedule import KeepRate, read_keep_rate
+from common.options import Many, NonNegative, Whole, check, check_names
+from common.reducers import Method
+from common.schedule import KeepRate
 from common.setup import Setup
 from common.training.checkpoint import refuse_difference
-from common.training.digits_backbone import from_here, resolve_weights
-from common.weights import HUB, weights_label
+from common.training.digits_backbone import resolve_weights
+from common.weights import weights_label
 
-NAME = "off_the_shelf"
 KEEP_RATES = (0.9, 0.7, 0.5, 0.25)  # those of "Which Tokens to Use?"
 MEMORY = 4.0  # GB: 6,600 images of 224 x 224 pixels
-AUTHORS_RECIPE = "which_tokens"
 OF_SETUP = ("batch_size", "workers", "device")
 
 
@@ -258,74 +249,3 @@ def _model(
 
 def _size(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
-
-
-@command
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line; exit code 1 if a model failed, 2 on bad input."""
-    return tell(_run(**vars(_parser().parse_args(arguments))))
-
-
-def _run(folder: str, threads: int | None, limit: int | None, **given: object) -> dict[Path, str]:
-    if threads is not None:
-        torch.set_num_threads(check("threads", threads, Count))
-    given["weights"] = from_here(given["weights"])
-    given = _filled(given)
-    of_setup = {name: given.pop(name) for name in ("backbone", "weights", "dataset", "img_size", "recipe", *OF_SETUP)}
-    rates = [read_keep_rate(rate) for rate in given.pop("keep_rates")]
-    blocks = given.pop("reduction_loc")
-    setup = Setup(**of_setup, limit_val=limit)
-    given["reduction_loc"] = None if blocks is None else tuple(blocks)
-    return off_the_shelf(folder, setup, given.pop("methods"), rates, **given)
-
-
-def _filled(given: dict[str, object]) -> dict[str, object]:
-    """``given`` with what is missing: defaults, or what a checkpoint of the authors says of its model."""
-    theirs = is_authors(given["weights"])
-    known: dict[str, object] = {"keep_rates": KEEP_RATES, "recipe": AUTHORS_RECIPE if theirs else Setup.recipe}
-    if theirs and not (given["backbone"] and given["methods"]):
-        run = authors_run(given["weights"])
-        known |= {**vars(run), "methods": [run.method], "keep_rates": [run.keep_rate]}
-    filled = {name: known.get(name) if value is None else value for name, value in given.items()}
-    if not filled["backbone"] or not filled["methods"]:
-        raise UsageError("give --backbone and --methods; only a checkpoint of the authors (.pth) says them itself")
-    filled["img_size"] = filled["img_size"] or own_size(filled["backbone"])
-    return filled
-
-
-def own_size(backbone: str) -> int:
-    """Side in pixels of the images that ``backbone`` is made for."""
-    with torch.device("meta"):
-        return create_backbone(backbone).patch_embed.img_size[0]
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=f"python -m common.evaluation {NAME}",
-        description="Reduce a backbone by many methods, without training, and record what each decides on every image.",
-    )
-    parser.add_argument("folder", metavar="OUT", help="where a folder is made for every model")
-    parser.add_argument("--backbone", help="a timm VisionTransformer")
-    parser.add_argument(
-        "--weights",
-        default=HUB,
-        help=f"{HUB!r} (default), 'digits', '' for random ones, a .safetensors file; or a .pth file of the authors of "
-        f"'Which Tokens to Use?', which says backbone, method, keep rate, blocks and image size itself",
-    )
-    parser.add_argument("--dataset", required=True, help="digits, imagenette, imagenet, folder:PATH ...")
-    known = ", ".join(list_reducers())
-    parser.add_argument("--methods", nargs="+", metavar="METHOD", help=f"of: {known}")
-    rates = " ".join(map(str, KEEP_RATES))
-    parser.add_argument(
-        "--keep-rates", nargs="+", metavar="R", help=f"default: {rates}; one per stage in quotes: '0.9 0.7 0.5'"
-    )
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="SEED", help="of models that are random")
-    parser.add_argument("--reduction-loc", nargs="+", type=int, metavar="BLOCK", help="default: 1/4, 1/2, 3/4 of depth")
-    parser.add_argument("--img-size", type=int, help="pixels; default: the backbone's")
-    parser.add_argument("--recipe", help=f"of: {', '.join(RECIPES)}; default: {Setup.recipe}")
-    parser.add_argument("--limit", type=int, help="validation images, the classes as even as possible; default: all")
-    parser.add_argument("--decisions-only", action="store_true", help="the head's classes are not the dataset's")
-    parser.add_argument("--memory", type=float, default=MEMORY, help="GB that decoded images may take")
-    parser.add_argument("--threads", type=int, help="CPU threads; default: torch's")
-    add_options(parser)
-    return parser

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -84,15 +85,26 @@ def split_series(df: pd.DataFrame) -> list[Series]:
     """Return one :class:`Series` per method and options of ``df``, methods in their fixed order."""
     for method in df["method"].unique():
         method_style(method)
-    found = []
+    models = list(zip(df["method"], df["options"], strict=True))
+    labels, found = dict(zip(models, method_names(models), strict=True)), []
     for method in (name for name in METHODS if (df["method"] == name).any()):
         rows, style = df[df["method"] == method], method_style(method)
         variants = sorted(rows["options"].unique())
         for place, options in enumerate(variants):
-            label = f"{style.label} ({options})" if options and len(variants) > 1 else style.label
             line = style.linestyle if place == 0 else _VARIANT_LINES[place % len(_VARIANT_LINES)]
-            found.append(Series(method, label, style, line, place == 0, rows[rows["options"] == options]))
+            own = rows[rows["options"] == options]
+            found.append(Series(method, labels[method, options], style, line, place == 0, own))
     return found
+
+
+def method_names(models: Sequence[tuple[str, str]], between: str = " ") -> list[str]:
+    """Return names for readers of (method, options): with options where ``models`` have several of a method."""
+    variants = Counter(method for method, _ in set(models))
+    labels = [METHODS.get(method, method) for method, _ in models]
+    return [
+        f"{label}{between}({options})" if options and variants[method] > 1 else label
+        for label, (method, options) in zip(labels, models, strict=True)
+    ]
 
 
 def split_panels(df: pd.DataFrame, keys: Sequence[str], named: Sequence[str]) -> Iterator[tuple[str, pd.DataFrame]]:
