@@ -28,6 +28,7 @@ FUSING = {"evit"}  # one more token than the schedule says, which holds what was
 SOFT = {"patchmerger", "sinkhorn", "sit"}  # a token may be no patch's favourite
 PATTERNS = {"l1", "l2", "linf"}  # rings of the grid, whatever number of patches that is
 PLANNED = {"patch_slimming"}  # a plan has its own numbers
+RESIZED = {"downsample"}  # a grid of its own before the first block
 # what happens to patches in the last block cannot reach logits that are read from prefix tokens
 LAST_BLOCK_PAIRS = [
     pair for pair in PAIRS if make(pair.values[0]).global_pool == "token" and pair.values[1] in SELECTING
@@ -238,7 +239,7 @@ def test_trace(family, name):
     final = trace.num_tokens[-1]
     if name == "ats":
         assert (final <= counts[-1]).all()
-    elif name not in PATTERNS | PLANNED:
+    elif name not in PATTERNS | PLANNED | RESIZED:
         assert (final == counts[-1] + (name in FUSING)).all()
 
 
@@ -394,7 +395,7 @@ def test_dynamic_image_sizes(backbone, name):
             expected = [min(count, whole_count) for count in half.reducer.schedule.counts(16)]
         if name == "ats":
             assert all(count <= most for count, most in zip(left, expected, strict=True))
-        elif name not in PATTERNS | {"none"}:
+        elif name not in PATTERNS | RESIZED | {"none"}:
             assert left == [count + (name in FUSING and count < whole_count) for count in expected]
 
 
@@ -403,7 +404,7 @@ def test_counts_that_drop_nothing_of_the_own_size_drop_of_a_larger_image(name):
     model = reduced(dynamic("vit"), name, (16, 8, 4))
     _, trace = model.trace(torch.randn(1, 3, 96, 128))
     assert model.train()(torch.randn(2, 3, 64, 64)).isfinite().all()
-    if not reducer_class(name).idles and name not in PATTERNS | FUSING | {"ats", "none"}:
+    if not reducer_class(name).idles and name not in PATTERNS | FUSING | RESIZED | {"ats", "none"}:
         assert [count.item() for count in trace.num_tokens] == [48, 16, 8, 4]
 
 

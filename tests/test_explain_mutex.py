@@ -299,6 +299,11 @@ def test_fixed_patterns_need_all_patches_and_are_refused(text):
         Mutex(reduced(digits(), text))
 
 
+def test_a_smaller_image_has_other_patches_and_is_refused():
+    with pytest.raises(UsageError, match=r"^mutex hides patches, and a smaller image is cut into others[^\n]*$"):
+        Mutex(reduced(digits(), "downsample"))
+
+
 @pytest.mark.parametrize(
     ("option", "value", "allowed"),
     [

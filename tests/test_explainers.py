@@ -14,6 +14,7 @@ from common.explain.network import weighted_degrees
 from common.models.observe import as_reduced, attention_layers
 from common.models.reduced import is_reduced
 from common.reducers.base import reducer_class
+from common.reducers.downsample import Downsample
 from common.reducers.patch_slimming import PatchSlimming
 from common.reducers.patterns import FixedPattern
 
@@ -35,7 +36,8 @@ PAIRS = [
     (reducer, name)
     for reducer in applicable_reducers(digits())
     for name in list_explainers()
-    if name != "mutex" or not issubclass(reducer_class(reducer), FixedPattern | PatchSlimming)  # mutex refuses those
+    if name != "mutex"
+    or not issubclass(reducer_class(reducer), FixedPattern | PatchSlimming | Downsample)  # mutex refuses those
     if not (reducer_class(reducer).idles and name in ATTENTIVE)  # refused: the maps have no rows of idle patches
 ]
 LABELS = torch.tensor([3, 0])

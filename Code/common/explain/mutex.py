@@ -18,6 +18,7 @@ from common.explain import network
 from common.explain.base import Explainer, Explanation, predicted, register_explainer
 from common.models.observe import watch
 from common.options import Count, Share, Whole
+from common.reducers.downsample import Downsample
 from common.reducers.none import NoReduction
 from common.reducers.patch_slimming import PatchSlimming
 from common.reducers.patterns import FixedPattern
@@ -73,6 +74,8 @@ class Mutex(Explainer):
             raise UsageError(f"starting_layer={starting_layer!r} is not allowed; allowed: 0 to {last}")
         if isinstance(self.model.reducer, FixedPattern | PatchSlimming):
             raise UsageError("mutex hides patches, and a fixed pattern needs all of them; explain another model")
+        if isinstance(self.model.reducer, Downsample):
+            raise UsageError("mutex hides patches, and a smaller image is cut into others; explain another model")
         self.min_cut, self.token_ratio, self.starting_layer = min_cut, token_ratio, starting_layer
         self.parity = parity
 

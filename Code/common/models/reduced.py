@@ -15,10 +15,11 @@ from torch import Tensor, nn
 
 from common.errors import UsageError
 from common.models.block import reduced_block
+from common.models.grids import at_grid, embed, merged_patches
 from common.models.trace import Trace
 from common.reducers.base import Reducer, check_options, reducer_class
 from common.schedule import Schedule, default_reduction_loc
-from common.tokens import Tokens
+from common.tokens import GONE, Tokens
 
 
 class _Reduced:
@@ -35,14 +36,18 @@ class _Reduced:
         """Images (B, 3, H, W) -> tokens with their positions, as they enter the first block.
 
         Args:
-            traced: note from block to block where each patch went (``Tokens.assignment``, ``Tokens.origin``).
+            traced: note from block to block where each patch went (``Tokens.assignment``, ``Tokens.origin``); the first
+                block is entered by the patches of the image, whatever the grid that the reducer has it cut into.
         """
-        x = self.norm_pre(self._pos_embed(self.patch_embed(images)))  # (B, N, D)
-        tokens = Tokens(x, self.num_prefix_tokens, self.patch_grid(images))
+        full = self.patch_grid(images)
+        grid = self.reducer.cut(full)
+        x = embed(self, images) if grid == full else embed(*at_grid(self, images, grid))  # (B, N, D)
+        tokens = Tokens(x, self.num_prefix_tokens, full)
         if not traced:
             return tokens
-        patches = torch.arange(tokens.num_patches, device=x.device).expand(len(x), -1)  # (B, P)
-        return replace(tokens, assignment=patches, origin=patches)
+        holder = merged_patches(full, grid).to(x.device).expand(len(x), -1)  # (B, P)
+        origin = holder if grid == full else holder.new_full((len(x), tokens.num_patch_tokens), GONE)
+        return replace(tokens, assignment=holder, origin=origin, destination=holder)
 
     def patch_grid(self, images: Tensor) -> tuple[int, int]:
         """Rows and columns of the patches that ``images`` (B, 3, H, W) are cut into."""
@@ -62,9 +67,10 @@ class _Reduced:
         if self.grad_checkpointing and torch.is_grad_enabled():
             step = partial(checkpoint, reduced_block)
         for layer in layers:
-            tokens = step(self.blocks[layer], tokens if trace is None else tokens.entering(), layer, self.reducer)
+            tokens = step(self.blocks[layer], tokens, layer, self.reducer)
             if trace is not None:
                 trace.record(layer, tokens)
+                tokens = tokens.entering()
         return tokens
 
     def classify(self, tokens: Tokens) -> Tensor:

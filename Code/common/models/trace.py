@@ -18,7 +18,8 @@ class Trace:
     Attributes:
         assignment: per block (B, P), position of the patch token that holds each patch; -1 = dropped.
         destination: per block (B, n), position of the patch token that each patch token which entered the block became,
-            or was merged into; -1 = dropped. Soft merging: the one that it gives most, or weighs most in.
+            or was merged into; -1 = dropped. Soft merging: the one that it gives most, or weighs most in. What enters
+            the first block are the patches of the image, n = P, also where it was resized.
         num_tokens: per block (B,), patch tokens alive (prefix tokens and padding not counted).
         origin: per block (B, n), the patch that each patch token is: a token that was selected, or the centre of a
             cluster; -1 = a mixture of patches without a centre, or padding.

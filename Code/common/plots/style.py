@@ -46,6 +46,7 @@ METHODS = {
     "patch_slimming": "Patch Slimming",
     "dynamic_slimming": "Dynamic Slimming",
     "random": "random",
+    "downsample": "smaller image",
 }
 
 # Okabe-Ito first (distinct in all common kinds of colour blindness), then Tol's "muted" and dark tones; the markers

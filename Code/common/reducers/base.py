@@ -67,9 +67,9 @@ class Teaching(NamedTuple):
 class Reducer(nn.Module):
     """Base of all methods: keeps everything. A method overrides only the hooks where it acts.
 
-    The hooks run in this order inside each block: ``before_block``, attention, ``select_queries``, residual,
-    ``after_attention``, MLP; and ``finish`` once after the last block. A reducer keeps no state between images:
-    what it must remember from block to block travels in ``Tokens.carry``.
+    ``cut`` is asked before the patch embedding. The hooks run in this order inside each block: ``before_block``,
+    attention, ``select_queries``, residual, ``after_attention``, MLP; and ``finish`` once after the last block. A
+    reducer keeps no state between images: what it must remember from block to block travels in ``Tokens.carry``.
 
     >>> import torch
     >>> from common.models.factory import create_backbone
@@ -130,6 +130,10 @@ class Reducer(nn.Module):
         With :data:`NO_SIGNALS` tokens are selected before the block computes anything; only the selected get queries.
         """
         return None if self.drops_at(layer, tokens) is None else self.signals
+
+    def cut(self, full: tuple[int, int]) -> tuple[int, int]:
+        """Rows and columns of the patches that an image is cut into, which by itself has ``full``; it is resized."""
+        return full
 
     def before_block(self, tokens: Tokens, layer: int) -> Tokens:
         """Cluster, merge or drop before block ``layer``."""
