@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
-from common.analysis import feature_intervals, feature_measures, jackknife
+from common.analysis import feature_intervals, feature_measures
 from common.analysis.products import Products, without_each
 from common.errors import UsageError
+from references import intervals_by_deleting
 
 
 def related(images=400, a=6, b=9, seed=0):
@@ -14,13 +15,6 @@ def related(images=400, a=6, b=9, seed=0):
     common = rng.normal(size=(images, 4))
     x = common @ rng.normal(size=(4, a)) + rng.normal(size=(images, a)) * np.arange(1, a + 1) - 3
     return x, common @ rng.normal(size=(4, b)) + rng.normal(size=(images, b)) + 5
-
-
-def by_deleting(x, y, **options):
-    """(5, 4) value, error, low and high of the measures, each measured again on the rows that are left."""
-    how = {name: options.pop(name) for name in ("parity", "few_images") if name in options}
-    found = jackknife(lambda *left: np.array(list(feature_measures(*left, **how).values())), x, y, **options)
-    return np.stack([found.value, found.error, found.low, found.high], axis=1)
 
 
 def far_out():
@@ -58,7 +52,7 @@ def without_a_direction():
 )
 def test_intervals_are_those_of_deleting_images(features, options):
     found = feature_intervals(*features, **options)
-    wanted = by_deleting(*features, **options)
+    wanted = intervals_by_deleting(*features, **options)
     assert list(found) == ["cka", "procrustes", "pwcca", "mean_cca", "mean_sq_cca"]
     numbers = [[each.value, each.error, each.low, each.high] for each in found.values()]
     np.testing.assert_allclose(numbers, wanted, rtol=0, atol=1e-10)

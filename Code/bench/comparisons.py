@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
+from common.analysis import feature_intervals
 from common.benchmark import assert_identity
 from common.cost.counter import count_macs
 from common.data import make_loader
@@ -25,7 +26,14 @@ from common.models.reduced import reduce_tokens
 from common.reducers.clustering import largest_first, squared_distances
 from common.reducers.kmedoids import cluster
 from common.slimming import SlimmingPlan, significance
-from references import FIGURE_5, confidences_one_by_one, kmedoids_by_loops, record_of, significance_by_paths
+from references import (
+    FIGURE_5,
+    confidences_one_by_one,
+    intervals_by_deleting,
+    kmedoids_by_loops,
+    record_of,
+    significance_by_paths,
+)
 
 
 @dataclass(frozen=True)
@@ -153,6 +161,20 @@ def _significance(scale: Scale) -> Pair:
     return Pair(vit, lambda images: significance(vit, images, 0, batch_size=len(images)), images)
 
 
+def _features(scale: Scale) -> Pair:
+    """How alike the CLS tokens of two runs are, and how sure that is by leaving out each of 20 groups of images."""
+    x = torch.randn(scale.records, 192, dtype=torch.float64)
+    y = x + torch.randn_like(x)
+
+    def by(run: Callable[..., object]) -> Callable[[Tensor], object]:
+        return lambda x: run(x.numpy(), y.numpy(), few_images=True)
+
+    ours, baseline = by(feature_intervals), by(intervals_by_deleting)
+    found = [[each.value, each.error, each.low, each.high] for each in ours(x).values()]
+    np.testing.assert_allclose(found, baseline(x), rtol=0, atol=1e-10)
+    return Pair(baseline, ours, x)
+
+
 COMPARISONS: Mapping[str, tuple[str, Callable[[Scale], Pair]]] = {
     "tram": ("ViT-S, 16 images: unreduced / TRAM at 50 %", partial(_reduced, "tram", keep_rate=0.5)),
     "tome": ("ViT-S, 16 images: unreduced / ToMe at 50 %", partial(_reduced, "tome", keep_rate=0.5)),
@@ -164,5 +186,6 @@ COMPARISONS: Mapping[str, tuple[str, Callable[[Scale], Pair]]] = {
     "mutex_gradients": ("the same, one by one with gradients", partial(_mutex, gradients=True)),
     "mutex_digits": ("ViT for digits, 54 masks: one by one / MUTEX", partial(_mutex, backbone="vit_digits")),
     "record": ("decisions on 5,000 images: JSON / record file", _record),
+    "features": ("CLS tokens of 5,000 images: images deleted / summed by groups", _features),
     "significance": ("ViT-S, 4 images: forward pass / significance of block 0", _significance),
 }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 from scipy.linalg import solve_triangular
 from scipy.linalg.lapack import dpotrf
@@ -13,11 +15,12 @@ from common.options import Count, checked
 PER_CHANNEL = 10  # images that a canonical correlation takes
 ROUNDING = 1e-12  # share of the largest variance below which a direction of the features is none
 NODES = 200  # of an integral
+_gauss = cache(np.polynomial.legendre.leggauss)  # the same for all pairs of runs
 
 
 @checked
 def cca_by_chance(*, images: Count, channels: tuple[Count, Count], squared: bool = False) -> float:
-    """:func:`mean_cca` of independent features of so many ``channels`` on so many ``images``; 1 - it is their PWCCA.
+    """:func:`common.analysis.mean_cca` of independent features of so many ``channels``; 1 - it is their PWCCA.
 
     The limit of many normally distributed channels (Wachter, "The Limiting Empirical Measure of Multiple Discriminant
     Ratios", Annals of Statistics 1980), within 0.01 from a dozen channels on. ``squared`` is exact for any number.
@@ -41,7 +44,7 @@ def cca_by_chance(*, images: Count, channels: tuple[Count, Count], squared: bool
     # middle - half and middle + half; where fewer + more > 1, some correlations are exactly 1
     first, second = fewer * (1 - more), more * (1 - fewer)
     middle, half = first + second, 2 * np.sqrt(first * second)
-    nodes, weights = np.polynomial.legendre.leggauss(NODES)
+    nodes, weights = _gauss(NODES)
     angle = np.pi / 2 * (nodes + 1)
     square = middle + half * np.cos(angle)
     density = (half * np.sin(angle)) ** 2 / (2 * np.pi * fewer * square * (1 - square))
