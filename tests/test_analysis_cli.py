@@ -35,7 +35,12 @@ def run(method="topk", rate=0.5, *, channels=0, **changes) -> Record:
         if method in ("tome", "dpcknn"):
             chosen = {"destination": draw.integers(0, count, (IMAGES, before))}
         stages[block] = Stage(np.full(IMAGES, count), **chosen)
-    known = {"accuracy": {"top1": ACCURACY[method] - 20 * (1 - rate), "top5": 99.0}, "depth": 6, "seed": 0, "width": 64}
+    known = {
+        "accuracy": {"top1": ACCURACY[method.partition(":")[0]] - 20 * (1 - rate), "top5": 99.0},
+        "depth": 6,
+        "seed": 0,
+        "width": 64,
+    }
     known["cls"] = {5: draw.normal(size=(IMAGES, channels))} if channels else {}
     given = known | {"keep_rate": rate, "dataset": "digits"} | changes
     return record_of_stages({} if method == "none" else stages, method, (4, 4), IMAGES, **given)
@@ -128,6 +133,33 @@ def test_capacities_are_correlated_by_method(tmp_path):
     assert status == 0 and set(table["group"]) == {"digits/seed-0/topk", "digits/seed-0/evit"}
     assert set(table["pairs"]) == {2}
     assert pd.read_csv(out / "comparisons_capacity.csv")["a"].str.contains("small").all()
+    drawn = sorted(path.name for path in out.glob("*.png"))
+    assert drawn == ["depth_capacity.png", "iou_excess_capacity.png"], "no matrices of two"
+
+
+def test_pairs_of_few_runs_are_drawn_block_by_block(tmp_path):
+    """Groups that are all in one token share everything, and are not drawn; pairs say what else runs differ in."""
+    sizes = {"deit_small_patch16_224": 384, "deit_tiny_patch16_224": 192}
+    runs = [run(method, dataset=name, backbone=backbone, width=width)
+            for method in ("topk:head_fusion=mean", "tome") for name in ("digits", "noise")
+            for backbone, width in sizes.items()]  # fmt: skip
+    for record in runs[4:]:
+        record.stages[3].destination[:] = 0
+    status, out = called(saved(tmp_path, runs), "capacity")
+    tables = figures.read_tables(out, "capacity")
+    rows = figures.in_pairs(figures._telling(tables[1]), figures.in_words(tables[0]), "capacity")
+    assert status == 0 and set(rows["pair"]) == {f"{name}, DeiT-S/16 and DeiT-Ti/16" for name in ("digits", "noise")}
+    told = rows.groupby("metric")[["method", "options", "block"]].agg(lambda cells: sorted(set(cells)))
+    assert told.loc["ami"].tolist() == [["tome"], [""], [1]] and told.loc["nmi", "block"] == [1, 3]
+    assert told.loc["iou_excess"].tolist() == [["topk"], ["head_fusion=mean"], [1, 3]]
+
+
+def test_maps_of_data_sets_stand_side_by_side_at_each_rate(tmp_path):
+    runs = [run(rate=rate, dataset=name) for rate in (0.9, 0.5) for name in ("digits", "noise")]
+    _, out = called(saved(tmp_path, runs), "datasets")
+    words = figures.in_words(figures.read_tables(out, "datasets")[0])
+    assert figures._columns(words, "datasets") == ["dataset", "rate"]
+    assert figures._columns(words[words["rate"] == "keep rate 0.9"], "datasets") == ["dataset"]
 
 
 def test_seeds_and_runs_without_accuracy_are_not_correlated(tmp_path, capsys):

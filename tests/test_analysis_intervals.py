@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from common.analysis import bootstrap, cka, jackknife, mean_cca, paired_bootstrap
+from common.analysis import bootstrap, cka, independent_bootstrap, jackknife, mean_cca, paired_bootstrap
 from common.errors import UsageError
 
 
@@ -69,6 +69,34 @@ def test_paired_differences_leave_out_what_both_find_hard():
     assert vars(paired_bootstrap(first, first)) == {"value": 0, "error": 0, "low": 0, "high": 0}
     swapped = paired_bootstrap(second[order], first[order])
     assert (swapped.value, swapped.low, swapped.high) == pytest.approx((-found.value, -found.high, -found.low))
+
+
+def test_samples_without_a_common_image_are_drawn_by_themselves():
+    """The basic interval, literally: twice the value less the quantiles of what is drawn."""
+    rng = np.random.default_rng(0)
+    a, b = rng.random((37, 3)), rng.random((20, 3))
+    drawn = []
+    for values, seed in ((a, 5), (b, 6)):
+        draws = np.random.default_rng(seed)
+        drawn.append([values[draws.integers(0, len(values), len(values))].mean(0) for _ in range(200)])
+    again = np.array([x @ y for x, y in zip(*drawn, strict=True)])
+    value = a.mean(0) @ b.mean(0)
+    found = independent_bootstrap(lambda x, y: x @ y, a, b, confidence=0.9, resamples=200, seed=5)
+    expected = (value, again.std(), *(2 * value - np.percentile(again, [95, 5])))
+    assert (found.value, found.error, found.low, found.high) == pytest.approx(expected, abs=1e-10)
+    assert found.error < independent_bootstrap(lambda x, y: x @ y, a[:9], b[:5], resamples=200).error
+
+
+def test_noise_that_makes_means_look_apart_is_no_part_of_the_interval():
+    """Squared distance of two means that are 0.1 apart in each of 20 places: drawn values are nearly all above it."""
+    rng, truth, inside, drawn_inside = np.random.default_rng(0), 20 * 0.1**2, [], []
+    for _ in range(100):
+        a, b = rng.normal(0, 1, (300, 20)), rng.normal(0.1, 1, (300, 20))
+        found = independent_bootstrap(lambda x, y: np.square(x - y).sum(), a, b)
+        inside.append(found.low <= truth <= found.high)
+        drawn_low = 2 * found.value - found.high  # the ends of the percentile interval
+        drawn_inside.append(drawn_low <= truth)
+    assert np.mean(inside) >= 0.9 and np.mean(drawn_inside) < 0.6
 
 
 def test_the_jackknife_of_a_mean_is_the_standard_error():

@@ -8,7 +8,7 @@ import torch
 from scipy.optimize import linprog
 from scipy.stats import pearsonr, spearmanr, wasserstein_distance
 
-from common.analysis import compare_maps, maps
+from common.analysis import compare_halves, compare_maps, compare_mean_maps, maps
 from common.errors import UsageError
 
 NAMES = ["KLD12", "KLD21", "JSD", "PCC", "SCC", "SIM", "EMD"]
@@ -165,3 +165,50 @@ def test_a_map_is_like_itself():
 def test_what_are_no_maps_is_refused(m1, m2, message):
     with pytest.raises(UsageError, match=message):
         compare_maps(m1, m2)
+
+
+def depths(seed: int, images: int, slope: float = 1.0) -> np.ndarray:
+    """Maps (n, 4, 5) of two depths, the deeper one more often towards the lower right."""
+    chance = slope * np.add.outer(np.arange(4), np.arange(5)) / 8 + (1 - slope) / 2
+    return np.where(np.random.default_rng(seed).random((images, 4, 5)) < chance, 6.0, 3.0)
+
+
+def test_mean_maps_are_compared_with_intervals_over_the_images_of_each():
+    a, b = depths(0, 300), depths(1, 200, 0.5)
+    found, wanted = compare_mean_maps(a, b), compare_maps(a.mean(0), b.mean(0))
+    assert {name: each.value for name, each in found.items()} == pytest.approx(wanted) and list(found) == NAMES
+    assert all(each.low <= each.value <= each.high for each in found.values())
+    assert found["PCC"].low > 0.9 and found["PCC"].high <= 1 and found["JSD"].low >= 0
+    truth = compare_maps(depths(2, 100_000).mean(0), depths(3, 100_000, 0.5).mean(0))
+    assert all(found[name].low <= truth[name] <= found[name].high for name in ("KLD12", "JSD", "PCC", "EMD"))
+    few = compare_mean_maps(a[:30], b[:20])
+    assert few["EMD"].error > 2 * found["EMD"].error
+
+
+def test_a_pattern_that_no_image_changes_is_the_same_for_certain():
+    pattern = np.tile(depths(0, 1), (9, 1, 1))
+    for name, each in compare_mean_maps(pattern, pattern[:4]).items():
+        one = 1 if name in ("PCC", "SCC", "SIM") else 0
+        assert (each.value, each.low, each.high) == pytest.approx((one, one, one), abs=1e-9), name
+
+
+def test_halves_show_what_the_same_looks_like():
+    """They differ by what their images leave to chance: less, the more there are."""
+    few, many = compare_halves(depths(0, 60)), compare_halves(depths(0, 2000))
+    assert list(few) == NAMES and many["PCC"] > 0.99 > few["PCC"] and many["EMD"] < few["EMD"] / 3
+    other = compare_maps(depths(0, 2000).mean(0), depths(1, 2000, -1.0).mean(0))
+    assert other["PCC"] < -0.9 < 0.99 < many["PCC"]
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: compare_halves(np.ones((1, 4, 5))), "one image has no halves"),
+        (lambda: compare_halves(np.ones((4, 5))), r"maps of shape \(4, 5\) are not allowed; give \(n, h, w\)"),
+        (lambda: compare_mean_maps(np.ones((3, 4, 5)), np.ones((3, 5, 4))), "cannot be compared"),
+        (lambda: compare_mean_maps(np.ones((3, 4, 5)), np.ones((3, 4, 5)), resamples=0), "resamples"),
+    ],
+)
+def test_what_is_no_map_of_images_is_refused(call, message):
+    with pytest.raises(UsageError, match=message):
+        call()

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from common.analysis.pairs import pairs
+from common.analysis.runs import shelf_runs
 from common.data import load_dataset
 from common.data.digits import Digits
 from common.errors import UsageError
@@ -250,6 +251,28 @@ def test_decisions_on_images_of_classes_that_the_head_does_not_have(weights, pic
     )
     exported = json.loads(next((tmp_path / "out").rglob("*.json")).read_text(encoding="utf-8"))
     assert exported["Top1-Acc"] is None and exported[found.image_ids[0]]["Loss"] is None
+
+
+def test_without_accuracy_only_where_the_classes_are_others(weights, pictures, tmp_path):
+    """And the runs that were asked for are found among those of another data set, method and rate."""
+    other = Setup("vit_digits", str(weights), f"folder:{pictures}", img_size=32, device="cpu")
+    out, digits = tmp_path / "out", on_digits(weights)
+    off_the_shelf(out, digits, ["tome", "topk", "none"], [0.9, 0.5])
+    here = shelf_runs(out, digits, ["topk", "l2", "none"], [0.5], decisions_only=None)
+    there = shelf_runs(out, other, ["topk", "l2"], [0.5], decisions_only=None)
+    assert [run.setting.run_key for run in here] == [
+        "heuristic_vit_digits-l2-1_3_4-_0.5", "topk_vit_digits-1_3_4-_0.5", "vit_digits--_",
+    ]  # fmt: skip
+    assert [run.setting.method for run in there] == ["l2", "topk"] and {run.images for run in there} == {4}
+    assert [run.top1 is None for run in (*here, *there)] == [False] * 3 + [True] * 2
+    with pytest.raises(UsageError, match=r"was made with limit=20, this run has 10; give the same, or another folder"):
+        shelf_runs(out, on_digits(weights, limit_val=10), ["topk"], [0.5], decisions_only=None)
+
+
+def test_models_that_fail_are_an_error_of_their_runs(weights, tmp_path, monkeypatch):
+    monkeypatch.setattr("common.evaluation.shelf.evaluate_model", lambda *args, **how: 1 / 0)
+    with pytest.raises(UsageError, match=r"^topk_vit_digits-1_3_4-_0.5: ZeroDivisionError: division by zero$"):
+        shelf_runs(tmp_path, on_digits(weights), ["topk"], [0.5])
 
 
 def create_on(weights, setup):

@@ -238,3 +238,66 @@ def test_correlations_stand_by_strength_and_certain_ones_are_filled():
     assert points == {0.1: (0, False), -0.9: (1, True), 0.4: (0, True)}
     with pytest.raises(UsageError, match=r"several rows for pairs=x, label=weak"):
         plots.correlation_forest(pd.DataFrame([rows[0], rows[0]], columns=names))
+
+
+def by_block(**more) -> pd.DataFrame:
+    rows = [
+        {"method": method, "options": "", "keep_rate": rate, "block": block, "mean": mean + block / 10}
+        for method, mean in (("topk", 0.1), ("tome", 0.3))
+        for rate in (0.5, 0.9)
+        for block in (3, 1)
+    ]
+    table = pd.DataFrame(rows).assign(pair="S and Ti", chance=0.0, **more)
+    return table.assign(low=table["mean"] - 0.05, high=table["mean"] + 0.05)
+
+
+def test_agreement_by_block_is_a_line_per_method_and_a_panel_per_rate():
+    fig = plots.agreement_by_block(by_block(), "iou_excess")
+    assert [ax.get_title(loc="left") for ax in fig.axes] == ["S and Ti\nkeep rate 90 %", "keep rate 50 %"]
+    for ax in fig.axes:
+        lines = {line.get_label(): line for line in ax.lines if not line.get_label().startswith("_")}
+        assert list(lines) == ["Top-K", "ToMe"] and ax.get_xticks().tolist() == [1, 3]
+        assert lines["Top-K"].get_ydata().tolist() == pytest.approx([0.2, 0.4])
+        assert lines["Top-K"].get_xdata() == pytest.approx([1, 3], abs=0.1)
+        (chance,) = (line for line in ax.lines if line.get_linestyle() == ":")
+        assert set(chance.get_ydata()) == {0}
+    two = pd.concat([by_block(), by_block().assign(pair="B and S", mean=np.nan)])
+    assert len(plots.agreement_by_block(two, "iou_excess").axes) == 2, "rows without a number are left out"
+
+
+def similar() -> pd.DataFrame:
+    values = {name: [0.2, 0.9, 1.0] for name in ("PCC", "SCC", "SIM")}
+    values |= {name: [0.4, 0.05, 0.0] for name in ("JSD", "KLD12", "KLD21", "EMD")}
+    return pd.DataFrame({"label": ["Top-K", "ATS", "two halves"], "panel": "50 %", "pair": "a and b", **values})
+
+
+def test_alike_maps_are_dark_by_every_measure():
+    (ax,) = plots.map_similarity(similar()).axes
+    shades = ax.images[0].get_array()
+    assert [tick.get_text() for tick in ax.get_yticklabels()] == ["PCC", "SCC", "SIM", "JSD", "KLD12", "KLD21", "EMD"]
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["Top-K", "ATS", "two halves"]
+    assert shades[:, 0].tolist() == pytest.approx([0] * 7) and shades[:, 2].tolist() == pytest.approx([1] * 7)
+    assert (shades[:, 1] > 0.8).all()
+    texts = {text.get_position(): text.get_text() for text in ax.texts}
+    assert (texts[0, 0], texts[1, 3], texts[1, 6]) == ("0.20", "0.0500", "0.05")
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: plots.agreement_by_block(by_block(), "ioa"), "unknown metric that is the same in both orders"),
+        (lambda: plots.agreement_by_block(by_block(block=3), "ami"), "agreement_by_block has several rows"),
+        (lambda: plots.agreement_by_block(by_block(mean=np.nan), "ami"), "needs at least one row"),
+        (lambda: plots.map_similarity(similar().drop(columns="SIM")), "map_similarity needs column 'SIM'"),
+        (lambda: plots.map_similarity(pd.concat([similar(), similar()])), "map_similarity has several rows"),
+    ],
+)
+def test_what_is_not_elsewhere_is_refused(call, message):
+    with pytest.raises(UsageError, match=message):
+        call()
+
+
+def test_titles_of_maps_may_have_two_lines():
+    maps = {"Top-K": {"digits\n90 %": np.full((4, 4), 3.0), "tiles\n90 %": np.full((4, 4), 2.0)}}
+    fig = plots.depth_maps(maps, 6)
+    assert fig.axes[0].get_title() == "digits\n90 %" and fig.axes[0].title.get_fontsize() > 8

@@ -16,7 +16,7 @@ from common.analysis.correlate import correlate
 from common.analysis.depth import token_depth, token_statistics
 from common.analysis.export import export_tables
 from common.analysis.features import cka, feature_intervals, feature_measures, mean_cca, procrustes, pwcca
-from common.analysis.intervals import Interval, bootstrap, jackknife, paired_bootstrap
-from common.analysis.maps import compare_maps
+from common.analysis.intervals import Interval, bootstrap, independent_bootstrap, jackknife, paired_bootstrap
+from common.analysis.maps import compare_halves, compare_maps, compare_mean_maps
 from common.analysis.pairs import AXES, pairs
 from common.analysis.sets import excess, ioa, ioa_by_chance, iou, iou_by_chance, iou_limit, kept_mask

@@ -13,8 +13,12 @@ from scipy.stats import rankdata
 from torch import Tensor
 
 from common.analysis.arrays import as_numbers, require_alike
+from common.analysis.intervals import Interval, independent_bootstrap
 from common.errors import UsageError
+from common.options import Count, Whole, checked
 
+ENDS = {"KLD12": (0, np.inf), "KLD21": (0, np.inf), "JSD": (0, 1), "PCC": (-1, 1), "SCC": (-1, 1), "SIM": (0, 1)}
+ENDS["EMD"] = (0, np.inf)  # what each measure lies in
 TOLERANCE = 1e-10  # the least that HiGHS takes
 
 
@@ -67,6 +71,67 @@ def compare_maps(m1: ArrayLike | Tensor, m2: ArrayLike | Tensor, *, parity: bool
         "SIM": _intersection(m1, m2),
         "EMD": _earth_mover(p, q, _distances(m1.shape, "F" if parity else "C")),
     }
+
+
+@checked
+def compare_mean_maps(
+    a: ArrayLike | Tensor, b: ArrayLike | Tensor, *, resamples: Count = 100, seed: Whole = 0
+) -> dict[str, Interval]:
+    """:func:`compare_maps` of two means of maps, as of token depth on two data sets, each measure with its interval.
+
+    The interval is about other images of both data sets: those of each are drawn anew by themselves, see
+    :func:`common.analysis.independent_bootstrap`.
+
+    Args:
+        a, b: (n, h, w) and (m, h, w), maps of n images and of m others.
+
+    Raises:
+        UsageError: another shape; otherwise as :func:`compare_maps`.
+
+    >>> rng = np.random.default_rng(0)
+    >>> slope = np.arange(16.0).reshape(4, 4)
+    >>> near, far = (slope + noise * rng.random((200, 4, 4)) for noise in (1, 8))
+    >>> found = compare_mean_maps(near, far)
+    >>> found["PCC"].low > 0.99, found["EMD"].low <= found["EMD"].value <= found["EMD"].high
+    (True, True)
+    """
+    a, b = _maps_of_images(a), _maps_of_images(b)
+    found = independent_bootstrap(
+        lambda *maps: list(compare_maps(*maps).values()), a, b, resamples=resamples, seed=seed
+    )
+    parts = zip(ENDS.items(), *(each.tolist() for each in vars(found).values()), strict=True)
+    return {name: Interval(value, error, max(low, ends[0]), min(high, ends[1]))
+            for (name, ends), value, error, low, high in parts}  # fmt: skip
+
+
+@checked
+def compare_halves(maps: ArrayLike | Tensor, *, splits: Count = 5, seed: Whole = 0) -> dict[str, float]:
+    """:func:`compare_maps` of the mean maps of two halves of the images, mean over random ``splits``.
+
+    It is what the same looks like: both halves are of one kind, and differ by what half of the images leave to chance.
+
+    Args:
+        maps: (n, h, w), of at least two images.
+
+    >>> found = compare_halves(np.random.default_rng(0).random((300, 4, 4)) + np.arange(4.0))
+    >>> found["PCC"] > 0.99
+    True
+    """
+    maps, rng = _maps_of_images(maps), np.random.default_rng(seed)
+    if len(maps) < 2:
+        raise UsageError("one image has no halves; give maps of two or more")
+    found = []
+    for _ in range(splits):
+        halves = np.array_split(rng.permutation(len(maps)), 2)
+        found.append(list(compare_maps(*(maps[half].mean(0) for half in halves)).values()))
+    return dict(zip(ENDS, np.mean(found, axis=0).tolist(), strict=True))
+
+
+def _maps_of_images(maps: ArrayLike | Tensor) -> np.ndarray:
+    found = as_numbers(maps, "maps")
+    if found.ndim != 3 or not found.size:
+        raise UsageError(f"maps of shape {found.shape} are not allowed; give (n, h, w) of n images")
+    return found
 
 
 def _divergence(q: np.ndarray, p: np.ndarray) -> float:

@@ -13,9 +13,12 @@ from tqdm import tqdm
 from common.analysis.compare import Decisions
 from common.analysis.depth import token_depth, token_statistics
 from common.errors import UsageError
-from common.evaluation import Record, Setting
+from common.evaluation import Record, Setting, off_the_shelf
 from common.evaluation.record import peek
 from common.evaluation.runner import DECISIONS
+from common.reducers import Method
+from common.schedule import keep_rate_text
+from common.setup import Setup
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,8 +32,8 @@ class RunData:
         right: (n,) whether each image is classified correctly; None with several labels per image.
         left: patch tokens after each stage, mean over the images.
         statistics: :func:`common.analysis.token_statistics` as the reference counts.
-        depth, depth_sd: (P,) mean over the images, and population standard deviation, of the blocks that each patch
-            comes through; None where tokens are no patches, or the record does not tell the number of blocks.
+        depths: (n, P) blocks that each patch comes through; None where tokens are no patches, or the record does not
+            tell the number of blocks.
     """
 
     decisions: Decisions
@@ -40,15 +43,14 @@ class RunData:
     right: np.ndarray | None
     left: tuple[float, ...]
     statistics: pd.DataFrame
-    depth: np.ndarray | None = None
-    depth_sd: np.ndarray | None = None
+    depths: np.ndarray | None = None
 
     @classmethod
     def of(cls, record: Record) -> RunData:
         """That of a whole record."""
         setting, names = record.setting, ("map", "map") if record.multi_label else ("top1", "top5")
         patches = all(stage.kept is not None or stage.computed is not None for stage in record.stages.values())
-        depth = token_depth(record) if patches and setting.depth else None
+        depths = token_depth(record).astype(np.min_scalar_type(setting.depth)) if patches and setting.depth else None
         return cls(
             Decisions.of(record),
             *(record.accuracy.get(name) for name in names),
@@ -56,8 +58,7 @@ class RunData:
             None if record.multi_label else record.predictions[:, 0] == record.targets,
             tuple(float(stage.num_tokens.mean()) for stage in record.stages.values()),
             token_statistics(record, parity=True),
-            None if depth is None else depth.mean(0),
-            None if depth is None else depth.std(0),
+            depths,
         )
 
     @property
@@ -72,6 +73,21 @@ class RunData:
     @property
     def images(self) -> int:
         return len(self.decisions.image_ids)
+
+    @property
+    def depth(self) -> np.ndarray | None:
+        """Mean over the images of :attr:`depths`, (P,)."""
+        return None if self.depths is None else self.depths.mean(0)
+
+    @property
+    def depth_sd(self) -> np.ndarray | None:
+        """Their population standard deviation, (P,)."""
+        return None if self.depths is None else self.depths.std(0)
+
+    @property
+    def depth_maps(self) -> np.ndarray | None:
+        """:attr:`depths` as maps, (n, h, w)."""
+        return None if self.depths is None else self.depths.reshape(-1, *self.setting.grid_size)
 
     @property
     def depth_map(self) -> np.ndarray | None:
@@ -99,6 +115,35 @@ def find_records(roots: Sequence[str | Path]) -> dict[Path, Setting]:
             raise UsageError(f"{str(first[setting.key])!r} and {str(path)!r} are both {setting.key}; give one of them")
         first[setting.key] = path
     return found
+
+
+def shelf_runs(
+    folder: str | Path,
+    setup: Setup,
+    methods: Sequence[str],
+    keep_rates: Sequence[float | tuple[float, ...]],
+    *,
+    seeds: Sequence[int] = (0,),
+    **options: object,
+) -> list[RunData]:
+    """The runs of :func:`common.evaluation.off_the_shelf`, those that were asked for, whatever else lies in ``folder``.
+
+    Arguments are those of :func:`common.evaluation.off_the_shelf`.
+
+    Raises:
+        UsageError: as :func:`common.evaluation.off_the_shelf`, or a model that could not be evaluated.
+    """
+    errors = off_the_shelf(folder, setup, methods, keep_rates, seeds=seeds, **options)
+    if errors:
+        raise UsageError("; ".join(f"{path.name}: {error}" for path, error in errors.items()))
+    written, rates = {str(Method.parse(text)) for text in methods}, set(map(keep_rate_text, keep_rates))
+
+    def asked(setting: Setting) -> bool:
+        same = (setting.dataset, setting.backbone) == (setup.dataset, setup.backbone)
+        known = not setting.reduces or keep_rate_text(setting.keep_rate) in rates
+        return same and known and setting.method in written and setting.seed in seeds
+
+    return list(read_runs(path for path, setting in find_records([folder]).items() if asked(setting)))
 
 
 def read_runs(paths: Iterable[Path]) -> Iterator[RunData]:

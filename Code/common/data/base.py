@@ -69,16 +69,19 @@ class LabelledDataset(Dataset):
         return torch.stack([self[place][0] for place in (range(len(self)) if places is None else places)])
 
 
+def has_classes_of(num_outputs: int, dataset: LabelledDataset) -> bool:
+    """Whether a head has the dataset's classes: as its own, or among those of ImageNet-1k."""
+    return num_outputs == dataset.num_classes or (num_outputs == 1000 and dataset.imagenet_indices is not None)
+
+
 def head_classes(num_outputs: int, dataset: LabelledDataset) -> list[int] | None:
     """Which outputs of a head are the dataset's classes: None when the head is the dataset's own.
 
     Raises:
         UsageError: the head has other classes and the dataset is no part of ImageNet-1k.
     """
-    if num_outputs == dataset.num_classes:
-        return None
-    if num_outputs == 1000 and dataset.imagenet_indices is not None:
-        return dataset.imagenet_indices
+    if has_classes_of(num_outputs, dataset):
+        return None if num_outputs == dataset.num_classes else dataset.imagenet_indices
     raise UsageError(
         f"the head has {num_outputs} outputs, dataset {dataset.name!r} has {dataset.num_classes} classes; allowed: "
         f"a head trained on the dataset, or one of 1000 ImageNet classes and a dataset whose classes are among them"

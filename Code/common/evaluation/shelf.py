@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from common.data import head_classes
+from common.data import has_classes_of, head_classes
 from common.data.base import LabelledDataset
 from common.errors import UsageError
 from common.evaluation.decoded import Decoded, decoded_size
@@ -46,7 +46,7 @@ def off_the_shelf(
     *,
     seeds: Sequence[int] = (0,),
     reduction_loc: tuple[int, ...] | None = None,
-    decisions_only: bool = False,
+    decisions_only: bool | None = False,
     memory: float = MEMORY,
     **wanted: object,
 ) -> dict[Path, str]:
@@ -75,6 +75,7 @@ def off_the_shelf(
             for the first one.
         reduction_loc: blocks, from 0; default 1/4, 1/2 and 3/4 of the depth.
         decisions_only: as for :func:`common.evaluation.evaluate_model`: the dataset's classes are not the head's.
+            None = only where they are not.
         memory: GB that decoded images may take; more of them are decoded anew for every model.
         **wanted: other attributes of :class:`common.evaluation.runner.Wanted`: overwrite, json, cls_at, scores,
             soft_weights, mixed_precision.
@@ -89,6 +90,8 @@ def off_the_shelf(
     check_names(wanted, [field.name for field in fields(Wanted) if field.name not in OF_SETUP], "option")
     full = Wanted(**wanted, **{name: getattr(setup, name) for name in OF_SETUP})
     check("memory", memory, NonNegative)
+    if decisions_only is None:
+        decisions_only = not has_classes_of(setup.vit.num_classes, setup.val_set)
     shelf = Shelf(setup, full, decisions_only, memory)
     models = list(_models(setup, methods, keep_rates, seeds, reduction_loc))
     shelf.check(models)

@@ -8,6 +8,7 @@ Nothing here touches pyplot's global state, so figures can be drawn in any proce
 
 from common.plots.accuracy import accuracy_mac_pareto, accuracy_vs_keep_rate, learning_curves
 from common.plots.cost import macs_per_layer, published_vs_counted, speedup_vs_keep_rate
+from common.plots.elsewhere import agreement_by_block, map_similarity
 from common.plots.explainer_gallery import explainer_gallery
 from common.plots.explanations import agreement_matrix, insertion_deletion_plane, mean_curves
 from common.plots.forest import correlation_forest

@@ -110,10 +110,11 @@ def depth_maps(maps: Mapping[str, ArrayLike] | Mapping[str, Mapping[str, ArrayLi
     lines, scale = _lines_of_maps(maps), Normalize(0, check("depth", depth, Count))
     columns, names = max(len(cells) for _, cells in lines), [name for name, _ in lines]
     left = 0.1 + 0.16 * max(name.count("\n") + bool(name) for name in names)
-    side, below = min((WIDTH - left - _BAR) / columns - _GAP, 1.5), _GAP if any(names) else 0.26
+    top = 0.1 + 0.16 * max(title.count("\n") + 1 for _, cells in lines for title, _ in cells)
+    side, below = min((WIDTH - left - _BAR) / columns - _GAP, 1.5), _GAP if any(names) else top
     gaps, width = [left, *[_GAP] * (columns - 1)], left + columns * (side + _GAP) + _BAR
     fig, axes = picture_page(
-        len(lines), side, [side] * columns, gaps, top=0.26, below=below, bottom=0.08 - below, width=max(width, 3.0)
+        len(lines), side, [side] * columns, gaps, top=top, below=below, bottom=0.08 - below, width=max(width, 3.0)
     )
     for number, (row, (name, cells)) in enumerate(zip(axes, lines, strict=True)):
         for ax in row:
@@ -121,7 +122,7 @@ def depth_maps(maps: Mapping[str, ArrayLike] | Mapping[str, Mapping[str, ArrayLi
         row[0].set_ylabel(name, fontsize=9, labelpad=4)
         for ax, (title, values) in zip(row, cells, strict=False):
             if number == 0 or not any(names):
-                ax.set_title(title, fontsize=fitting_size(title, side), pad=3)
+                ax.set_title(title, fontsize=fitting_size(max(title.split("\n"), key=len), side), pad=3)
             if values is not None:
                 ax.imshow(_depths(values, depth, title), norm=scale, cmap="viridis", interpolation="nearest")
     _depth_scale(fig, axes, scale)
