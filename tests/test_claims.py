@@ -19,6 +19,7 @@ IMAGES = 1000
 ACCURACY = find_study("off_the_shelf").claims
 PATTERNS = find_study("reduction_patterns").claims
 PROXIES = find_study("pattern_proxies").claims
+ACROSS = find_study("patterns_across_data").claims
 TEN = ["topk:head_fusion=mean", "evit", "dynamicvit", "ats", "tome", "kmedoids", "dpcknn", "patchmerger"]
 TEN += ["sinkhorn", "sit"]
 
@@ -175,6 +176,45 @@ def test_numbers_are_means_over_blocks_and_name_the_variant() -> None:
 
 
 @pytest.mark.parametrize(
+    ("measure", "claim", "values", "outcome"),
+    [
+        ("iou_excess", "pruning_over_capacity", {"topk": 0.1, "ats": 0.3}, "supported"),
+        ("iou_excess", "pruning_over_capacity", {"topk": 0.1, "ats": 0.5}, "not supported"),
+        ("iou_excess", "pruning_over_capacity", {"topk": 0.1, "ats": 0.4}, "undecided"),
+        ("ami", "hard_clusters_over_capacity", {"tome": 0.5, "dpcknn": 0.45}, "supported"),
+        ("ami", "hard_clusters_over_capacity", {"tome": 0.5, "dpcknn": 0.35}, "not supported"),
+        ("ami", "patchmerger_over_capacity", {"patchmerger": 0.6}, "supported"),
+        ("ami", "patchmerger_over_capacity", {"patchmerger": 0.4}, "undecided"),
+    ],
+)
+def test_consistency_over_capacity(measure: str, claim: str, values: dict, outcome: str) -> None:
+    """Where the claim names keep rates, lower ones do not count, nor groups of all patches."""
+    rows = agreement("capacity", measure, **values, l2=1.0).assign(keep_rate="0.9", nmi_chance=0.5)
+    low = rows.assign(keep_rate="0.25", **{measure: 0.0, f"{measure}_low": 0.0, f"{measure}_high": 0.0})
+    one = rows.assign(nmi_chance=1.0, **{measure: 1.0})
+    assert ACROSS[claim](pd.concat([rows, low, one] if measure == "ami" else [rows])).outcome == outcome
+    assert ACROSS[claim](rows.assign(part="datasets")) is None
+    assert measure == "iou_excess" or ACROSS[claim](low) is None
+
+
+@pytest.mark.parametrize(
+    ("values", "correlate", "weaker"),
+    [
+        ({"topk": 0.8, "ats": 0.5, "kmedoids": 0.3}, "supported", "supported"),
+        ({"topk": 0.8, "ats": 0.3, "kmedoids": 0.5}, "not supported", "not supported"),
+        ({"topk": 0.8, "ats": 0.405, "kmedoids": 0.4}, "undecided", "undecided"),
+        ({"topk": 0.8, "evit": (0.7, 0.2, 1.0), "dpcknn": 0.1}, "undecided", "supported"),
+    ],
+)
+def test_correlation_over_data(values: dict, correlate: str, weaker: str) -> None:
+    rows = agreement("datasets", "PCC", **values, l2=1.0)
+    assert ACROSS["pruning_over_data"](rows).outcome == correlate
+    assert ACROSS["others_weaker_over_data"](rows).outcome == weaker
+    assert ACROSS["others_weaker_over_data"](rows[rows["method"].isin(["topk", "ats", "evit"])]) is None
+    assert ACROSS["pruning_over_data"](rows.assign(part="halves")) is None
+
+
+@pytest.mark.parametrize(
     ("values", "outcome"),
     [
         ({"topk__l1": 0.05, "linf__ats": -0.1}, "supported"),
@@ -231,9 +271,12 @@ def test_thresholds_of_the_printed_tests_are_those_of_the_code() -> None:
     limits |= {"above_unreduced_at_90": "above 0 and at most 0.5 points", "fixed_patterns_overlap": "at most 0.2"}
     limits |= dict.fromkeys(["hard_clusters_over_rates", "iou_and_accuracy"], "at least 0.4")
     limits |= dict.fromkeys(["hard_centres_over_rates", "soft_over_rates", "pruning_over_rates"], "at most 0.4")
+    limits |= dict.fromkeys(["hard_clusters_over_capacity", "patchmerger_over_capacity"], "at least 0.4")
+    limits |= {"pruning_over_data": "at least 0.4 for every one", "pruning_over_capacity": "at most 0.4"}
+    limits |= {"others_weaker_over_data": "of each of the three lower than of each of Top-K, EViT and ATS"}
     limits |= dict.fromkeys(["procrustes_and_accuracy", "nmi_and_accuracy"], "at least 0.7")
     assert all(limit in table.loc[claim, "test"].replace("At ", "at ") for claim, limit in limits.items())
-    assert set(limits) == set(ACCURACY) | set(PATTERNS) | set(PROXIES)
+    assert set(limits) == set(ACCURACY) | set(PATTERNS) | set(PROXIES) | set(ACROSS)
     for edge, outcome in ((0.401, "supported"), (0.399, "undecided")):
         rows = agreement("rates", "ami", tome=(0.45, edge, 0.5))
         assert PATTERNS["hard_clusters_over_rates"](rows).outcome == outcome

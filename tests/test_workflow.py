@@ -129,7 +129,7 @@ def test_placeholders_and_weights(toy, tmp_path, monkeypatch):
 
 TRAM = {"throughput", "sizing", "finetune", "off_the_shelf", "visualize", "scratch"}
 EVERY = TRAM | {"method_grid", "gallery", "explain", "explain_benchmark", "explain_agreement", "idling", "slimming"}
-EVERY |= {"reduction_patterns", "pattern_proxies"}
+EVERY |= {"reduction_patterns", "patterns_across_data", "pattern_proxies"}
 STUDIES = {"quick": EVERY, "imagenette": EVERY}
 STUDIES |= {"smoke": TRAM, "paper": TRAM, "which_tokens": {"throughput", "method_grid"}}
 

@@ -43,8 +43,7 @@ if "google.colab" in sys.modules:  # fetches and installs the repository in Goog
 import pandas as pd
 
 from common import plots
-from common.analysis.runs import find_records, read_runs
-from common.evaluation import off_the_shelf
+from common.analysis.runs import shelf_runs
 from common.results import resolve, write_run
 from common.setup import Setup
 from common.studies.reduction_patterns import (
@@ -96,9 +95,7 @@ figure = "results/notebook/reduction_patterns.png"
 # %%
 loading = {"batch_size": batch_size, "workers": workers, "seed": seed, "device": device, "limit_val": limit_val}
 setup = Setup(backbone, weights, dataset, img_size, recipe, **loading)
-errors = off_the_shelf(resolve(output_dir), setup, reducers, keep_rates, seeds=seeds)
-assert not errors, errors
-runs = list(read_runs(find_records([resolve(output_dir)])))
+runs = shelf_runs(resolve(output_dir), setup, reducers, keep_rates, seeds=seeds)
 
 # %% [markdown]
 # ## How deep each place comes

@@ -14,6 +14,8 @@ import pandas as pd
 from common.evaluation.names import PATTERNS
 from common.report import sections as show
 from common.report.claims import Verdict, all_of, judge, span_text
+from common.schedule import ratio_of
+from common.studies._patterns import with_measure
 
 PRUNING = ("topk", "evit", "dynamicvit", "ats")
 STEADY = ("topk", "evit", "dynamicvit")  # the pruning methods that the paper calls consistent over keep rates
@@ -22,6 +24,8 @@ HARD, CENTRED, SOFT = ("tome", "kmedoids", "dpcknn"), ("kmedoids", "dpcknn"), ("
 # chance is moderate from 0.4 on, and at most slight up to 0.2.
 MODERATE, SLIGHT = 0.4, 0.2
 HIGH_CORRELATION, MODERATE_CORRELATION = 0.7, 0.4
+STRONG, WEAK = ("topk", "evit", "ats"), ("dpcknn", "kmedoids", "dynamicvit")  # over data sets
+_END = {True: "least", False: "most"}  # of what is consistent, and of what is not
 Spans = dict[str, tuple[float, float, float]]  # by the name of a method: a mean and the ends of its interval
 
 
@@ -38,7 +42,7 @@ def over_rates(
     rows: pd.DataFrame, *, methods: tuple[str, ...], measure: str, consistent: bool, limit: float = MODERATE
 ) -> Verdict | None:
     """Each of ``methods`` agrees with itself at two keep rates by at least (``consistent``) or at most ``limit``."""
-    return _verdict(_over_rates(rows, methods, measure), **{"least" if consistent else "most": limit})
+    return _verdict(_over_rates(rows, methods, measure), **{_END[consistent]: limit})
 
 
 def fixed_patterns(rows: pd.DataFrame) -> Verdict | None:
@@ -65,12 +69,43 @@ def proxy(rows: pd.DataFrame, *, measure: str, least: float) -> Verdict | None:
     return _verdict(spans, least=least) if len(spans) == 2 else None
 
 
+def over_capacity(
+    rows: pd.DataFrame, *, methods: tuple[str, ...], measure: str, consistent: bool, above: float = 0.0
+) -> Verdict | None:
+    """Each of ``methods`` agrees with itself in another backbone at keep rates ``above``, by at least or most 0.4."""
+    some = rows[(rows["part"] == "capacity") & (rows["keep_rate"].map(ratio_of) > above)]
+    return _verdict(_of_methods(with_measure(some, measure), methods, measure), **{_END[consistent]: MODERATE})
+
+
+def over_data(rows: pd.DataFrame) -> Verdict | None:
+    """The maps of depth of Top-K, EViT and ATS correlate moderately over two data sets."""
+    return _verdict(_correlations(rows, STRONG), least=MODERATE_CORRELATION)
+
+
+def weaker_over_data(rows: pd.DataFrame) -> Verdict | None:
+    """At no keep rate do those of DPC-KNN, K-Medoids and DynamicViT correlate as strongly as any of the others."""
+    weak, strong = _correlations(rows, WEAK), _correlations(rows, STRONG)
+    if not weak or not strong:
+        return None
+    behind = [_behind(one, other) for one in weak.values() for other in strong.values()]
+    return Verdict(all_of(behind), _told(weak | strong))
+
+
 PATTERN_CLAIMS = {
     "pruning_over_rates": pruning_over_rates,
     "hard_clusters_over_rates": partial(over_rates, methods=HARD, measure="ami", consistent=True),
     "hard_centres_over_rates": partial(over_rates, methods=CENTRED, measure="iou_excess", consistent=False),
     "soft_over_rates": partial(over_rates, methods=SOFT, measure="ami", consistent=False),
     "fixed_patterns_overlap": fixed_patterns,
+}
+ACROSS_CLAIMS = {
+    "pruning_over_capacity": partial(over_capacity, methods=PRUNING, measure="iou_excess", consistent=False),
+    "hard_clusters_over_capacity": partial(over_capacity, methods=HARD, measure="ami", consistent=True, above=0.25),
+    "patchmerger_over_capacity": partial(
+        over_capacity, methods=("patchmerger",), measure="ami", consistent=True, above=0.5
+    ),
+    "pruning_over_data": over_data,
+    "others_weaker_over_data": weaker_over_data,
 }
 PROXY_CLAIMS = {
     "procrustes_and_accuracy": partial(proxy, measure="procrustes", least=HIGH_CORRELATION),
@@ -86,8 +121,22 @@ def _size(value: float, low: float, high: float) -> tuple[float, float, float]:
 
 def _over_rates(rows: pd.DataFrame, methods: Iterable[str], measure: str) -> Spans:
     """Agreement of each of ``methods`` with itself at another keep rate, mean over pairs of rates and blocks."""
-    known = rows[(rows["part"] == "rates") & rows["method"].isin(methods) & rows[measure].notna()]
+    return _of_methods(rows[rows["part"] == "rates"], methods, measure)
+
+
+def _correlations(rows: pd.DataFrame, methods: Iterable[str]) -> Spans:
+    """Correlation of the maps of each of ``methods`` over two data sets, mean over keep rates."""
+    return _of_methods(rows[rows["part"] == "datasets"], methods, "PCC")
+
+
+def _of_methods(rows: pd.DataFrame, methods: Iterable[str], measure: str) -> Spans:
+    known = rows[rows["method"].isin(methods) & rows[measure].notna()]
     return _means(known.assign(label=show.labels(known)), measure)
+
+
+def _behind(one: tuple[float, float, float], other: tuple[float, float, float]) -> str:
+    """Whether ``one`` is certainly less than ``other``: the difference of independent intervals, at its widest."""
+    return judge(other[1] - one[2], other[2] - one[1], least=0.0)
 
 
 def _means(rows: pd.DataFrame, measure: str) -> Spans:

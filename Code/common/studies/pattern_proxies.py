@@ -16,8 +16,8 @@ from common.report.rows import VARIANT, in_order
 from common.report.sections import Answer, Section
 from common.schema import REQUIRED, count, intervals, number, text
 from common.studies import _pattern_claims
+from common.studies._patterns import setting_row
 from common.studies.base import Study, register_study
-from common.studies.reduction_patterns import setting_row
 
 SETTING = ["dataset", "backbone", "weights", "recipe", "img_size"]
 FEATURES = {

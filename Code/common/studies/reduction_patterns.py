@@ -23,21 +23,28 @@ from common.report import sections as show
 from common.report.rows import VARIANT, in_order
 from common.report.sections import Answer, Section
 from common.schedule import keep_rate_text
-from common.schema import REQUIRED, count, intervals, number, text
+from common.schema import REQUIRED, count, text
 from common.setup import Setup
 from common.studies import _pattern_claims
+from common.studies._patterns import (
+    ADJUSTED,
+    DEPTH_NOTE,
+    Row,
+    agreement_cell,
+    agreement_columns,
+    agreement_row,
+    by_block,
+    depth_columns,
+    depth_row,
+    depth_values,
+    setting_row,
+    with_interval,
+    with_measure,
+)
 from common.studies.base import Study, register_study
 
 SETTING = ["dataset", "backbone", "weights", "recipe", "img_size"]
 AXES = ("methods", "rates", "seeds")
-_METRICS = ("iou", "iou_excess", "ioa", "homogeneity", "completeness", "nmi", "ami")
-_WITH_CHANCE = ("iou", "ioa", "nmi")
-# Agreement that chance and the numbers of tokens leave open: 0 = as by chance, 1 = all that there could be.
-_ADJUSTED = {"iou_excess": "patches kept", "ami": "patches merged"}
-_DEPTH_NOTE = (
-    "Depth: blocks that a patch comes through as a token, or the centre of one; mean over patches and images. Range: "
-    "of the means of the places. Left: share of the tokens after each reduction."
-)
 _MATRIX_NOTE = (
     "How far the overlap exceeds what methods that keep as many patches share by chance: 0 = as by chance, 1 = as far "
     "as the numbers allow; of merged patches the adjusted mutual information. After block {}, mean over {} images."
@@ -46,7 +53,6 @@ _RATES_NOTE = (
     "The same method at two keep rates, after each reduction: agreement beyond chance (1 = what the lower rate keeps, "
     "the higher one keeps too); in brackets the plain overlap, which cannot exceed the share of the two numbers."
 )
-Row = dict[str, object]
 
 
 @register_study
@@ -62,22 +68,8 @@ class ReductionPatterns(Study):
         "other_keep_rate": text("its keep rate").only(*AXES),
         "other_seed": count("its seed").only(*AXES),
         "block": count("after which both are read", "block").only(*AXES),
-        "depth": number("blocks that a patch comes through, mean over patches and images").only("depth"),
-        "depth_map": text("the same of each place, row by row").only("depth"),
-        "kept": text("share of the patch tokens left after each reduction, mean over images").only("depth"),
-        **intervals(
-            iou=number("intersection over union of the patches kept", "share", optional=True).only(*AXES),
-            iou_excess=number("of it over chance, as a share of what is left to its bound", optional=True).only(*AXES),
-            ioa=number("share of the patches of the other that are kept", "share", optional=True).only(*AXES),
-            homogeneity=number("of the other's groups, given these", "share", optional=True).only(*AXES),
-            completeness=number("of these groups, given the other's", "share", optional=True).only(*AXES),
-            nmi=number("normalised mutual information of the groups", "share", optional=True).only(*AXES),
-            ami=number("adjusted mutual information of the groups", "correlation", optional=True).only(*AXES),
-        ),
-        **{
-            f"{name}_chance": number(f"mean of {name} by chance", "share", optional=True).only(*AXES)
-            for name in _WITH_CHANCE
-        },
+        **depth_columns("depth"),
+        **agreement_columns(*AXES),
         "n_images": count("that were looked at"),
     }
     required = (*REQUIRED, "dataset", "seed")
@@ -109,7 +101,7 @@ class ReductionPatterns(Study):
                 yield _rates(title, parts["rates"])
 
     def figures(self, runs: pd.DataFrame, others: Mapping[str, pd.DataFrame]) -> Iterator[tuple[str, Figure]]:
-        for measure in _ADJUSTED:
+        for measure in ADJUSTED:
             table = agreement_table(runs, measure)
             if len(table):
                 yield measure, plots.agreement_dendrogram(table, measure, table["block"].iloc[0])
@@ -120,14 +112,14 @@ class ReductionPatterns(Study):
     def answers(self, data: pd.DataFrame) -> Iterator[Answer]:
         for _, rows in data.groupby(SETTING, sort=False, dropna=False):
             where, images = show.where_text(rows), rows["n_images"].iloc[0]
-            for measure, what in _ADJUSTED.items():
+            for measure, what in ADJUSTED.items():
                 points = [*_most_alike(rows, measure), *_over_rates(rows, measure)]
                 if points:
                     yield Answer(f"On {images} images of {where}, {what}, agreement beyond chance:", tuple(points))
 
 
 def _depths(title: str, rows: pd.DataFrame) -> Section:
-    maps = [np.array(each.split(), float) for each in rows["depth_map"]]
+    maps = [depth_values(each) for each in rows["depth_map"]]
     frame = pd.DataFrame(
         {
             "Model": show.labels(rows),
@@ -138,12 +130,12 @@ def _depths(title: str, rows: pd.DataFrame) -> Section:
             "Images": rows["n_images"].astype(str),
         }
     )
-    return Section(f"{title}: how deep patches come", frame, (_DEPTH_NOTE,))
+    return Section(f"{title}: how deep patches come", frame, (DEPTH_NOTE,))
 
 
 def _matrices(title: str, rows: pd.DataFrame) -> Iterator[Section]:
     """One matrix of methods for each kind of agreement, after the last block that all share."""
-    for measure, what in _ADJUSTED.items():
+    for measure, what in ADJUSTED.items():
         known = rows[rows[measure].notna()]
         if len(known):
             last = known[known["block"] == known["block"].max()]
@@ -161,20 +153,16 @@ def _matrix(rows: pd.DataFrame, measure: str) -> pd.DataFrame:
 
 def _rates(title: str, rows: pd.DataFrame) -> Section:
     """A row for each method and pair of rates, a column for each block."""
-    table: dict[tuple[str, str], dict[str, str]] = {}
-    for (_, row), label in zip(rows.iterrows(), show.labels(rows), strict=True):
-        pair = f"{show.percent(row['keep_rate'])} and {show.percent(row['other_keep_rate'])}"
-        adjusted, plain = ("iou_excess", "iou") if pd.notna(row["iou"]) else ("ami", "nmi")
-        cell = f"{show.number(row[adjusted])} ({show.number(row[plain])})"
-        table.setdefault((label, pair), {})[f"Block {row['block']}"] = cell
-    names = [{"Model": label, "Keep": pair} for label, pair in table]
-    frame = pd.DataFrame([name | cells for name, cells in zip(names, table.values(), strict=True)]).fillna(show.NONE)
+    pairs = rows["keep_rate"].map(show.percent) + " and " + rows["other_keep_rate"].map(show.percent)
+    names = pd.DataFrame({"Model": show.labels(rows), "Keep": list(pairs)})
+    cells = [agreement_cell(row, "ami" if pd.isna(row["iou"]) else "iou_excess") for _, row in rows.iterrows()]
+    frame = by_block(names, rows["block"], cells)
     return Section(f"{title}: one method at two keep rates", frame, (_RATES_NOTE,), folded=True)
 
 
 def _most_alike(rows: pd.DataFrame, measure: str) -> Iterator[str]:
     """At each keep rate, in the last block, which two agree most but for fixed patterns, and what is by chance."""
-    known = _with(rows[rows["part"] == "methods"], measure)
+    known = with_measure(rows[rows["part"] == "methods"], measure)
     known = known[~(known["method"].isin(PATTERNS) & known["other"].isin(PATTERNS))]
     for keep_rate, cells in known[known["block"] == known["block"].max()].groupby("keep_rate", sort=False):
         best = cells.loc[cells[measure].idxmax()]
@@ -182,13 +170,13 @@ def _most_alike(rows: pd.DataFrame, measure: str) -> Iterator[str]:
         names = f"{show.model_name(best)} and {show.written_label(best['other'])}"
         yield (
             f"keep {show.percent(keep_rate)}: most alike are {names}, "
-            f"{_with_interval(best, measure)}; {chance} of {len(cells)} pairs no more than by chance"
+            f"{with_interval(best, measure)}; {chance} of {len(cells)} pairs no more than by chance"
         )
 
 
 def _over_rates(rows: pd.DataFrame, measure: str) -> Iterator[str]:
     """Which method is most and which least consistent over its keep rates."""
-    known = _with(rows[(rows["part"] == "rates") & ~rows["method"].isin(PATTERNS)], measure)
+    known = with_measure(rows[(rows["part"] == "rates") & ~rows["method"].isin(PATTERNS)], measure)
     if len(known):
         means = known.groupby(["method", "options"])[measure].mean().sort_values()
         least, most = means.index[0], means.index[-1]
@@ -198,16 +186,6 @@ def _over_rates(rows: pd.DataFrame, measure: str) -> Iterator[str]:
         )
 
 
-def _with(rows: pd.DataFrame, measure: str) -> pd.DataFrame:
-    """The rows that have ``measure``; not those whose groups say nothing, as all patches are in one."""
-    trivial = (rows["nmi_chance"] > 1 - 1e-9) & (measure == "ami")
-    return rows[rows[measure].notna() & ~trivial]
-
-
-def _with_interval(row: pd.Series, measure: str) -> str:
-    return f"{row[measure]:.2f} (95 % interval {row[f'{measure}_low']:.2f} to {row[f'{measure}_high']:.2f})"
-
-
 # What the notebook measures
 
 
@@ -215,20 +193,14 @@ def pattern_rows(runs: Sequence[RunData]) -> Iterator[Row]:
     """Rows of the study from ``runs`` of one backbone on one dataset: every depth, and all pairs along each axis."""
     for run in runs:
         if run.setting.reduces and run.depth is not None:
-            yield _depth_row(run)
+            yield depth_row(run)
     settings = {run.setting.key: run.setting for run in runs}
     for axis in AXES:
         table = compare_all([run.decisions for run in runs], axis)
         for (a, b, block), cells in table.groupby(["a", "b", "block"], sort=False):
             first, second = settings[a], settings[b]
             if first.reduces and second.reduces:
-                yield {"part": axis, **setting_row(first), **_others(second), "block": block, **_measures(cells)}
-
-
-def _depth_row(run: RunData) -> Row:
-    told = {"part": "depth", "n_images": run.images, **setting_row(run.setting), "depth": float(run.depth.mean())}
-    told["depth_map"] = " ".join(f"{value:.3f}" for value in run.depth)
-    return told | {"kept": ", ".join(f"{100 * (count / run.setting.num_patches):.0f} %" for count in run.left)}
+                yield {"part": axis, **setting_row(first), **_others(second), "block": block, **agreement_row(cells)}
 
 
 def depth_maps(rows: Sequence[Row], keep_rate: float) -> dict[str, np.ndarray]:
@@ -236,7 +208,7 @@ def depth_maps(rows: Sequence[Row], keep_rate: float) -> dict[str, np.ndarray]:
     found: dict[str, np.ndarray] = {}
     for row in rows:
         if row["part"] == "depth" and row["keep_rate"] == keep_rate_text(keep_rate):
-            depths = np.array(str(row["depth_map"]).split(), float)
+            depths = depth_values(row["depth_map"])
             found.setdefault(show.method_label(row["method"], row["options"]), depths.reshape(isqrt(len(depths)), -1))
     return found
 
@@ -249,7 +221,7 @@ def agreement_table(rows: pd.DataFrame, measure: str) -> pd.DataFrame:
     Args:
         measure: "iou_excess" or "ami".
     """
-    known = _with(rows[(rows["part"] == "methods") & (rows["block"] == rows["block"].max())], measure)
+    known = with_measure(rows[(rows["part"] == "methods") & (rows["block"] == rows["block"].max())], measure)
     known = known[known["seed"] == known["seed"].min()]
     names, others = show.labels(known), known["other"].map(show.written_label)
     rates = known["keep_rate"].map(show.percent)
@@ -276,30 +248,9 @@ def kept_by_two(
     return {"image": picture, "masks": masks, "patch_grid": chosen[0].setting.grid_size}
 
 
-def setting_row(setting: Setting) -> Row:
-    """The conditions of a row that follow from what was evaluated."""
-    method = Method.parse(setting.method)
-    return {
-        "method": method.name,
-        "options": method.options_text,
-        "keep_rate": keep_rate_text(setting.keep_rate),
-        "seed": setting.seed,
-    }
-
-
 def _others(setting: Setting) -> Row:
     return {
         "other": setting.method,
         "other_keep_rate": keep_rate_text(setting.keep_rate),
         "other_seed": setting.seed,
     }
-
-
-def _measures(cells: pd.DataFrame) -> Row:
-    """The measures of two runs in one block, side by side."""
-    found: Row = {"n_images": int(cells["n"].iloc[0])}
-    for cell in cells[cells["metric"].isin(_METRICS)].itertuples():
-        found |= {cell.metric: cell.mean, f"{cell.metric}_low": cell.low, f"{cell.metric}_high": cell.high}
-        if cell.metric in _WITH_CHANCE:
-            found[f"{cell.metric}_chance"] = cell.chance
-    return found
