@@ -6,6 +6,7 @@ from decided import record_of_stages
 
 from common import create_model
 from common.analysis import token_depth, token_statistics
+from common.analysis.runs import RunData
 from common.errors import UsageError
 from common.evaluation import Stage
 
@@ -107,3 +108,20 @@ def test_the_interval_is_that_of_the_mean_and_not_of_the_images():
     assert row["high"] - row["low"] == pytest.approx(2 * 1.96 * row["sd"] / 20, rel=0.1)
     narrow = token_statistics(record, confidence=0.5).iloc[0]
     assert narrow["high"] - narrow["low"] == pytest.approx(2 * 0.674 * row["sd"] / 20, rel=0.15)
+
+
+@pytest.mark.parametrize("method", ["topk", "idle_topk"])
+def test_a_run_makes_the_depths_of_its_images_anew_from_its_bits(method):
+    """Also of patches that idle and come back."""
+    draw = np.random.default_rng(0).random((5, 9)).argsort(1)
+    first, then = (np.sort(draw[:, :count], axis=1) for count in (6, 3))
+    masks = [np.zeros((5, 9), dtype=bool) for _ in range(2)]
+    for mask, kept in zip(masks, (first, then), strict=True):
+        np.put_along_axis(mask, kept, True, axis=1)
+    parts = [{"kept": kept} if method == "topk" else {"computed": mask}
+             for mask, kept in zip(masks, (first, then), strict=True)]  # fmt: skip
+    stages = {block: Stage(np.full(5, 6), **part) for block, part in zip((1, 3), parts, strict=True)}
+    record = record_of_stages(stages, method, (3, 3), 5)
+    maps = RunData.of(record).depth_maps()
+    np.testing.assert_array_equal(maps, token_depth(record).reshape(5, 3, 3))
+    assert set(maps.ravel()) == ({1, 3, 6} if method == "topk" else {4, 5, 6})

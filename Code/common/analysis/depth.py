@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import pandas as pd
 
@@ -38,13 +40,24 @@ def token_depth(record: Record, *, depth: Count | None = None) -> np.ndarray:
     depth = record.setting.depth if depth is None else depth
     if depth is None or depth <= max(record.stages, default=0):
         raise UsageError(f"depth={depth} is not allowed with stages {list(record.stages)}; give the number of blocks")
-    passed = np.full((len(record), record.setting.num_patches), float(depth))
-    for block, stage in reversed(record.stages.items()):
-        left_out = ~kept_mask(record, block)
-        if stage.computed is not None:
-            passed -= left_out
+    masks = {block: kept_mask(record, block) for block in record.stages}
+    idle = any(stage.computed is not None for stage in record.stages.values())
+    return blocks_passed(masks, (len(record), record.setting.num_patches), depth, idle)
+
+
+def blocks_passed(masks: Mapping[int, np.ndarray], shape: tuple[int, int], depth: int, idle: bool) -> np.ndarray:
+    """Depth (n, P) by the patches kept after each of the reductions, block -> (n, P); see :func:`token_depth`.
+
+    Args:
+        shape: n and P.
+        idle: patches that are not in a mask come back after the block.
+    """
+    passed = np.full(shape, float(depth))
+    for block, mask in sorted(masks.items(), reverse=True):
+        if idle:
+            passed -= ~mask
         else:
-            passed[left_out] = block
+            passed[~mask] = block
     return passed
 
 

@@ -11,12 +11,12 @@ import pandas as pd
 from tqdm import tqdm
 
 from common.analysis.compare import Decisions
-from common.analysis.depth import token_depth, token_statistics
+from common.analysis.depth import blocks_passed, token_depth, token_statistics
 from common.errors import UsageError
 from common.evaluation import Record, Setting, off_the_shelf
 from common.evaluation.record import peek
 from common.evaluation.runner import DECISIONS
-from common.reducers import Method
+from common.reducers import Method, reducer_class
 from common.schedule import keep_rate_text
 from common.setup import Setup
 
@@ -32,8 +32,8 @@ class RunData:
         right: (n,) whether each image is classified correctly; None with several labels per image.
         left: patch tokens after each stage, mean over the images.
         statistics: :func:`common.analysis.token_statistics` as the reference counts.
-        depths: (n, P) blocks that each patch comes through; None where tokens are no patches, or the record does not
-            tell the number of blocks.
+        depth, depth_sd: (P,) mean over the images, and population standard deviation, of the blocks that each patch
+            comes through; None where tokens are no patches, or the record does not tell the number of blocks.
     """
 
     decisions: Decisions
@@ -43,14 +43,15 @@ class RunData:
     right: np.ndarray | None
     left: tuple[float, ...]
     statistics: pd.DataFrame
-    depths: np.ndarray | None = None
+    depth: np.ndarray | None = None
+    depth_sd: np.ndarray | None = None
 
     @classmethod
     def of(cls, record: Record) -> RunData:
         """That of a whole record."""
         setting, names = record.setting, ("map", "map") if record.multi_label else ("top1", "top5")
         patches = all(stage.kept is not None or stage.computed is not None for stage in record.stages.values())
-        depths = token_depth(record).astype(np.min_scalar_type(setting.depth)) if patches and setting.depth else None
+        depth = token_depth(record) if patches and setting.depth else None
         return cls(
             Decisions.of(record),
             *(record.accuracy.get(name) for name in names),
@@ -58,7 +59,8 @@ class RunData:
             None if record.multi_label else record.predictions[:, 0] == record.targets,
             tuple(float(stage.num_tokens.mean()) for stage in record.stages.values()),
             token_statistics(record, parity=True),
-            depths,
+            None if depth is None else depth.mean(0),
+            None if depth is None else depth.std(0),
         )
 
     @property
@@ -75,24 +77,17 @@ class RunData:
         return len(self.decisions.image_ids)
 
     @property
-    def depth(self) -> np.ndarray | None:
-        """Mean over the images of :attr:`depths`, (P,)."""
-        return None if self.depths is None else self.depths.mean(0)
-
-    @property
-    def depth_sd(self) -> np.ndarray | None:
-        """Their population standard deviation, (P,)."""
-        return None if self.depths is None else self.depths.std(0)
-
-    @property
-    def depth_maps(self) -> np.ndarray | None:
-        """:attr:`depths` as maps, (n, h, w)."""
-        return None if self.depths is None else self.depths.reshape(-1, *self.setting.grid_size)
-
-    @property
     def depth_map(self) -> np.ndarray | None:
         """Mean depth of the patches, (h, w)."""
         return None if self.depth is None else self.depth.reshape(self.setting.grid_size)
+
+    def depth_maps(self) -> np.ndarray:
+        """Depth of the patches of every image, (n, h, w), where :attr:`depth` is known; made anew from its bits."""
+        decisions, setting = self.decisions, self.setting
+        masks = {block: decisions.mask(block) for block in decisions.kept}
+        idle = reducer_class(Method.parse(setting.method).name).idles
+        passed = blocks_passed(masks, (self.images, setting.num_patches), setting.depth, idle)
+        return passed.reshape(-1, *setting.grid_size)
 
 
 def find_records(roots: Sequence[str | Path]) -> dict[Path, Setting]:

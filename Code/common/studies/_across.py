@@ -46,10 +46,10 @@ def across_rows(runs: Sequence[RunData], resamples: int = 100) -> Iterator[Row]:
     datasets = list(dict.fromkeys(run.setting.dataset for run in runs))
     if len(datasets) < 2:
         raise UsageError(f"runs on {', '.join(datasets) or 'nothing'} cannot be compared; give two data sets or more")
-    deep = [run for run in runs if run.setting.reduces and run.depths is not None]
+    deep = [run for run in runs if run.setting.reduces and run.depth is not None]
     for run in deep:
         yield {**depth_row(run), **_where(run.setting)}
-        halves = compare_halves(run.depth_maps)
+        halves = compare_halves(run.depth_maps())
         yield {"part": "halves", **_where(run.setting), **halves, "n_images": run.images}
     for first, second in pairs([run.setting for run in deep], "datasets"):
         yield _two_data_sets(deep[first], deep[second], resamples)
@@ -63,7 +63,7 @@ def across_rows(runs: Sequence[RunData], resamples: int = 100) -> Iterator[Row]:
 
 def _two_data_sets(a: RunData, b: RunData, resamples: int) -> Row:
     told = {"part": "datasets", **_where(a.setting), "other_dataset": b.setting.dataset}
-    for name, found in compare_mean_maps(a.depth_maps, b.depth_maps, resamples=resamples).items():
+    for name, found in compare_mean_maps(a.depth_maps(), b.depth_maps(), resamples=resamples).items():
         told |= {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
     return told | {"n_images": a.images, "other_n_images": b.images}
 
