@@ -13,7 +13,7 @@ from itertools import combinations
 import numpy as np
 import pandas as pd
 
-from common.analysis.correlate import STATISTICS
+from common.analysis.correlate import kendall, spearman
 from common.analysis.maps import compare_maps
 from common.analysis.reference import ReferenceAxis
 from common.errors import UsageError
@@ -22,6 +22,7 @@ PAIR = ["Model A", "Model B"]
 ACCURACIES = ["Acc A", "Acc B", "Acc Diff"]
 FEATURES = ("CKA", "PWCCA", "Procrustes", "mean_cca_corr", "mean_sq_cca_corr")
 GROUPINGS = ("Completeness", "Homogeneity", "NMI")
+STATISTICS = {"Spearman": spearman, "Kendall": kendall}
 HEATMAP_COLUMNS = (
     *("Dataset1", "Dataset2", "Model1", "Model2"),
     *("KLD12", "KLD21", "JSD", "PCC", "SCC", "EMD", "SIM"),
@@ -89,11 +90,10 @@ def rank_correlations(
         row = {"Model": label}
         for name in similarities:
             known = pairs[["Acc Diff", name]].dropna().to_numpy(float).T
-            for statistic in ("spearman", "kendall"):
-                value = STATISTICS[statistic](*known) if known.shape[1] > 1 else np.nan
-                row[f"{name}-{statistic.capitalize()}"] = float(value)
+            for statistic, measure in STATISTICS.items():
+                row[f"{name}-{statistic}"] = float(measure(*known)) if known.shape[1] > 1 else np.nan
         rows.append(row)
-    columns = [f"{name}-{statistic}" for name in similarities for statistic in ("Spearman", "Kendall")]
+    columns = [f"{name}-{statistic}" for name in similarities for statistic in STATISTICS]
     return pd.DataFrame(rows, columns=["Model", *columns])
 
 

@@ -144,7 +144,7 @@ class PatternsAcrossData(Study):
                 found = tuple(_over_widths(with_measure(rows, measure), measure))
                 if found:
                     yield Answer(f"{where}, {what}, agreement beyond chance, mean over blocks:", found)
-        if not (data["part"] == "capacity").any():
+        if len(data) and not (data["part"] == "capacity").any():
             yield Answer(ONE_BACKBONE)
 
 
