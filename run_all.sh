@@ -8,13 +8,15 @@ PROFILES=$HERE/Code/workflow/profiles
 usage() {
     cat <<END
 usage: ./run_all.sh [PROFILE] [options] [Snakemake options]
+       ./run_all.sh fetch PROFILE [options]
        ./run_all.sh test [options] [pytest options]
        ./run_all.sh lab [options] [JupyterLab options]
        ./run_all.sh bench [COMPARISON ...] [options] [--rounds N] [--device D] [--quick] [--save]
 
 Runs every experiment of a profile that is missing or stale, then makes the tables, the figures and report.html in
 results/PROFILE. Started again after an interruption, it goes on where it was. PROFILE is a name or the path of a YAML
-file; without it: quick. "lab" opens the notebooks in JupyterLab, with this environment's kernel.
+file; without it: quick. "fetch" gets all data and weights of a profile, after which its jobs need no network.
+"lab" opens the notebooks in JupyterLab, with this environment's kernel.
 "bench" times what is fast beside what it replaces and prints the ratios next to those of results/bench.csv, which
 --save writes; let nothing else run meanwhile. --quick only tries whether all of it runs.
 
@@ -26,6 +28,8 @@ options:
   --results DIR   put the results in DIR (relative to this script) instead of results/PROFILE
   --threads N     cores for each run instead of all (on a cluster: instead of 8)
   --accept [RUN]  results that are there, all or those of runs called RUN, stand although code has changed since
+  --plan          only say what the profile costs: runs, GPU-hours, memory, downloads
+  --rehearse      run its smallest form, on generated images, in results/rehearsal/PROFILE: what would break, breaks now
   -n, --dry-run   only say what would run
   -h, --help      show this
 
@@ -124,18 +128,22 @@ for argument in "$@"; do
 done
 set -- "${rest[@]+"${rest[@]}"}"
 
-target=quick
+target=quick script=launch.py
+if [[ $# -gt 0 && $1 == fetch ]]; then
+    script=fetch.py
+    shift
+fi
 if [[ $# -gt 0 && $1 != -* ]]; then
     target=$1
     shift
 fi
 case $target in
-    test | bench | lab) ;;
+    test | bench | lab) [[ $script == launch.py ]] || fail "unknown profile '$target'; allowed: $(profiles)" ;;
     *.yaml | *.yml)
         [[ -f $target ]] || fail "there is no profile '$target'"
         target=$(cd -- "$(dirname -- "$target")" && pwd -P)/$(basename -- "$target")
         ;;
-    *) [[ -f $PROFILES/$target.yaml ]] || fail "unknown profile '$target'; allowed: $(profiles), the path of a YAML file (or test, bench, lab)" ;;
+    *) [[ -f $PROFILES/$target.yaml ]] || fail "unknown profile '$target'; allowed: $(profiles), the path of a YAML file (or fetch, test, bench, lab)" ;;
 esac
 
 if [[ $VENV == yes ]]; then
@@ -158,4 +166,4 @@ if [[ $target == test ]]; then
 fi
 [[ $target != lab ]] || open_lab "$@"
 [[ $target != bench ]] || exec "$PYTHON" Code/bench/bench.py "$@"
-exec "$PYTHON" Code/workflow/launch.py "$target" "$@"
+exec "$PYTHON" "Code/workflow/$script" "$target" "$@"

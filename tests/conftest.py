@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from plan import ROOT, state_folder
+from plan import state_folder
+from profile_file import ROOT
 
 
 @pytest.fixture(autouse=True)

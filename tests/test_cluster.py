@@ -14,7 +14,8 @@ import pytest
 import yaml
 
 import launch
-from plan import list_profiles, load_plan
+from plan import load_plans
+from profile_file import list_profiles
 
 NOTEBOOK = """\
 # %% tags=["parameters"]
@@ -43,7 +44,7 @@ def profile(tmp_path: Path) -> str:
 @pytest.mark.parametrize("profile", list_profiles())
 def test_schedulers_take_the_names_of_runs(profile):
     """SLURM's plugin refuses a slash, others a digit in front or what a shell reads."""
-    names = [run.name for run in load_plan(profile).runs]
+    names = [run.name for plan in load_plans(profile) for run in plan.runs]
     assert [name for name in names if not re.fullmatch(r"[A-Za-z][A-Za-z0-9._-]{,199}", name)] == []
     assert len(set(names)) == len(names)
 
@@ -51,9 +52,9 @@ def test_schedulers_take_the_names_of_runs(profile):
 @pytest.mark.parametrize("folder", ["results/quick", "results/my study (2. try)", "results/" + 80 * "x"])
 def test_slurm_takes_the_names_of_jobs(profile, folder):
     """The plugin's own rule; two results folders do not share a name."""
-    name = launch.job_name(load_plan(profile, folder))
+    name = launch.job_name(load_plans(profile, folder))
     assert re.fullmatch(r"[A-Za-z0-9_-]{1,50}", name)
-    assert name != launch.job_name(load_plan(profile, folder + "_"))
+    assert name != launch.job_name(load_plans(profile, folder + "_"))
 
 
 def test_jobs_that_a_killed_start_left_are_cancelled(tmp_path, monkeypatch, capsys):
@@ -94,7 +95,7 @@ def test_study_runs_on_slurm(profile, results):
     """With the options of README.md, as far as this cluster has what they ask for."""
     resources = [f"slurm_partition={partition_of_this_machine()}", "runtime=10", "mem_mb=1000"]
     options = ["--jobs", "50", "--slurm-status-command", "squeue", "--slurm-init-seconds-before-status-checks", "5"]
-    csvs = [run.csv for run in load_plan(profile, str(results)).runs]
+    csvs = [run.csv for run in load_plans(profile, str(results))[0].runs]
     command = [sys.executable, launch.__file__, profile, "--results", results, *csvs, "--executor", "slurm"]
     done = subprocess.run([*command, *options, "--default-resources", *resources], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -19,10 +19,11 @@ import common
 import launch
 from closure import Closure
 from common.report.accepted import accepted_runs, accepted_sentences
-from plan import ROOT, load_plan
+from plan import load_plans
+from profile_file import ROOT
 
 PUBLISHED = ROOT / "results" / "published"
-QUICK = load_plan("quick").runs
+QUICK = load_plans("quick")[0].runs
 
 
 # --- which code
@@ -290,7 +291,7 @@ class Study:
         run = {"notebook": str(folder / "toy"), "study": "scratch", "threads": 1, "grid": {"seed": [1, 2]}}
         self.profile = folder / "toy.yaml"
         self.profile.write_text(yaml.safe_dump({"profile": "toy", "runs": [run]}))
-        self.csvs = [run.csv for run in load_plan(str(self.profile), str(self.results)).runs]
+        self.csvs = [run.csv for run in load_plans(str(self.profile), str(self.results))[0].runs]
 
     def edit(self, notebook: str) -> None:
         (self.folder / "toy.py").write_text(notebook)

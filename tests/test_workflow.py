@@ -27,7 +27,8 @@ from common.parameters import kind_of
 from common.studies import all_studies
 from common.yaml_files import parse_yaml, to_yaml
 from notebooks import declared_parameters, read_notebook
-from plan import ROOT, RUN, ProfileError, list_profiles, load_plan
+from plan import Plan, load_plans
+from profile_file import ROOT, RUN, ProfileError, list_profiles
 
 NOTEBOOKS = sorted(
     path for name in ("Benchmark", "Pretrained", "Scratch") for path in (ROOT / "Code" / name).glob("*.py")
@@ -79,8 +80,13 @@ def write_profile(toy: Path, *entries: dict, **keys) -> str:
     return str(path)
 
 
+def only_plan(profile: str, results: str | None = None) -> Plan:
+    (plan,) = load_plans(profile, results)
+    return plan
+
+
 def run_ids(profile: str) -> list[str]:
-    return [run.run_id for run in load_plan(profile).runs]
+    return [run.run_id for run in only_plan(profile).runs]
 
 
 # --- plans
@@ -90,13 +96,13 @@ def test_grid_is_expanded_and_none_collapses(toy):
     grid = {"dataset": ["digits"], "reducer": ["none", "tram"], "keep_rate": [0.75, 0.5], "seed": [0, 1]}
     expected = ["digits-none-k100-s0", "digits-none-k100-s1"]
     expected += [f"digits-tram-k{keep}-s{seed}" for keep in (75, 50) for seed in (0, 1)]
-    plan = load_plan(write_profile(toy, {"grid": grid}))
+    plan = only_plan(write_profile(toy, {"grid": grid}))
     assert [run.run_id for run in plan.runs] == expected
     assert plan.runs[0].parameters["keep_rate"] == 1.0
 
 
 def test_run_knows_its_files(toy):
-    plan = load_plan(write_profile(toy, {"name": "first", "grid": {"seed": [3]}}), "results/elsewhere")
+    plan = only_plan(write_profile(toy, {"name": "first", "grid": {"seed": [3]}}), "results/elsewhere")
     run = plan.runs[0]
     assert run.run_id == "first-s3"
     assert run.parameters == {
@@ -120,11 +126,11 @@ def test_placeholders_and_weights(toy, tmp_path, monkeypatch):
     file = {"file": "{data_root}/w.safetensors", "otherwise": "timm"}
     either = {"name": "either", "parameters": {"weights": file}}
     profile = write_profile(toy, first, then, either)
-    runs = load_plan(profile, "results/x").runs
+    runs = only_plan(profile, "results/x").runs
     assert [run.weights_files for run in runs] == [[], ["results/x/w.safetensors"], []]
     assert runs[0].checkpoint == "results/x/w.safetensors"
     (tmp_path / "w.safetensors").touch()
-    assert load_plan(profile).runs[2].weights_files == [f"{tmp_path}/w.safetensors"]
+    assert only_plan(profile).runs[2].weights_files == [f"{tmp_path}/w.safetensors"]
 
 
 TRAM = {"throughput", "sizing", "finetune", "off_the_shelf", "visualize", "scratch"}
@@ -137,7 +143,7 @@ STUDIES |= {"smoke": TRAM, "paper": TRAM, "which_tokens": {"throughput", "method
 @pytest.mark.parametrize("profile", list_profiles())
 @pytest.mark.usefixtures("no_init")
 def test_shipped_profile_is_accepted(profile):
-    plan = load_plan(profile)
+    plan = only_plan(profile)
     assert plan.profile == profile
     assert plan.results == f"results/{profile}"
     assert set(plan.tables) == STUDIES[profile]
@@ -148,7 +154,7 @@ def test_shipped_profile_is_accepted(profile):
 def test_shipped_profile_measures_no_baseline_twice(profile):
     """The tables refuse two runs of one condition, and every run has the unreduced model of each of its conditions."""
     measured = Counter()
-    for run in load_plan(profile).runs:
+    for run in only_plan(profile).runs:
         if run.study == "throughput":
             given = {"dtypes": ["float32"], "batch_sizes": [4], "img_size": None, **run.options}
             measured.update(product(given["backbones"], given["dtypes"], given["batch_sizes"], [given["img_size"]]))
@@ -239,7 +245,7 @@ REFUSALS = {
 @pytest.mark.parametrize(("entries", "line"), REFUSALS.values(), ids=REFUSALS)
 def test_refusal(toy, entries, line):
     with pytest.raises(ProfileError) as refused:
-        check_plan(load_plan(write_profile(toy, *entries)))
+        check_plan(only_plan(write_profile(toy, *entries)))
     assert refused.value.problems == [line]
 
 
@@ -254,14 +260,14 @@ def test_model_that_cannot_be_built_is_refused(toy, backbone, line):
     toy.with_suffix(".py").write_text(TOY.replace("pause = 0.0", "backbone = ''"))
     profile = write_profile(toy, {"parameters": {"backbone": backbone, "reducer": "topk", "keep_rate": 0.5}})
     with pytest.raises(ProfileError, match=f"^profile toy: {line}[^\n]*$"):
-        check_plan(load_plan(profile))
+        check_plan(only_plan(profile))
 
 
 def test_keys_of_the_profile_are_checked(toy):
     with pytest.raises(ProfileError) as refused:
-        load_plan(write_profile(toy, {}, runns=[]))
+        only_plan(write_profile(toy, {}, runns=[]))
     assert refused.value.problems == [
-        "toy.yaml: unknown key 'runns'; allowed: about, profile, results, runs, title",
+        "toy.yaml: unknown key 'runns'; allowed: about, include, profile, results, runs, title",
     ]
 
 
@@ -286,7 +292,7 @@ def test_a_profile_of_another_form_is_refused_in_one_line(tmp_path, text, line):
     path = tmp_path / "toy.yaml"
     path.write_text(text)
     with pytest.raises(ProfileError) as refused:
-        load_plan(str(path))
+        only_plan(str(path))
     (problem,) = refused.value.problems
     assert problem.endswith(line) and "toy.yaml" in problem and "\n" not in problem
 
@@ -295,7 +301,7 @@ def test_profiles_are_read_as_trainings_are(tmp_path):
     run = "{notebook: Scratch/train_test, study: scratch, parameters: {lr: 1e-4, optimizer: no}}"
     path = tmp_path / "toy.yaml"
     path.write_text(f"{{profile: toy, runs: [{run}]}}")
-    plan = load_plan(str(path))
+    plan = only_plan(str(path))
     assert plan.runs[0].options == {"lr": 0.0001, "optimizer": "no"}
     assert parse_yaml(to_yaml(plan.runs[0].parameters), "a parameter file") == plan.runs[0].parameters
     with pytest.raises(ProfileError, match=r"^profile toy: unknown optimizer 'no'; allowed: [^\n]*$"):
@@ -303,7 +309,7 @@ def test_profiles_are_read_as_trainings_are(tmp_path):
 
 
 def test_a_rate_per_stage_is_one_value_of_one_run(toy):
-    plan = load_plan(write_profile(toy, {"parameters": {"reducer": "tram", "keep_rate": [0.9, 0.7, 0.5]}}))
+    plan = only_plan(write_profile(toy, {"parameters": {"reducer": "tram", "keep_rate": [0.9, 0.7, 0.5]}}))
     check_plan(plan)
     assert [run.options["keep_rate"] for run in plan.runs] == [[0.9, 0.7, 0.5]]
 
@@ -364,7 +370,7 @@ def test_all_wrong_values_of_a_profile_are_told_at_once(toy, monkeypatch):
     monkeypatch.setattr(type(all_studies()["scratch"]), "parameters", {"speed": Literal["slow", "fast"]})
     entry = {"parameters": {"lr": "fast", "recipe": "none", "speed": "light"}}
     with pytest.raises(ProfileError) as refused:
-        check_plan(load_plan(write_profile(toy, entry)))
+        check_plan(only_plan(write_profile(toy, entry)))
     assert refused.value.problems == [
         "profile toy: lr='fast' is not allowed; give a number > 0",
         "profile toy: unknown recipe 'none'; allowed: center_crop, pretrained, scratch, which_tokens",
@@ -440,7 +446,7 @@ def test_unknown_profile_is_refused_before_anything_is_installed(tmp_path):
     done = run_all("papper", cwd=tmp_path)
     assert done.returncode == 2
     assert done.stdout == ""
-    allowed = f"{', '.join(list_profiles())}, the path of a YAML file (or test, bench, lab)"
+    allowed = f"{', '.join(list_profiles())}, the path of a YAML file (or fetch, test, bench, lab)"
     assert done.stderr == f"error: unknown profile 'papper'; allowed: {allowed}\n"
 
 
@@ -494,7 +500,7 @@ def test_bench_starts_the_comparisons_with_its_options(tmp_path):
 def test_dry_run_says_what_would_run(results):
     done = run_all("smoke", "--no-venv", "--no-install", "--dry-run", "--results", results)
     assert done.returncode == 0, done.stderr
-    assert [run.name for run in load_plan("smoke").runs if run.name not in done.stdout + done.stderr] == []
+    assert [run.name for run in only_plan("smoke").runs if run.name not in done.stdout + done.stderr] == []
     assert not results.exists()
 
 
@@ -506,7 +512,7 @@ def test_only_what_is_missing_or_stale_runs(toy, results):
     first = {"name": "first", "parameters": {"checkpoint": "{results}/w.safetensors"}}
     then = {"name": "then", "parameters": {"weights": "{results}/w.safetensors", "keep_rate": 0.5}}
     profile = write_profile(toy, first, then)
-    csvs = [run.csv for run in load_plan(profile, str(results)).runs]
+    csvs = [run.csv for run in only_plan(profile, str(results)).runs]
     assert launch(profile, results, *csvs).returncode == 0
     before = [os.stat(csv).st_mtime_ns for csv in csvs]
     assert "Nothing to be done" in launch(profile, results, *csvs).stderr
@@ -518,7 +524,7 @@ def test_only_what_is_missing_or_stale_runs(toy, results):
 
 def test_results_that_were_not_made_here_count_as_nothing_done(toy, results):
     profile = write_profile(toy, {})
-    run = load_plan(profile, str(results)).runs[0]
+    run = only_plan(profile, str(results)).runs[0]
     for path in (run.csv, run.figure, run.executed):
         Path(path).parent.mkdir(parents=True)
         Path(path).write_text("from elsewhere")
@@ -552,7 +558,7 @@ def test_smoke_profile_goes_on_after_a_kill(results, tmp_path):
     assert (results / "report.html").stat().st_size > 10_000
     assert str(results / "report.html") in second.stdout
     made = sorted(path.relative_to(results / "runs") for path in results.glob("runs/*/*.csv"))
-    assert made == sorted(Path(run.study, f"{run.run_id}.csv") for run in load_plan("smoke").runs)
+    assert made == sorted(Path(run.study, f"{run.run_id}.csv") for run in only_plan("smoke").runs)
 
     third = launch("smoke", results)
     assert "Nothing to be done" in third.stdout + third.stderr

@@ -12,25 +12,27 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime, timezone
 
-from plan import ROOT, Plan, ProfileError, Run
+from plan import Plan, Run
+from profile_file import ROOT, ProfileError
 
 
-def accept(plan: Plan, patterns: Sequence[str], snakemake: Sequence[str]) -> list[Run]:
+def accept(plans: Sequence[Plan], patterns: Sequence[str], snakemake: Sequence[str]) -> list[Run]:
     """Let results count as made by today's code, record those that were stale, and return their runs.
 
     Args:
         patterns: of the names of runs, such as "finetune--*"; without any, all that have a result. The runs that make
             the weights which they start from count too.
-        snakemake: its options for this plan.
+        snakemake: its options for these plans.
 
     Raises ProfileError for a pattern without a result, and for a result that was made with other parameters: that is
     another experiment, not the same one by other code.
     """
-    there = {run.name: run for run in plan.runs if (ROOT / run.csv).is_file()}
+    there = {run.name: run for plan in plans for run in plan.runs if (ROOT / run.csv).is_file()}
     patterns = patterns or ["*"]
     chosen = {pattern: fnmatch.filter(there, pattern) for pattern in patterns}
     runs = _with_sources([there[name] for names in chosen.values() for name in names], there.values())
-    problems = [f"{plan.results} has no result of a run {pattern}" for pattern, names in chosen.items() if not names]
+    folders = " and ".join(plan.results for plan in plans)
+    problems = [f"{folders} has no result of a run {pattern}" for pattern, names in chosen.items() if not names]
     problems += [problem for run in runs for problem in _other_parameters(run)]
     if problems:
         raise ProfileError(problems)
@@ -38,7 +40,8 @@ def accept(plan: Plan, patterns: Sequence[str], snakemake: Sequence[str]) -> lis
     command = [sys.executable, "-m", "snakemake", *before, *snakemake, "--touch", "--no-hooks", "--quiet", "all"]
     subprocess.run(command, check=True)
     stale = [run for run in runs if _age(run) != before[run.csv]]
-    _record(plan, stale)
+    for plan in plans:
+        _record(plan, [run for run in plan.runs if run in stale])
     return stale
 
 
@@ -69,6 +72,8 @@ def _other_parameters(run: Run) -> Iterator[str]:
 
 
 def _record(plan: Plan, accepted: Sequence[Run]) -> None:
+    if not accepted:
+        return
     import pandas as pd
 
     from common.provenance import git_commit

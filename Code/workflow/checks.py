@@ -7,7 +7,10 @@ from functools import cache
 from typing import Any
 
 from notebooks import declared_parameters, undeclared_message
-from plan import ROOT, Plan, ProfileError, Run, refusal
+from plan import Plan, Run
+from profile_file import ROOT, ProfileError, refusal
+
+TRAINING = {"limit_train", "limit_calibration", "num_calibration"}  # parameters of notebooks that read training images
 
 
 def check_plan(plan: Plan) -> None:
@@ -25,14 +28,21 @@ def check_weights(plan: Plan) -> None:
 def check_data(plan: Plan) -> None:
     """Open every dataset of the plan, which downloads one that is not there and looks for broken images.
 
-    Raises :class:`plan.ProfileError` with one line for each dataset that cannot be used.
+    Raises :class:`ProfileError` with one line for each dataset that cannot be used.
     """
-    datasets = dict.fromkeys(dataset for run in plan.runs for dataset in _values(run, "dataset"))
-    if datasets:
+    needed = dict.fromkeys(
+        (name, split) for run in plan.runs for name, splits in splits_of(run).items() for split in splits
+    )
+    if needed:
         from common import load_dataset
 
-        splits = [(dataset, split) for dataset in datasets for split in ("train", "val")]
-        _refuse(plan, [line for name, split in splits for line in refusal(load_dataset, name, split, img_size=32)])
+        _refuse(plan, [line for name, split in needed for line in refusal(load_dataset, name, split, img_size=32)])
+
+
+def splits_of(run: Run) -> dict[str, tuple[str, ...]]:
+    """Data set -> which of its splits the run reads."""
+    splits = ("train", "val") if TRAINING.intersection(_declared(run.notebook)) else ("val",)
+    return dict.fromkeys(_values(run, "dataset"), splits)
 
 
 def _refuse(plan: Plan, problems: Iterable[str]) -> None:

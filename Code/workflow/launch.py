@@ -18,7 +18,11 @@ from importlib.metadata import version
 
 from accept import accept
 from checks import check_plan, check_weights
-from plan import ROOT, Plan, ProfileError, load_plan, state_folder
+from estimate import describe
+from fetch import go_offline
+from plan import Plan, load_plans, state_folder
+from profile_file import ROOT, ProfileError
+from rehearsal import SAMPLES, plans_to_run, set_the_stage
 from state import changed_code, changes, state_files, write
 
 WAIT_FOR_LOCK = 10  # seconds that a killed run may take to be gone
@@ -33,52 +37,61 @@ def main() -> int:
     parser.add_argument("--results", help="results folder instead of results/PROFILE")
     parser.add_argument("--threads", type=int, help="cores for each run (default: all; on a cluster 8)")
     parser.add_argument("--accept", nargs="*", metavar="RUN", help="let these results, or all, stand for today's code")
+    parser.add_argument("--rehearse", nargs="?", const=SAMPLES[0], choices=SAMPLES, help="small; see rehearsal.py")
+    parser.add_argument("--plan", action="store_true", help="only say what the profile costs and downloads")
     arguments, options = parser.parse_known_args()
     os.chdir(ROOT)
     try:
-        plan = _prepare(arguments, options)
+        if arguments.plan:
+            print(describe(load_plans(arguments.profile)))
+            return 0
+        plans = _prepare(arguments, options)
     except ProfileError as error:
         for problem in error.problems:
             print(f"error: {problem}", file=sys.stderr)
         return 2
     if arguments.accept is not None:
         return 0
-    os.execv(sys.executable, [sys.executable, "-m", "snakemake", *_command(arguments, plan, options)])
+    os.execv(sys.executable, [sys.executable, "-m", "snakemake", *_command(arguments, plans, options)])
 
 
-def _prepare(arguments: argparse.Namespace, options: list[str]) -> Plan:
+def _prepare(arguments: argparse.Namespace, options: list[str]) -> list[Plan]:
     """Whatever must be right before Snakemake starts. Raises ProfileError."""
     on_slurm, dry_run = _executor(options) == "slurm", bool(DRY_RUN & set(options))
     if on_slurm and not dry_run and not shutil.which("sbatch"):
         raise ProfileError(["there is no SLURM here (the command sbatch); log in where jobs are submitted"])
-    plan = load_plan(arguments.profile, arguments.results)
-    changed = changes(state_files(plan))
-    if changed:
-        check_plan(plan)
-    else:  # this plan was checked, with this very code
-        check_weights(plan)
-    print(f"{plan.profile}: {len(plan.runs)} runs, report: {ROOT / plan.results / 'report.html'}", flush=True)
-    if not _lock(plan):
-        raise ProfileError([f"another run is working in {plan.results}; wait for it or end it"])
-    if code := changed_code(changed):
+    if arguments.rehearse:
+        set_the_stage(arguments.profile)
+    plans = plans_to_run(arguments.profile, arguments.results, arguments.rehearse)
+    go_offline(plans)
+    changed = [changes(state_files(plan)) for plan in plans]
+    for plan, new in zip(plans, changed, strict=True):
+        (check_plan if new else check_weights)(plan)  # what has no change was checked, with this very code
+    for plan in plans:
+        print(f"{plan.profile}: {len(plan.runs)} runs, report: {ROOT / plan.results / 'report.html'}", flush=True)
+        if not _lock(plan):
+            raise ProfileError([f"another run is working in {plan.results}; wait for it or end it"])
+    if code := sorted({module for new in changed for module in changed_code(new)}):
         print(f"changed, and what depends on it is stale: {', '.join(code)}", flush=True)
-    write(changed)
+    for new in changed:
+        write(new)
     if arguments.accept is not None:
-        accepted = accept(plan, arguments.accept, _command(arguments, plan, []))
-        print(f"accepted {len(accepted)} stale results; they stand in {plan.results}/accepted.csv", flush=True)
+        accepted = accept(plans, arguments.accept, _command(arguments, plans, []))
+        print(f"accepted {len(accepted)} stale results; they stand in the accepted.csv of their folder", flush=True)
     elif on_slurm and not dry_run:
-        cancel_left_jobs(job_name(plan))
-    return plan
+        cancel_left_jobs(job_name(plans))
+    return plans
 
 
-def _command(arguments: argparse.Namespace, plan: Plan, options: list[str]) -> list[str]:
-    config = [f"profile={arguments.profile}", f"results={plan.results}"]
+def _command(arguments: argparse.Namespace, plans: list[Plan], options: list[str]) -> list[str]:
+    config = [f"profile={arguments.profile}", *([f"results={arguments.results}"] if arguments.results else [])]
     executor = _executor(options)
     on_cluster = executor not in ("", "local")
+    config += [f"rehearse={arguments.rehearse}"] if arguments.rehearse else []
     threads = arguments.threads or (CLUSTER_THREADS if on_cluster else None)
     config += [f"threads={threads}"] if threads else []
     cores = [] if on_cluster or _has_cores(options) else ["--cores", "all"]
-    prefix = ["--slurm-jobname-prefix", job_name(plan)] if executor == "slurm" else []
+    prefix = ["--slurm-jobname-prefix", job_name(plans)] if executor == "slurm" else []
     fixed = ["--snakefile", "Code/workflow/Snakefile", "--scheduler", "greedy", "--rerun-incomplete", "--keep-going"]
     fixed += ["--rerun-triggers", "mtime", "input", "params"]  # the code of a run is one of its inputs
     return [*fixed, "--nolock", "--quiet", *_quiet(on_cluster), *cores, *prefix, *options, "--config", *config]
@@ -91,11 +104,11 @@ def _executor(options: list[str]) -> str:
     return parser.parse_known_args(options)[0].executor
 
 
-def job_name(plan: Plan) -> str:
-    """How the names of this results folder's jobs start in SLURM's queue; of the letters and length that it takes."""
-    folder = (ROOT / plan.results).resolve()
-    digest = hashlib.sha256(str(folder).encode()).hexdigest()[:8]
-    return f"{re.sub(r'[^A-Za-z0-9_-]', '_', folder.name)[:40]}-{digest}"
+def job_name(plans: list[Plan]) -> str:
+    """How the names of these results folders' jobs start in SLURM's queue; of the letters and length that it takes."""
+    folders = [(ROOT / plan.results).resolve() for plan in plans]
+    digest = hashlib.sha256(":".join(map(str, folders)).encode()).hexdigest()[:8]
+    return f"{re.sub(r'[^A-Za-z0-9_-]', '_', folders[-1].name)[:40]}-{digest}"
 
 
 def cancel_left_jobs(prefix: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from nbformat import NotebookNode
@@ -25,10 +25,21 @@ def declared_parameters(source: Path) -> list[str]:
 
     Raises ValueError when there is not exactly one such cell.
     """
+    return [name for statement in ast.parse(_parameters_cell(source)).body for name in _assigned_names(statement)]
+
+
+def default_parameters(source: Path) -> dict[str, Any]:
+    """The values of that cell."""
+    values: dict[str, Any] = {}
+    exec(_parameters_cell(source), {}, values)
+    return values
+
+
+def _parameters_cell(source: Path) -> str:
     cells = [cell for cell in read_notebook(source).cells if "parameters" in cell.metadata["tags"]]
     if len(cells) != 1:
         raise ValueError(f"{source.name} must have one cell tagged 'parameters', it has {len(cells)}")
-    return [name for statement in ast.parse(cells[0].source).body for name in _assigned_names(statement)]
+    return cells[0].source
 
 
 def _assigned_names(statement: ast.stmt) -> list[str]:

@@ -1,22 +1,9 @@
-"""From a profile (YAML) to the list of notebook runs that Snakemake executes.
+"""From a profile (profile_file.py) to the list of notebook runs that Snakemake executes.
 
-A profile lists notebooks with a grid of parameters; every point of the grid is one run, which makes one CSV:
-
-    profile: quick
-    title: Handwritten digits
-    about: One paragraph that the report prints.
-    runs:
-      - notebook: Scratch/train_test        # Code/Scratch/train_test.py
-        study: scratch                      # results/quick/runs/scratch/<run_id>.csv
-        name: long                          # optional, starts the run_id
-        threads: 1                          # optional: cores of one run; default all, for honest timings
-        parameters: {epochs: 8}
-        grid: {dataset: [digits], reducer: [none, tram], keep_rate: [0.75, 0.5], seed: [0]}
-
-``{results}`` and ``{data_root}`` in a string stand for the results folder and for the folder that holds the data. A
-parameter given as ``{file: PATH, otherwise: VALUE}`` is PATH where that file exists, else VALUE. A run with the
-``checkpoint`` of another run among its ``weights`` waits for it. The reducer "none" keeps everything: its keep_rate is
-1.0.
+Every point of a grid is one run, which makes one CSV. ``{results}`` and ``{data_root}`` in a string stand for the
+results folder and for the folder that holds the data. A parameter given as ``{file: PATH, otherwise: VALUE}`` is PATH
+where that file exists, else VALUE. A run with the ``checkpoint`` of another run among its ``weights`` waits for it. The
+reducer "none" keeps everything: its keep_rate is 1.0.
 """
 
 from __future__ import annotations
@@ -26,33 +13,14 @@ import itertools
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from annotated_types import MinLen
+from profile_file import ROOT, ProfileError, find_profile, read_profile, source_of
 
-from common.errors import UsageError
-from common.options import Count, check
-from common.yaml_files import read_yaml
-
-ROOT = Path(__file__).resolve().parents[2]
-PROFILES = Path(__file__).resolve().parent / "profiles"
 NAMED_WEIGHTS = ("timm", "digits")  # what the notebooks take besides the path of a file
-Parameters = Annotated[dict[str, Any], "name: value for each parameter"]
-Grid = Annotated[dict[str, Annotated[list[Any], MinLen(1)]], "name: [value, ...] for each parameter"]
-Runs = Annotated[list[Any], MinLen(1), "a list of runs"]
-PROFILE = {"profile": str, "title": str, "about": str, "results": str, "runs": Runs}
-RUN = {"notebook": str, "study": str, "name": str, "threads": Count, "parameters": Parameters, "grid": Grid}
-
-
-class ProfileError(ValueError):
-    """A profile that cannot run; ``problems`` has one line for each thing that is wrong."""
-
-    def __init__(self, problems: list[str]) -> None:
-        super().__init__("\n".join(problems))
-        self.problems = problems
 
 
 @dataclass(frozen=True)
@@ -66,11 +34,13 @@ class Run:
     options: Mapping[str, Any]  # what the profile sets; ``parameters`` adds the paths of the outputs
     profile: str
     threads: int | None = None  # None: all cores
+    prefix: str = ""  # of the name, where several profiles run together
+    narrow: bool = False  # in a rehearsal: see narrow.py
 
     @property
     def name(self) -> str:
         """What Snakemake and a cluster's queue call the run; a scheduler refuses a job with a slash in its name."""
-        return f"{self.study}--{self.run_id}"
+        return f"{self.prefix}{self.study}--{self.run_id}"
 
     @property
     def csv(self) -> str:
@@ -128,77 +98,44 @@ class Plan:
     def tables(self) -> list[str]:
         return sorted({run.study for run in self.runs})
 
+    def named(self) -> Plan:
+        """The same with the profile in the name of each run."""
+        return replace(self, runs=tuple(replace(run, prefix=f"{self.profile}--") for run in self.runs))
 
-def list_profiles() -> list[str]:
-    """Names of the profiles in Code/workflow/profiles."""
-    return sorted(path.stem for path in PROFILES.glob("*.yaml"))
 
+def load_plans(profile: str, results: str | None = None) -> list[Plan]:
+    """Expand a profile, its name or the path of a YAML file, and before it the profiles that it includes.
 
-def load_plan(profile: str, results: str | None = None) -> Plan:
-    """Expand a profile: its name, or the path of a YAML file. ``results`` replaces the folder results/<profile>.
+    Each has its own results folder: results/<profile>, or what the file says. ``results`` replaces the folder of
+    ``profile``; those that it includes then get folders inside of it.
 
-    Raises :class:`ProfileError` for what is wrong with the form of the profile; checks.py looks at the values.
+    Raises :class:`ProfileError` for what is wrong with the form of a profile; checks.py looks at the values.
     """
-    path = Path(profile) if profile.endswith((".yaml", ".yml")) else PROFILES / f"{profile}.yaml"
-    if not path.is_file():
-        raise ProfileError([f"unknown profile {profile!r}; allowed: {', '.join(list_profiles())}"])
-    try:
-        given = read_yaml(path)
-    except UsageError as error:
-        raise ProfileError([str(error)]) from error
-    problems = [f"{path.name}: {problem}" for problem in _form_problems(given)]
-    if problems:
-        raise ProfileError(problems)
-    name = given["profile"]
-    folder = _shown(results or given.get("results") or f"results/{name}")
-    runs = tuple(run for entry in given["runs"] for run in _expand(entry, name, folder))
-    _refuse_duplicates(runs, name)
-    return Plan(name, given.get("title", name), given.get("about", ""), folder, runs)
+    plans = list(_load(find_profile(profile), results, ()))
+    unique = list({plan.results: plan for plan in plans}.values())
+    return [plan.named() for plan in unique] if len(unique) > 1 else unique
+
+
+def _load(path: Path, results: str | None, including: tuple[Path, ...]) -> Iterator[Plan]:
+    path = path.resolve()
+    if path in including:
+        raise ProfileError([f"{path.name}: it includes itself, by way of {', '.join(p.name for p in including)}"])
+    given = read_profile(path)
+    for name in given.get("include", []):
+        included = find_profile(name, path.parent)
+        yield from _load(included, f"{results}/{included.stem}" if results else None, (*including, path))
+    if given.get("runs"):
+        name = given["profile"]
+        folder = _shown(results or given.get("results") or f"results/{name}")
+        runs = tuple(run for entry in given["runs"] for run in _expand(entry, name, folder))
+        _refuse_duplicates(runs, name)
+        yield Plan(name, given.get("title", name), given.get("about", ""), folder, runs)
 
 
 def state_folder(results: str) -> str:
     """The folder, inside Snakemake's, for what the workflow remembers about one results folder."""
     digest = hashlib.sha256(results.encode()).hexdigest()[:8]
     return f".snakemake/runs/{_safe(Path(results).name)}-{digest}"
-
-
-def refusal(function: Callable[..., Any], *arguments: Any, **options: Any) -> Iterator[str]:
-    """What ``function`` has against its arguments: one line, or nothing."""
-    try:
-        function(*arguments, **options)
-    except UsageError as error:
-        yield str(error)
-
-
-def _form_problems(profile: Any) -> Iterator[str]:
-    problems = list(_mapping_problems(profile, PROFILE, ("profile", "runs")))
-    yield from problems
-    for number, entry in enumerate([] if problems else profile["runs"], start=1):
-        yield from (f"run {number}: {problem}" for problem in _entry_problems(entry))
-
-
-def _entry_problems(entry: Any) -> Iterator[str]:
-    problems = list(_mapping_problems(entry, RUN, ("notebook", "study")))
-    yield from problems
-    if problems:
-        return
-    if not (ROOT / _source(entry["notebook"])).is_file():
-        yield f"there is no notebook {_source(entry['notebook'])}"
-    for key in sorted(entry.get("grid", {}).keys() & entry.get("parameters", {}).keys()):
-        yield f"{key!r} is both in grid and in parameters"
-
-
-def _mapping_problems(given: Any, kinds: Mapping[str, Any], needed: tuple[str, ...]) -> Iterator[str]:
-    """One line for each thing that is wrong with a mapping whose values shall be of ``kinds``."""
-    if not isinstance(given, dict):
-        yield f"{given!r} is not allowed; give a mapping with the keys {' and '.join(needed)}"
-        return
-    for key, value in given.items():
-        if key in kinds:
-            yield from refusal(check, key, value, kinds[key])
-        else:
-            yield f"unknown key {key!r}; allowed: {', '.join(sorted(kinds))}"
-    yield from (f"the key {key!r} is missing" for key in needed if key not in given)
 
 
 def _expand(entry: dict[str, Any], profile: str, results: str) -> Iterator[Run]:
@@ -211,7 +148,7 @@ def _expand(entry: dict[str, Any], profile: str, results: str) -> Iterator[Run]:
             continue
         seen.add(run_id)
         options = {key: _resolve(value, results) for key, value in {**fixed, **point}.items()}
-        source, threads = _source(entry["notebook"]), entry.get("threads")
+        source, threads = source_of(entry["notebook"]), entry.get("threads")
         yield Run(entry["study"], run_id, source, results, options, profile, threads)
 
 
@@ -244,11 +181,6 @@ def _label(key: str, value: Any) -> str:
 
 def _safe(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "_", text)
-
-
-def _source(notebook: str) -> str:
-    """Code/NOTEBOOK.py, or any file when the notebook is given as an absolute path (without .py as well)."""
-    return f"{notebook}.py" if Path(notebook).is_absolute() else f"Code/{notebook}.py"
 
 
 def _resolve(value: Any, results: str) -> Any:

@@ -1,6 +1,7 @@
 """Execute one text notebook with given parameters, as a Snakemake job or by hand.
 
     python Code/workflow/run_notebook.py Code/Scratch/train_test.py OUT.ipynb --parameters FILE.yaml [--log FILE]
+        [--narrow]
 
 The kernel is the Python that runs this file, whatever kernels are registered on the machine, and is reached over IPC
 sockets: with TCP, kernels that start at the same time can be given the same port. OUT.ipynb appears when the
@@ -23,14 +24,15 @@ from ipykernel.kernelspec import RESOURCES, get_kernel_dict
 from jupyter_client import AsyncKernelManager
 from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
 from nbclient.exceptions import DeadKernelError
+from nbformat.v4 import new_code_cell
 from papermill import PapermillExecutionError, execute_notebook
 
 from common.options import check
 from common.yaml_files import read_yaml
 from notebooks import declared_parameters, read_notebook, undeclared_message
-from plan import Parameters
+from profile_file import ROOT, Parameters
 
-ROOT = Path(__file__).resolve().parents[2]
+NARROW = f"import sys\n\nsys.path.insert(0, {str(Path(__file__).parent)!r})\nfrom narrow import narrow\n\nnarrow()"
 PATH_LIMIT = 60  # a Unix socket's path has at most 107 bytes; leave room for the names inside the folder
 
 
@@ -57,8 +59,10 @@ def kernel_manager_class(folder: str) -> type[AsyncKernelManager]:
     return LocalKernelManager
 
 
-def run_notebook(source: Path, executed: Path, parameters: dict[str, Any]) -> None:
+def run_notebook(source: Path, executed: Path, parameters: dict[str, Any], *, narrow: bool = False) -> None:
     """Execute ``source`` (py:percent) with ``parameters`` and write it, with its outputs, to ``executed``.
+
+    ``narrow``: networks are narrow and random (narrow.py).
 
     Raises RunError, with one line, for an unknown parameter, a cell that fails and a kernel that dies.
     """
@@ -69,7 +73,10 @@ def run_notebook(source: Path, executed: Path, parameters: dict[str, Any]) -> No
     executed.parent.mkdir(parents=True, exist_ok=True)
     partial = executed.with_suffix(".partial.ipynb")
     with tempfile.TemporaryDirectory(prefix="nb", dir=_short_folder()) as folder:
-        _execute(read_notebook(source), partial, parameters, folder)
+        notebook = read_notebook(source)
+        if narrow:
+            notebook.cells.insert(0, new_code_cell(NARROW, metadata={"tags": []}))
+        _execute(notebook, partial, parameters, folder)
     partial.replace(executed)
 
 
@@ -121,6 +128,7 @@ def main() -> int:
     parser.add_argument("executed", type=Path, help="where the executed .ipynb goes")
     parser.add_argument("--parameters", type=Path, help="YAML file: values for the notebook's parameters")
     parser.add_argument("--log", type=Path, help="write everything that the notebook prints to this file")
+    parser.add_argument("--narrow", action="store_true", help="narrow random networks in place of timm's")
     arguments = parser.parse_args()
     stop_with_parent()
     terminal = os.fdopen(os.dup(2), "w", buffering=1)
@@ -131,7 +139,8 @@ def main() -> int:
     start = time.monotonic()
     try:
         given = read_yaml(arguments.parameters) if arguments.parameters else {}
-        run_notebook(arguments.notebook, arguments.executed, check("parameters", given, Parameters))
+        given = check("parameters", given, Parameters)
+        run_notebook(arguments.notebook, arguments.executed, given, narrow=arguments.narrow)
     except (RunError, ValueError, OSError) as error:
         for stream in (terminal, sys.stderr) if arguments.log else (terminal,):
             print(f"error: {name}: {error}", file=stream)

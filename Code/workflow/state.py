@@ -15,7 +15,8 @@ from pathlib import Path
 
 from closure import Closure
 from common.yaml_files import to_yaml
-from plan import ROOT, Plan, ProfileError, state_folder
+from plan import Plan, state_folder
+from profile_file import ROOT, ProfileError
 
 CODE = ROOT / "Code"
 

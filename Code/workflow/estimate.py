@@ -1,0 +1,264 @@
+"""What a profile costs, known before anything runs: ./run_all.sh PROFILE --plan.
+
+Compute is counted in passes: one image once through the unreduced backbone, whose multiply-accumulates are the closed
+form of :mod:`common.cost`. A pass that trains counts three times. Reduced models cost less and are counted in full,
+reading and augmenting images is left out, and a GPU is taken to sustain TFLOPS. So hours tell a night from a month.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from checks import splits_of
+from notebooks import default_parameters
+from plan import Plan, Run
+from profile_file import ROOT
+
+GPU = "an A100"
+TFLOPS = {"no": 12, "bf16": 100, "fp16": 100}  # sustained, by mixed precision: two and one third of the peak
+GB = 1e9
+TRAINED = 3  # forward and backward pass
+OPTIMIZER_BYTES = 16  # weight, gradient and two moments of a parameter
+CHECKPOINT_BYTES = 20  # of a parameter, in the folder of a training: weights, best weights, state with two moments
+# data set -> images to train on, to validate on, GB that are downloaded; None = never downloaded, has to be there
+DATA = {
+    "digits": (1_437, 360, 0.0),
+    "cifar10": (50_000, 10_000, 0.17),
+    "cifar100": (50_000, 10_000, 0.17),
+    "fashion-mnist": (60_000, 10_000, 0.03),
+    "imagenette": (9_469, 3_925, 1.56),
+    "imagenet": (1_281_167, 50_000, None),
+    "nabirds": (23_929, 24_633, None),
+    "coco": (82_081, 40_137, None),
+    "nuswide": (150_000, 59_347, None),
+}
+UNKNOWN = (35_000, 4_000, None)  # of a folder: ImageNet-mini's
+EXPLAINED = 500  # passes for an image and an explainer: its own, and the curves of insertion and deletion
+
+
+HOW = (
+    f"estimated for {GPU}: multiply-accumulates of the unreduced network over every image, three times in training, at "
+    f"{TFLOPS['no']} TFLOP/s in float32 and {TFLOPS['bf16']} in mixed precision; reading images is not counted"
+)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one run. ``hours`` on a GPU; ``memory`` of the GPU and ``disk`` while it runs, both in GB."""
+
+    hours: float
+    memory: float
+    disk: float
+
+
+@dataclass(frozen=True)
+class Given:
+    """The parameters of a run, those of its notebook included, and its numbers of images."""
+
+    options: Mapping[str, Any]
+
+    def __getitem__(self, name: str) -> Any:
+        return self.options[name]
+
+    def limited(self, name: str, split: int) -> int:
+        """Images that the limit ``name`` leaves of the training (0) or validation set (1)."""
+        there = DATA.get(self["dataset"], UNKNOWN)[split]
+        return min(self.options.get(name) or there, there)
+
+    @property
+    def train(self) -> int:
+        return self.limited("limit_train", 0)
+
+    @property
+    def val(self) -> int:
+        return self.limited("limit_val", 1)
+
+    @property
+    def models(self) -> int:
+        """Methods times keep rates."""
+        return len(self["reducers"]) * len(self["keep_rates"])
+
+    @property
+    def training(self) -> int:
+        """Passes of a training that validates after every epoch."""
+        return self.val + self["epochs"] * (TRAINED * self.train + self.val)
+
+    def explained(self, *names: str) -> int:
+        return self["num_images"] * math.prod(len(self[name]) for name in names) * EXPLAINED
+
+
+def _slimming(given: Given) -> int:
+    search = given["num_calibration"] * len(given["scores"]) * len(given["lengths"]) * (20 + TRAINED * given["epochs"])
+    tuning = given["distill_epochs"] * TRAINED * given.train + given["gate_epochs"] * TRAINED * given["gate_images"]
+    budgets = len(given["budgets"]) * given.limited("limit_budgets", 1)
+    return search + tuning + budgets + 4 * given.val + given.limited("limit_dynamic", 1)
+
+
+def _slimming_study(given: Given) -> int:
+    masks = len(given["blocks"]) * len(given["kept_shares"]) * len(given["pruning"])
+    tolerances = len(given["tolerances"]) * (given.limited("limit_tolerances", 1) + 20 * given["num_calibration"])
+    sensitivity = 12 * len(given["sensitivity_kept_shares"]) * given.limited("limit_sensitivity", 1)
+    return masks * (len(given["scores"]) + given["random_masks"]) * given.val + tolerances + sensitivity
+
+
+def _idle_study(given: Given) -> int:
+    trained = len(given["labels"]) * (given["epochs"] + given["tune_epochs"] * len(given["tune_rates"]))
+    return trained * TRAINED * given.train + 10 * (given.val + given.limited("limit_variants", 1))
+
+
+PASSES: dict[str, Callable[[Given], int]] = {
+    "Benchmark/sizing": lambda given: 0,
+    "Benchmark/throughput": lambda given: (
+        given.models * len(given["backbones"]) * sum(given["batch_sizes"]) * given["rounds"] * 20
+    ),
+    "Pretrained/explain": lambda given: 10 * EXPLAINED,
+    "Pretrained/explain_agreement": lambda given: given.explained("explainers"),
+    "Pretrained/explain_benchmark": lambda given: given.explained("explainers") + given.explained("reduced_explainers"),
+    "Pretrained/finetune": lambda given: given.training,
+    "Pretrained/idle_patches": lambda given: (
+        (given["epochs"] + 1) * len(given["labels"]) * TRAINED * given.train + 8 * given.val
+    ),
+    "Pretrained/idle_study": _idle_study,
+    "Pretrained/method_grid": lambda given: given.models * given.training,
+    "Pretrained/methods_gallery": lambda given: len(given["reducers"]) * given.training // 3,
+    "Pretrained/mutex_study": lambda given: given.explained("min_cuts", "token_ratios") * len(given["starting_layers"]),
+    "Pretrained/off_the_shelf": lambda given: given.models * given.val,
+    "Pretrained/patch_slimming": _slimming,
+    "Pretrained/patch_slimming_study": _slimming_study,
+    "Pretrained/pattern_proxies": lambda given: given.models * given.val,
+    "Pretrained/reduction_patterns": lambda given: given.models * given.val,
+    "Pretrained/visualize": lambda given: len(given["keep_rates"]) * given["num_images"],
+    "Scratch/train_test": lambda given: given.training,
+}
+
+
+def cost_of(run: Run) -> Cost:
+    """What one run costs."""
+    given = Given({**default_parameters(ROOT / run.notebook), **run.options})
+    notebook = run.notebook.removeprefix("Code/").removesuffix(".py")
+    sizes = [_sizes(name, given.options.get("img_size")) for name in _backbones(given)]
+    if not sizes:
+        return Cost(0.0, 0.0, 0.0)
+    passes = PASSES[notebook](given) / len(sizes)
+    speed = TFLOPS[given.options.get("mixed_precision", "no")] * 1e12
+    hours = sum(2 * size.macs * passes for size in sizes) / speed / 3600
+    trains, batch = (
+        "epochs" in given.options,
+        max([given.options.get("batch_size", 1), *given.options.get("batch_sizes", [])]),
+    )
+    memory = max(size.memory(batch, trains=trains) for size in sizes)
+    kept = given.models if "keep_rates" in given.options and "reducers" in given.options else 1
+    disk = kept * CHECKPOINT_BYTES * sizes[0].params if given.options.get("checkpoints") and trains else 0.0
+    return Cost(hours, memory / GB, disk / GB)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Of a backbone: multiply-accumulates of an image, parameters, and floats that a block keeps for the way back."""
+
+    macs: int
+    params: int
+    activations: int
+    depth: int
+
+    def memory(self, batch: int, *, trains: bool) -> float:
+        """Bytes on the device, of float32."""
+        blocks = self.depth if trains else 2
+        return 4 * batch * blocks * self.activations + self.params * (OPTIMIZER_BYTES if trains else 4)
+
+
+@cache
+def _sizes(backbone: str, img_size: int | None) -> Sizes:
+    import torch
+
+    from common import create_model
+    from common.cost.closed_form import Shape
+
+    with torch.device("meta"):
+        model = create_model(backbone, img_size=img_size)
+    shape = Shape.of(model)
+    # two norms, queries, keys and values, attention, projection, both halves of the MLP, two sums
+    floats = shape.num_tokens * (9 * shape.dim + 2 * shape.mlp_dim)
+    return Sizes(shape.unreduced, sum(weight.numel() for weight in model.parameters()), floats, shape.depth)
+
+
+def _backbones(given: Given) -> list[str]:
+    single = [given["backbone"]] if "backbone" in given.options else []
+    return single + list(given.options.get("backbones", []))
+
+
+def weights_of(plans: Iterable[Plan]) -> list[str]:
+    """The backbones whose weights come from timm's hub."""
+    runs = [run for plan in plans for run in plan.runs]
+    named = [(run.options.get("weights"), Given(run.options)) for run in runs]
+    return sorted(
+        {name for weights, given in named if "timm" in (weights, *_listed(weights)) for name in _backbones(given)}
+    )
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def data_of(plans: Iterable[Plan]) -> dict[str, list[str]]:
+    """Data set -> the splits that are read of it."""
+    found: dict[str, set[str]] = {}
+    for plan in plans:
+        for run in plan.runs:
+            for dataset, splits in splits_of(run).items():
+                found.setdefault(dataset, set()).update(splits)
+    return {dataset: sorted(splits) for dataset, splits in sorted(found.items())}
+
+
+def summary(plans: list[Plan]) -> dict[str, Any]:
+    """Runs, GPU-hours of all, the most that one run needs, and what is downloaded."""
+    costs = [cost_of(run) for plan in plans for run in plan.runs]
+    downloads = {name: DATA.get(name, UNKNOWN)[2] for name in data_of(plans)}
+    weights = {name: 4 * _sizes(name, None).params / GB for name in weights_of(plans)}
+    return {
+        "runs": len(costs),
+        "hours": sum(cost.hours for cost in costs),
+        "longest": max(cost.hours for cost in costs),
+        "memory": max(cost.memory for cost in costs),
+        "disk": sum(cost.disk for cost in costs),
+        "downloads": {name: size for name, size in downloads.items() if size},
+        "weights": weights,
+        "needed": [name for name, size in downloads.items() if size is None],
+    }
+
+
+def describe(plans: list[Plan]) -> str:
+    """The summary for people, a line for each study before it."""
+    lines = []
+    for plan in plans:
+        for study in plan.tables:
+            costs = [cost_of(run) for run in plan.runs if run.study == study]
+            hours, memory = sum(cost.hours for cost in costs), max(cost.memory for cost in costs)
+            lines.append(
+                f"{plan.profile}: {study}: {len(costs)} runs, {hours_text(hours)}, {memory:.1f} GB of GPU memory"
+            )
+    found = summary(plans)
+    weights = sum(found["weights"].values())
+    downloads = [f"{name} {size:g} GB" for name, size in found["downloads"].items()]
+    downloads += [f"weights of {len(found['weights'])} backbones {weights:.1f} GB"] if weights else []
+    lines.append(
+        f"in all: {found['runs']} runs, {hours_text(found['hours'])} (the longest run {hours_text(found['longest'])}), "
+        f"up to {found['memory']:.1f} GB of GPU memory, {found['disk']:.1f} GB of disk for checkpoints"
+    )
+    lines.append(f"downloads: {', '.join(downloads) or 'nothing'}")
+    lines += [f"has to be under DATA_ROOT: {', '.join(found['needed'])}"] if found["needed"] else []
+    return "\n".join([*lines, HOW])
+
+
+def hours_text(hours: float) -> str:
+    """
+    >>> hours_text(0.02), hours_text(3.26), hours_text(1234.0)
+    ('under 0.1 GPU-hours', '3.3 GPU-hours', '1,234 GPU-hours')
+    """
+    if hours < 0.1:
+        return "under 0.1 GPU-hours"
+    return f"{hours:.1f} GPU-hours" if hours < 100 else f"{hours:,.0f} GPU-hours"

@@ -1,0 +1,124 @@
+"""A rehearsal: the runs of a profile at their smallest, to find what would break before a long study starts.
+
+The notebooks, the workflow, tables and page are those of the real study; generated pictures lie in the real layouts
+(rehearsal_data.py), networks are narrow and random (narrow.py), trainings take an epoch of two steps, and of cells that
+differ in numbers only some run. What comes out is in a folder of its own, and means nothing.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from numbers import Real
+from pathlib import Path
+from typing import Any
+
+from estimate import data_of
+from notebooks import default_parameters
+from plan import Plan, Run, load_plans
+from profile_file import ROOT, find_profile
+from rehearsal_data import write_datasets
+
+FOLDER = Path("results/rehearsal")
+ABOUT = "Generated pictures and narrow random networks: this page shows that everything runs. No number means anything."
+SAMPLES = ("pairs", "kinds")  # see sample()
+COUNTING = ("Code/Benchmark/sizing.py",)  # runs no network, and checks what the published ones count
+IMAGES = 24  # of every part of a data set that a parameter can limit
+# The largest value that a parameter, or each item of the parameter in the plural, may have.
+LARGEST = {
+    **dict.fromkeys(("epochs", "tune_epochs", "distill_epochs", "gate_epochs", "tolerance_epochs"), 1),
+    **dict.fromkeys(("workers", "warmup_epochs"), 1),
+    **dict.fromkeys(("rounds", "random_masks", "num_shown", "num_sensitive", "num_images", "grad_accum_steps"), 2),
+    **dict.fromkeys(("batch_size", "error_images"), 8),
+    **dict.fromkeys(("num_calibration", "gate_images"), IMAGES),
+}
+
+
+def plans_to_run(profile: str, results: str | None = None, rehearsed: str | None = None) -> list[Plan]:
+    """:func:`plan.load_plans`, or with one of SAMPLES as ``rehearsed`` a rehearsal of them, which prints its choice."""
+    if not rehearsed:
+        return load_plans(profile, results)
+    plans = load_plans(profile, results or str(FOLDER / find_profile(profile).stem))
+    chosen = sample([run for plan in plans for run in plan.runs], rehearsed)
+    smaller = [_smaller(plan, [run for run in plan.runs if run in chosen]) for plan in plans]
+    return [plan for plan in smaller if plan.runs]
+
+
+def set_the_stage(profile: str) -> None:
+    """Write the pictures of a rehearsal where they are missing, and let this process and its children see no others."""
+    root = ROOT / FOLDER / "data"
+    os.environ.update(DATA_ROOT=str(root), HF_HUB_OFFLINE="1")
+    write_datasets(root, data_of(load_plans(profile)))
+
+
+def sample(runs: list[Run], how: str) -> list[Run]:
+    """Some of the ``runs``, in their order, with those that make the weights they start from.
+
+    "kinds": one run of every notebook with the same set of parameters. "pairs": of each such kind so many that any two
+    values that are no numbers, such as a data set and a method, meet if they meet in any run.
+    """
+    chosen: list[Run] = []
+    for same in _kinds(runs):
+        chosen += same[:1] if how == "kinds" else _all_pairs(same)
+    makers = {run.checkpoint: run for run in runs if run.checkpoint}
+    for run in chosen:  # grows while a run is found that another needs
+        chosen += [makers[file] for file in run.weights_files if file in makers and makers[file] not in chosen]
+    return [run for run in runs if run in chosen]
+
+
+def _kinds(runs: Iterable[Run]) -> Iterator[list[Run]]:
+    kinds: dict[Any, list[Run]] = {}
+    for run in runs:
+        kinds.setdefault((run.notebook, frozenset(run.options)), []).append(run)
+    yield from kinds.values()
+
+
+def _all_pairs(runs: list[Run]) -> list[Run]:
+    """Greedily, the run with the most pairs that none before it has."""
+    pairs = {id(run): set(itertools.combinations_with_replacement(_words(run), 2)) for run in runs}
+    chosen, seen = [], set()
+    while best := max(runs, key=lambda run: len(pairs[id(run)] - seen), default=None):
+        if chosen and not pairs[id(best)] - seen:
+            break
+        chosen.append(best)
+        seen |= pairs[id(best)]
+    return chosen
+
+
+def _words(run: Run) -> list[tuple[str, str]]:
+    """The parameters of a run that are no numbers, and no file's place."""
+    return [(name, str(value)) for name, value in sorted(run.options.items()) if not _is_numeric(value)]
+
+
+def _is_numeric(value: Any) -> bool:
+    if isinstance(value, list):
+        return all(map(_is_numeric, value))
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def _smaller(plan: Plan, runs: list[Run]) -> Plan:
+    made = {run.checkpoint for run in plan.runs}
+    small = [replace(run, profile="rehearsal", options=_small_options(run), narrow=_narrow(run, made)) for run in runs]
+    return replace(plan, title=f"Rehearsal: {plan.title}", about=ABOUT, runs=tuple(small))
+
+
+def _narrow(run: Run, made: set[str]) -> bool:
+    """Not where it would not fit: where weights come from a file that no run of the rehearsal makes."""
+    return run.notebook not in COUNTING and made.issuperset(run.weights_files)
+
+
+def _small_options(run: Run) -> dict[str, Any]:
+    given = {**default_parameters(ROOT / run.notebook), **run.options}
+    small = {name: _small(name, value) for name, value in given.items()}
+    return dict(run.options) | {name: value for name, value in small.items() if value != given[name]}
+
+
+def _small(name: str, value: Any) -> Any:
+    if name.startswith("limit_"):
+        return min(value or IMAGES, IMAGES)
+    if name.endswith("s") and isinstance(value, list) and _is_numeric(value):
+        ends = value if len(value) < 2 else [value[0], value[-1]]
+        return list(dict.fromkeys(_small(name.removesuffix("s"), item) for item in ends))
+    return min(value, LARGEST[name]) if name in LARGEST and _is_numeric(value) else value

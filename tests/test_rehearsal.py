@@ -1,0 +1,187 @@
+"""A rehearsal: which runs it samples, how small it makes them, its pictures, its networks, and that it finds faults."""
+
+from __future__ import annotations
+
+import itertools
+import subprocess
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+import yaml
+from forked import run_script
+from timm.models import _registry
+from torchvision import datasets
+
+import rehearsal
+from common import create_model, load_dataset
+from narrow import WIDTH, narrow
+from plan import Run, load_plans
+from profile_file import ROOT, list_profiles
+from rehearsal import IMAGES, LARGEST, plans_to_run, sample
+from rehearsal_data import SPLITS, SYNSETS, write_datasets
+
+WORKFLOW = ROOT / "Code" / "workflow"
+
+
+def runs_of(profile: str) -> list[Run]:
+    return [run for plan in load_plans(profile) for run in plan.runs]
+
+
+def meetings(runs: list[Run]) -> set:
+    """(kind, parameter and value, another parameter and its value) of everything that is no number."""
+    found = set()
+    for run in runs:
+        words = rehearsal._words(run)
+        kind = run.notebook, frozenset(run.options)
+        found |= {(kind, *pair) for pair in itertools.combinations_with_replacement(words, 2)}
+    return found
+
+
+# --- which runs
+
+
+@pytest.mark.parametrize("profile", list_profiles())
+def test_pairs_meet_everything_that_meets_in_the_profile(profile):
+    runs = runs_of(profile)
+    chosen = sample(runs, "pairs")
+    assert meetings(chosen) == meetings(runs)
+    assert len(chosen) <= len(runs)
+
+
+@pytest.mark.parametrize("profile", list_profiles())
+def test_kinds_are_one_run_of_each_and_those_that_make_their_weights(profile):
+    runs = runs_of(profile)
+    chosen = sample(runs, "kinds")
+    kinds = {(run.notebook, frozenset(run.options)) for run in runs}
+    makers = {file for run in chosen for file in run.weights_files}
+    assert {(run.notebook, frozenset(run.options)) for run in chosen} == kinds
+    assert len([run for run in chosen if run.checkpoint not in makers]) <= len(kinds)
+    assert makers <= {run.checkpoint for run in chosen} | {file for run in runs for file in run.weights_files}
+
+
+def test_numbers_alone_are_sampled(tmp_path):
+    """Two data sets with two methods meet in four runs; three rates and two seeds add none."""
+    words = {"dataset": ["digits", "imagenette"], "reducer": ["tram", "topk"]}
+    grid = {**words, "keep_rate": [0.9, 0.5, 0.25], "seed": [0, 1]}
+    path = tmp_path / "p.yaml"
+    run = {"notebook": "Pretrained/finetune", "study": "finetune", "grid": grid}
+    path.write_text(yaml.safe_dump({"profile": "p", "runs": [run]}))
+    (plan,) = load_plans(str(path))
+    assert (len(plan.runs), len(sample(list(plan.runs), "pairs"))) == (24, 4)
+
+
+@pytest.mark.parametrize("profile", list_profiles())
+def test_runs_are_small_and_leave_the_real_results_alone(profile):
+    for plan in plans_to_run(profile, rehearsed="pairs"):
+        assert plan.title.startswith("Rehearsal: ") and "No number means anything" in plan.about
+        for run in plan.runs:
+            assert run.csv.startswith("results/rehearsal/") and run.parameters["profile"] == "rehearsal"
+            for name, value in run.options.items():
+                if name in LARGEST:
+                    assert value <= LARGEST[name]
+                if name.startswith("limit_"):
+                    assert value <= IMAGES
+
+
+# --- on what
+
+
+NAMES = ["imagenet", "imagenette", "fashion-mnist", "cifar10", "cifar100", "nabirds", "coco", "nuswide"]
+
+
+@pytest.fixture
+def rehearsed(monkeypatch) -> None:
+    """timm and torchvision as :func:`narrow` leaves them, and afterwards as they were."""
+    monkeypatch.setattr(_registry, "_model_entrypoints", dict(_registry._model_entrypoints))
+    for archive, name in itertools.product((datasets.CIFAR10, datasets.CIFAR100), ("train_list", "test_list", "meta")):
+        monkeypatch.setattr(archive, name, getattr(archive, name))
+    narrow()
+
+
+@pytest.mark.parametrize("name", [*NAMES, "folder"])
+@pytest.mark.usefixtures("rehearsed")
+def test_pictures_lie_as_those_of_the_real_data_set(name, tmp_path):
+    name = f"folder:{tmp_path}/mini" if name == "folder" else name
+    write_datasets(tmp_path, [name])
+    for split, count in SPLITS.items():
+        dataset = load_dataset(name, split, root=tmp_path, img_size=32)
+        assert len(dataset) == count * len(SYNSETS)
+        assert dataset.num_classes == (100 if name == "cifar100" else 10)
+        assert dataset.multi_label == (name in ("coco", "nuswide"))
+        image, _ = dataset[0]
+        assert image.shape == (3, 32, 32) and image.std() > 0.1
+
+
+def test_folders_of_the_user_are_never_written(tmp_path):
+    write_datasets(tmp_path / "stage", [f"folder:{tmp_path}/mine"])
+    assert not (tmp_path / "mine").exists()
+
+
+@pytest.mark.usefixtures("rehearsed")
+def test_networks_are_narrow_and_ask_no_hub():
+    for name in ("vit_base_patch16_224.augreg_in21k_ft_in1k", "deit_base_distilled_patch16_224"):
+        model = create_model(name, weights="timm", reducer="tram", keep_rate=0.5)
+        assert (model.embed_dim, len(model.blocks), model.blocks[0].attn.num_heads) == (WIDTH, 12, 12)
+        assert model(torch.zeros(1, 3, 224, 224)).shape == (1, 1000)
+    assert create_model("simple_vit_small_patch16_160").embed_dim == WIDTH
+    assert create_model("vit_digits").embed_dim == 64
+
+
+def test_networks_are_as_wide_as_ever_without_a_rehearsal():
+    assert timm.create_model("vit_tiny_patch16_224").embed_dim == 192
+
+
+# --- what it finds
+
+
+def rehearse(profile: str, results: Path, *options: object) -> subprocess.CompletedProcess[str]:
+    return run_script(WORKFLOW / "launch.py", profile, "--rehearse", "kinds", "--results", results, *options)
+
+
+@pytest.fixture
+def planted(tmp_path):
+    """Writes a profile of one run of the notebook off_the_shelf, with whatever is wrong with its parameters."""
+
+    def write(**parameters: object) -> str:
+        given = {"dataset": "digits", "backbone": "vit_digits", "reducers": ["none", "tram"], "keep_rates": [0.5]}
+        run = {"notebook": "Pretrained/off_the_shelf", "study": "off_the_shelf", "parameters": {**given, **parameters}}
+        (tmp_path / "p.yaml").write_text(yaml.safe_dump({"profile": "p", "runs": [run]}))
+        return str(tmp_path / "p.yaml")
+
+    return write
+
+
+def test_a_broken_parameter_is_found(planted, results):
+    done = rehearse(planted(keep_rat=[0.5]), results)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: profile p: unknown parameter 'keep_rat' for off_the_shelf.py; allowed: ")
+
+
+def test_a_missing_weight_file_is_found(planted, results):
+    done = rehearse(planted(weights="results/none.safetensors"), results)
+    assert done.returncode == 2
+    assert done.stderr == "error: profile p: no weights at results/none.safetensors, and no run makes them\n"
+
+
+@pytest.mark.slow
+def test_a_wrong_shape_is_found(planted, results, tmp_path):
+    from common.weights import save_state
+
+    save_state(create_model("simple_vit_digits"), tmp_path / "other.safetensors")
+    done = rehearse(planted(weights=str(tmp_path / "other.safetensors")), results)
+    assert done.returncode == 1
+    assert "other.safetensors' does not fit backbone 'vit_digits'" in done.stderr
+
+
+@pytest.mark.slow
+def test_every_shipped_profile_gets_through_its_rehearsal(results, tmp_path):
+    """All of them in one go, one run of every kind, from the generated pictures to the page."""
+    (tmp_path / "all.yaml").write_text(yaml.safe_dump({"profile": "all", "include": list_profiles()}))
+    done = rehearse(str(tmp_path / "all.yaml"), results, "--threads", "1")
+    assert done.returncode == 0, done.stderr[-3000:]
+    kinds = {(run.notebook, frozenset(run.options)) for profile in list_profiles() for run in runs_of(profile)}
+    assert len(list(results.glob("*/runs/*/*.csv"))) >= len(kinds)
+    pages = list(results.glob("*/report.html"))
+    assert pages and all("Rehearsal: " in page.read_text() for page in pages)
