@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from urllib.error import URLError
@@ -11,11 +12,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scipy.io import savemat
 from sklearn.datasets import load_sample_image
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import InterpolationMode
 
-from common.data import check_dataset, dataset_classes, list_datasets, load_dataset, make_loader, subset
+from common.data import check, check_dataset, dataset_classes, list_datasets, load_dataset, make_loader, subset
 from common.data.pictures import ImageFiles
 from common.data.transforms import make_transform, normalisation
 from common.errors import UsageError
@@ -600,6 +602,61 @@ def test_only_the_first_process_of_a_machine_looks_at_the_files(folder, monkeypa
     assert len(load_folder(folder)) == 9
     monkeypatch.setenv("LOCAL_RANK", "0")
     assert "ant/1.jpg: the file is empty" in refusal(load_folder, folder)
+
+
+def test_many_files_that_were_whole_are_looked_at_again_only_when_some_come_or_go(folder, monkeypatch, tmp_path):
+    monkeypatch.setattr(check, "MANY", 8)
+    monkeypatch.setattr(check, "CHECKED", tmp_path / "checked")
+    data = load_folder(folder)
+    assert len(data) == 9 and len(list((tmp_path / "checked").iterdir())) == 1
+    (folder / "val/ant/1.jpg").write_bytes(b"")
+    check_dataset(data)  # nothing came or went
+    shutil.copy(folder / "val/ant/0.jpg", folder / "val/ant/more.jpg")
+    assert "ant/1.jpg: the file is empty" in refusal(load_folder, folder)
+    assert "ant/1.jpg: the file is empty" in refusal(load_folder, folder)  # what is broken is not remembered
+    monkeypatch.setattr(check, "MANY", 10)
+    assert "ant/1.jpg: the file is empty" in refusal(check_dataset, data)
+
+
+@pytest.fixture
+def flat(tmp_path) -> Path:
+    """ImageNet's validation folder as it is published: three pictures, of tench, toilet tissue and goldfish."""
+    folder = tmp_path / "imagenet"
+    for number in (1, 2, 3):
+        path = folder / "val" / f"ILSVRC2012_val_{number:08}.JPEG"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        noise((40, 30), seed=number).save(path)
+    kit = folder / "ILSVRC2012_devkit_t12" / "data"
+    kit.mkdir(parents=True)
+    fields = [("ILSVRC2012_ID", int), ("WNID", object), ("num_children", int)]
+    leaves = [(1, "n15075141", 0), (2, "n01440764", 0), (3, "n01443537", 0), (1001, "n00001740", 2)]
+    savemat(kit / "meta.mat", {"synsets": np.array(leaves, fields)})
+    (kit / "ILSVRC2012_validation_ground_truth.txt").write_text("2\n1\n3\n")
+    return folder
+
+
+def test_imagenets_validation_images_are_read_as_they_are_published(flat):
+    data = load_dataset("imagenet", "val", root=flat.parent, img_size=32)
+    assert data.classes == ["tench", "goldfish", "toilet tissue"]
+    assert data.labels.tolist() == [0, 2, 1]
+    assert data.imagenet_indices == [0, 1, 999]
+    assert data.image_ids[0] == "ILSVRC2012_val_00000001.JPEG"
+
+
+def test_a_flat_folder_beside_class_folders_to_train_on(flat):
+    for synset in ("n01440764", "n01443537", "n15075141"):
+        (flat / "train" / synset).mkdir(parents=True)
+        noise((40, 30)).save(flat / "train" / synset / "a.JPEG")
+    train = load_dataset("imagenet", "train", root=flat.parent, img_size=32)
+    assert train.classes == load_dataset("imagenet", "val", root=flat.parent, img_size=32).classes
+
+
+def test_a_flat_folder_without_its_kit_or_with_a_picture_lost_is_refused(flat):
+    (flat / "val" / "ILSVRC2012_val_00000002.JPEG").unlink()
+    given = {"root": flat.parent, "img_size": 32}
+    assert refusal(load_dataset, "imagenet", "val", **given).endswith(f"has labels of 3 pictures, {flat / 'val'} 2")
+    shutil.rmtree(flat / "ILSVRC2012_devkit_t12")
+    assert "extract ILSVRC2012_devkit_t12.tar.gz in" in refusal(load_dataset, "imagenet", "val", **given)
 
 
 def test_empty_foreign_and_lost_images_are_named(folder):

@@ -15,6 +15,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from common.data.annotated import open_coco, open_nabirds, open_nuswide, unique_ids
 from common.data.base import Source
 from common.data.check import check_idx
+from common.data.ilsvrc import is_flat, open_flat
 from common.data.pictures import ImageFiles, class_folders, image_files
 from common.data.tiles import open_tiles
 from common.errors import UsageError
@@ -39,6 +40,8 @@ def open_source(name: str, split: str, root: str | os.PathLike | None) -> Source
     if name in ARCHIVES:
         return _archive(name, place, split)
     folder = place / name if name == "imagenet" else _find_imagenette(place, split)
+    if name == "imagenet" and split == "val" and is_flat(folder):
+        return open_flat(folder, _describe)
     return _folder(name, folder, split)
 
 
@@ -93,10 +96,11 @@ def _folder(name: str, folder: Path, split: str) -> Source:
 
 def _classes(name: str, folder: Path, split: str) -> list[str]:
     """Folder names of the classes, which must be the same in both splits where both are there."""
-    there = {each: set(class_folders(folder / each)) for each in ("train", "val") if (folder / each).is_dir()}
-    if not there.get(split):
+    folders = [each for each in ("train", "val") if (folder / each).is_dir()]
+    there = {each: found for each in folders if (found := set(class_folders(folder / each)))}
+    if split not in there:
         hint = "" if name.startswith(FOLDER_PREFIX) else "; name the folder that holds it with DATA_ROOT"
-        what = "class folder in" if split in there else "folder"
+        what = "class folder in" if split in folders else "folder"
         raise UsageError(f"{name}: no {what} {folder / split} (wanted: one folder per class in it){hint}")
     if unmatched := set.symmetric_difference(*there.values()) if len(there) == 2 else ():
         raise UsageError(f"{name}: {folder}/train and val have different classes: {', '.join(sorted(unmatched)[:5])}")
