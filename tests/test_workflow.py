@@ -137,10 +137,12 @@ TRAM = {"throughput", "sizing", "finetune", "off_the_shelf", "visualize", "scrat
 EVERY = TRAM | {"method_grid", "gallery", "explain", "explain_benchmark", "explain_agreement", "idling", "slimming"}
 EVERY |= {"reduction_patterns", "patterns_across_data", "pattern_proxies"}
 STUDIES = {"quick": EVERY, "imagenette": EVERY}
-STUDIES |= {"smoke": TRAM, "paper": TRAM, "which_tokens": {"throughput", "method_grid"}}
+STUDIES |= {"smoke": TRAM, "tram": TRAM - {"scratch"}, "tram_scratch": {"scratch"}}
+STUDIES |= {"which_tokens": {"throughput", "method_grid"}}
+PAPERS = ["tram", "tram_scratch", "which_tokens"]
 
 
-@pytest.mark.parametrize("profile", list_profiles())
+@pytest.mark.parametrize("profile", sorted(STUDIES))
 @pytest.mark.usefixtures("no_init")
 def test_shipped_profile_is_accepted(profile):
     plan = only_plan(profile)
@@ -150,11 +152,40 @@ def test_shipped_profile_is_accepted(profile):
     check_plan(plan)
 
 
+def test_paper_is_all_papers_each_with_its_results():
+    plans = load_plans("paper")
+    assert [(plan.profile, plan.results) for plan in plans] == [(name, f"results/{name}") for name in PAPERS]
+    assert sorted([*STUDIES, "paper"]) == list_profiles()
+
+
+def test_an_included_profile_has_its_own_folder_and_its_name_in_its_runs(toy):
+    write_profile(toy, {"name": "mine"})
+    outer = toy.with_name("outer.yaml")
+    outer.write_text(yaml.safe_dump({"profile": "outer", "include": ["smoke", "toy.yaml", "toy.yaml"]}))
+    smoke, mine = load_plans(str(outer))
+    assert (smoke.results, mine.results) == ("results/smoke", "results/toy")
+    assert [run.name for run in mine.runs] == ["toy--scratch--mine"]
+    assert [run.csv for run in smoke.runs] == [run.csv for run in only_plan("smoke").runs]
+    assert [plan.results for plan in load_plans(str(outer), "results/x")] == ["results/x/smoke", "results/x/toy"]
+
+
+def test_a_profile_that_includes_itself_or_nothing_known_is_refused(toy):
+    for name, line in (
+        ("outer.yaml", "outer.yaml: it includes itself, by way of outer.yaml"),
+        ("none", f"unknown profile 'none'; allowed: {', '.join(list_profiles())}"),
+    ):
+        path = toy.with_name("outer.yaml")
+        path.write_text(yaml.safe_dump({"profile": "outer", "include": [name]}))
+        with pytest.raises(ProfileError) as refused:
+            load_plans(str(path))
+        assert refused.value.problems == [line]
+
+
 @pytest.mark.parametrize("profile", list_profiles())
 def test_shipped_profile_measures_no_baseline_twice(profile):
     """The tables refuse two runs of one condition, and every run has the unreduced model of each of its conditions."""
     measured = Counter()
-    for run in only_plan(profile).runs:
+    for run in (run for plan in load_plans(profile) for run in plan.runs):
         if run.study == "throughput":
             given = {"dtypes": ["float32"], "batch_sizes": [4], "img_size": None, **run.options}
             measured.update(product(given["backbones"], given["dtypes"], given["batch_sizes"], [given["img_size"]]))

@@ -52,13 +52,16 @@ if "google.colab" in sys.modules:  # fetches and installs the repository in Goog
     runpy.run_path(f"{folder}/Code/workflow/colab.py")["set_up"]()
 
 # %%
+from pathlib import Path
+
 import pandas as pd
 
 from common import plots
-from common.results import write_run
+from common.results import resolve, write_run
 from common.studies.finetune import Finetune, measure
 from common.training import TrainConfig, torch_device
 from common.training.experiment import Experiment
+from common.weights import save_state
 
 # %% tags=["parameters"]
 profile = "notebook"
@@ -77,6 +80,8 @@ limit_train = None
 limit_val = None
 workers = 0
 device = None
+checkpoint = ""
+checkpoints = ""
 csv = "results/notebook/finetune.csv"
 figure = "results/notebook/finetune.png"
 
@@ -87,7 +92,8 @@ figure = "results/notebook/finetune.png"
 config = TrainConfig(epochs=epochs, lr=lr, batch_size=batch_size, seed=seed, workers=workers, device=device)
 limits = {"limit_train": limit_train, "limit_val": limit_val}
 start = {"weights": weights, "head": head, "reducer": reducer, "keep_rate": keep_rate, "img_size": img_size}
-experiment = Experiment(backbone, dataset, config, **start, **limits)
+folder = f"{checkpoints}/{Path(csv).stem}" if checkpoints else ""
+experiment = Experiment(backbone, dataset, config, **start, **limits, output_dir=folder)
 train_set, val_set = experiment.datasets()
 experiment = experiment.with_head(val_set)
 model = experiment.model(val_set)
@@ -96,6 +102,7 @@ print("epoch 0 is off the shelf" if experiment.head == "dataset" else "epoch 0 h
 
 # %% [markdown]
 # ## Fine-tune
+# With a folder for `checkpoints` a stopped run goes on from its last epoch; `checkpoint` keeps the trained weights.
 
 # %%
 rows = measure(experiment, model, (train_set, val_set))
@@ -106,7 +113,10 @@ history[["epoch", "train_loss", "val_loss", "val_accuracy", "epoch_lr", "epoch_s
 # ## Save
 
 # %%
+if checkpoint:
+    save_state(model, resolve(checkpoint))
 write_run(rows, Finetune, csv, profile=profile, device=str(torch_device(device)))
+experiment.clear()
 fig = plots.learning_curves(history)
 plots.save(fig, figure)
 fig

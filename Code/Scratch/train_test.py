@@ -40,6 +40,8 @@ if "google.colab" in sys.modules:  # fetches and installs the repository in Goog
     runpy.run_path(f"{folder}/Code/workflow/colab.py")["set_up"]()
 
 # %%
+from pathlib import Path
+
 import pandas as pd
 
 from common import plots
@@ -68,6 +70,7 @@ limit_val = None
 workers = 0
 device = None
 checkpoint = ""
+checkpoints = ""
 csv = "results/notebook/train_test.csv"
 figure = "results/notebook/train_test.png"
 
@@ -88,7 +91,8 @@ config = TrainConfig(
 )
 limits = {"limit_train": limit_train, "limit_val": limit_val}
 start = {"reducer": reducer, "keep_rate": keep_rate, "img_size": img_size, "recipe": "scratch"}
-experiment = Experiment(backbone, dataset, config, **start, **limits)
+folder = f"{checkpoints}/{Path(csv).stem}" if checkpoints else ""
+experiment = Experiment(backbone, dataset, config, **start, **limits, output_dir=folder)
 train_set, val_set = experiment.datasets()
 model = experiment.model(val_set)
 print(f"{len(train_set)} training and {len(val_set)} validation images of {dataset}; {model.reducer}")
@@ -96,6 +100,7 @@ print(f"{len(train_set)} training and {len(val_set)} validation images of {datas
 # %% [markdown]
 # ## Train
 # Epoch 0 is the model before training. The validation set is only ever evaluated: no model is selected on it.
+# With a folder for `checkpoints` a stopped run goes on from its last epoch.
 
 # %%
 rows = measure(experiment, model, (train_set, val_set))
@@ -109,6 +114,7 @@ history[["epoch", "train_loss", "val_loss", "val_accuracy", "epoch_lr", "epoch_s
 if checkpoint:
     save_state(model, resolve(checkpoint))
 write_run(rows, Scratch, csv, profile=profile, device=str(torch_device(device)))
+experiment.clear()
 fig = plots.learning_curves(history)
 plots.save(fig, figure)
 fig

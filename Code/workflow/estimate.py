@@ -27,6 +27,7 @@ CHECKPOINT_BYTES = 20  # of a parameter, in the folder of a training: weights, b
 # data set -> images to train on, to validate on, GB that are downloaded; None = never downloaded, has to be there
 DATA = {
     "digits": (1_437, 360, 0.0),
+    "tiles": (260, 260, 0.0),
     "cifar10": (50_000, 10_000, 0.17),
     "cifar100": (50_000, 10_000, 0.17),
     "fashion-mnist": (60_000, 10_000, 0.03),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -203,6 +204,11 @@ class Experiment:
         if folder:
             self._record(folder)
         yield from train(model, train_set, val_set, self.config, teacher=teacher, output_dir=folder)
+
+    def clear(self) -> None:
+        """Remove ``output_dir``, when what the training found is kept elsewhere."""
+        if self.output_dir and is_main_process():
+            shutil.rmtree(resolve(self.output_dir))
 
     def conditions(self) -> dict[str, Any]:
         """The condition columns of :mod:`common.results` that follow from the experiment."""
