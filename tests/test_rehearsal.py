@@ -16,7 +16,7 @@ from torchvision import datasets
 
 import rehearsal
 from common import create_model, load_dataset
-from narrow import WIDTH, narrow
+from narrow import GRID, WIDTH, narrow
 from plan import Run, load_plans
 from profile_file import ROOT, list_profiles
 from rehearsal import IMAGES, LARGEST, plans_to_run, sample
@@ -124,6 +124,7 @@ def test_networks_are_narrow_and_ask_no_hub():
     for name in ("vit_base_patch16_224.augreg_in21k_ft_in1k", "deit_base_distilled_patch16_224"):
         model = create_model(name, weights="timm", reducer="tram", keep_rate=0.5)
         assert (model.embed_dim, len(model.blocks), model.blocks[0].attn.num_heads) == (WIDTH, 12, 12)
+        assert model.patch_embed.grid_size == (GRID, GRID)
         assert model(torch.zeros(1, 3, 224, 224)).shape == (1, 1000)
     assert create_model("simple_vit_small_patch16_160").embed_dim == WIDTH
     assert create_model("vit_digits").embed_dim == 64

@@ -28,7 +28,7 @@
 # | Defaults | embedded digits, a ViT with CLS token and a SimpleViT without |
 # | Expected | hot patches lie on and around the ink; insertion rises within the first fifth of the patches |
 # | Time | half a minute on 2 CPU cores, the first time with the training of the two small models |
-# | Real images | `./run_all.sh imagenette`; of ImageNet the published ones, by `images = "LIST.yaml"` |
+# | Real images | `./run_all.sh imagenette`; the published ones of ImageNet and their areas: `./run_all.sh mutex` |
 
 # %% tags=["colab"]
 import runpy
@@ -61,6 +61,7 @@ others = ["tram", "rollout", "chefer", "grad_cam", "integrated_gradients"]
 images = [0, 12, 25]
 img_size = 32
 baseline = "black"
+areas = "unit"
 batch_size = 32
 seed = 0
 device = None
@@ -74,7 +75,7 @@ figure = "results/notebook/explain.png"
 # %%
 same = {"img_size": img_size, "recipe": recipe, "batch_size": batch_size, "seed": seed, "device": device}
 setups = [Setup(name, given, dataset, **same) for name, given in zip(backbones, weights, strict=True)]
-explained = [Explanations(setup, images, baseline) for setup in setups]
+explained = [Explanations(setup, images, baseline, areas=areas) for setup in setups]
 
 # %% [markdown]
 # ## Heatmaps, insertion and deletion

@@ -70,6 +70,7 @@ reducers = ["tram", "tome"]
 reduced_explainers = ["mutex", "random", "chefer"]
 keep_rate = 0.5
 num_images = 40
+images = None
 num_sensitive = 8
 img_size = 32
 baseline = "black"
@@ -82,13 +83,14 @@ figure = "results/notebook/explain_benchmark.png"
 
 # %% [markdown]
 # ## The images
-# Every image is asked about what the model predicts for it, right or wrong.
+# Every image is asked about what the model predicts for it, right or wrong. `images` names them in place of their
+# number: places among the validation images, or a YAML list of file numbers of ImageNet's.
 
 # %%
 same = {"img_size": img_size, "recipe": recipe, "batch_size": batch_size, "seed": seed, "device": device}
 setup = Setup(backbone, weights, dataset, folder=checkpoints, **same)
-found = Explanations(setup, num_images, baseline)
-print(f"{num_images} images of {dataset}, {backbone}: mean confidence {found.probabilities.mean():.3f}")
+found = Explanations(setup, images or num_images, baseline)
+print(f"{len(found.dataset)} images of {dataset}, {backbone}: mean confidence {found.probabilities.mean():.3f}")
 
 # %% [markdown]
 # ## All explainers

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from common.benchmark import DTYPES
 from common.explain.base import ExplainerText
+from common.explain.explanations import Areas
 from common.explain.metrics import Baseline
 from common.options import Count, Many, NonNegative, Positive, Share, Whole, accepted_by, field_kinds
 from common.reducers import Method
@@ -24,7 +25,8 @@ PARAMETERS: dict[str, Any] = {
     **field_kinds(Experiment),
     "weights": str | Many[str],
     "img_size": Count | None,
-    "images": Count | Many[Whole] | str,
+    "images": Count | Many[Whole] | str | None,
+    "areas": Areas,
     "dtype": Literal[tuple(DTYPES)],
     "dropped": Literal["black", "dim"],
     "explainer": ExplainerText,

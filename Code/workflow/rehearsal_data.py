@@ -13,8 +13,9 @@ from PIL import Image
 
 SPLITS = {"train": 8, "val": 4}  # images of a class
 SIDES = (72, 96)  # height and width
-# ten classes of ImageNet, those of Imagenette, under the names of their folders
+# Ten classes of ImageNet, those of Imagenette, under the names of their folders
 SYNSETS = ["n01440764", "n02102040", "n02979186", "n03000684", "n03028079"]
+SHOWN = (8598, 26910, 42426)
 SYNSETS += ["n03394916", "n03417042", "n03425413", "n03445777", "n03888257"]
 
 
@@ -36,7 +37,7 @@ def _layout(root: Path, name: str) -> tuple[Path, Callable[[Path, np.random.Gene
         path = Path(name.removeprefix("folder:"))
         return path, _folders if path.is_relative_to(root) else None
     return {
-        "imagenet": (root / "imagenet", _folders),
+        "imagenet": (root / "imagenet", _imagenet),
         "imagenette": (root / "imagenette2-160", _folders),
         "fashion-mnist": (root / "FashionMNIST", _fashion),
         "cifar10": (root / "cifar-10-batches-py", _cifar10),
@@ -64,6 +65,13 @@ def _items() -> Iterator[tuple[str, int, int]]:
 def _folders(folder: Path, random: np.random.Generator) -> None:
     for split, label, number in _items():
         _picture(folder / split / SYNSETS[label] / f"{split}_{label}_{number}.JPEG", random)
+
+
+def _imagenet(folder: Path, random: np.random.Generator) -> None:
+    """With the validation images that MUTEX's authors show among those of the first class."""
+    _folders(folder, random)
+    for number, path in zip(SHOWN, sorted((folder / "val" / SYNSETS[0]).iterdir()), strict=False):
+        path.rename(path.with_name(f"ILSVRC2012_val_{number:08}.JPEG"))
 
 
 def _small_images(split: str, shape: tuple[int, ...], random: np.random.Generator) -> tuple[np.ndarray, list[int]]:

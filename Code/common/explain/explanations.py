@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Literal
 
 import torch
 from scipy.stats import ttest_rel
@@ -26,6 +27,8 @@ from common.training import inference_pass, predict
 from common.training.metrics import means_with_errors
 
 EXPLANATIONS, QUALITY = "explanations", "quality of explanations"
+MEASURED = {"unit": {"ranking": "patch"}, "published": {"ranking": "pixel", "parity": True}}
+Areas = Literal[tuple(MEASURED)]
 Parts = Mapping[str, Tensor]
 
 
@@ -74,6 +77,8 @@ class Explanations:
         images: see :func:`common.explain.images.choose_images`.
         baseline: see :func:`common.explain.metrics.without_content`.
         steps: see :func:`common.explain.metrics.insertion_deletion`.
+        areas: "unit": whole patches are ranked, areas lie in [0, 1]. "published": as MUTEX's authors measure, pixels
+            are ranked, and areas are those of ``parity`` of :func:`common.explain.metrics.insertion_deletion`.
         reducer, keep_rate: by which the backbone is reduced, written as for :class:`common.reducers.Method`.
 
     Example:
@@ -86,12 +91,14 @@ class Explanations:
     images: int | str | Sequence[int] | None = None
     baseline: Baseline = "black"
     steps: Sequence[float] = STEPS
+    areas: Areas = "unit"
     reducer: str = "none"
     keep_rate: float | tuple[float, ...] = 1.0
     _done: dict[tuple[str, str], Parts] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         check("baseline", self.baseline, Baseline)
+        check("areas", self.areas, Areas)
 
     def reduced(self, reducer: str, keep_rate: float | tuple[float, ...]) -> Explanations:
         """Explanations of the same images for the backbone with fewer tokens, which is asked about what it predicts."""
@@ -131,7 +138,7 @@ class Explanations:
 
     def quality(self, text: str) -> Quality:
         """How good the explanations by ``text`` are."""
-        how = (self.baseline, tuple(self.steps), self.setup.seed)
+        how = (self.baseline, tuple(self.steps), self.areas, self.setup.seed)
         return Quality(**self._once(QUALITY, text, how, lambda: _parts(self.measure(self.explain(text)))))
 
     def measure(self, explanation: Explanation) -> Quality:
@@ -139,7 +146,7 @@ class Explanations:
         size, dataset, found = self.setup.batch_size, self.dataset, []
         explained = zip(explanation.heatmaps.split(size), explanation.labels.split(size), strict=True)
         empty = {"baseline": self.baseline, "mean": dataset.mean, "std": dataset.std, "seed": self.setup.seed}
-        options = {"steps": tuple(self.steps), "batch_size": size}
+        options = {"steps": tuple(self.steps), "batch_size": size, **MEASURED[self.areas]}
         with inference_pass([self.model], self.setup.loader(dataset), "insertion and deletion") as batches:
             for (images, _), (heat, labels) in zip(batches, explained, strict=True):
                 hidden = without_content(images, **empty)

@@ -36,6 +36,11 @@ def in_table(runs: pd.DataFrame, setting: list[str], key: list[str], measures: I
 def areas_note(rows: pd.DataFrame) -> str:
     """What the areas under the curves of insertion and deletion are."""
     baseline = rows["baseline"].iloc[0]
+    if "areas" in rows and rows["areas"].iloc[0] == "published":
+        return (
+            "Areas as MUTEX's authors measure them, over percent: pixels are ranked one by one, insertion starts at "
+            f"1 % and deletion is given 0 at 0 %. What is hidden is replaced by {_BASELINES.get(baseline, baseline)}."
+        )
     return (
         "Insertion: area under the probability of the explained class while patches are shown, the hottest first; "
         "higher is better. Deletion: the same while they are removed; lower is better. Areas lie in [0, 1]; heat is "

@@ -13,12 +13,18 @@ from common.explain.explanations import Explanations
 from common.explain.images import class_names, output_names
 from common.plots import HeatmapRow
 from common.plots.frames import backbone_name
+from common.report.rows import architecture
 from common.report.sections import Answer, Section, numbers
+from common.results import read_published
 from common.schema import REQUIRED, number, text
 from common.studies import _explained as explained
 from common.studies.base import Study, register_study
 
-_TABLE = [*explained.SETTING, "reducer", "keep_rate", "baseline", "seed"]
+_TABLE = [*explained.SETTING, "reducer", "keep_rate", "baseline", "areas", "seed"]
+_AREAS = ["insertion_auc", "deletion_auc"]
+# The printed areas are of MUTEX with the parameters of its usage example, our defaults, and of its own rankings.
+_AS_PUBLISHED = {"method": "mutex", "options": "parity=true", "baseline": "zero", "areas": "published"}
+_HUNDRED = 100  # published areas are over percent
 _OPEN_ROWS = 30  # a table of more rows starts closed
 _SHOWN = ("class_name", "predicted", "probability", "insertion_auc", "deletion_auc")
 
@@ -37,7 +43,8 @@ def image_rows(found: Explanations, explainer: str) -> list[dict[str, object]]:
     conditions = found.setup.conditions
     same = {name: conditions[name] for name in ("backbone", "weights")}
     same |= {**explainer_columns(explainer), "reducer": found.reducer, "keep_rate": found.keep_rate}
-    same |= {"baseline": found.baseline, "seconds": found.seconds(explainer)}
+    same |= {"baseline": found.baseline, "areas": found.areas, "seconds": found.seconds(explainer)}
+    scale = _HUNDRED if found.areas == "published" else 1
     return [
         {
             **same,
@@ -45,8 +52,8 @@ def image_rows(found: Explanations, explainer: str) -> list[dict[str, object]]:
             "class_name": true[place],
             "predicted": names[found.labels[place]],
             "probability": found.probabilities[place].item(),
-            "insertion_auc": quality.insertion_auc[place].item(),
-            "deletion_auc": quality.deletion_auc[place].item(),
+            "insertion_auc": quality.insertion_auc[place].item() / scale,
+            "deletion_auc": quality.deletion_auc[place].item() / scale,
         }
         for place, image in enumerate(found.dataset.image_ids)
     ]
@@ -69,6 +76,22 @@ def heatmap_rows(found: Explanations, explainer: str) -> list[HeatmapRow]:
     ]
 
 
+def _stem(image: str) -> str:
+    """An image's name without its suffix, as the source prints it."""
+    return image.removesuffix(".JPEG")
+
+
+def _area_columns(rows: pd.DataFrame) -> dict[str, list[str]]:
+    """Our areas; those measured as published over percent, and beside them the printed ones where there are some."""
+    if rows["areas"].iloc[0] != "published":
+        return {"Insertion AUC": numbers(rows["insertion_auc"]), "Deletion AUC": numbers(rows["deletion_auc"])}
+    columns = {}
+    for name, heading in zip(_AREAS, ("Insertion AUC", "Deletion AUC"), strict=True):
+        columns[f"{heading} (0 to 100)"] = numbers(_HUNDRED * rows[name], 2)
+        columns[f"Published {heading.lower()}"] = numbers(rows[f"published_{name}"], 2)
+    return columns
+
+
 @register_study
 class Explain(Study):
     """Which patches of a picture speak for what the model says of it."""
@@ -79,6 +102,7 @@ class Explain(Study):
     columns = {
         "reducer": explained.REDUCER,
         "baseline": explained.BASELINE,
+        "areas": text("unit, or published: pixels are ranked, without the unmodified image; then a hundredth of it"),
         "image": text("of the dataset, by its id"),
         "class_name": text("the true class"),
         "predicted": text("the most probable class, which is explained"),
@@ -97,9 +121,18 @@ class Explain(Study):
     explains = True
 
     def summarise(self, runs: pd.DataFrame) -> pd.DataFrame:
-        """One row per image and explainer: what the model says, areas under insertion and deletion, seconds."""
+        """One row per image and explainer: what the model says, areas under insertion and deletion, seconds.
+
+        ``published_insertion_auc`` and ``published_deletion_auc`` where the same was measured, over percent as printed.
+        """
         first = [*_TABLE, "image"]
-        return explained.in_table(runs, first, [*first, "method", "options"], [*_SHOWN, "seconds"])
+        found = explained.in_table(runs, first, [*first, "method", "options"], [*_SHOWN, "seconds"])
+        printed = read_published("mutex_auc").assign(**_AS_PUBLISHED)
+        found = found.assign(architecture=found["backbone"].map(architecture), stem=found["image"].map(_stem))
+        printed = printed.rename(columns={"backbone": "architecture", "image": "stem"})
+        columns = ["architecture", "stem", "img_size", *_AS_PUBLISHED]
+        theirs = printed[[*columns, *_AREAS]].rename(columns={name: f"published_{name}" for name in _AREAS})
+        return found.merge(theirs, how="left", on=columns).drop(columns=["architecture", "stem"])
 
     def sections(self, data: pd.DataFrame) -> Iterator[Section]:
         for _, rows in data.groupby(_TABLE, sort=False, dropna=False):
@@ -109,8 +142,7 @@ class Explain(Study):
                 "Explainer": explained.labels(rows),
                 "Predicted": rows["predicted"].tolist(),
                 "Probability": numbers(rows["probability"]),
-                "Insertion AUC": numbers(rows["insertion_auc"]),
-                "Deletion AUC": numbers(rows["deletion_auc"]),
+                **_area_columns(rows),
                 unit: seconds,
             }
             model = explained.models(rows.head(1))[0] if rows["reducer"].iloc[0] != "none" else ""
