@@ -204,6 +204,7 @@ def explain_run(root: Path, explainers: tuple[str, ...] = ("mutex",)) -> Path:
             "method": explainer,
             "reducer": "none",
             "baseline": "black",
+            "areas": "unit",
             "image": f"val-{digit}",
             "class_name": str(digit),
             "predicted": "3",

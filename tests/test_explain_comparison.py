@@ -14,6 +14,7 @@ from common.explain import Mutex, create_explainer
 from common.explain.base import Explainer, Explanation
 from common.explain.explanations import Explanations, Quality
 from common.explain.images import class_names, imagenet_files, output_names
+from common.explain.metrics import insertion_deletion
 from common.explain.mutex import MASKS
 from common.models.factory import create_backbone
 from common.results import read_run, read_runs, write_run
@@ -53,6 +54,19 @@ def explanations(model, digits, batch_size=4, folder="", **given):
 @pytest.fixture(scope="module")
 def found(model, digits):
     return explanations(model, digits)
+
+
+def test_published_areas_rank_pixels_and_go_up_to_100(model, digits):
+    found = explanations(model, digits, areas="published", baseline="zero")
+    images, explanation = digits.stack(), found.explain("mutex")
+    given = {"steps": STEPS, "ranking": "pixel", "parity": True}
+    curves = insertion_deletion(found.model, images, explanation.heatmaps, explanation.labels, 0 * images, **given)
+    torch.testing.assert_close(found.quality("mutex").insertion_auc, curves.insertion_auc)
+    rows = image_rows(found, "mutex")
+    assert [row["areas"] for row in rows] == ["published"] * NUMBER
+    torch.testing.assert_close(torch.tensor([row["deletion_auc"] for row in rows]), curves.deletion_auc / 100)
+    with pytest.raises(UsageError, match="unknown areas 'percent'; allowed: published, unit"):
+        explanations(model, digits, areas="percent")
 
 
 def quality(insertion, deletion):

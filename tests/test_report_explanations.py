@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from fake_runs import (
+    BASE,
     answered,
     areas_by_image,
     explain_agreement_run,
@@ -23,6 +24,7 @@ from common.errors import UsageError
 from common.report import page, tables
 from common.report.page import facts
 from common.report.published import published_sections
+from common.results import write_run
 from common.studies import all_studies, find_study
 
 
@@ -36,7 +38,7 @@ def titled(root: Path, end: str):
 
 
 COLUMNS = {
-    "explain": "reducer baseline image class_name predicted probability insertion_auc deletion_auc seconds",
+    "explain": "reducer baseline areas image class_name predicted probability insertion_auc deletion_auc seconds",
     "explain_benchmark": "part reducer parameter value masks baseline n_images insertion_auc insertion_auc_sem "
     "deletion_auc deletion_auc_sem insertion_gain insertion_gain_sem deletion_gain deletion_gain_sem insertion_p "
     "deletion_p pointing pointing_sem mass mass_sem sparseness sparseness_sem max_sensitivity max_sensitivity_sem "
@@ -44,6 +46,48 @@ COLUMNS = {
     "explain_agreement": "reducer block n_images rank_correlation rank_correlation_sem iou iou_sem iou_chance "
     "iou_chance_sem above_chance above_chance_sem",
 }
+
+
+def shown_by_mutex(root: Path, **changed: object) -> list:
+    """The sections of MUTEX on the bicycle of its authors, measured as they measure."""
+    row = {"method": "mutex", "options": "parity=true", "reducer": "none", "baseline": "zero", "areas": "published"}
+    row |= {"image": "ILSVRC2012_val_00042426.JPEG", "class_name": "mountain bike", "predicted": "mountain bike"}
+    row |= {"probability": 0.9, "insertion_auc": 0.84791, "deletion_auc": 0.2021, "seconds": 0.5}
+    where = {"backbone": "vit_base_patch16_224.orig_in21k_ft_in1k", "dataset": "imagenet", "img_size": 224, "seed": 0}
+    where |= {name: changed.pop(name) for name in ("backbone", "img_size") if name in changed}
+    write_run(
+        [row | changed], find_study("explain"), root / "runs/explain/a.csv", **where, keep_rate=1.0, batch=32, **BASE
+    )
+    return sections(root, "explain")
+
+
+def test_published_areas_stand_beside_ours_where_the_same_was_measured(tmp_path: Path) -> None:
+    (section,) = shown_by_mutex(tmp_path)
+    row = section.frame.iloc[0]
+    assert (row["Insertion AUC (0 to 100)"], row["Published insertion auc"]) == ("84.79", "84.79")
+    assert (row["Deletion AUC (0 to 100)"], row["Published deletion auc"]) == ("20.21", "20.18")
+    assert "pixels are ranked one by one" in section.notes[0]
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"options": ""},
+        {"baseline": "black"},
+        {"image": "ILSVRC2012_val_00000001.JPEG"},
+        {"backbone": "vit_small_patch16_224"},
+        {"method": "tram", "options": ""},
+    ],
+)
+def test_published_areas_stand_beside_nothing_else(tmp_path: Path, changed: dict) -> None:
+    (section,) = shown_by_mutex(tmp_path, **changed)
+    assert section.frame["Published insertion auc"].tolist() == ["-"]
+
+
+def test_areas_in_0_to_1_have_no_published_column(tmp_path: Path) -> None:
+    (section,) = shown_by_mutex(tmp_path, areas="unit")
+    assert section.frame["Insertion AUC"].tolist() == ["0.848"]
+    assert not any("Published" in column for column in section.frame)
 
 
 @pytest.mark.parametrize("name", COLUMNS)
