@@ -138,8 +138,9 @@ EVERY = TRAM | {"method_grid", "gallery", "explain", "explain_benchmark", "expla
 EVERY |= {"reduction_patterns", "patterns_across_data", "pattern_proxies"}
 STUDIES = {"quick": EVERY, "imagenette": EVERY}
 STUDIES |= {"smoke": TRAM, "tram": TRAM - {"scratch"}, "tram_scratch": {"scratch"}}
-STUDIES |= {"which_tokens": {"throughput", "method_grid"}}
-PAPERS = ["tram", "tram_scratch", "which_tokens"]
+STUDIES |= {"which_tokens": {"throughput", "method_grid"}, "idling": {"finetune", "idling"}}
+STUDIES |= {"patch_slimming": {"slimming"}, "mutex": {"explain", "explain_benchmark", "explain_agreement"}}
+PAPERS = ["tram", "tram_scratch", "which_tokens", "patch_slimming", "idling", "mutex"]
 
 
 @pytest.mark.parametrize("profile", sorted(STUDIES))

@@ -50,7 +50,7 @@ from dataclasses import replace
 import pandas as pd
 
 from common import plots
-from common.idling.candidates import LABEL_STAGE, THRESHOLD, Candidate, fit, tau_for, variant, within_budget
+from common.idling.candidates import LABEL_STAGE, THRESHOLD, Candidate, fit, oracle, tau_for, variant, within_budget
 from common.idling.similarity import patch_similarities
 from common.results import read_published, resolve, write_run
 from common.setup import Setup
@@ -65,6 +65,7 @@ weights = "digits"
 hidden = 16
 labels = ["similarity=blend", "similarity=rel_norm,influence=rollout,attention=standard"]
 idle_shares = [0.204, 0.347]
+taus = []
 cuts = [0.2, 0.35]
 epochs = 2
 lr = 1e-3
@@ -109,8 +110,8 @@ similarity
 
 # %%
 blends = patch_similarities(setup.reduced("idle_oracle:similarity=blend"), setup.loader())
-taus = [0.95, 0.9, *map(blends.tau, idle_shares)]
-idle = {tau: 100 * (blends.across > tau).double().mean().item() for tau in taus}
+shown = [0.95, 0.9, *map(blends.tau, idle_shares)]
+idle = {tau: 100 * (blends.across > tau).double().mean().item() for tau in shown}
 pd.Series(idle, name="patches that may idle (%)").rename_axis("tau").round(3).to_frame()
 
 # %% [markdown]
@@ -122,6 +123,9 @@ pd.Series(idle, name="patches that may idle (%)").rename_axis("tau").round(3).to
 # These are the published labels. Beside them stands a second kind: a patch may idle where little would be lost. Lost
 # are its change and, as idle patches are not seen here, its share in what the block tells the others; both count as far
 # as they can be traced to what the head reads, through the attention of all later blocks.
+#
+# With `taus`, the published ones for instance, predictors also learn the published labels of each as it is, and idle at
+# 0.5 of their output, with either attention; beside them what the labels themselves would let idle.
 
 # %%
 config = replace(LABEL_STAGE, epochs=epochs, lr=lr, batch_size=batch_size)
@@ -142,7 +146,9 @@ def attending(candidates, attention):
 by_change, by_influence = (fitted(f"idle_mlp:hidden={hidden},{label}") for label in labels)
 standard, same_cost, influential = map(budgeted, (attending(by_change, "standard"), by_change, by_influence))
 same_thresholds = attending(standard, "modified")
-models = [Candidate("none", dense, seed=seed), *standard, *same_thresholds, *same_cost, *influential]
+given = [fit(setup, f"idle_mlp:hidden={hidden},{labels[0]}", tau, config, limit_labels) for tau in taus]
+given = [*attending(given, "standard"), *attending(given, "modified"), *(oracle(setup, each) for each in given)]
+models = [Candidate("none", dense, seed=seed), *standard, *same_thresholds, *same_cost, *influential, *given]
 table, found = measure(setup, "thresholds", models)
 
 # %% [markdown]

@@ -42,6 +42,7 @@ PARAMETERS: dict[str, Any] = {
     **dict.fromkeys(("budget", "cut", "idle_share", "min_cut", "token_ratio"), Share),
     **dict.fromkeys(("distill_lr", "tune_rate"), Positive),
     "cut_weight": NonNegative,
+    "tau": float,
 }
 
 

@@ -7,7 +7,6 @@ reading and augmenting images is left out, and a GPU is taken to sustain TFLOPS.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -38,7 +37,8 @@ DATA = {
     "nuswide": (150_000, 59_347, None),
 }
 UNKNOWN = (35_000, 4_000, None)  # of a folder: ImageNet-mini's
-EXPLAINED = 500  # passes for an image and an explainer: its own, and the curves of insertion and deletion
+EXPLAINED = 100  # passes for an image and an explainer: its own, and the curves of insertion and deletion
+CLEARED = ("Pretrained/finetune", "Scratch/train_test")  # remove what they kept of a training when it is done
 
 
 HOW = (
@@ -49,11 +49,12 @@ HOW = (
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one run. ``hours`` on a GPU; ``memory`` of the GPU and ``disk`` while it runs, both in GB."""
+    """Of one run: hours on a GPU, memory of the GPU and disk in GB, the latter ``kept`` afterwards or not."""
 
     hours: float
     memory: float
     disk: float
+    kept: bool = True
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,8 @@ class Given:
         return self.val + self["epochs"] * (TRAINED * self.train + self.val)
 
     def explained(self, *names: str) -> int:
-        return self["num_images"] * math.prod(len(self[name]) for name in names) * EXPLAINED
+        """Passes for all explainers that the lists ``names`` name."""
+        return self["num_images"] * sum(len(self[name]) for name in names) * EXPLAINED
 
 
 def _slimming(given: Given) -> int:
@@ -118,7 +120,7 @@ PASSES: dict[str, Callable[[Given], int]] = {
     ),
     "Pretrained/explain": lambda given: 10 * EXPLAINED,
     "Pretrained/explain_agreement": lambda given: given.explained("explainers"),
-    "Pretrained/explain_benchmark": lambda given: given.explained("explainers") + given.explained("reduced_explainers"),
+    "Pretrained/explain_benchmark": lambda given: given.explained("explainers", "reduced_explainers"),
     "Pretrained/finetune": lambda given: given.training,
     "Pretrained/idle_patches": lambda given: (
         (given["epochs"] + 1) * len(given["labels"]) * TRAINED * given.train + 8 * given.val
@@ -126,7 +128,7 @@ PASSES: dict[str, Callable[[Given], int]] = {
     "Pretrained/idle_study": _idle_study,
     "Pretrained/method_grid": lambda given: given.models * given.training,
     "Pretrained/methods_gallery": lambda given: len(given["reducers"]) * given.training // 3,
-    "Pretrained/mutex_study": lambda given: given.explained("min_cuts", "token_ratios") * len(given["starting_layers"]),
+    "Pretrained/mutex_study": lambda given: given.explained("min_cuts", "token_ratios", "starting_layers"),
     "Pretrained/off_the_shelf": lambda given: given.models * given.val,
     "Pretrained/patch_slimming": _slimming,
     "Pretrained/patch_slimming_study": _slimming_study,
@@ -154,7 +156,7 @@ def cost_of(run: Run) -> Cost:
     memory = max(size.memory(batch, trains=trains) for size in sizes)
     kept = given.models if "keep_rates" in given.options and "reducers" in given.options else 1
     disk = kept * CHECKPOINT_BYTES * sizes[0].params if given.options.get("checkpoints") and trains else 0.0
-    return Cost(hours, memory / GB, disk / GB)
+    return Cost(hours, memory / GB, disk / GB, notebook not in CLEARED)
 
 
 @dataclass(frozen=True)
@@ -225,7 +227,8 @@ def summary(plans: list[Plan]) -> dict[str, Any]:
         "hours": sum(cost.hours for cost in costs),
         "longest": max(cost.hours for cost in costs),
         "memory": max(cost.memory for cost in costs),
-        "disk": sum(cost.disk for cost in costs),
+        "disk": sum(cost.disk for cost in costs if cost.kept)
+        + max((cost.disk for cost in costs if not cost.kept), default=0.0),
         "downloads": {name: size for name, size in downloads.items() if size},
         "weights": weights,
         "needed": [name for name, size in downloads.items() if size is None],

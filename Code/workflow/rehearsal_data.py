@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from torchvision import datasets
 
 SPLITS = {"train": 8, "val": 4}  # images of a class
 SIDES = (72, 96)  # height and width
@@ -30,6 +31,14 @@ def write_datasets(root: Path, names: Iterable[str]) -> None:
             partial = folder.with_name(f"{folder.name}.partial")
             write(partial, np.random.default_rng(0))
             partial.rename(folder)
+
+
+def accept_generated_archives() -> None:
+    """Let torchvision read archives without comparing them with the original ones."""
+    for archive in (datasets.CIFAR10, datasets.CIFAR100):
+        archive.train_list = [(file, None) for file, _ in archive.train_list]
+        archive.test_list = [(file, None) for file, _ in archive.test_list]
+        archive.meta = {**archive.meta, "md5": None}
 
 
 def _layout(root: Path, name: str) -> tuple[Path, Callable[[Path, np.random.Generator], None] | None]:

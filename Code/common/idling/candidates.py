@@ -90,16 +90,19 @@ def variant(setup: Setup, start: Candidate, changed: Mapping[str, object], **how
     return replace(start, text=text, model=model, cut=None)
 
 
-def bounds(setup: Setup, fitted: Candidate, counts: Sequence[int], seeds: Sequence[int]) -> list[Candidate]:
-    """Oracle, predictor and, for each of ``seeds``, random patches, each with ``counts`` patches in the blocks.
-
-    The oracle knows what the predictor of ``fitted`` learnt.
-    """
+def oracle(setup: Setup, fitted: Candidate, counts: Sequence[int] | None = None) -> Candidate:
+    """Patches idle by the labels themselves that ``fitted`` learnt to predict: at the same tau, or ``counts``."""
     learnt = fitted.model.reducer
-    oracle = f"idle_oracle:attention={learnt.attention},similarity={learnt.similarity},influence={learnt.influence}"
-    chance = f"idle_random:attention={learnt.attention}"
-    found = [Candidate(oracle, setup.reduced(oracle, counts=counts), seed=fitted.seed)]
-    found.append(variant(setup, fitted, {}, counts=counts))
+    text = f"idle_oracle:attention={learnt.attention},similarity={learnt.similarity},influence={learnt.influence}"
+    if counts is not None:
+        return Candidate(text, setup.reduced(text, counts=counts), seed=fitted.seed)
+    return Candidate(text, setup.reduced(text, tau=fitted.tau), tau=fitted.tau, seed=fitted.seed)
+
+
+def bounds(setup: Setup, fitted: Candidate, counts: Sequence[int], seeds: Sequence[int]) -> list[Candidate]:
+    """Oracle, predictor and, for each of ``seeds``, random patches, each with ``counts`` patches in the blocks."""
+    chance = f"idle_random:attention={fitted.model.reducer.attention}"
+    found = [oracle(setup, fitted, counts), variant(setup, fitted, {}, counts=counts)]
     return [*found, *(Candidate(chance, setup.reduced(chance, seed=s, counts=counts), seed=s) for s in seeds)]
 
 
