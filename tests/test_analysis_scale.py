@@ -56,7 +56,9 @@ def test_a_further_run_is_held_in_its_bits_or_labels_alone(tmp_path, methods, of
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize(("images", "seconds", "gigabytes"), [(5_000, 120, 1.5), (50_000, 600, 4)])
+@pytest.mark.parametrize(
+    ("images", "seconds", "gigabytes"), [(5_000, 120, 1.5), pytest.param(50_000, 600, 4, marks=pytest.mark.full)]
+)
 def test_all_methods_at_all_rates_are_compared_in_time(tmp_path, images, seconds, gigabytes):
     """13 methods at 4 rates, three reductions: IoU of 36 pairs and NMI of 15 at each rate, tables and figures.
 

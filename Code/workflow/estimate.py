@@ -26,7 +26,7 @@ CHECKPOINT_BYTES = 20  # of a parameter, in the folder of a training: weights, b
 # data set -> images to train on, to validate on, GB that are downloaded; None = never downloaded, has to be there
 DATA = {
     "digits": (1_437, 360, 0.0),
-    "tiles": (260, 260, 0.0),
+    "photo-tiles": (260, 260, 0.0),
     "cifar10": (50_000, 10_000, 0.17),
     "cifar100": (50_000, 10_000, 0.17),
     "fashion-mnist": (60_000, 10_000, 0.03),
@@ -68,8 +68,7 @@ class Given:
 
     def limited(self, name: str, split: int) -> int:
         """Images that the limit ``name`` leaves of the training (0) or validation set (1)."""
-        there = DATA.get(self["dataset"], UNKNOWN)[split]
-        return min(self.options.get(name) or there, there)
+        return _limited(self["dataset"], split, self.options.get(name))
 
     @property
     def train(self) -> int:
@@ -92,6 +91,16 @@ class Given:
     def explained(self, *names: str) -> int:
         """Passes for all explainers that the lists ``names`` name."""
         return self["num_images"] * sum(len(self[name]) for name in names) * EXPLAINED
+
+
+def _limited(dataset: str, split: int, limit: int | None) -> int:
+    there = DATA.get(dataset, UNKNOWN)[split]
+    return min(limit or there, there)
+
+
+def _across_data(given: Given) -> int:
+    images = sum(_limited(name, 1, limit) for name, limit in zip(given["datasets"], given["limits"], strict=True))
+    return given.models * images * len(given["backbones"])
 
 
 def _slimming(given: Given) -> int:
@@ -133,6 +142,7 @@ PASSES: dict[str, Callable[[Given], int]] = {
     "Pretrained/patch_slimming": _slimming,
     "Pretrained/patch_slimming_study": _slimming_study,
     "Pretrained/pattern_proxies": lambda given: given.models * given.val,
+    "Pretrained/patterns_across_data": _across_data,
     "Pretrained/reduction_patterns": lambda given: given.models * given.val,
     "Pretrained/visualize": lambda given: len(given["keep_rates"]) * given["num_images"],
     "Scratch/train_test": lambda given: given.training,

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from timm.models import _registry, get_pretrained_cfg
+
 from common.models.factory import SUPPORTED_MODULES
 from common.training.digits_backbone import BACKBONES
 from rehearsal_data import accept_generated_archives

@@ -116,6 +116,8 @@ def _small_options(run: Run) -> dict[str, Any]:
 
 
 def _small(name: str, value: Any) -> Any:
+    if name == "limits":
+        return [_small("limit_", item) for item in value]
     if name.startswith("limit_"):
         return min(value or IMAGES, IMAGES)
     if name.endswith("s") and isinstance(value, list) and _is_numeric(value):
