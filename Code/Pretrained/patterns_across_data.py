@@ -25,7 +25,7 @@
 # |---|---|
 # | Defaults | digits and squares of two photographs, none a digit; two small ViTs, one half as wide |
 # | Expected | less alike than halves of one data set; fixed patterns are the same by design and show what 1 means |
-# | Time | about a minute on 2 CPU cores, the first time with the training of the two small ViTs |
+# | Time | under a minute on 2 CPU cores, the first time with the training of the two small ViTs |
 # | Real images | `./run_all.sh imagenette`: ViT-Ti on Imagenette and on FashionMNIST, whose classes it does not know |
 # | Source | Haurum et al., *Which Tokens to Use?*, ICCVW 2023: patterns over data sets and over model capacity |
 
@@ -59,13 +59,13 @@ from common.studies.patterns_across_data import (
 # %% tags=["parameters"]
 profile = "notebook"
 datasets = ["digits", "photo-tiles"]
-limits = [None, None]
+limits = [180, 130]
 recipe = "pretrained"
 backbones = ["vit_digits", "vit_digits_narrow"]
 weights = ["digits", "digits"]
 reducers = ["tram", "topk", "ats", "tome", "kmedoids", "dpcknn:equal_weight=true", "l2"]
 keep_rates = [0.9, 0.5, 0.25]
-resamples = 50
+resamples = 40
 img_size = 32
 batch_size = 64
 seed = 0
@@ -96,7 +96,7 @@ runs = runs_across(resolve(output_dir), setups, reducers, keep_rates)
 # %%
 rows = list(across_rows(runs, resamples))
 table = pd.DataFrame(rows).assign(recipe=recipe, img_size=img_size)
-for setup in setups[: len(backbones)]:
+for setup in reversed(setups[: len(backbones)]):
     fig = plots.depth_maps(depth_maps(rows, setup.backbone, setup.vit.patch_embed.grid_size), len(setup.vit.blocks))
     plots.save(fig, resolve(figure).with_suffix("") / f"{setup.backbone}.png")
 fig
