@@ -10,7 +10,18 @@ import yaml
 from forked import run_script
 
 import fetch
-from estimate import CHECKPOINT_BYTES, PASSES, TFLOPS, cost_of, data_of, describe, hours_text, summary, weights_of
+from estimate import (
+    CHECKPOINT_BYTES,
+    PASSES,
+    TFLOPS,
+    cost_of,
+    data_of,
+    describe,
+    hours_text,
+    summary,
+    table,
+    weights_of,
+)
 from plan import load_plans, state_folder
 from profile_file import ROOT, list_profiles
 
@@ -86,6 +97,11 @@ def test_every_profile_has_a_plan(name):
     found = summary(load_plans(name))
     assert found["runs"] == sum(len(plan.runs) for plan in load_plans(name))
     assert found["longest"] <= found["hours"]
+
+
+def test_readme_has_the_plan_of_every_profile():
+    readme = (ROOT / "README.md").read_text()
+    assert readme.split("<!-- plan table -->\n")[1].split("\n<!-- end -->")[0] == table()
 
 
 def test_plan_says_what_it_costs_and_runs_nothing(profile, results):

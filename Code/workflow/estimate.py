@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from checks import splits_of
 from notebooks import default_parameters
-from plan import Plan, Run
-from profile_file import ROOT
+from plan import Plan, Run, load_plans
+from profile_file import ROOT, list_profiles
 
 GPU = "an A100"
 TFLOPS = {"no": 12, "bf16": 100, "fp16": 100}  # sustained, by mixed precision: two and one third of the peak
@@ -268,6 +269,28 @@ def describe(plans: list[Plan]) -> str:
     return "\n".join([*lines, HOW])
 
 
+def table() -> str:
+    """The summary of every shipped profile, as README has it."""
+    lines = ["| profile | runs | GPU-hours | longest run | GPU memory | downloads | has to be there |"]
+    lines.append("|---|--:|--:|--:|--:|--:|---|")
+    for name in list_profiles():
+        found = summary(load_plans(name))
+        hours, longest = (hours_text(found[key]).removesuffix(" GPU-hours") for key in ("hours", "longest"))
+        downloads = sum(found["downloads"].values()) + sum(found["weights"].values())
+        needed = ", ".join(Path(data.removeprefix("folder:")).name for data in found["needed"])
+        cells = [
+            f"`{name}`",
+            f"{found['runs']}",
+            hours,
+            longest,
+            f"{found['memory']:.1f} GB",
+            f"{downloads:.1f} GB",
+            needed,
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def hours_text(hours: float) -> str:
     """
     >>> hours_text(0.02), hours_text(3.26), hours_text(1234.0)
@@ -276,3 +299,7 @@ def hours_text(hours: float) -> str:
     if hours < 0.1:
         return "under 0.1 GPU-hours"
     return f"{hours:.1f} GPU-hours" if hours < 100 else f"{hours:,.0f} GPU-hours"
+
+
+if __name__ == "__main__":
+    print(table())
