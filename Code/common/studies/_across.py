@@ -103,7 +103,8 @@ def similarity_table(rows: pd.DataFrame) -> pd.DataFrame:
 
 def capacity_table(rows: pd.DataFrame, measure: str) -> pd.DataFrame:
     """Agreement of two backbones, for :func:`common.plots.agreement_by_block`."""
-    known = with_measure(rows[rows["part"] == "capacity"], measure)
+    compared = rows[rows["part"] == "capacity"]
+    known = compared if compared.empty else with_measure(compared, measure)
     if known.empty:
         return known
     words = known["dataset"] + ", " + known["backbone"].map(backbone_name) + " and "
