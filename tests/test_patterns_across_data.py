@@ -161,3 +161,9 @@ def test_figures_have_what_the_rows_say(rows: list[dict], run: Path) -> None:
     maps = depth_maps(rows, "vit_digits", GRID)
     assert list(maps) == ["Top-K", "ATS", "l2 pattern"] and list(maps["ATS"]) == ["left\n50 %", "right\n50 %"]
     assert maps["ATS"]["left\n50 %"][:, 0].mean() > maps["ATS"]["left\n50 %"][:, 5].mean() + 2
+
+
+@pytest.mark.parametrize("measure", ["iou_excess", "ami"])
+def test_one_backbone_is_compared_with_no_other(measure):
+    """Rows of one backbone have no columns of two."""
+    assert capacity_table(pd.DataFrame([{"part": "datasets", "method": "tram", "PCC": 0.5}]), measure).empty

@@ -137,8 +137,9 @@ def test_networks_are_as_wide_as_ever_without_a_rehearsal():
 # --- what it finds
 
 
-def rehearse(profile: str, results: Path, *options: object) -> subprocess.CompletedProcess[str]:
-    return run_script(WORKFLOW / "launch.py", profile, "--rehearse", "kinds", "--results", results, *options)
+def rehearse(profile: str, results: Path, how: str = "kinds") -> subprocess.CompletedProcess[str]:
+    command = [WORKFLOW / "launch.py", profile, "--rehearse", how, "--results", results, "--threads", 1]
+    return run_script(*command)
 
 
 @pytest.fixture
@@ -176,13 +177,28 @@ def test_a_wrong_shape_is_found(planted, results, tmp_path):
     assert "other.safetensors' does not fit backbone 'vit_digits'" in done.stderr
 
 
-@pytest.mark.slow
-def test_every_shipped_profile_gets_through_its_rehearsal(results, tmp_path):
-    """All of them in one go, one run of every kind, from the generated pictures to the page."""
+@pytest.fixture
+def everything(tmp_path) -> str:
+    """A profile that includes all that are shipped."""
     (tmp_path / "all.yaml").write_text(yaml.safe_dump({"profile": "all", "include": list_profiles()}))
-    done = rehearse(str(tmp_path / "all.yaml"), results, "--threads", "1")
+    return str(tmp_path / "all.yaml")
+
+
+def test_every_notebook_is_taken_once_and_every_profile_has_one(everything):
+    plans = plans_to_run(everything, rehearsed="notebooks")
+    runs = [run for plan in plans for run in plan.runs]
+    makers = {file for run in runs for file in run.weights_files}
+    assert {plan.profile for plan in plans} == {name for name in list_profiles() if name != "paper"}
+    notebooks = [run.notebook for run in runs if run.checkpoint not in makers]
+    assert len(notebooks) == len(set(notebooks))
+    assert {run.notebook for run in runs} == {run.notebook for run in runs_of(everything)}
+
+
+@pytest.mark.slow
+def test_every_shipped_profile_gets_through_its_rehearsal(everything, results):
+    """All of them in one go, one run of every notebook, from the generated pictures to the page."""
+    done = rehearse(everything, results, "notebooks")
     assert done.returncode == 0, done.stderr[-3000:]
-    kinds = {(run.notebook, frozenset(run.options)) for profile in list_profiles() for run in runs_of(profile)}
-    assert len(list(results.glob("*/runs/*/*.csv"))) >= len(kinds)
-    pages = list(results.glob("*/report.html"))
-    assert pages and all("Rehearsal: " in page.read_text() for page in pages)
+    plans = plans_to_run(everything, str(results), "notebooks")
+    assert all((ROOT / run.csv).is_file() for plan in plans for run in plan.runs)
+    assert all("Rehearsal: " in (ROOT / plan.results / "report.html").read_text() for plan in plans)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from numbers import Real
@@ -23,7 +24,7 @@ from rehearsal_data import write_datasets
 
 FOLDER = Path("results/rehearsal")
 ABOUT = "Generated pictures and narrow random networks: this page shows that everything runs. No number means anything."
-SAMPLES = ("pairs", "kinds")  # see sample()
+SAMPLES = ("pairs", "kinds", "notebooks")  # see sample()
 COUNTING = ("Code/Benchmark/sizing.py",)  # runs no network, and checks what the published ones count
 IMAGES = 24  # of every part of a data set that a parameter can limit
 # The largest value that a parameter, or each item of the parameter in the plural, may have.
@@ -57,10 +58,11 @@ def sample(runs: list[Run], how: str) -> list[Run]:
     """Some of the ``runs``, in their order, with those that make the weights they start from.
 
     "kinds": one run of every notebook with the same set of parameters. "pairs": of each such kind so many that any two
-    values that are no numbers, such as a data set and a method, meet if they meet in any run.
+    values that are no numbers, such as a data set and a method, meet if they meet in any run. "notebooks": one run of
+    every notebook, from the profile that has the fewest so far.
     """
-    chosen: list[Run] = []
-    for same in _kinds(runs):
+    chosen = _spread(runs) if how == "notebooks" else []
+    for same in () if chosen else _kinds(runs):
         chosen += same[:1] if how == "kinds" else _all_pairs(same)
     makers = {run.checkpoint: run for run in runs if run.checkpoint}
     for run in chosen:  # grows while a run is found that another needs
@@ -73,6 +75,17 @@ def _kinds(runs: Iterable[Run]) -> Iterator[list[Run]]:
     for run in runs:
         kinds.setdefault((run.notebook, frozenset(run.options)), []).append(run)
     yield from kinds.values()
+
+
+def _spread(runs: Iterable[Run]) -> list[Run]:
+    by_notebook: dict[str, list[Run]] = {}
+    for run in runs:
+        by_notebook.setdefault(run.notebook, []).append(run)
+    chosen: list[Run] = []
+    for same in sorted(by_notebook.values(), key=lambda same: len({run.results for run in same})):
+        taken = Counter(run.results for run in chosen)
+        chosen.append(min(same, key=lambda run: taken[run.results]))
+    return chosen
 
 
 def _all_pairs(runs: list[Run]) -> list[Run]:
