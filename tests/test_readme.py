@@ -86,6 +86,21 @@ def test_accuracy_after_training() -> None:
         assert cells == [f"{float(value):.1f}" for value in wanted], name
 
 
+def test_which_tokens_methods_keep() -> None:
+    """Numbers of claims about keep rates and fixed patterns, of maps of both data sets, of CLS tokens and accuracy."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8").partition("What came out on real images")[2]
+    for said in ("(0.99 and 1.00)", "(0.35)", "(0.02 to 0.03)", "0.43 (ATS), 0.57 (Top-K) and 0.63 (EViT)"):
+        assert said in " ".join(text.split())
+    claims = (ROOT / "results/imagenette/tables/claims.md").read_text(encoding="utf-8")
+    for said in ("Top-K 0.99", "EViT 1.00", "ATS 0.35", "ATS 0.43", "Top-K 0.57", "EViT 0.63", "ATS 0.03", "EViT 0.02"):
+        assert said in claims
+    data = pd.read_csv(ROOT / "results/imagenette/tables/patterns_across_data.csv")
+    assert data.loc[data["part"] == "halves", "PCC"].min() >= 0.925
+    found = pd.read_csv(ROOT / "results/imagenette/tables/pattern_proxies.csv")
+    late = found[(found["pairs"] == "with unreduced") & found["block"].isin([9, 11])]
+    assert late["correlation"].abs().round(2).isin([0.98, 0.99]).all() and (late["n_models"] == 41).all()
+
+
 @pytest.mark.parametrize("figure", sorted(set(re.findall(r"\]\((results/[^)#]+)\)", (ROOT / "README.md").read_text()))))
 def test_what_the_readme_links_is_there(figure: str) -> None:
     assert (ROOT / figure).exists()
