@@ -175,6 +175,7 @@ def test_a_wrong_shape_is_found(planted, results, tmp_path):
     done = rehearse(planted(weights=str(tmp_path / "other.safetensors")), results)
     assert done.returncode == 1
     assert "other.safetensors' does not fit backbone 'vit_digits'" in done.stderr
+    assert done.stdout.startswith("rehearsing 1 of 1 runs:\n  off_the_shelf--off_the_shelf\n")
 
 
 @pytest.fixture

@@ -64,6 +64,10 @@ def _prepare(arguments: argparse.Namespace, options: list[str]) -> list[Plan]:
         set_the_stage(arguments.profile)
     plans = plans_to_run(arguments.profile, arguments.results, arguments.rehearse)
     go_offline(plans)
+    if arguments.rehearse:
+        names = [run.name for plan in plans for run in plan.runs]
+        of = sum(len(plan.runs) for plan in load_plans(arguments.profile))
+        print(f"rehearsing {len(names)} of {of} runs:", *names, sep="\n  ", flush=True)
     changed = [changes(state_files(plan)) for plan in plans]
     for plan, new in zip(plans, changed, strict=True):
         (check_plan if new else check_weights)(plan)  # what has no change was checked, with this very code

@@ -1,8 +1,8 @@
 """A rehearsal: the runs of a profile at their smallest, to find what would break before a long study starts.
 
 The notebooks, the workflow, tables and page are those of the real study; generated pictures lie in the real layouts
-(rehearsal_data.py), networks are narrow and random (narrow.py), trainings take an epoch of two steps, and of cells that
-differ in numbers only some run. What comes out is in a folder of its own, and means nothing.
+(rehearsal_data.py), networks are narrow and random (narrow.py), trainings take an epoch of three steps, and of cells
+that differ in numbers only some run. What comes out is in a folder of its own, and means nothing.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ LARGEST = {
 
 
 def plans_to_run(profile: str, results: str | None = None, rehearsed: str | None = None) -> list[Plan]:
-    """:func:`plan.load_plans`, or with one of SAMPLES as ``rehearsed`` a rehearsal of them, which prints its choice."""
+    """:func:`plan.load_plans`, or with one of SAMPLES as ``rehearsed`` a rehearsal of them."""
     if not rehearsed:
         return load_plans(profile, results)
     plans = load_plans(profile, results or str(FOLDER / find_profile(profile).stem))
@@ -101,7 +101,7 @@ def _all_pairs(runs: list[Run]) -> list[Run]:
 
 
 def _words(run: Run) -> list[tuple[str, str]]:
-    """The parameters of a run that are no numbers, and no file's place."""
+    """The parameters of a run that are no numbers."""
     return [(name, str(value)) for name, value in sorted(run.options.items()) if not _is_numeric(value)]
 
 
