@@ -10,18 +10,9 @@ import yaml
 from forked import run_script
 
 import fetch
-from estimate import (
-    CHECKPOINT_BYTES,
-    PASSES,
-    TFLOPS,
-    cost_of,
-    data_of,
-    describe,
-    hours_text,
-    summary,
-    table,
-    weights_of,
-)
+from estimate import CHECKPOINT_BYTES, PASSES, TFLOPS, cost_of
+from needs import data_of, weights_of
+from outlook import describe, hours_text, summary, table
 from plan import load_plans, state_folder
 from profile_file import ROOT, list_profiles
 

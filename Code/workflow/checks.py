@@ -6,11 +6,10 @@ from collections.abc import Iterable, Iterator
 from functools import cache
 from typing import Any
 
-from notebooks import declared_parameters, undeclared_message
+from needs import data_of
+from notebooks import declared_by, undeclared_message
 from plan import Plan, Run
 from profile_file import ROOT, ProfileError, refusal
-
-TRAINING = {"limit_train", "limit_calibration", "num_calibration"}  # parameters of notebooks that read training images
 
 
 def check_plan(plan: Plan) -> None:
@@ -30,19 +29,11 @@ def check_data(plan: Plan) -> None:
 
     Raises :class:`ProfileError` with one line for each dataset that cannot be used.
     """
-    needed = dict.fromkeys(
-        (name, split) for run in plan.runs for name, splits in splits_of(run).items() for split in splits
-    )
+    needed = [(name, split) for name, splits in data_of([plan]).items() for split in splits]
     if needed:
         from common import load_dataset
 
         _refuse(plan, [line for name, split in needed for line in refusal(load_dataset, name, split, img_size=32)])
-
-
-def splits_of(run: Run) -> dict[str, tuple[str, ...]]:
-    """Data set -> which of its splits the run reads."""
-    splits = ("train", "val") if TRAINING.intersection(_declared(run.notebook)) else ("val",)
-    return dict.fromkeys(_values(run, "dataset"), splits)
 
 
 def _refuse(plan: Plan, problems: Iterable[str]) -> None:
@@ -57,14 +48,9 @@ def _study(run: Run) -> Iterator[str]:
     yield from refusal(find_study, run.study)
 
 
-@cache
-def _declared(notebook: str) -> list[str]:
-    return declared_parameters(ROOT / notebook)
-
-
 def _undeclared(run: Run) -> Iterator[str]:
     try:
-        declared = _declared(run.notebook)
+        declared = declared_by(run.notebook)
     except (ValueError, SyntaxError) as error:
         yield f"{run.notebook}: {error}"
         return
@@ -89,14 +75,14 @@ def _schedules(run: Run) -> Iterator[str]:
     from common.reducers import Schedule, default_reduction_loc
 
     blocks = run.options.get("reduction_loc") or default_reduction_loc(12)
-    for keep_rate in _values(run, "keep_rate"):
+    for keep_rate in run.values("keep_rate"):
         yield from refusal(Schedule, keep_rate, tuple(blocks))
 
 
 def _models(run: Run) -> Iterator[str]:
     """Build the run's model, without memory for its weights. A notebook that loops chooses its own combinations."""
     reducer, keep_rate = run.options.get("reducer", "none"), run.options.get("keep_rate", 1.0)
-    for backbone in _values(run, "backbone"):
+    for backbone in run.values("backbone"):
         yield from _model_refusal(backbone, run.options.get("img_size"), reducer, _frozen(keep_rate))
 
 
@@ -119,12 +105,6 @@ def _missing_weights(plan: Plan) -> Iterator[str]:
         for file in run.weights_files:
             if file not in made and not (ROOT / file).is_file():
                 yield f"no weights at {file}, and no run makes them"
-
-
-def _values(run: Run, name: str) -> list[Any]:
-    """Values of a parameter and of its plural, which notebooks have that loop inside one run."""
-    single = [run.options[name]] if name in run.options else []
-    return single + list(run.options.get(f"{name}s", []))
 
 
 def _frozen(value: Any) -> Any:

@@ -7,16 +7,14 @@ reading and augmenting images is left out, and a GPU is taken to sustain TFLOPS.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from functools import cache
-from pathlib import Path
 from typing import Any
 
-from checks import splits_of
 from notebooks import default_parameters
-from plan import Plan, Run, load_plans
-from profile_file import ROOT, list_profiles
+from plan import Run
+from profile_file import ROOT
 
 GPU = "an A100"
 TFLOPS = {"no": 12, "bf16": 100, "fp16": 100}  # sustained, by mixed precision: two and one third of the peak
@@ -40,12 +38,6 @@ DATA = {
 UNKNOWN = (35_000, 4_000, None)  # of a folder: ImageNet-mini's
 EXPLAINED = 100  # passes for an image and an explainer: its own, and the curves of insertion and deletion
 CLEARED = ("Pretrained/finetune", "Scratch/train_test")  # remove what they kept of a training when it is done
-
-
-HOW = (
-    f"estimated for {GPU}: multiply-accumulates of the unreduced network over every image, three times in training, at "
-    f"{TFLOPS['no']} TFLOP/s in float32 and {TFLOPS['bf16']} in mixed precision; reading images is not counted"
-)
 
 
 @dataclass(frozen=True)
@@ -152,21 +144,16 @@ PASSES: dict[str, Callable[[Given], int]] = {
 
 def cost_of(run: Run) -> Cost:
     """What one run costs."""
-    given = Given({**default_parameters(ROOT / run.notebook), **run.options})
+    run = replace(run, options={**default_parameters(ROOT / run.notebook), **run.options})
+    given, trains = Given(run.options), "epochs" in run.options
     notebook = run.notebook.removeprefix("Code/").removesuffix(".py")
-    sizes = [_sizes(name, given.options.get("img_size")) for name in _backbones(given)]
-    if not sizes:
-        return Cost(0.0, 0.0, 0.0)
+    sizes = [sizes_of(name, run.options.get("img_size")) for name in run.values("backbone")]
     passes = PASSES[notebook](given) / len(sizes)
-    speed = TFLOPS[given.options.get("mixed_precision", "no")] * 1e12
+    speed = TFLOPS[run.options.get("mixed_precision", "no")] * 1e12
     hours = sum(2 * size.macs * passes for size in sizes) / speed / 3600
-    trains, batch = (
-        "epochs" in given.options,
-        max([given.options.get("batch_size", 1), *given.options.get("batch_sizes", [])]),
-    )
-    memory = max(size.memory(batch, trains=trains) for size in sizes)
-    kept = given.models if "keep_rates" in given.options and "reducers" in given.options else 1
-    disk = kept * CHECKPOINT_BYTES * sizes[0].params if given.options.get("checkpoints") and trains else 0.0
+    memory = max(size.memory(max(run.values("batch_size"), default=1), trains=trains) for size in sizes)
+    models = given.models if {"keep_rates", "reducers"} <= run.options.keys() else 1
+    disk = models * CHECKPOINT_BYTES * sizes[0].params if trains and run.options.get("checkpoints") else 0.0
     return Cost(hours, memory / GB, disk / GB, notebook not in CLEARED)
 
 
@@ -186,7 +173,7 @@ class Sizes:
 
 
 @cache
-def _sizes(backbone: str, img_size: int | None) -> Sizes:
+def sizes_of(backbone: str, img_size: int | None) -> Sizes:
     import torch
 
     from common import create_model
@@ -198,108 +185,3 @@ def _sizes(backbone: str, img_size: int | None) -> Sizes:
     # two norms, queries, keys and values, attention, projection, both halves of the MLP, two sums
     floats = shape.num_tokens * (9 * shape.dim + 2 * shape.mlp_dim)
     return Sizes(shape.unreduced, sum(weight.numel() for weight in model.parameters()), floats, shape.depth)
-
-
-def _backbones(given: Given) -> list[str]:
-    single = [given["backbone"]] if "backbone" in given.options else []
-    return single + list(given.options.get("backbones", []))
-
-
-def weights_of(plans: Iterable[Plan]) -> list[str]:
-    """The backbones whose weights come from timm's hub."""
-    runs = [run for plan in plans for run in plan.runs]
-    named = [(run.options.get("weights"), Given(run.options)) for run in runs]
-    return sorted(
-        {name for weights, given in named if "timm" in (weights, *_listed(weights)) for name in _backbones(given)}
-    )
-
-
-def _listed(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else []
-
-
-def data_of(plans: Iterable[Plan]) -> dict[str, list[str]]:
-    """Data set -> the splits that are read of it."""
-    found: dict[str, set[str]] = {}
-    for plan in plans:
-        for run in plan.runs:
-            for dataset, splits in splits_of(run).items():
-                found.setdefault(dataset, set()).update(splits)
-    return {dataset: sorted(splits) for dataset, splits in sorted(found.items())}
-
-
-def summary(plans: list[Plan]) -> dict[str, Any]:
-    """Runs, GPU-hours of all, the most that one run needs, and what is downloaded."""
-    costs = [cost_of(run) for plan in plans for run in plan.runs]
-    downloads = {name: DATA.get(name, UNKNOWN)[2] for name in data_of(plans)}
-    weights = {name: 4 * _sizes(name, None).params / GB for name in weights_of(plans)}
-    return {
-        "runs": len(costs),
-        "hours": sum(cost.hours for cost in costs),
-        "longest": max(cost.hours for cost in costs),
-        "memory": max(cost.memory for cost in costs),
-        "disk": sum(cost.disk for cost in costs if cost.kept)
-        + max((cost.disk for cost in costs if not cost.kept), default=0.0),
-        "downloads": {name: size for name, size in downloads.items() if size},
-        "weights": weights,
-        "needed": [name for name, size in downloads.items() if size is None],
-    }
-
-
-def describe(plans: list[Plan]) -> str:
-    """The summary for people, a line for each study before it."""
-    lines = []
-    for plan in plans:
-        for study in plan.tables:
-            costs = [cost_of(run) for run in plan.runs if run.study == study]
-            hours, memory = sum(cost.hours for cost in costs), max(cost.memory for cost in costs)
-            lines.append(
-                f"{plan.profile}: {study}: {len(costs)} runs, {hours_text(hours)}, {memory:.1f} GB of GPU memory"
-            )
-    found = summary(plans)
-    weights = sum(found["weights"].values())
-    downloads = [f"{name} {size:g} GB" for name, size in found["downloads"].items()]
-    downloads += [f"weights of {len(found['weights'])} backbones {weights:.1f} GB"] if weights else []
-    lines.append(
-        f"in all: {found['runs']} runs, {hours_text(found['hours'])} (the longest run {hours_text(found['longest'])}), "
-        f"up to {found['memory']:.1f} GB of GPU memory, {found['disk']:.1f} GB of disk for checkpoints"
-    )
-    lines.append(f"downloads: {', '.join(downloads) or 'nothing'}")
-    lines += [f"has to be under DATA_ROOT: {', '.join(found['needed'])}"] if found["needed"] else []
-    return "\n".join([*lines, HOW])
-
-
-def table() -> str:
-    """The summary of every shipped profile, as README has it."""
-    lines = ["| profile | runs | GPU-hours | longest run | GPU memory | downloads | has to be there |"]
-    lines.append("|---|--:|--:|--:|--:|--:|---|")
-    for name in list_profiles():
-        found = summary(load_plans(name))
-        hours, longest = (hours_text(found[key]).removesuffix(" GPU-hours") for key in ("hours", "longest"))
-        downloads = sum(found["downloads"].values()) + sum(found["weights"].values())
-        needed = ", ".join(Path(data.removeprefix("folder:")).name for data in found["needed"])
-        cells = [
-            f"`{name}`",
-            f"{found['runs']}",
-            hours,
-            longest,
-            f"{found['memory']:.1f} GB",
-            f"{downloads:.1f} GB",
-            needed,
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def hours_text(hours: float) -> str:
-    """
-    >>> hours_text(0.02), hours_text(3.26), hours_text(1234.0)
-    ('under 0.1 GPU-hours', '3.3 GPU-hours', '1,234 GPU-hours')
-    """
-    if hours < 0.1:
-        return "under 0.1 GPU-hours"
-    return f"{hours:.1f} GPU-hours" if hours < 100 else f"{hours:,.0f} GPU-hours"
-
-
-if __name__ == "__main__":
-    print(table())

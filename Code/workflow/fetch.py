@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from checks import check_plan
-from estimate import data_of, weights_of
+from needs import data_of, weights_of
 from plan import Plan, load_plans, state_folder
 from profile_file import ROOT, ProfileError, refusal
 

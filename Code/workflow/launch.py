@@ -18,8 +18,8 @@ from importlib.metadata import version
 
 from accept import accept
 from checks import check_plan, check_weights
-from estimate import describe
 from fetch import go_offline
+from outlook import describe
 from plan import Plan, load_plans, state_folder
 from profile_file import ROOT, ProfileError
 from rehearsal import SAMPLES, plans_to_run, set_the_stage

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ast
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from profile_file import ROOT
 
 if TYPE_CHECKING:
     from nbformat import NotebookNode
@@ -26,6 +29,12 @@ def declared_parameters(source: Path) -> list[str]:
     Raises ValueError when there is not exactly one such cell.
     """
     return [name for statement in ast.parse(_parameters_cell(source)).body for name in _assigned_names(statement)]
+
+
+@cache
+def declared_by(notebook: str) -> list[str]:
+    """:func:`declared_parameters` of a file relative to the repository, read once."""
+    return declared_parameters(ROOT / notebook)
 
 
 def default_parameters(source: Path) -> dict[str, Any]:

@@ -20,7 +20,8 @@ from typing import Any
 
 from profile_file import ROOT, ProfileError, find_profile, read_profile, source_of
 
-NAMED_WEIGHTS = ("timm", "digits")  # what the notebooks take besides the path of a file
+HUB = "timm"
+NAMED_WEIGHTS = (HUB, "digits")  # what the notebooks take besides the path of a file
 
 
 @dataclass(frozen=True)
@@ -62,12 +63,20 @@ class Run:
     def checkpoint(self) -> str:
         return str(self.options.get("checkpoint") or "")
 
+    def values(self, name: str) -> list[Any]:
+        """Values of a parameter and of its plural, which notebooks have that loop inside one run."""
+        single = [self.options[name]] if name in self.options else []
+        return single + list(self.options.get(f"{name}s", []))
+
+    @property
+    def named_weights(self) -> list[str]:
+        weights = self.options.get("weights") or []
+        return [weights] if isinstance(weights, str) else weights
+
     @property
     def weights_files(self) -> list[str]:
         """The files that the run starts from."""
-        weights = self.options.get("weights") or []
-        named = [weights] if isinstance(weights, str) else weights
-        return [name for name in named if name and name not in NAMED_WEIGHTS]
+        return [name for name in self.named_weights if name and name not in NAMED_WEIGHTS]
 
     @property
     def parameters(self) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
-from estimate import data_of
+from needs import data_of
 from notebooks import default_parameters
 from plan import Plan, Run, load_plans
 from profile_file import ROOT, find_profile
