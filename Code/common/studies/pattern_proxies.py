@@ -77,7 +77,6 @@ class PatternProxies(Study):
     captions = {
         "": "Rank correlation of each measure with the difference in accuracy. Bars: leaving out one model at a time.",
     }
-    run_figures = "**/*.png"
     parameters = {"cls_at": Many[Whole]}
 
     def summarise(self, runs: pd.DataFrame) -> pd.DataFrame:

@@ -94,7 +94,7 @@ class PatternsAcrossData(Study):
         "ami": "How far two backbones merge the same patches of the same images, block by block: 0 = by chance, 1 = "
         "the same.",
     }
-    run_figures = "**/*.png"
+    run_figures = "*/*.png"  # the figure of the run itself is among the summary figures
     parameters = {"resamples": Count, "limits": Many[Count | None]}
 
     claims = _pattern_claims.ACROSS_CLAIMS
