@@ -196,6 +196,7 @@ def test_every_notebook_is_taken_once_and_every_profile_has_one(everything):
 
 
 @pytest.mark.slow
+@pytest.mark.full
 def test_every_shipped_profile_gets_through_its_rehearsal(everything, results):
     """All of them in one go, one run of every notebook, from the generated pictures to the page."""
     done = rehearse(everything, results, "notebooks")

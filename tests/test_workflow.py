@@ -168,6 +168,9 @@ def test_an_included_profile_has_its_own_folder_and_its_name_in_its_runs(toy):
     assert [run.name for run in mine.runs] == ["toy--scratch--mine"]
     assert [run.csv for run in smoke.runs] == [run.csv for run in only_plan("smoke").runs]
     assert [plan.results for plan in load_plans(str(outer), "results/x")] == ["results/x/smoke", "results/x/toy"]
+    both = toy.with_name("both.yaml")
+    both.write_text(yaml.safe_dump({"profile": "both", "include": ["smoke", "outer.yaml"]}))
+    assert [plan.results for plan in load_plans(str(both), "results/x")] == ["results/x/smoke", "results/x/toy"]
 
 
 def test_a_profile_that_includes_itself_or_nothing_known_is_refused(toy):

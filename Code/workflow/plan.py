@@ -116,23 +116,23 @@ def load_plans(profile: str, results: str | None = None) -> list[Plan]:
     """Expand a profile, its name or the path of a YAML file, and before it the profiles that it includes.
 
     Each has its own results folder: results/<profile>, or what the file says. ``results`` replaces the folder of
-    ``profile``; those that it includes then get folders inside of it.
+    ``profile``; those that it includes, and those that these include, then get folders inside of it.
 
     Raises :class:`ProfileError` for what is wrong with the form of a profile; checks.py looks at the values.
     """
-    plans = list(_load(find_profile(profile), results, ()))
+    plans = list(_load(find_profile(profile), results, results, ()))
     unique = list({plan.results: plan for plan in plans}.values())
     return [plan.named() for plan in unique] if len(unique) > 1 else unique
 
 
-def _load(path: Path, results: str | None, including: tuple[Path, ...]) -> Iterator[Plan]:
+def _load(path: Path, results: str | None, inside: str | None, including: tuple[Path, ...]) -> Iterator[Plan]:
     path = path.resolve()
     if path in including:
         raise ProfileError([f"{path.name}: it includes itself, by way of {', '.join(p.name for p in including)}"])
     given = read_profile(path)
     for name in given.get("include", []):
         included = find_profile(name, path.parent)
-        yield from _load(included, f"{results}/{included.stem}" if results else None, (*including, path))
+        yield from _load(included, inside and f"{inside}/{included.stem}", inside, (*including, path))
     if given.get("runs"):
         name = given["profile"]
         folder = _shown(results or given.get("results") or f"results/{name}")
