@@ -12,9 +12,8 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
-from notebooks import default_parameters
+from notebooks import defaults_of
 from plan import Run
-from profile_file import ROOT
 
 GPU = "an A100"
 TFLOPS = {"no": 12, "bf16": 100, "fp16": 100}  # sustained, by mixed precision: two and one third of the peak
@@ -144,7 +143,7 @@ PASSES: dict[str, Callable[[Given], int]] = {
 
 def cost_of(run: Run) -> Cost:
     """What one run costs."""
-    run = replace(run, options={**default_parameters(ROOT / run.notebook), **run.options})
+    run = replace(run, options={**defaults_of(run.notebook), **run.options})
     given, trains = Given(run.options), "epochs" in run.options
     notebook = run.notebook.removeprefix("Code/").removesuffix(".py")
     sizes = [sizes_of(name, run.options.get("img_size")) for name in run.values("backbone")]

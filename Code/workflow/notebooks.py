@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from profile_file import ROOT
@@ -37,11 +39,12 @@ def declared_by(notebook: str) -> list[str]:
     return declared_parameters(ROOT / notebook)
 
 
-def default_parameters(source: Path) -> dict[str, Any]:
-    """The values of that cell."""
+@cache
+def defaults_of(notebook: str) -> Mapping[str, Any]:
+    """The values of that cell, of a file relative to the repository, read once; not to be changed."""
     values: dict[str, Any] = {}
-    exec(_parameters_cell(source), {}, values)
-    return values
+    exec(_parameters_cell(ROOT / notebook), {}, values)
+    return MappingProxyType(values)
 
 
 def _parameters_cell(source: Path) -> str:

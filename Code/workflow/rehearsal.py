@@ -17,10 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from needs import data_of
-from notebooks import default_parameters
+from notebooks import defaults_of
 from plan import Plan, Run, load_plans
 from profile_file import ROOT, find_profile
-from rehearsal_data import write_datasets
 
 FOLDER = Path("results/rehearsal")
 ABOUT = "Generated pictures and narrow random networks: this page shows that everything runs. No number means anything."
@@ -49,6 +48,8 @@ def plans_to_run(profile: str, results: str | None = None, rehearsed: str | None
 
 def set_the_stage(profile: str) -> None:
     """Write the pictures of a rehearsal where they are missing, and let this process and its children see no others."""
+    from rehearsal_data import write_datasets  # no other start of a profile needs it, nor numpy and Pillow
+
     root = ROOT / FOLDER / "data"
     os.environ.update(DATA_ROOT=str(root), HF_HUB_OFFLINE="1")
     write_datasets(root, data_of(load_plans(profile)))
@@ -123,7 +124,7 @@ def _narrow(run: Run, made: set[str]) -> bool:
 
 
 def _small_options(run: Run) -> dict[str, Any]:
-    given = {**default_parameters(ROOT / run.notebook), **run.options}
+    given = {**defaults_of(run.notebook), **run.options}
     small = {name: _small(name, value) for name, value in given.items()}
     return dict(run.options) | {name: value for name, value in small.items() if value != given[name]}
 
