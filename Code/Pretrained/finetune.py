@@ -78,6 +78,7 @@ batch_size = 64
 seed = 42
 limit_train = None
 limit_val = None
+mixed_precision = "no"
 workers = 0
 device = None
 checkpoint = ""
@@ -89,7 +90,8 @@ figure = "results/notebook/finetune.png"
 # ## Data and model
 
 # %%
-config = TrainConfig(epochs=epochs, lr=lr, batch_size=batch_size, seed=seed, workers=workers, device=device)
+machine = {"workers": workers, "device": device, "mixed_precision": mixed_precision}
+config = TrainConfig(epochs=epochs, lr=lr, batch_size=batch_size, seed=seed, **machine)
 limits = {"limit_train": limit_train, "limit_val": limit_val}
 start = {"weights": weights, "head": head, "reducer": reducer, "keep_rate": keep_rate, "img_size": img_size}
 folder = f"{checkpoints}/{Path(csv).stem}" if checkpoints else ""

@@ -67,6 +67,7 @@ batch_size = 32
 seed = 42
 limit_train = None
 limit_val = None
+mixed_precision = "no"
 workers = 0
 device = None
 checkpoint = ""
@@ -86,6 +87,7 @@ config = TrainConfig(
     warmup_epochs=0.1 * epochs if schedule == "cosine" else 0.0,
     batch_size=batch_size,
     seed=seed,
+    mixed_precision=mixed_precision,
     workers=workers,
     device=device,
 )
