@@ -9,13 +9,15 @@ import pandas as pd
 import pytest
 from decided import record_of_stages
 from fake_runs import answered, found_in
+from matplotlib.figure import Figure
 
 from common.analysis import compare
 from common.analysis.runs import RunData
 from common.evaluation import Record, Stage
+from common.report import sections as show
 from common.results import write_run
-from common.studies.pattern_proxies import PatternProxies, proxy_rows
-from common.studies.reduction_patterns import ReductionPatterns, depth_maps, pattern_rows
+from common.studies.pattern_proxies import PatternProxies, correlation_figure, proxy_rows
+from common.studies.reduction_patterns import ReductionPatterns, agreement_figure, depth_maps, pattern_rows
 
 IMAGES, PATCHES = 80, 49
 CONDITIONS = {"profile": "test", "backbone": "vit_digits", "weights": "w", "dataset": "noise", "img_size": 32}
@@ -112,18 +114,17 @@ def test_page_says_who_agrees(run: Path) -> None:
     assert "least TRAM " in answer.points[-1]
 
 
-@pytest.fixture
-def proxies(tmp_path: Path) -> Path:
-    """The more noise there is in the features of a model, the more often it is wrong."""
+def proxy_run(root: Path, wrong: int) -> Path:
+    """The more noise there is in the features of a model, the more images, by ``wrong``, it takes for another class."""
     rng = np.random.default_rng(0)
     x, targets = rng.normal(size=(IMAGES, 4)), np.zeros(IMAGES, dtype=np.int32)
     made = []
     for place, (method, rate) in enumerate(
         [("none", 1.0), *((m, r) for m in ("topk", "evit") for r in (0.9, 0.5, 0.25))]
     ):
-        wrong = np.arange(IMAGES)[:, None] < 8 * place
-        told = {"targets": targets, "predictions": np.where(wrong, 1, np.zeros((IMAGES, 5), dtype=np.int32))}
-        told |= {"accuracy": {"top1": 100 * (1 - 8 * place / IMAGES), "top5": 100.0}}
+        taken = np.arange(IMAGES)[:, None] < wrong * place
+        told = {"targets": targets, "predictions": np.where(taken, 1, np.zeros((IMAGES, 5), dtype=np.int32))}
+        told |= {"accuracy": {"top1": 100 * (1 - wrong * place / IMAGES), "top5": 100.0}}
         told["cls"] = {1: x + place * rng.normal(size=x.shape), 3: x + rng.normal(size=x.shape)}
         record = (
             keeping(method, rate, order(place), **told)
@@ -131,9 +132,13 @@ def proxies(tmp_path: Path) -> Path:
             else record_of_stages({}, "none", (7, 7), IMAGES, keep_rate=1.0, seed=0, **told)
         )
         made.append(RunData.of(record))
-    rows = proxy_rows(made)
-    write_run(rows, PatternProxies, tmp_path / "runs/pattern_proxies/a.csv", seed=0, **CONDITIONS)
-    return tmp_path
+    write_run(proxy_rows(made), PatternProxies, root / "runs/pattern_proxies/a.csv", seed=0, **CONDITIONS)
+    return root
+
+
+@pytest.fixture
+def proxies(tmp_path: Path) -> Path:
+    return proxy_run(tmp_path, wrong=8)
 
 
 def test_what_accuracy_follows_is_found(proxies: Path) -> None:
@@ -171,3 +176,26 @@ def test_one_group_of_all_patches_is_no_agreement(tmp_path: Path) -> None:
     }
     assert "most alike are ToMe and SiT, 1.00" in said["apart"][0].points[0]
     assert said["together"] == []
+
+
+def test_without_a_difference_in_accuracy_one_sentence_says_so(tmp_path: Path) -> None:
+    """Features still stand beside those of the unreduced model; no figure, answer or verdict is made of nothing."""
+    found = found_in(proxy_run(tmp_path, wrong=0), "pattern_proxies")
+    why = "No rank correlation: all models have the same accuracy, 100.00 %, so no similarity can tell how it differs."
+    correlations, similarities = found.sections
+    assert correlations.notes[0] == why and set(correlations.frame["Correlation"]) == {show.NONE}
+    assert len(similarities.frame) == 6 and set(similarities.frame["Change"]) == {"0.00 [0.00, 0.00]"}
+    assert drawn_text(correlation_figure(found.runs)) == why
+    assert list(found.study.figures(found.runs, {})) == answered("pattern_proxies", found.table) == []
+    assert [judge(found.table) for judge in found.study.claims.values()] == [None, None, None]
+
+
+def test_without_complete_pairs_one_sentence_says_so(run: Path) -> None:
+    rows = found_in(run, "reduction_patterns").runs
+    wanted = "No agreement about patches kept beyond chance: at no keep rate do all pairs of methods have a number."
+    assert drawn_text(agreement_figure(rows[rows["part"] == "depth"], "iou_excess")) == wanted
+
+
+def drawn_text(figure: Figure) -> str:
+    (text,) = figure.texts
+    return text.get_text().replace("\n", " ")

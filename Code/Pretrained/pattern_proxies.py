@@ -46,7 +46,7 @@ from common import plots
 from common.analysis.runs import shelf_runs
 from common.results import resolve, write_run
 from common.setup import Setup
-from common.studies.pattern_proxies import PatternProxies, named, proxy_rows
+from common.studies.pattern_proxies import PatternProxies, correlation_figure, proxy_rows
 
 # %% tags=["parameters"]
 profile = "notebook"
@@ -78,13 +78,13 @@ runs = shelf_runs(resolve(output_dir), setup, reducers, keep_rates, cls_at=tuple
 
 # %% [markdown]
 # ## Similarity and accuracy
-# A row for every measure: its rank correlation with the size of the difference in accuracy, over pairs of models.
+# A row for every measure: its rank correlation with the size of the difference in accuracy, over pairs of models. Where
+# all models have the same accuracy there is none, and the figure says so.
 
 # %%
 rows = list(proxy_rows(runs))
-table = pd.DataFrame(rows)
-correlations = table[table["part"] == "correlation"]
-fig = plots.correlation_forest(named(correlations))
+table = pd.DataFrame(rows, columns=["method", "options", "keep_rate", *PatternProxies.columns])
+fig = correlation_figure(table)
 plots.save(fig, figure)
 fig
 
@@ -101,4 +101,5 @@ similar[["method", "options", "keep_rate", "accuracy", "accuracy_change", "cka",
 
 # %%
 write_run(rows, PatternProxies, csv, profile=profile, **setup.conditions, seed=seed)
+correlations = table[table["part"] == "correlation"]
 correlations[["pairs", "measure", "block", "correlation", "correlation_low", "correlation_high", "p", "partial"]]

@@ -48,7 +48,7 @@ from common.results import resolve, write_run
 from common.setup import Setup
 from common.studies.reduction_patterns import (
     ReductionPatterns,
-    agreement_table,
+    agreement_figure,
     depth_maps,
     kept_by_two,
     pattern_rows,
@@ -114,9 +114,8 @@ fig
 # all patches are kept there is nothing to exceed, and no panel.
 
 # %%
-table = pd.DataFrame(rows)
-agreement = agreement_table(table, "iou_excess")
-plots.agreement_dendrogram(agreement, "iou_excess", agreement["block"].iloc[0])
+table = pd.DataFrame(rows, columns=["method", "options", "keep_rate", "seed", *ReductionPatterns.columns])
+agreement_figure(table, "iou_excess")
 
 # %% [markdown]
 # ## One image, two methods

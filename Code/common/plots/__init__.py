@@ -26,4 +26,13 @@ from common.plots.slimming import (
     slimming_tolerances,
     slimming_tradeoff,
 )
-from common.plots.style import EXPLAINERS, METHODS, MethodStyle, explainer_label, explainer_style, method_style, save
+from common.plots.style import (
+    EXPLAINERS,
+    METHODS,
+    MethodStyle,
+    explainer_label,
+    explainer_style,
+    method_style,
+    save,
+    sentence,
+)

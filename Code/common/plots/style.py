@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from common.errors import UsageError, require_choice
 from common.results import resolve, write_atomically
 
 WIDTH = 9.0  # inches; 900 px at the lowest resolution a figure is written in
+_LETTERS = 110  # in a line of this width
 MAX_BYTES = 150_000
 # From sharp to small: (dots per inch, colours). The first that fits under MAX_BYTES is written.
 _QUALITIES = ((200, 256), (160, 256), (130, 256), (100, 256), (100, 128), (100, 64), (100, 32))
@@ -122,6 +124,15 @@ def new_figure(height: float, *, width: float = WIDTH, layout: str | None = "con
     fig = PageFigure(figsize=(width, height), layout=layout, facecolor="white")
     if layout == "constrained":
         fig.get_layout_engine().set(w_pad=0.09, h_pad=0.07)
+    return fig
+
+
+def sentence(text: str) -> PageFigure:
+    """Return a figure that says ``text``, in place of a drawing for which the numbers are missing."""
+    text = textwrap.fill(text, _LETTERS)
+    with rc_context(RC):
+        fig = new_figure(0.5 + 0.2 * text.count("\n"))
+        fig.text(0.5, 0.5, text, ha="center", va="center")
     return fig
 
 

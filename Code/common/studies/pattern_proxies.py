@@ -86,12 +86,15 @@ class PatternProxies(Study):
     def sections(self, data: pd.DataFrame) -> Iterator[Section]:
         for _, rows in data.groupby(SETTING, sort=False, dropna=False):
             title, parts = show.setting_title(rows), dict(list(rows.groupby("part", sort=False)))
-            yield _correlations(title, parts["correlation"])
-            similar = parts["similarity"]
-            yield _similarities(title, similar[similar["block"] == similar["block"].max()])
+            if "correlation" in parts:
+                yield _correlations(title, parts["correlation"], without_correlation(rows))
+            if "similarity" in parts:
+                similar = parts["similarity"]
+                yield _similarities(title, similar[similar["block"] == similar["block"].max()])
 
     def figures(self, runs: pd.DataFrame, others: Mapping[str, pd.DataFrame]) -> Iterator[tuple[str, Figure]]:
-        yield "", plots.correlation_forest(named(runs[runs["part"] == "correlation"]))
+        if not without_correlation(runs):
+            yield "", correlation_figure(runs)
 
     def measured_on(self, rows: pd.DataFrame) -> str:
         return show.off_the_shelf_text(rows, "n_images")
@@ -116,7 +119,7 @@ def _similarities(title: str, rows: pd.DataFrame) -> Section:
     return Section(f"{title}: features beside those of the unreduced model", frame, (_SIMILARITY_NOTE,), folded=True)
 
 
-def _correlations(title: str, rows: pd.DataFrame) -> Section:
+def _correlations(title: str, rows: pd.DataFrame, missing: str) -> Section:
     frame = pd.DataFrame(
         {
             "Pairs": rows["pairs"],
@@ -128,7 +131,8 @@ def _correlations(title: str, rows: pd.DataFrame) -> Section:
             "Models": rows["n_models"].astype(str),
         }
     )
-    return Section(f"{title}: similarity and difference of accuracy", frame, (_CORRELATION_NOTE,))
+    notes = (missing, _CORRELATION_NOTE) if missing else (_CORRELATION_NOTE,)
+    return Section(f"{title}: similarity and difference of accuracy", frame, notes)
 
 
 def _with_intervals(rows: pd.DataFrame, name: str, digits: int) -> list[str]:
@@ -139,10 +143,27 @@ def _with_intervals(rows: pd.DataFrame, name: str, digits: int) -> list[str]:
     ]
 
 
-def named(rows: pd.DataFrame) -> pd.DataFrame:
-    """``rows`` of correlations with a ``label`` for readers, as :func:`common.plots.correlation_forest` takes them."""
-    names = zip(rows["measure"].map(MEASURES), rows["block"].astype(str), strict=True)
-    return rows.assign(label=[", block ".join(name) for name in names])
+def correlation_figure(rows: pd.DataFrame) -> Figure:
+    """The correlations among ``rows`` of the study; without any, a sentence that says why."""
+    missing = without_correlation(rows)
+    if missing:
+        return plots.sentence(missing)
+    known = rows[rows["part"] == "correlation"]
+    names = zip(known["measure"].map(MEASURES), known["block"].astype(str), strict=True)
+    return plots.correlation_forest(known.assign(label=[", block ".join(name) for name in names]))
+
+
+def without_correlation(rows: pd.DataFrame) -> str:
+    """One sentence on why ``rows`` of the study hold no correlation; "" where they hold one."""
+    if rows.loc[rows["part"] == "correlation", "correlation"].notna().any():
+        return ""
+    similar = rows[rows["part"] == "similarity"]
+    if len(similar) and (similar["accuracy_change"] == 0).all():
+        accuracy = show.number(similar["accuracy"].iloc[0], 2)
+        why = f"all models have the same accuracy, {accuracy} %, so no similarity can tell how it differs"
+    else:
+        why = "in no kind of pairs do both the similarity and the difference in accuracy vary"
+    return f"No rank correlation: {why}."
 
 
 def _best(pairs: str, rows: pd.DataFrame) -> str:

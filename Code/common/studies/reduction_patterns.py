@@ -102,9 +102,8 @@ class ReductionPatterns(Study):
 
     def figures(self, runs: pd.DataFrame, others: Mapping[str, pd.DataFrame]) -> Iterator[tuple[str, Figure]]:
         for measure in ADJUSTED:
-            table = agreement_table(runs, measure)
-            if len(table):
-                yield measure, plots.agreement_dendrogram(table, measure, table["block"].iloc[0])
+            if len(agreement_table(runs, measure)):
+                yield measure, agreement_figure(runs, measure)
 
     def measured_on(self, rows: pd.DataFrame) -> str:
         return show.off_the_shelf_text(rows, "n_images")
@@ -229,6 +228,15 @@ def agreement_table(rows: pd.DataFrame, measure: str) -> pd.DataFrame:
     table = table.assign(chance=0.0, panel="keep rate " + rates)
     complete = [cells for _, cells in table.groupby("panel", sort=False) if is_complete(cells)]
     return pd.concat(complete) if complete else table.head(0)
+
+
+def agreement_figure(rows: pd.DataFrame, measure: str) -> Figure:
+    """The agreement of :func:`agreement_table`; where no keep rate has one, a sentence that says why."""
+    table = agreement_table(rows, measure)
+    if table.empty:
+        what = f"No agreement about {ADJUSTED[measure]} beyond chance"
+        return plots.sentence(f"{what}: at no keep rate do all pairs of methods have a number.")
+    return plots.agreement_dendrogram(table, measure, table["block"].iloc[0])
 
 
 def kept_by_two(
