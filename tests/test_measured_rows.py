@@ -5,11 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
+from common.errors import UsageError
 from common.models.factory import create_backbone
 from common.results import read_run, write_run
+from common.schema import accuracy_name
 from common.setup import Setup
 from common.studies import finetune, gallery, method_grid, off_the_shelf
 from common.studies.finetune import Finetune
@@ -17,6 +20,7 @@ from common.studies.method_grid import MethodGrid
 from common.training import protocol
 from common.training.experiment import Experiment
 from common.weights import save_state
+from rehearsal_data import write_datasets
 
 CONFIG = protocol("tram", epochs=1, lr=1e-3, batch_size=20, device="cpu")
 SMALL = Experiment("vit_digits", "digits", CONFIG, img_size=32, limit_train=40, limit_val=20)
@@ -75,7 +79,7 @@ def test_a_head_of_the_same_classes_is_kept_and_random_weights_know_none(tmp_pat
 @pytest.mark.parametrize("reducer", ["topk", "ats:sampler=random"])
 def test_values_by_image_of_the_grid_have_its_accuracies_as_their_means(tmp_path, reducer):
     """Also where chance decides which tokens stay."""
-    experiment = replace(SMALL, reducer=reducer, keep_rate=0.5)
+    experiment = replace(SMALL, reducer=reducer, keep_rate=0.5, head="dataset")
     rows = method_grid.run_cell(experiment)
     ids = experiment.val_set().image_ids
     found = read_run(write_run(rows, MethodGrid, tmp_path / "run.csv", image_ids=ids, profile="test"), MethodGrid)
@@ -83,6 +87,46 @@ def test_values_by_image_of_the_grid_have_its_accuracies_as_their_means(tmp_path
     assert found["lr"].tolist() == pytest.approx([np.nan, 1e-3], nan_ok=True)
     for values, accuracy in zip(found["accuracy_by_image"], found["accuracy"], strict=True):
         assert len(values) == 20 and 100 * np.mean(values) == pytest.approx(accuracy)
+
+
+@pytest.fixture
+def pictures(tmp_path, monkeypatch):
+    """Generated pictures in the layouts of the paper's data sets other than ImageNet."""
+    write_datasets(tmp_path / "data", ["nabirds", "coco", "nuswide"])
+    monkeypatch.setenv("DATA_ROOT", str(tmp_path / "data"))
+
+
+@pytest.mark.usefixtures("pictures")
+def test_a_fresh_head_has_no_row_before_it_is_trained(tmp_path):
+    """Of images with several labels the row holds the mAP, and there are no values by image."""
+    coco = replace(SMALL, dataset="coco", head="fresh", recipe="which_tokens")
+    (row,) = method_grid.run_cell(coco, method_grid.Kept(checkpoints=str(tmp_path)))
+    log = pd.read_csv(tmp_path / "coco" / "vit_digits-none-1-s42" / "log.csv")
+    assert (row["epochs"], row["dataset"], row["accuracy"]) == (1, "coco", pytest.approx(log["val_accuracy"][1]))
+    assert "accuracy_by_image" not in row and 0 < row["accuracy"] < 100
+    with pytest.raises(UsageError, match=r"^epochs=0 with a fresh head measures chance; "):
+        method_grid.run_cell(replace(coco, config=replace(CONFIG, epochs=0)))
+
+
+@pytest.mark.usefixtures("pictures")
+def test_the_measure_is_named_by_the_labels_of_the_images():
+    for name in ("nabirds", "coco", "nuswide"):
+        assert replace(SMALL, dataset=name).val_set().multi_label == (accuracy_name(name) == "mAP")
+
+
+@pytest.mark.usefixtures("pictures")
+def test_a_teacher_is_the_checkpoint_of_the_unreduced_model(tmp_path):
+    """Of those methods only that learn from one; with its own weights it would know other classes."""
+    file = str(tmp_path / "none.safetensors")
+    start = replace(SMALL, dataset="coco", head="fresh", recipe="which_tokens")
+    method_grid.measure(start, ["none"], [0.5], method_grid.Kept(checkpoint=file))
+    taught = replace(start, teacher="vit_digits", teacher_weights=file)
+    rows = method_grid.measure(taught, ["topk", "dynamicvit"], [0.5])
+    assert [(row["method"], row["keep_rate"]) for row in rows] == [("topk", "0.5"), ("dynamicvit", "0.5")]
+    found = [method_grid.with_teacher(replace(taught, reducer=name)) for name in ("topk", "dynamicvit")]
+    assert [each.teacher_weights for each in found] == ["", file]
+    with pytest.raises(UsageError, match=r"of 2 models; give one method and one keep rate$"):
+        method_grid.measure(start, ["topk"], [0.5, 0.25], method_grid.Kept(checkpoint=file))
 
 
 def test_off_the_shelf_measures_every_method_at_every_rate():

@@ -28,10 +28,11 @@ from common.report.paired import NOT_PAIRED, PAIRED
 from common.report.published import published_sections
 from common.report.sections import Section, spread
 from common.report.tables import write_tables
-from common.results import read_published
+from common.results import read_published, read_runs
 from common.schedule import keep_rate_text
-from common.studies import all_studies
+from common.studies import all_studies, find_study
 from common.studies.__main__ import main
+from common.studies._accuracy_claims import gain_of_evit
 from common.studies.off_the_shelf import OffTheShelf
 
 
@@ -345,6 +346,29 @@ def test_method_grid_leader_over_seeds(tmp_path: Path) -> None:
         method_grid_run(tmp_path, {("tram", 0.5): 90.0 + seed, ("topk", 0.5): 95.0 + seed}, seed=seed, epochs=5)
     accuracy = found_in(tmp_path, "method_grid").sections[0]
     assert accuracy.best == {(1, "50 %")}
+
+
+def test_images_of_several_labels_are_measured_by_map(tmp_path: Path) -> None:
+    """In titles, notes, answers and claims; a data set of one label beside it keeps its top-1."""
+    grid = {("none", 1.0): 80.0, ("topk", 0.25): 70.0, ("evit", 0.25): 71.0}
+    for seed, dataset in enumerate(("coco", "nabirds")):
+        method_grid_run(tmp_path, grid, dataset=dataset, epochs=30, seed=seed)
+    found = found_in(tmp_path, "method_grid")
+    several, one = ([each for each in found.sections if each.title.startswith(name)] for name in ("coco", "nabirds"))
+    assert several[0].title == "coco, ViT-Ti/16, 224 px, mAP after 30 epochs on 2,000 images"
+    assert several[0].notes[0].startswith("mAP in percent on 3,925 images")
+    assert one[0].notes[0].startswith("Top-1 accuracy in percent")
+    answers = [answer.text for answer in answered("method_grid", found.table)]
+    assert answers == [
+        "On coco at 224 px with ViT-Ti/16, mAP after 30 epochs on 2,000 images: 80.00 % (1 seed) without reduction.",
+        "On nabirds at 224 px with ViT-Ti/16, after 30 epochs on 2,000 images: 80.00 % (1 seed) without reduction.",
+    ]
+    ((_, figure),) = find_study("method_grid").figures(
+        found.runs, {"throughput": read_runs(tmp_path, find_study("throughput"))}
+    )
+    assert [ax.get_ylabel() for ax in figure.axes] == ["mAP (%)", "Accuracy, dataset's classes (%)"]
+    verdicts = [gain_of_evit(rows).numbers for _, rows in found.table.groupby("dataset")]
+    assert verdicts == ["+1.00 (no interval) points, mAP", "+1.00 (no interval) points, top-1"]
 
 
 def test_gallery_counts_who_is_right(tmp_path: Path) -> None:

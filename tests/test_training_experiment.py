@@ -207,7 +207,7 @@ def test_a_run_leaves_its_folder(file, tmp_path, capsys):
     assert [line.split(":")[0] for line in lines] == ["epoch 0", "epoch 1", "epoch 2"]
     folder = tmp_path / "run"
     log = pd.read_csv(folder / "log.csv")
-    assert log["epoch"].tolist() == [0, 1, 2] and f"accuracy {log['val_accuracy'][2]:.2f} %" in lines[2]
+    assert log["epoch"].tolist() == [0, 1, 2] and f"top-1 {log['val_accuracy'][2]:.2f} %" in lines[2]
     record = json.loads((folder / "experiment.json").read_text())
     assert record["experiment"]["reducer"] == "topk" and record["experiment"]["config"]["lr"] == 1e-3
     assert {"torch", "timm", "commit", "device", "date"} <= record.keys()

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from dataclasses import replace
 from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
@@ -22,11 +23,12 @@ from checks import check_plan
 from common import list_reducers
 from common.data import list_datasets
 from common.errors import UsageError
-from common.options import check
+from common.options import check, field_kinds
 from common.parameters import kind_of
 from common.studies import all_studies
+from common.training import TrainConfig, protocol
 from common.yaml_files import parse_yaml, to_yaml
-from notebooks import declared_parameters, read_notebook
+from notebooks import declared_parameters, defaults_of, read_notebook
 from plan import Plan, load_plans
 from profile_file import ROOT, RUN, ProfileError, list_profiles
 
@@ -133,13 +135,37 @@ def test_placeholders_and_weights(toy, tmp_path, monkeypatch):
     assert only_plan(profile).runs[2].weights_files == [f"{tmp_path}/w.safetensors"]
 
 
+def test_a_string_may_name_the_data_set_and_the_backbone_of_its_run(toy):
+    """So that one entry of a grid makes a file of weights for each, and another one has it as its teacher."""
+    grid = {"dataset": ["digits", "folder:/some data/x"], "backbone": ["a.b"]}
+    file = "{results}/{dataset}-{backbone}-{epochs}.safetensors"
+    first = {"name": "first", "grid": grid, "parameters": {"checkpoint": file}}
+    then = {"name": "then", "grid": grid, "parameters": {"teacher_weights": file, "weights": "timm"}}
+    made, taught = (
+        only_plan(write_profile(toy, first, then), "results/x").runs[part] for part in (slice(2), slice(2, 4))
+    )
+    names = [f"results/x/{name}-a.b-{{epochs}}.safetensors" for name in ("digits", "folder_some_data_x")]
+    assert [run.checkpoint for run in made] == names == [run.weights_files[0] for run in taught]
+    assert [run.weights_files for run in made] == [[], []]
+
+
+def test_parameters_may_be_several_mappings_of_which_a_later_one_wins(toy):
+    parts = [{"seed": 0, "pause": 1.0}, {"pause": 2.0}]
+    assert only_plan(write_profile(toy, {"parameters": parts})).runs[0].options == {"seed": 0, "pause": 2.0}
+    for wrong in ([], [{"seed": 0}, 1]):
+        with pytest.raises(ProfileError, match=r"is not allowed; give name: value for each parameter$"):
+            only_plan(write_profile(toy, {"parameters": wrong}))
+
+
 TRAM = {"throughput", "sizing", "finetune", "off_the_shelf", "visualize", "scratch"}
 EVERY = TRAM | {"method_grid", "gallery", "explain", "explain_benchmark", "explain_agreement", "idling", "slimming"}
 EVERY |= {"reduction_patterns", "patterns_across_data", "pattern_proxies"}
 STUDIES = {"quick": EVERY, "imagenette": EVERY}
 STUDIES |= {"smoke": TRAM, "tram": TRAM - {"scratch"}, "tram_scratch": {"scratch"}}
 STUDIES |= {"which_tokens": {"throughput", "method_grid"}, "idling": {"finetune", "idling"}}
+STUDIES |= {"which_tokens_parity": {"method_grid"}}
 STUDIES |= {"patch_slimming": {"slimming"}, "mutex": {"explain", "explain_benchmark", "explain_agreement"}}
+BEYOND = {"tram", "random", "downsample"}  # what no table of "Which Tokens to Use?" has
 PAPERS = ["tram", "tram_scratch", "which_tokens", "patch_slimming", "idling", "mutex"]
 
 
@@ -157,6 +183,27 @@ def test_paper_is_all_papers_each_with_its_results():
     plans = load_plans("paper")
     assert [(plan.profile, plan.results) for plan in plans] == [(name, f"results/{name}") for name in PAPERS]
     assert sorted([*STUDIES, "paper"]) == list_profiles()
+
+
+@pytest.mark.parametrize(("profile", "prefix"), [("which_tokens", True), ("which_tokens_parity", False)])
+def test_which_tokens_is_run_by_its_published_command(profile, prefix):
+    """And has each cell of its tables once: 13 methods at four rates and the unreduced model, on four data sets."""
+    runs = [run for run in only_plan(profile).runs if run.study == "method_grid"]
+    published = protocol("which_tokens", lr=5e-4, lr_batch_normalizer=None, mixed_precision="bf16", workers=8)
+    changed = {"warmup_prefix": prefix} | dict.fromkeys(("mixup", "cutmix"), 0.0)
+    for run in runs:
+        given = {**defaults_of(run.notebook), **run.options}
+        config = {name: given[name] for name in field_kinds(TrainConfig) if name in given}
+        several = run.options["dataset"] in ("coco", "nuswide")
+        different = {name: changed[name] for name in (changed if several else ["warmup_prefix"])}
+        assert protocol("which_tokens", **config, lr_batch_normalizer=None) == replace(
+            published, seed=run.options["seed"], **different
+        )
+        assert (given["head"], given["drop_path"]) == ("dataset" if given["dataset"] == "imagenet" else "fresh", 0.1)
+    cells = Counter(
+        run.options["dataset"] for run in runs if run.options["seed"] == 0 and not BEYOND & {*run.options["reducers"]}
+    )
+    assert cells == dict.fromkeys(["imagenet", "nabirds", "coco", "nuswide"], 3 * (13 * 4 + 1))
 
 
 def test_an_included_profile_has_its_own_folder_and_its_name_in_its_runs(toy):

@@ -47,14 +47,12 @@ if "google.colab" in sys.modules:  # fetches and installs the repository in Goog
     runpy.run_path(f"{folder}/Code/workflow/colab.py")["set_up"]()
 
 # %%
-from dataclasses import replace
-
 import pandas as pd
-from tqdm import tqdm
 
 from common import plots
 from common.results import write_run
-from common.studies.method_grid import MethodGrid, run_cell, with_teacher
+from common.schema import accuracy_name
+from common.studies.method_grid import Kept, MethodGrid, measure
 from common.training import protocol, torch_device
 from common.training.experiment import Experiment
 
@@ -64,6 +62,8 @@ dataset = "digits"
 recipe = "which_tokens"
 backbone = "vit_digits"
 weights = "digits"
+head = "dataset"
+teacher_weights = ""
 reducers = ["none", "topk:head_fusion=mean", "evit", "tome", "kmedoids", "sinkhorn", "l2"]
 keep_rates = [0.9, 0.5]
 img_size = 32
@@ -73,7 +73,12 @@ epochs = 1
 lr = 1e-3
 backbone_lr_scale = 0.2
 warmup_epochs = 0.2
+warmup_prefix = True
+backbone_freeze_epochs = 0
 batch_size = 32
+grad_accum_steps = 1
+repeats = 1
+clip_grad = None
 mixup = 0.0
 cutmix = 0.0
 smoothing = 0.1
@@ -86,37 +91,39 @@ mixed_precision = "no"
 workers = 0
 device = None
 checkpoints = ""
+checkpoint = ""
 csv = "results/notebook/method_grid.csv"
 figure = "results/notebook/method_grid.png"
 
 # %% [markdown]
 # ## The protocol
 # AdamW with weight decay 0.05, cosine after a warm-up, label smoothing. `head="dataset"` keeps, of a head of 1000
-# ImageNet classes, the rows of the dataset's classes: no method has to learn the classes first.
+# ImageNet classes, the rows of the dataset's classes: no method has to learn the classes first. Other data need a new
+# head (`fresh`), which says nothing before it is trained. Images with several labels are told apart by the asymmetric
+# loss, take no mixing, and are measured by mAP. A method that learns from a teacher has the unreduced backbone, with
+# `teacher_weights` where its own do not know the classes.
 
 # %%
-steps = {"epochs": epochs, "warmup_epochs": warmup_epochs, "batch_size": batch_size, "grad_accum_steps": 1}
+steps = {"epochs": epochs, "warmup_epochs": warmup_epochs, "warmup_prefix": warmup_prefix, "clip_grad": clip_grad}
+updates = {"batch_size": batch_size, "grad_accum_steps": grad_accum_steps, "repeats": repeats}
 rates = {"lr": lr, "backbone_lr_scale": backbone_lr_scale, "lr_batch_normalizer": None}
+rates["backbone_freeze_epochs"] = backbone_freeze_epochs
 noise = {"mixup": mixup, "cutmix": cutmix, "smoothing": smoothing, "ema_decay": ema_decay, "seed": seed}
 machine = {"workers": workers, "device": device, "mixed_precision": mixed_precision}
-config = protocol("which_tokens", **steps, **rates, **noise, **machine)
+config = protocol("which_tokens", **steps, **updates, **rates, **noise, **machine)
 images = {"img_size": img_size, "recipe": recipe, "mean": mean, "std": std, "drop_path": drop_path}
 limits = {"limit_train": limit_train, "limit_val": limit_val}
-start = Experiment(backbone, dataset, config, weights=weights, head="dataset", **images, **limits)
+teacher = {"teacher": backbone if teacher_weights else "", "teacher_weights": teacher_weights}
+start = Experiment(backbone, dataset, config, weights=weights, head=head, **images, **limits, **teacher)
 config
 
 # %% [markdown]
 # ## Every method at every rate
 # With a folder for `checkpoints`, a killed run goes on from its last epoch, and `python -m common.evaluation` can
-# record afterwards what every trained model decides for every image.
+# record afterwards what every trained model decides for every image. `checkpoint` keeps the weights of one model.
 
 # %%
-rows = []
-for reducer in tqdm(reducers):
-    for rate in [1.0] if reducer == "none" else keep_rates:
-        folder = f"{checkpoints}/{backbone}-{reducer.replace(':', '-')}-{rate}-s{seed}" if checkpoints else ""
-        cell = replace(start, reducer=reducer, keep_rate=rate, output_dir=folder)
-        rows += run_cell(with_teacher(cell))
+rows = measure(start, reducers, keep_rates, Kept(checkpoints, checkpoint))
 table = pd.DataFrame(rows)
 
 # %% [markdown]
@@ -127,7 +134,7 @@ table = pd.DataFrame(rows)
 accuracy = table.pivot(index=["epochs", "method", "options"], columns="keep_rate", values="accuracy")
 reduced = accuracy[accuracy.index.get_level_values("method") != "none"]
 rank = reduced.groupby("epochs").rank(ascending=False, method="min")
-pd.concat({"accuracy (%)": accuracy, "rank": rank}, axis=1).style.format("{:.4g}", na_rep="")
+pd.concat({f"{accuracy_name(dataset)} (%)": accuracy, "rank": rank}, axis=1).style.format("{:.4g}", na_rep="")
 
 # %% [markdown]
 # ## Save

@@ -28,6 +28,7 @@ UNITS = {
     "1/s": (0, inf),
     "ratio": (0, inf),
 }
+SEVERAL_LABELS = ("coco", "nuswide")  # data sets whose images have several labels
 REQUIRED = ("study", "profile", "method", "backbone", "img_size", "keep_rate")
 SEM = "_sem"  # behind the name of a mean: its standard error
 
@@ -98,6 +99,16 @@ def intervals(**columns: Column) -> dict[str, Column]:
             meaning = f"{where} end of the interval of {name}"
             found[f"{name}_{end}"] = replace(column, meaning=meaning, unit="", optional=True)
     return found
+
+
+def accuracy_name(*datasets: str) -> str:
+    """What columns called accuracy hold on ``datasets``, for readers.
+
+    >>> accuracy_name("imagenet"), accuracy_name("coco"), accuracy_name("imagenet", "coco")
+    ('top-1', 'mAP', 'top-1 or mAP')
+    """
+    found = {name in SEVERAL_LABELS: "mAP" if name in SEVERAL_LABELS else "top-1" for name in datasets}
+    return " or ".join(found[several] for several in sorted(found))
 
 
 CONDITIONS: Mapping[str, Column] = {

@@ -1,8 +1,9 @@
 """From a profile (profile_file.py) to the list of notebook runs that Snakemake executes.
 
 Every point of a grid is one run, which makes one CSV. ``{results}`` and ``{data_root}`` in a string stand for the
-results folder and for the folder that holds the data. A parameter given as ``{file: PATH, otherwise: VALUE}`` is PATH
-where that file exists, else VALUE. A run with the ``checkpoint`` of another run among its ``weights`` waits for it. The
+results folder and for the folder that holds the data, ``{dataset}`` and ``{backbone}`` for those of the run, as a part
+of a file's name. A parameter given as ``{file: PATH, otherwise: VALUE}`` is PATH where that file exists, else VALUE. A
+run with the ``checkpoint`` of another run among its ``weights``, or as its ``teacher_weights``, waits for it. The
 reducer "none" keeps everything: its keep_rate is 1.0.
 """
 
@@ -21,6 +22,7 @@ from typing import Any
 from profile_file import ROOT, ProfileError, find_profile, read_profile, source_of
 
 HUB = "timm"
+PLACES = ("dataset", "backbone")  # parameters that a string may name
 NAMED_WEIGHTS = (HUB, "digits")  # what the notebooks take besides the path of a file
 
 
@@ -71,7 +73,8 @@ class Run:
     @property
     def named_weights(self) -> list[str]:
         weights = self.options.get("weights") or []
-        return [weights] if isinstance(weights, str) else weights
+        teacher = self.options.get("teacher_weights") or ""
+        return [*([weights] if isinstance(weights, str) else weights), *([teacher] if teacher else [])]
 
     @property
     def weights_files(self) -> list[str]:
@@ -156,7 +159,10 @@ def _expand(entry: dict[str, Any], profile: str, results: str) -> Iterator[Run]:
         if run_id in seen and point.get("reducer") == "none":
             continue
         seen.add(run_id)
-        options = {key: _resolve(value, results) for key, value in {**fixed, **point}.items()}
+        options = {**fixed, **point}
+        own = {name: _safe(options[name]) for name in PLACES if isinstance(options.get(name), str)}
+        places = {"results": results, "data_root": _data_root(), **own}
+        options = {key: _resolve(value, places) for key, value in options.items()}
         source, threads = source_of(entry["notebook"]), entry.get("threads")
         yield Run(entry["study"], run_id, source, results, options, profile, threads)
 
@@ -192,14 +198,14 @@ def _safe(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "_", text)
 
 
-def _resolve(value: Any, results: str) -> Any:
+def _resolve(value: Any, places: Mapping[str, str]) -> Any:
     if isinstance(value, dict) and value.keys() == {"file", "otherwise"}:
-        path = _resolve(value["file"], results)
-        return path if (ROOT / path).is_file() else _resolve(value["otherwise"], results)
+        path = _resolve(value["file"], places)
+        return path if (ROOT / path).is_file() else _resolve(value["otherwise"], places)
     if isinstance(value, str):
-        return value.replace("{results}", results).replace("{data_root}", _data_root())
+        return re.sub("|".join(f"{{{name}}}" for name in places), lambda place: places[place[0][1:-1]], value)
     if isinstance(value, list):
-        return [_resolve(item, results) for item in value]
+        return [_resolve(item, places) for item in value]
     return value
 
 

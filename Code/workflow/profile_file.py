@@ -9,7 +9,7 @@
         study: scratch                      # results/quick/runs/scratch/<run_id>.csv
         name: long                          # optional, starts the run_id
         threads: 1                          # optional: cores of one run; default all, for honest timings
-        parameters: {epochs: 8}
+        parameters: {epochs: 8}             # or a list of such mappings, of which a later one wins
         grid: {dataset: [digits], reducer: [none, tram], keep_rate: [0.75, 0.5], seed: [0]}
 
 What the values of parameters may be is the matter of checks.py.
@@ -64,10 +64,26 @@ def read_profile(path: Path) -> dict[str, Any]:
         given = read_yaml(path)
     except UsageError as error:
         raise ProfileError([str(error)]) from error
+    given = _merged(given)
     problems = [f"{path.name}: {problem}" for problem in _form_problems(given)]
     if problems:
         raise ProfileError(problems)
     return given
+
+
+def _merged(profile: Any) -> Any:
+    """``profile`` with each list of parameters as one mapping; what has another form is left to be refused."""
+    runs = profile.get("runs") if isinstance(profile, dict) else None
+    if not isinstance(runs, list):
+        return profile
+    return {**profile, "runs": [_with_one_mapping(entry) for entry in runs]}
+
+
+def _with_one_mapping(entry: Any) -> Any:
+    given = entry.get("parameters") if isinstance(entry, dict) else None
+    if not isinstance(given, list) or not given or not all(isinstance(part, dict) for part in given):
+        return entry
+    return {**entry, "parameters": {name: value for part in given for name, value in part.items()}}
 
 
 def source_of(notebook: str) -> str:

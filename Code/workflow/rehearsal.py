@@ -60,7 +60,7 @@ def sample(runs: list[Run], how: str) -> list[Run]:
 
     "kinds": one run of every notebook with the same set of parameters. "pairs": of each such kind so many that any two
     values that are no numbers, such as a data set and a method, meet if they meet in any run. "notebooks": one run of
-    every notebook, from the profile that has the fewest so far.
+    every notebook, from the profile that has the fewest so far, and of these the one with the fewest notebooks.
     """
     chosen = _spread(runs) if how == "notebooks" else []
     for same in () if chosen else _kinds(runs):
@@ -82,10 +82,11 @@ def _spread(runs: Iterable[Run]) -> list[Run]:
     by_notebook: dict[str, list[Run]] = {}
     for run in runs:
         by_notebook.setdefault(run.notebook, []).append(run)
+    offered = Counter(results for same in by_notebook.values() for results in {run.results for run in same})
     chosen: list[Run] = []
     for same in sorted(by_notebook.values(), key=lambda same: len({run.results for run in same})):
         taken = Counter(run.results for run in chosen)
-        chosen.append(min(same, key=lambda run: taken[run.results]))
+        chosen.append(min(same, key=lambda run: (taken[run.results], offered[run.results])))
     return chosen
 
 

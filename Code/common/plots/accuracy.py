@@ -18,6 +18,7 @@ from common.plots import frames
 from common.plots.frames import Series
 from common.plots.labels import Label, place_labels
 from common.plots.style import RC, baseline_point, new_figure
+from common.schema import accuracy_name
 
 _CONDITIONS = ("method", "backbone", "dataset", "keep_rate", "seed")
 _PANEL = ("study", "profile", "backbone", "dataset", "img_size", "epochs", "n_train", "dtype")
@@ -27,6 +28,7 @@ _VALUES = {
     "accuracy": "Accuracy, dataset's classes (%)",
     "accuracy_full": "Accuracy, all head classes (%)",
 }
+_OF_SEVERAL_LABELS = {**dict.fromkeys(_VALUES, "mAP (%)"), "val_accuracy": "Validation mAP (%)"}
 _COSTS = {
     "gmac": "Cost per image (GMAC, attention included)",
     "speedup": "Speed-up over no reduction (\N{MULTIPLICATION SIGN})",
@@ -67,7 +69,7 @@ def accuracy_vs_keep_rate(df: pd.DataFrame, value: str | Sequence[str] = "val_ac
             bars = points["std"] if (points["count"] > 1).any() else None
             ax.errorbar(100 * points.index + offset, points["mean"], yerr=bars, **look)
         frames.keep_rate_axis(ax, rows["keep_rate"].unique())
-        ax.set(title=title, ylabel=_VALUES.get(name, f"{name} (%)"))
+        ax.set(title=title, ylabel=_value_name(name, rows))
     frames.outer_labels(axes, columns)
     frames.legend_below(fig, axes, title=_seeds(panels, "mean ± standard deviation over {} seeds"))
     return fig
@@ -96,11 +98,17 @@ def accuracy_mac_pareto(df: pd.DataFrame, value: str = "accuracy") -> Figure:
         texts += _trade_off(ax, rows.dropna(subset=[cost]), value, cost)
         ax.set(title=_two_lines(title), xlabel=_COSTS[cost])
         ax.margins(0.09, 0.12)
-    for ax in axes[::columns]:
-        ax.set_ylabel(_VALUES.get(value, f"{value} (%)"))
+        ax.set_ylabel(_value_name(value, rows))
+    frames.outer_values(axes, columns)
     frames.legend_below(fig, axes, title="labels: keep rate per stage" + _seeds(panels, "; mean over {} seeds"))
     place_labels(fig, texts)
     return fig
+
+
+def _value_name(value: str, rows: pd.DataFrame) -> str:
+    """Name of the accuracy ``value`` of one data set, as an axis has it."""
+    names = _OF_SEVERAL_LABELS if accuracy_name(rows["dataset"].iloc[0]) == "mAP" else _VALUES
+    return names.get(value, f"{value} (%)")
 
 
 def pareto_optimal(cost: ArrayLike, value: ArrayLike) -> np.ndarray:
@@ -131,7 +139,7 @@ def learning_curves(df: pd.DataFrame) -> Figure:
                 line = "-" if series.method == "none" else _KEEP_LINES[rates.index(keep_rate) % len(_KEEP_LINES)]
                 _curve(loss, accuracy, series, runs.groupby("epoch")[list(metrics[1:])].mean(), keep_rate, line)
         loss.set(title=title, ylabel="Loss (nats)", xlabel="Epoch")
-        accuracy.set(title=title, ylabel=_VALUES["val_accuracy"], xlabel="Epoch (0 = before training)")
+        accuracy.set(title=title, ylabel=_value_name("val_accuracy", rows), xlabel="Epoch (0 = before training)")
         for ax in (loss, accuracy):
             ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes[0].add_line(Line2D([], [], color="#777777", linewidth=0.9, label="training loss (thin)"))

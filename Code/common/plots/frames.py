@@ -140,10 +140,15 @@ def panel_axes(fig: Figure, count: int, columns: int = 3, **share: str | bool) -
 
 def outer_labels(axes: Sequence[Axes], columns: int) -> None:
     """Say once what a row or column of panels shares: x under the lowest panel, y on the left of equal neighbours."""
+    for ax in axes[: max(len(axes) - columns, 0)]:
+        ax.set_xlabel("")
+    outer_values(axes, columns)
+
+
+def outer_values(axes: Sequence[Axes], columns: int) -> None:
+    """Say y on the left of equal neighbours only."""
     labels = [ax.get_ylabel() for ax in axes]
     for place, ax in enumerate(axes):
-        if place + columns < len(axes):
-            ax.set_xlabel("")
         if place % columns and labels[place] == labels[place - 1]:
             ax.set_ylabel("")
 

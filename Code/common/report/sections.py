@@ -110,17 +110,28 @@ class Answer:
     points: tuple[str, ...] = ()
 
 
+def training_text(rows: pd.DataFrame) -> str:
+    """Whether the models of one setting were trained after they were reduced, and how much.
+
+    Rows without ``epochs`` are of a study that trains nothing.
+    """
+    epochs = rows["epochs"].iloc[0] if "epochs" in rows else 0
+    if pd.isna(epochs) or not epochs:
+        return "off the shelf"
+    return f"after {counted(epochs, 'epoch')} on {rows['n_train'].iloc[0]:,} images"
+
+
 def model_name(row: pd.Series) -> str:
     return method_label(row["method"], row["options"])
 
 
-def off_the_shelf_text(rows: pd.DataFrame, images: str) -> str:
-    """On what models that nobody trained after they were reduced were measured; ``images`` is the column of how many.
+def measured_text(rows: pd.DataFrame, images: str) -> str:
+    """On what models were measured, trained or not; ``images`` is the column of how many.
 
     Of rows of one setting, which have one or several numbers of images.
     """
     counts = ", ".join(f"{count:,}" for count in sorted(rows[images].unique()))
-    return f"{where_text(rows)} ({rows['weights'].iloc[0]}), off the shelf, {counts} images"
+    return f"{where_text(rows)} ({rows['weights'].iloc[0]}), {training_text(rows)}, {counts} images"
 
 
 def where_text(rows: pd.DataFrame) -> str:

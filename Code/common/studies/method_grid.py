@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pandas as pd
 from matplotlib.figure import Figure
+from tqdm import tqdm
 
 from common import plots
 from common.cost.counter import count_macs
 from common.data import make_loader, subset
 from common.data.base import LabelledDataset
+from common.errors import UsageError
+from common.evaluation.names import slug
 from common.models.reduced import ReducedVisionTransformer
 from common.reducers import Method, reducer_class
 from common.report import sections as show
 from common.report.grids import at_equal_cost, best_answer, mean_ranks, pivot, ranked, seeds_text
 from common.report.rows import VARIANT, add_speedup, holes, in_order, over_seeds
 from common.report.sections import Answer, Section
-from common.schema import REQUIRED, count, number, text
+from common.results import resolve
+from common.schedule import keep_rate_text
+from common.schema import REQUIRED, accuracy_name, count, number, text
 from common.studies import _accuracy_claims
 from common.studies.base import Study, register_study
 from common.training import Epoch, TrainConfig, predict
@@ -26,6 +31,7 @@ from common.training.accelerator import make_accelerator, seed_everything
 from common.training.engine import EVALUATION
 from common.training.experiment import Experiment
 from common.training.metrics import hits_by_image
+from common.weights import save_state
 
 SETTING = ["dataset", "backbone", "weights", "recipe", "img_size", "epochs", "lr", "n_train", "n_val", "dtype", "batch"]
 UNTRAINED = {"epochs": 0, "lr": None, "n_train": 0}  # conditions of a model that was not trained
@@ -45,8 +51,8 @@ class MethodGrid(Study):
     place = 50
     columns = {
         "accuracy": number("top-1, or mAP where images have several labels, after the last epoch", "percent"),
-        "accuracy_best": number("the best epoch, of raw or averaged weights; chosen on these images", "percent"),
-        "ema_accuracy": number("the averaged weights after the last epoch", "percent", optional=True),
+        "accuracy_best": number("of the best epoch, raw or averaged weights; chosen on these images", "percent"),
+        "ema_accuracy": number("of the averaged weights after the last epoch", "percent", optional=True),
         "loss": number("mean on the validation images after the last epoch"),
         "tokens": text("patch tokens left after each reduction, mean over images"),
         "gmac": number("multiply-accumulates of an image, attention included", "GMAC"),
@@ -57,8 +63,9 @@ class MethodGrid(Study):
     setting = SETTING
     claims = _accuracy_claims.CLAIMS
     captions = {
-        "cost": "Accuracy against the cost of one image and, where it was measured, the speed-up. Each line runs "
-        "through the keep rates of a method. Rings: no other model is as accurate at the same or lower cost.",
+        "cost": "Accuracy (mAP where images have several labels) against the cost of one image and, where it was "
+        "measured, the speed-up. Each line runs through the keep rates of a method. Rings: no other model is as "
+        "accurate at the same or lower cost.",
     }
 
     def summarise(self, runs: pd.DataFrame) -> pd.DataFrame:
@@ -73,7 +80,7 @@ class MethodGrid(Study):
     def sections(self, data: pd.DataFrame) -> Iterator[Section]:
         others = {"ema_accuracy": "running average of the weights, last epoch", "accuracy_best": "best epoch"}
         for _, rows in data.groupby(SETTING, sort=False, dropna=False):
-            title, note = f"{show.setting_title(rows)}, {training_text(rows)}", _grid_note(rows)
+            title, note = f"{show.setting_title(rows)}, {_measured(rows)}", _grid_note(rows)
             yield ranked(title, rows, "accuracy", note)
             pairs = zip(rows["tokens"], show.numbers(rows["gmac"]), strict=True)
             cost = [f"{tokens} · {gmac}" for tokens, gmac in pairs]
@@ -87,7 +94,7 @@ class MethodGrid(Study):
 
     def answers(self, data: pd.DataFrame) -> Iterator[Answer]:
         for _, rows in data.groupby(SETTING, sort=False, dropna=False):
-            context = f"On {show.where_text(rows)}, {training_text(rows)}"
+            context = f"On {show.where_text(rows)}, {_measured(rows)}"
             answer = best_answer(rows, "accuracy", context, cost=True)
             order = mean_ranks(at_equal_cost(rows, "accuracy")).dropna().sort_values(kind="stable")
             first = "; ".join(f"{show.method_label(*model)} {rank:.2f}" for model, rank in order.head(3).items())
@@ -97,9 +104,9 @@ class MethodGrid(Study):
 
     def measured_on(self, rows: pd.DataFrame) -> str:
         if not rows["epochs"].iloc[0]:
-            return show.off_the_shelf_text(rows, "n_val")
+            return show.measured_text(rows, "n_val")
         seeds = show.counted(int(rows["n"].max()), "seed")
-        return f"{show.where_text(rows)}, {training_text(rows)}, {seeds}, {rows['n_val'].iloc[0]:,} images"
+        return f"{show.where_text(rows)}, {_measured(rows)}, {seeds}, {rows['n_val'].iloc[0]:,} images"
 
     def missing(self, runs: pd.DataFrame) -> list[str]:
         return holes(runs, SETTING, trained=(runs["epochs"] > 0).any())
@@ -111,10 +118,10 @@ def _mean_tokens(counts: pd.Series) -> str:
     return " ".join(f"{round(mean, 1):g}" for mean in means)
 
 
-def training_text(rows: pd.DataFrame) -> str:
-    """Whether the models of one setting of the grid were trained, and how much."""
-    epochs, images = rows["epochs"].iloc[0], rows["n_train"].iloc[0]
-    return f"after {show.counted(epochs, 'epoch')} on {images:,} images" if epochs else "off the shelf"
+def _measured(rows: pd.DataFrame) -> str:
+    """How the models of one setting were trained, and what was measured where that is not top-1."""
+    name = accuracy_name(rows["dataset"].iloc[0])
+    return show.training_text(rows) if name == "top-1" else f"{name} {show.training_text(rows)}"
 
 
 def _grid_note(rows: pd.DataFrame) -> str:
@@ -122,26 +129,74 @@ def _grid_note(rows: pd.DataFrame) -> str:
     trained = f"{show.counted(row['epochs'], 'epoch')} of training on {row['n_train']:,} images, batch {row['batch']}"
     start = trained if row["epochs"] else "no training"
     spread_note = f"mean ± standard deviation over {seeds} seeds" if rows["n"].max() > 1 else "1 seed"
-    return f"Top-1 accuracy in percent on {row['n_val']:,} images, classes of the dataset only; {start}; {spread_note}."
+    measure = {"top-1": "Top-1 accuracy", "mAP": "mAP"}[accuracy_name(row["dataset"])]
+    return f"{measure} in percent on {row['n_val']:,} images, classes of the dataset only; {start}; {spread_note}."
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What is kept of trained models, by paths that start from the repository; "" = it is not.
+
+    Attributes:
+        checkpoints: folder with one of each training below it, from which a stopped one goes on.
+        checkpoint: file for the weights (.safetensors) after the last epoch, of one model.
+    """
+
+    checkpoints: str = ""
+    checkpoint: str = ""
+
+    def training(self, cell: Experiment) -> str:
+        """The folder of the training ``cell``: no other data set, method, keep rate or seed has it."""
+        if not self.checkpoints:
+            return ""
+        name = f"{cell.backbone}-{cell.reducer}-{keep_rate_text(cell.keep_rate)}-s{cell.config.seed}"
+        return "/".join([self.checkpoints, slug(cell.dataset), slug(name)])
+
+
+NOTHING = Kept()
+
+
+def measure(
+    start: Experiment, reducers: Sequence[str], keep_rates: Sequence[float], kept: Kept = NOTHING
+) -> list[dict[str, object]]:
+    """Rows of every method at every keep rate, "none" once, each trained as ``start`` is.
+
+    Raises:
+        UsageError: one ``checkpoint`` for several models.
+    """
+    pairs = [(name, rate) for name in reducers for rate in ([1.0] if name == "none" else keep_rates)]
+    if kept.checkpoint and len(pairs) != 1:
+        raise UsageError(f"checkpoint {kept.checkpoint!r} of {len(pairs)} models; give one method and one keep rate")
+    cells = [with_teacher(replace(start, reducer=reducer, keep_rate=rate)) for reducer, rate in pairs]
+    return [row for cell in tqdm(cells, "models") for row in run_cell(cell, kept)]
 
 
 def with_teacher(experiment: Experiment) -> Experiment:
-    """``experiment`` with its own unreduced backbone as the teacher, if its method learns from one."""
+    """``experiment`` with a teacher only if its method learns from one: that given, or its own unreduced backbone."""
     if not reducer_class(Method.parse(experiment.reducer).name).wants_teacher:
+        return replace(experiment, teacher="", teacher_weights="")
+    if experiment.teacher:
         return experiment
     return replace(experiment, teacher=experiment.backbone, teacher_weights=experiment.weights)
 
 
-def run_cell(experiment: Experiment) -> list[dict[str, object]]:
-    """Rows of one method at one keep rate: before training and, with ``epochs`` > 0, after it.
+def run_cell(experiment: Experiment, kept: Kept = NOTHING) -> list[dict[str, object]]:
+    """Rows of one method at one keep rate: off the shelf, where the head is the dataset's, and after training.
 
-    With an ``output_dir`` the cell keeps its checkpoints there, and a stopped one goes on.
+    Raises:
+        UsageError: a fresh head that is not trained.
     """
+    experiment = replace(experiment, output_dir=kept.training(experiment))
     train_set, val_set = experiment.datasets()
+    known = experiment.with_head(val_set).head == "dataset"
+    if not known and not experiment.config.total_epochs:
+        raise UsageError("epochs=0 with a fresh head measures chance; give head='dataset', or epochs")
     model = experiment.model(val_set)
     before = {**_cost(model, val_set), **_hits(model, val_set, experiment.config, 0)}
     history = list(experiment.run(model, (train_set, val_set)))
-    rows = [{**UNTRAINED, **_accuracy(history[:1]), **before}]
+    if kept.checkpoint:
+        save_state(model, resolve(kept.checkpoint))
+    rows = [{**UNTRAINED, **_accuracy(history[:1]), **before}] if known else []
     if len(history) > 1:
         epochs = history[-1].epoch
         after = {**_cost(model, val_set), **_hits(model, val_set, experiment.config, epochs)}

@@ -13,7 +13,7 @@ from common.data import head_classes
 from common.reducers import Method
 from common.report.grids import best_answer, pivot, ranked
 from common.report.rows import VARIANT, holes, in_order, over_seeds
-from common.report.sections import Answer, Section, numbers, off_the_shelf_text, setting_title, where_text
+from common.report.sections import Answer, Section, measured_text, numbers, setting_title, where_text
 from common.schema import REQUIRED, count, number
 from common.setup import Setup
 from common.studies import _accuracy_claims
@@ -73,7 +73,7 @@ class OffTheShelf(Study):
                 yield best_answer(rows, name, context, cost=True)
 
     def measured_on(self, rows: pd.DataFrame) -> str:
-        return off_the_shelf_text(rows, "n_val")
+        return measured_text(rows, "n_val")
 
     def missing(self, runs: pd.DataFrame) -> list[str]:
         return holes(runs, SETTING)

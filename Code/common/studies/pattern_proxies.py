@@ -97,7 +97,7 @@ class PatternProxies(Study):
             yield "", correlation_figure(runs)
 
     def measured_on(self, rows: pd.DataFrame) -> str:
-        return show.off_the_shelf_text(rows, "n_images")
+        return show.measured_text(rows, "n_images")
 
     def answers(self, data: pd.DataFrame) -> Iterator[Answer]:
         correlations = data[(data["part"] == "correlation") & data["correlation"].notna()]

@@ -100,7 +100,7 @@ class PatternsAcrossData(Study):
     claims = _pattern_claims.ACROSS_CLAIMS
 
     def measured_on(self, rows: pd.DataFrame) -> str:
-        return "; ".join([show.off_the_shelf_text(rows, "n_images"), *_others(rows)])
+        return "; ".join([show.measured_text(rows, "n_images"), *_others(rows)])
 
     def summarise(self, runs: pd.DataFrame) -> pd.DataFrame:
         """All rows, methods in their fixed order."""

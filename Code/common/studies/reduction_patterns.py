@@ -106,7 +106,7 @@ class ReductionPatterns(Study):
                 yield measure, agreement_figure(runs, measure)
 
     def measured_on(self, rows: pd.DataFrame) -> str:
-        return show.off_the_shelf_text(rows, "n_images")
+        return show.measured_text(rows, "n_images")
 
     def answers(self, data: pd.DataFrame) -> Iterator[Answer]:
         for _, rows in data.groupby(SETTING, sort=False, dropna=False):

@@ -10,6 +10,7 @@ import torch
 
 from common.errors import command
 from common.processes import is_main_process
+from common.schema import accuracy_name
 from common.training.engine import Epoch
 from common.training.experiment import Experiment
 
@@ -26,18 +27,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
         experiment = Experiment.from_yaml(given.config, given.overrides)
         for epoch in experiment.run():
             if is_main_process():
-                print(describe(epoch), flush=True)
+                print(describe(epoch, accuracy_name(experiment.dataset)), flush=True)
     finally:
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
 
 
-def describe(epoch: Epoch) -> str:
-    """One line about an epoch."""
+def describe(epoch: Epoch, measure: str = "accuracy") -> str:
+    """One line about an epoch; ``measure`` is what its accuracies are."""
     parts = [f"epoch {epoch.epoch}:"]
     if epoch.train_loss is not None:
         parts.append(f"train loss {epoch.train_loss:.4f}, lr {epoch.lr:.2e},")
-    parts.append(f"val loss {epoch.val_loss:.4f}, accuracy {epoch.val_accuracy:.2f} %")
+    parts.append(f"val loss {epoch.val_loss:.4f}, {measure} {epoch.val_accuracy:.2f} %")
     if epoch.ema_val_accuracy is not None:
         parts.append(f"(averaged weights {epoch.ema_val_accuracy:.2f} %)")
     return " ".join([*parts, f"in {epoch.epoch_seconds:.1f} s"])
