@@ -1,6 +1,7 @@
 """The training loop: what an epoch reports, and that a run follows from its seed alone."""
 
 import math
+import time
 
 import pytest
 import torch
@@ -30,6 +31,18 @@ def test_no_epoch_is_an_evaluation(optimizer):
     logits = model.eval()(val_set.images)
     assert epoch.val_loss == pytest.approx(nn.functional.cross_entropy(logits, val_set.labels).item(), rel=1e-6)
     assert epoch.val_accuracy == pytest.approx(100 * (logits.argmax(1) == val_set.labels).sum().item() / 7)
+
+
+def test_an_epoch_says_how_long_it_waited_for_images():
+    class Slow(Pictures):
+        def __getitem__(self, index):
+            time.sleep(0.02)
+            return super().__getitem__(index)
+
+    before, slow = train(small_vit(), Slow(10), Pictures(4), config(epochs=1))
+    assert before.loading_seconds is None and 10 * 0.02 <= slow.loading_seconds < slow.epoch_seconds
+    fast = list(train(small_vit(), Pictures(10), Slow(4), config(epochs=1)))[1]
+    assert fast.loading_seconds < 4 * 0.02 <= fast.epoch_seconds
 
 
 def test_epochs_are_counted_from_before_training():

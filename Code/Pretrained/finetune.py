@@ -109,7 +109,7 @@ print("epoch 0 is off the shelf" if experiment.head == "dataset" else "epoch 0 h
 # %%
 rows = measure(experiment, model, (train_set, val_set))
 history = pd.DataFrame(rows)
-history[["epoch", "train_loss", "val_loss", "val_accuracy", "epoch_lr", "epoch_seconds"]]
+history[["epoch", "train_loss", "val_loss", "val_accuracy", "epoch_lr", "epoch_seconds", "loading_seconds"]]
 
 # %% [markdown]
 # ## Save

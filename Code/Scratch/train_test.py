@@ -107,7 +107,7 @@ print(f"{len(train_set)} training and {len(val_set)} validation images of {datas
 # %%
 rows = measure(experiment, model, (train_set, val_set))
 history = pd.DataFrame(rows)
-history[["epoch", "train_loss", "val_loss", "val_accuracy", "epoch_lr", "epoch_seconds"]]
+history[["epoch", "train_loss", "val_loss", "val_accuracy", "epoch_lr", "epoch_seconds", "loading_seconds"]]
 
 # %% [markdown]
 # ## Save

@@ -10,13 +10,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
+from sklearn.datasets import load_sample_images
 from torch import Tensor
 from torch.testing import assert_close
 
 from common.analysis import feature_intervals
 from common.benchmark import assert_identity
 from common.cost.counter import count_macs
-from common.data import make_loader
+from common.data import load_dataset, make_loader
+from common.data.base import LabelledDataset
 from common.evaluation import Record, export_json
 from common.explain import Mutex
 from common.idling.budget import solve_thresholds
@@ -175,6 +178,51 @@ def _features(scale: Scale) -> Pair:
     return Pair(baseline, ours, x)
 
 
+def _photographs(scale: Scale, memory_gb: float) -> LabelledDataset:
+    """Training images of 224 pixels, as many as a batch has, of JPEG files as large as Imagenette's smallest form."""
+    folder = scale.folder / "photographs"
+    for number in range(scale.images):
+        path = folder / "train" / "ab"[number % 2] / f"{number}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        y, x = 17 * number % 200, 31 * number % 400
+        pixels = load_sample_images().images[number % 2][y : y + 160, x : x + 213]
+        Image.fromarray(pixels).save(path, quality=90)
+    return load_dataset(f"folder:{folder}", "train", img_size=224, train=True, memory_gb=memory_gb)
+
+
+def _epochs(data: LabelledDataset) -> Callable[[Tensor], Tensor]:
+    """Loads the next epoch of ``data``, whose flips its number decides."""
+    loader = make_loader(data, len(data), shuffle=True, seed=0)
+    return lambda _: next(iter(loader))[0]
+
+
+def _memory(scale: Scale) -> Pair:
+    """A batch of training images, from their files and from memory."""
+    files, memory = (_epochs(_photographs(scale, gigabytes)) for gigabytes in (0, 1))
+    nothing = torch.empty(0)
+    for _ in range(2):  # the first epoch fills the memory
+        assert_close(memory(nothing), files(nothing), rtol=0, atol=0)
+    return Pair(files, memory, nothing)
+
+
+def _loading(scale: Scale) -> Pair:
+    """How many times a step of training takes as long as the loading of its images, from memory."""
+    vit = create_backbone("vit_tiny_patch16_224").to(scale.device)
+    optimizer, load = torch.optim.Adam(vit.parameters()), _epochs(_photographs(scale, 1))
+
+    @torch.inference_mode(False)
+    def step(images: Tensor) -> Tensor:
+        loss = vit(images.clone()).logsumexp(1).mean()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss
+
+    images = load(torch.empty(0)).to(scale.device)
+    assert step(images).isfinite()
+    return Pair(step, load, images)
+
+
 COMPARISONS: Mapping[str, tuple[str, Callable[[Scale], Pair]]] = {
     "tram": ("ViT-S, 16 images: unreduced / TRAM at 50 %", partial(_reduced, "tram", keep_rate=0.5)),
     "tome": ("ViT-S, 16 images: unreduced / ToMe at 50 %", partial(_reduced, "tome", keep_rate=0.5)),
@@ -187,5 +235,7 @@ COMPARISONS: Mapping[str, tuple[str, Callable[[Scale], Pair]]] = {
     "mutex_digits": ("ViT for digits, 54 masks: one by one / MUTEX", partial(_mutex, backbone="vit_digits")),
     "record": ("decisions on 5,000 images: JSON / record file", _record),
     "features": ("CLS tokens of 5,000 images: images deleted / summed by groups", _features),
+    "memory": ("16 training images: JPEG files / memory", _memory),
+    "loading": ("ViT-Ti, 16 images: step of training / loading from memory", _loading),
     "significance": ("ViT-S, 4 images: forward pass / significance of block 0", _significance),
 }

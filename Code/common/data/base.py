@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 from PIL import Image
 from torch.utils.data import Dataset
+from torchvision.transforms import v2
 
-from common.data.transforms import Normalisation
+from common.data.memory import PictureMemory
+from common.data.transforms import Normalisation, split_transform
 from common.errors import UsageError
 
 
@@ -107,22 +110,39 @@ class Source:
 class ImageData(LabelledDataset):
     """A :class:`Source` seen through a transform."""
 
-    def __init__(
-        self, name: str, source: Source, transform: Callable[[Image.Image], torch.Tensor], norm: Normalisation
-    ) -> None:
+    def __init__(self, name: str, source: Source, transform: v2.Compose, norm: Normalisation) -> None:
         super().__init__(name, source.classes, source.labels, norm, source.imagenet_indices, source.image_ids)
-        self._source, self._transform = source, transform
+        self._source = source
+        self._same, self._rest = split_transform(transform)
         self._indices = torch.arange(len(source.labels))
+        self._memory: PictureMemory | None = None
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int | torch.Tensor]:
-        image = self._source.images[int(self._indices[index])][0]
+        make = partial(self._picture, index)
+        picture = make() if self._memory is None else self._memory.picture(index, make)
         label = self.labels[index]
-        return self._transform(image), label if self.multi_label else int(label)
+        return self._rest(picture), label if self.multi_label else int(label)
+
+    def _picture(self, index: int) -> Image.Image:
+        """The picture as every epoch begins with it."""
+        picture = self._source.images[int(self._indices[index])][0]
+        return picture if self._same is None else self._same(picture)
 
     def select(self, indices: torch.Tensor) -> ImageData:
         chosen = super().select(indices)
-        chosen._indices = self._indices[indices]
+        chosen._indices, chosen._memory = self._indices[indices], None
         return chosen
+
+    def remembered(self, gigabytes: float) -> ImageData:
+        """The same data, each picture decoded and resized once, if all of them fit into ``gigabytes`` of memory.
+
+        What changes from epoch to epoch is never remembered: a transform that begins with a random crop leaves nothing.
+        """
+        if self._same is None or not PictureMemory.fits(len(self), first := self._picture(0), gigabytes):
+            return self
+        remembering = copy.copy(self)
+        remembering._memory = PictureMemory(len(self), first)
+        return remembering
 
     @property
     def files(self) -> list[Path] | None:

@@ -12,7 +12,7 @@ from common.data.loading import subset
 from common.data.sources import ANNOTATED, FOLDER_PREFIX, TILES, open_source
 from common.data.transforms import Mean, Recipe, Std, make_transform, normalisation
 from common.errors import require_choice
-from common.options import Count, Whole, accepted_by, check, checked
+from common.options import Count, NonNegative, Whole, accepted_by, check, checked
 from common.processes import is_first_on_machine
 
 NAMES = ("digits", TILES, "imagenette", "fashion-mnist", "cifar10", "cifar100", "imagenet", *ANNOTATED)
@@ -37,6 +37,7 @@ def load_dataset(
     limit: Count | None = None,
     skip: Whole = 0,
     seed: int = 0,
+    memory_gb: NonNegative = 0.0,
 ) -> LabelledDataset:
     """Open a dataset; its items are (image float tensor (3, img_size, img_size), label).
 
@@ -63,6 +64,9 @@ def load_dataset(
         limit: number of images, classes as even as possible (at random with several labels per image); None is all.
         skip: leave out the images that ``limit=skip`` keeps: two sets that share none.
         seed: decides which images ``limit`` keeps, and the places of evaluation digits.
+        memory_gb: where all pictures, decoded and resized, fit into so many gigabytes (and a quarter of the memory that
+            is free), they are kept there, and every epoch after the first finds them; the items are the same. Nothing
+            is kept of digits, which are drawn, and of pictures that are cut at random before they are resized.
 
     Raises:
         UsageError: for an argument that is not allowed (before the disk is touched), data that are not there and
@@ -88,7 +92,7 @@ def load_dataset(
     dataset = subset(dataset, limit, seed, skip)
     if is_first_on_machine():
         check_dataset(dataset)
-    return dataset
+    return dataset.remembered(memory_gb) if memory_gb and isinstance(dataset, ImageData) else dataset
 
 
 def dataset_classes(name: str, *, root: str | os.PathLike | None = None) -> list[str]:

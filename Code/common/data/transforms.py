@@ -81,6 +81,13 @@ def make_transform(
     return v2.Compose([*geometry(img_size, train), *_to_tensor(norm)])
 
 
+def split_transform(transform: v2.Compose) -> tuple[v2.Compose | None, v2.Compose]:
+    """The steps at the beginning that make the same picture every time, None where the first one draws; all others."""
+    steps = transform.transforms
+    same = next(place for place, step in enumerate(steps) if not isinstance(step, v2.Resize | v2.CenterCrop))
+    return v2.Compose(steps[:same]) if same else None, v2.Compose(steps[same:])
+
+
 def _to_tensor(norm: Normalisation) -> list:
     return [ToTensor(), v2.RGB(), v2.Normalize(norm.mean, norm.std)]
 

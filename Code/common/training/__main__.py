@@ -41,7 +41,8 @@ def describe(epoch: Epoch, measure: str = "accuracy") -> str:
     parts.append(f"val loss {epoch.val_loss:.4f}, {measure} {epoch.val_accuracy:.2f} %")
     if epoch.ema_val_accuracy is not None:
         parts.append(f"(averaged weights {epoch.ema_val_accuracy:.2f} %)")
-    return " ".join([*parts, f"in {epoch.epoch_seconds:.1f} s"])
+    waited = "" if epoch.loading_seconds is None else f", {epoch.loading_seconds:.1f} of them for images"
+    return " ".join([*parts, f"in {epoch.epoch_seconds:.1f} s{waited}"])
 
 
 if __name__ == "__main__":

@@ -44,6 +44,7 @@ class Epoch:
         ema_val_loss, ema_val_accuracy: the same of the averaged weights.
         lr: rate of the epoch's last update, of parameters that are not scaled.
         epoch_seconds: training and validation.
+        loading_seconds: of these, how long the training waited for its images.
     """
 
     epoch: int
@@ -55,6 +56,7 @@ class Epoch:
     ema_val_accuracy: float | None
     lr: float | None
     epoch_seconds: float
+    loading_seconds: float | None = None
 
 
 def train(
@@ -153,12 +155,12 @@ class Trainer:
     def epoch(self, number: int) -> Epoch:
         """Train (not epoch 0), evaluate, and keep the result."""
         start = time.perf_counter()
-        losses = self._train_epoch(number) if number else (None, None)
+        *losses, waited = self._train_epoch(number) if number else (None, None, None)
         raw = self._evaluate(self.model, number)
         average = self.updater.average
         averaged = (None, None) if average is None or number == 0 else self._evaluate(average.module, number)
         rate = self.updater.rate(number, self.updates_per_epoch - 1) if number else None
-        epoch = Epoch(number, *losses, *raw, *averaged, rate, time.perf_counter() - start)
+        epoch = Epoch(number, *losses, *raw, *averaged, rate, time.perf_counter() - start, waited)
         self.history.append(epoch)
         if self.config.trackers:
             values = {key: value for key, value in asdict(epoch).items() if value is not None}
@@ -171,23 +173,25 @@ class Trainer:
         seed_everything(self.config.seed, epoch, EVALUATION)
         return evaluate(model.eval(), self.val_loader, self.accelerator)  # after an epoch the model is ready for use
 
-    def _train_epoch(self, epoch: int) -> tuple[float, float]:
-        """Mean loss over the images of the epoch, and that of its last pass."""
+    def _train_epoch(self, epoch: int) -> tuple[float, float, float]:
+        """Mean loss over the images of the epoch, and that of its last pass; seconds without images."""
         self.updater.train_mode()
         set_epoch(self.train_loader, epoch - 1)
         quiet = not self.accelerator.is_main_process
-        total, seen, losses = 0.0, 0, []
+        total, seen, waited, losses = 0.0, 0, 0.0, []
         with progress(self.train_loader, f"epoch {epoch}", quiet) as bar:
             passes = iter(bar)
             for step in range(self.updates_per_epoch):
+                asked = time.perf_counter()
                 batches = list(islice(passes, self.config.grad_accum_steps))
+                waited += time.perf_counter() - asked
                 losses = self._update(batches, epoch, step)
                 sizes = [len(images) for images, _ in batches]
                 total += sum(loss * size for loss, size in zip(losses, sizes, strict=True))
                 seen += sum(sizes)
                 bar.set_postfix(loss=f"{losses[-1]:.3f}")
         totals, images, last = zip(*gather_object([(total, seen, losses[-1])]), strict=True)
-        return sum(totals) / sum(images), last[-1]
+        return sum(totals) / sum(images), last[-1], waited
 
     def _update(self, batches: list[Batch], epoch: int, step: int) -> list[float]:
         try:

@@ -20,7 +20,7 @@ from common.data.transforms import Mean, Recipe, Std
 from common.errors import UsageError
 from common.models.factory import create_backbone, create_model, expected_norm
 from common.models.reduced import ReducedVisionTransformer
-from common.options import Count, ShareBelow1, check_fields, check_names, field_kinds
+from common.options import Count, NonNegative, ShareBelow1, check_fields, check_names, field_kinds
 from common.processes import is_main_process
 from common.reducers import Method
 from common.reducers.method import MethodText
@@ -59,6 +59,7 @@ class Experiment:
         teacher, teacher_weights: backbone to learn from, with its weights; its head is restricted like "dataset".
         output_dir: the run's folder, from which a stopped run goes on; "" = none. Like files of weights it starts from
             the repository's root where it is relative, as in a notebook; in a YAML file, from the working directory.
+        memory_gb: for the decoded pictures of each of the two datasets, see :func:`common.load_dataset`; 0 = none.
     """
 
     backbone: str
@@ -79,6 +80,7 @@ class Experiment:
     teacher: str = ""
     teacher_weights: str = ""
     output_dir: str = ""
+    memory_gb: NonNegative = 4.0
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -142,6 +144,7 @@ class Experiment:
             recipe=self.recipe,
             limit=limit,
             seed=self.config.seed if split == "train" else 0,  # all seeds are measured on the same images
+            memory_gb=self.memory_gb,
             **{**expected, **own},
         )
 
@@ -257,4 +260,5 @@ def restrict_head(model: nn.Module, dataset: LabelledDataset) -> None:
 
 def _comparable(experiment: Mapping[str, Any]) -> dict[str, Any]:
     config = {key: value for key, value in experiment["config"].items() if key not in ANYWHERE}
-    return {**{key: value for key, value in experiment.items() if key != "config"}, **config}
+    ignored = ("config", "memory_gb")  # where the pictures come from changes none of them
+    return {**{key: value for key, value in experiment.items() if key not in ignored}, **config}
