@@ -19,7 +19,7 @@ from common import create_model, load_dataset
 from narrow import GRID, WIDTH, narrow
 from plan import Run, load_plans
 from profile_file import ROOT, list_profiles
-from rehearsal import IMAGES, LARGEST, plans_to_run, sample
+from rehearsal import IMAGES, LARGEST, SOME, plans_to_run, sample
 from rehearsal_data import SPLITS, SYNSETS, write_datasets
 
 WORKFLOW = ROOT / "Code" / "workflow"
@@ -51,14 +51,16 @@ def test_pairs_meet_everything_that_meets_in_the_profile(profile):
 
 
 @pytest.mark.parametrize("profile", list_profiles())
-def test_kinds_are_one_run_of_each_and_those_that_make_their_weights(profile):
+def test_kinds_are_one_run_of_each_and_those_that_make_what_they_need(profile):
     runs = runs_of(profile)
     chosen = sample(runs, "kinds")
     kinds = {(run.notebook, frozenset(run.options)) for run in runs}
-    makers = {file for run in chosen for file in run.weights_files}
     assert {(run.notebook, frozenset(run.options)) for run in chosen} == kinds
-    assert len([run for run in chosen if run.checkpoint not in makers]) <= len(kinds)
-    assert makers <= {run.checkpoint for run in chosen} | {file for run in runs for file in run.weights_files}
+    small = [run for plan in plans_to_run(profile, rehearsed="kinds") for run in plan.runs]
+    needed = {what for run in small for what in run.needs}
+    assert len(small) == len(chosen)
+    assert len([run for run in small if needed.isdisjoint(run.makes)]) <= len(kinds)
+    assert needed <= {what for run in small for what in (*run.makes, *run.weights_files)}
 
 
 def test_numbers_alone_are_sampled(tmp_path):
@@ -70,6 +72,17 @@ def test_numbers_alone_are_sampled(tmp_path):
     path.write_text(yaml.safe_dump({"profile": "p", "runs": [run]}))
     (plan,) = load_plans(str(path))
     assert (len(plan.runs), len(sample(list(plan.runs), "pairs"))) == (24, 4)
+
+
+def test_runs_that_leave_the_records_that_a_run_reads_are_taken_with_it():
+    """Of three methods at the ends of the keep rates, so that no record is missing and few runs are needed."""
+    runs = [run for plan in plans_to_run("which_tokens", rehearsed="kinds") for run in plan.runs]
+    left = {what for run in runs for what in run.makes}
+    readers = [run for run in runs if run.options.get("trained")]
+    assert {run.study for run in readers} == {"reduction_patterns", "pattern_proxies", "patterns_across_data"}
+    for run in readers:
+        assert left.issuperset(run.needs)
+        assert (len(run.options["reducers"]), run.options["keep_rates"]) == (SOME, [0.9, 0.25])
 
 
 @pytest.mark.parametrize("profile", list_profiles())
@@ -188,9 +201,9 @@ def everything(tmp_path) -> str:
 def test_every_notebook_is_taken_once_and_every_profile_has_one(everything):
     plans = plans_to_run(everything, rehearsed="notebooks")
     runs = [run for plan in plans for run in plan.runs]
-    makers = {file for run in runs for file in run.weights_files}
+    needed = {what for run in runs for what in run.needs}
     assert {plan.profile for plan in plans} == {name for name in list_profiles() if name != "paper"}
-    notebooks = [run.notebook for run in runs if run.checkpoint not in makers]
+    notebooks = [run.notebook for run in runs if needed.isdisjoint(run.makes)]
     assert len(notebooks) == len(set(notebooks))
     assert {run.notebook for run in runs} == {run.notebook for run in runs_of(everything)}
 

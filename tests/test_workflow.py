@@ -19,7 +19,7 @@ import pytest
 import yaml
 from forked import run_script
 
-from checks import check_plan
+from checks import check_plan, check_weights
 from common import list_reducers
 from common.data import list_datasets
 from common.errors import UsageError
@@ -149,6 +149,27 @@ def test_a_string_may_name_the_data_set_and_the_backbone_of_its_run(toy):
     assert [run.weights_files for run in made] == [[], []]
 
 
+def test_a_run_that_reads_records_waits_for_those_that_leave_them(toy):
+    """For the models that it reads alone: its data sets, backbones, methods, rates and seed, and its folder."""
+    toy.with_suffix(".py").write_text(TOY.replace("pause = 0.0", "pause = 0.0; records = trained = ''; seed = 0"))
+    grid = {"dataset": ["digits", "imagenette"], "backbone": ["a"], "reducers": [["none"], ["tram"]], "seed": [0, 1]}
+    grid["keep_rates"] = [[0.9], [0.5]]
+    leaves = {"name": "leaves", "grid": grid, "parameters": {"records": "{results}/r"}}
+    other = {"name": "other", "grid": grid, "parameters": {"records": "{results}/elsewhere"}}
+    given = {"dataset": "digits", "backbone": "a", "reducers": ["none", "tram"], "trained": "{results}/r"}
+    reads = {"name": "reads", "parameters": {**given, "keep_rates": [0.5, 0.25]}}
+    plan = only_plan(write_profile(toy, leaves, other, reads), "results/x")
+    last = plan.runs[-1]
+    assert [Path(csv).stem for csv in plan.waits_for(last)] == [
+        *(f"leaves-digits-a-none-s0-{rate}" for rate in (0.9, 0.5)),
+        "leaves-digits-a-tram-s0-0.5",
+    ]
+    assert plan.waits_for(plan.runs[0]) == [] and last.weights_files == []
+    with pytest.raises(ProfileError) as refused:
+        check_weights(plan)
+    assert refused.value.problems == ["profile toy: reads reads records in results/x/r, which no run leaves there"]
+
+
 def test_parameters_may_be_several_mappings_of_which_a_later_one_wins(toy):
     parts = [{"seed": 0, "pause": 1.0}, {"pause": 2.0}]
     assert only_plan(write_profile(toy, {"parameters": parts})).runs[0].options == {"seed": 0, "pause": 2.0}
@@ -159,10 +180,11 @@ def test_parameters_may_be_several_mappings_of_which_a_later_one_wins(toy):
 
 TRAM = {"throughput", "sizing", "finetune", "off_the_shelf", "visualize", "scratch"}
 EVERY = TRAM | {"method_grid", "gallery", "explain", "explain_benchmark", "explain_agreement", "idling", "slimming"}
-EVERY |= {"reduction_patterns", "patterns_across_data", "pattern_proxies"}
+PATTERNS = {"reduction_patterns", "patterns_across_data", "pattern_proxies"}
+EVERY |= PATTERNS
 STUDIES = {"quick": EVERY, "imagenette": EVERY}
 STUDIES |= {"smoke": TRAM, "tram": TRAM - {"scratch"}, "tram_scratch": {"scratch"}}
-STUDIES |= {"which_tokens": {"throughput", "method_grid"}, "idling": {"finetune", "idling"}}
+STUDIES |= {"which_tokens": {"throughput", "method_grid", *PATTERNS}, "idling": {"finetune", "idling"}}
 STUDIES |= {"which_tokens_parity": {"method_grid"}}
 STUDIES |= {"patch_slimming": {"slimming"}, "mutex": {"explain", "explain_benchmark", "explain_agreement"}}
 BEYOND = {"tram", "random", "downsample"}  # what no table of "Which Tokens to Use?" has

@@ -92,6 +92,8 @@ workers = 0
 device = None
 checkpoints = ""
 checkpoint = ""
+records = ""
+cls_at = []
 csv = "results/notebook/method_grid.csv"
 figure = "results/notebook/method_grid.png"
 
@@ -119,11 +121,13 @@ config
 
 # %% [markdown]
 # ## Every method at every rate
-# With a folder for `checkpoints`, a killed run goes on from its last epoch, and `python -m common.evaluation` can
-# record afterwards what every trained model decides for every image. `checkpoint` keeps the weights of one model.
+# With a folder for `checkpoints`, a killed run goes on from its last epoch; `checkpoint` keeps the weights of a single
+# model. With a folder for `records`, each trained model leaves there what it decides for every image, and its CLS
+# tokens after the blocks `cls_at`: the notebooks on patterns and on what predicts accuracy read them (`trained`), and
+# so does `python -m common.analysis`.
 
 # %%
-rows = measure(start, reducers, keep_rates, Kept(checkpoints, checkpoint))
+rows = measure(start, reducers, keep_rates, Kept(checkpoints, checkpoint, records, tuple(cls_at)))
 table = pd.DataFrame(rows)
 
 # %% [markdown]

@@ -43,7 +43,7 @@ if "google.colab" in sys.modules:  # fetches and installs the repository in Goog
 import pandas as pd
 
 from common import plots
-from common.analysis.runs import shelf_runs
+from common.analysis.runs import shelf_runs, trained_runs
 from common.results import resolve, write_run
 from common.setup import Setup
 from common.studies.pattern_proxies import PatternProxies, correlation_figure, proxy_rows
@@ -64,17 +64,21 @@ seed = 0
 workers = 0
 device = None
 output_dir = "results/notebook/decisions_and_features"
+trained = ""
 csv = "results/notebook/pattern_proxies.csv"
 figure = "results/notebook/pattern_proxies.png"
 
 # %% [markdown]
 # ## What every method decides, and its features
-# The CLS token after the blocks `cls_at`, of the unreduced model and of every method at every keep rate.
+# The CLS token after the blocks `cls_at`, of the unreduced model and of every method at every keep rate. Of trained
+# models, those that `Pretrained/method_grid` left in a folder (`records`) are read: `trained` names it.
 
 # %%
 loading = {"batch_size": batch_size, "workers": workers, "seed": seed, "device": device, "limit_val": limit_val}
 setup = Setup(backbone, weights, dataset, img_size, recipe, **loading)
-runs = shelf_runs(resolve(output_dir), setup, reducers, keep_rates, cls_at=tuple(cls_at))
+asked = {"setup": setup, "methods": reducers, "keep_rates": keep_rates, "seeds": [seed]}
+shelf = {"folder": resolve(output_dir), "cls_at": tuple(cls_at)}
+runs = trained_runs(resolve(trained), **asked) if trained else shelf_runs(**shelf, **asked)
 
 # %% [markdown]
 # ## Similarity and accuracy

@@ -72,13 +72,15 @@ seed = 0
 workers = 0
 device = None
 output_dir = "results/notebook/decisions_elsewhere"
+trained = ""
 csv = "results/notebook/patterns_across_data.csv"
 figure = "results/notebook/patterns_across_data.png"
 
 # %% [markdown]
 # ## What every method decides
 # One record for each data set, backbone, method and keep rate; what is there already is not evaluated again. No label
-# is needed: where the head has other classes than the data set, there is no accuracy.
+# is needed: where the head has other classes than the data set, there is no accuracy. Of trained models, those that
+# `Pretrained/method_grid` left in a folder (`records`) are read: `trained` names it.
 
 # %%
 loading = {"batch_size": batch_size, "workers": workers, "seed": seed, "device": device}
@@ -86,7 +88,7 @@ setups = []
 for dataset, limit in zip(datasets, limits, strict=True):
     for backbone, given in zip(backbones, weights, strict=True):
         setups.append(Setup(backbone, given, dataset, img_size, recipe, limit_val=limit, **loading))
-runs = runs_across(resolve(output_dir), setups, reducers, keep_rates)
+runs = runs_across(resolve(output_dir), setups, reducers, keep_rates, trained=trained)
 
 # %% [markdown]
 # ## How deep each place comes, on each data set

@@ -43,7 +43,7 @@ if "google.colab" in sys.modules:  # fetches and installs the repository in Goog
 import pandas as pd
 
 from common import plots
-from common.analysis.runs import shelf_runs
+from common.analysis.runs import shelf_runs, trained_runs
 from common.results import resolve, write_run
 from common.setup import Setup
 from common.studies.reduction_patterns import (
@@ -84,18 +84,21 @@ seed = 0
 workers = 0
 device = None
 output_dir = "results/notebook/decisions"
+trained = ""
 csv = "results/notebook/reduction_patterns.csv"
 figure = "results/notebook/reduction_patterns.png"
 
 # %% [markdown]
 # ## What every method decides
 # One record for each method, keep rate and seed: which patches are left after each reduction, and which were merged.
-# What is there already is not evaluated again. Methods that draw nothing at random are the same for all seeds.
+# What is there already is not evaluated again. Methods that draw nothing at random are the same for all seeds. Of
+# trained models, those that `Pretrained/method_grid` left in a folder (`records`) are read: `trained` names it.
 
 # %%
 loading = {"batch_size": batch_size, "workers": workers, "seed": seed, "device": device, "limit_val": limit_val}
 setup = Setup(backbone, weights, dataset, img_size, recipe, **loading)
-runs = shelf_runs(resolve(output_dir), setup, reducers, keep_rates, seeds=seeds)
+asked = {"setup": setup, "methods": reducers, "keep_rates": keep_rates, "seeds": seeds}
+runs = trained_runs(resolve(trained), **asked) if trained else shelf_runs(resolve(output_dir), **asked)
 
 # %% [markdown]
 # ## How deep each place comes

@@ -100,11 +100,14 @@ def _model_refusal(backbone: str, img_size: int | None, reducer: str, keep_rate:
 
 
 def _missing_weights(plan: Plan) -> Iterator[str]:
-    made = {run.checkpoint for run in plan.runs}
+    made = {what for run in plan.runs for what in run.makes}
     for run in plan.runs:
         for file in run.weights_files:
             if file not in made and not (ROOT / file).is_file():
                 yield f"no weights at {file}, and no run makes them"
+        folder = run.options.get("trained")
+        if folder and not made.issuperset(run.needs) and not (ROOT / folder).is_dir():
+            yield f"{run.run_id} reads records in {folder}, which no run leaves there"
 
 
 def _frozen(value: Any) -> Any:

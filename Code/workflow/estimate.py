@@ -91,6 +91,8 @@ def _limited(dataset: str, split: int, limit: int | None) -> int:
 
 
 def _across_data(given: Given) -> int:
+    if given["trained"]:
+        return 0
     images = sum(_limited(name, 1, limit) for name, limit in zip(given["datasets"], given["limits"], strict=True))
     return given.models * images * len(given["backbones"])
 
@@ -133,9 +135,9 @@ PASSES: dict[str, Callable[[Given], int]] = {
     "Pretrained/off_the_shelf": lambda given: given.models * given.val,
     "Pretrained/patch_slimming": _slimming,
     "Pretrained/patch_slimming_study": _slimming_study,
-    "Pretrained/pattern_proxies": lambda given: given.models * given.val,
+    "Pretrained/pattern_proxies": lambda given: 0 if given["trained"] else given.models * given.val,
     "Pretrained/patterns_across_data": _across_data,
-    "Pretrained/reduction_patterns": lambda given: given.models * given.val,
+    "Pretrained/reduction_patterns": lambda given: 0 if given["trained"] else given.models * given.val,
     "Pretrained/visualize": lambda given: len(given["keep_rates"]) * given["num_images"],
     "Scratch/train_test": lambda given: given.training,
 }

@@ -3,8 +3,9 @@
 Every point of a grid is one run, which makes one CSV. ``{results}`` and ``{data_root}`` in a string stand for the
 results folder and for the folder that holds the data, ``{dataset}`` and ``{backbone}`` for those of the run, as a part
 of a file's name. A parameter given as ``{file: PATH, otherwise: VALUE}`` is PATH where that file exists, else VALUE. A
-run with the ``checkpoint`` of another run among its ``weights``, or as its ``teacher_weights``, waits for it. The
-reducer "none" keeps everything: its keep_rate is 1.0.
+run with the ``checkpoint`` of another run among its ``weights``, or as its ``teacher_weights``, waits for it, and so
+does one that reads in the folder ``trained`` what others leave there as their ``records``. The reducer "none" keeps
+everything: its keep_rate is 1.0.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from notebooks import defaults_of
 from profile_file import ROOT, ProfileError, find_profile, read_profile, source_of
 
 HUB = "timm"
@@ -82,6 +84,27 @@ class Run:
         return [name for name in self.named_weights if name and name not in NAMED_WEIGHTS]
 
     @property
+    def makes(self) -> list[str]:
+        """What other runs may need: the file of its weights, and a name for each record that it leaves."""
+        return [*([self.checkpoint] if self.checkpoint else []), *self._records("records")]
+
+    @property
+    def needs(self) -> list[str]:
+        """What the run starts from, of what :attr:`makes` names."""
+        return [*self.weights_files, *self._records("trained")]
+
+    def _records(self, parameter: str) -> list[str]:
+        """A name for each trained model whose record lies in the folder that ``parameter`` names."""
+        folder = self.options.get(parameter)
+        if not folder:
+            return []
+        given = {**defaults_of(self.notebook), **self.options}
+        names = ("dataset", "backbone", "seed", "reducer", "keep_rate")
+        *places, reducers, rates = (given.get(f"{name}s") or [given.get(name)] for name in names)
+        models = [(name, rate) for name in reducers for rate in ([1.0] if name == "none" else rates)]
+        return [f"{folder}: {' '.join(map(str, model))}" for model in itertools.product(*places, models)]
+
+    @property
     def parameters(self) -> dict[str, Any]:
         return {**self.options, "csv": self.csv, "figure": self.figure, "profile": self.profile}
 
@@ -109,6 +132,11 @@ class Plan:
     @property
     def tables(self) -> list[str]:
         return sorted({run.study for run in self.runs})
+
+    def waits_for(self, run: Run) -> list[str]:
+        """The CSVs of the runs that leave the records which ``run`` reads."""
+        read = set(run.needs).difference(run.weights_files)
+        return [other.csv for other in self.runs if read.intersection(other.makes)] if read else []
 
     def named(self) -> Plan:
         """The same with the profile in the name of each run."""

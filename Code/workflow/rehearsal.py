@@ -25,6 +25,7 @@ FOLDER = Path("results/rehearsal")
 ABOUT = "Generated pictures and narrow random networks: this page shows that everything runs. No number means anything."
 SAMPLES = ("pairs", "kinds", "notebooks")  # see sample()
 COUNTING = ("Code/Benchmark/sizing.py",)  # runs no network, and checks what the published ones count
+SOME = 3  # methods of a run that reads the records of trained models
 IMAGES = 24  # of every part of a data set that a parameter can limit
 # The largest value that a parameter, or each item of the parameter in the plural, may have.
 LARGEST = {
@@ -60,14 +61,18 @@ def sample(runs: list[Run], how: str) -> list[Run]:
 
     "kinds": one run of every notebook with the same set of parameters. "pairs": of each such kind so many that any two
     values that are no numbers, such as a data set and a method, meet if they meet in any run. "notebooks": one run of
-    every notebook, from the profile that has the fewest so far, and of these the one with the fewest notebooks.
+    every notebook, that needs the fewest others, from the profile that has the fewest so far, and of these the one with
+    the fewest notebooks.
     """
     chosen = _spread(runs) if how == "notebooks" else []
     for same in () if chosen else _kinds(runs):
         chosen += same[:1] if how == "kinds" else _all_pairs(same)
-    makers = {run.checkpoint: run for run in runs if run.checkpoint}
+    makers = {what: run for run in runs for what in run.makes}
     for run in chosen:  # grows while a run is found that another needs
-        chosen += [makers[file] for file in run.weights_files if file in makers and makers[file] not in chosen]
+        needed = replace(run, options=_small_options(run)).needs
+        chosen += {
+            makers[what].csv: makers[what] for what in needed if what in makers and makers[what] not in chosen
+        }.values()
     return [run for run in runs if run in chosen]
 
 
@@ -86,7 +91,7 @@ def _spread(runs: Iterable[Run]) -> list[Run]:
     chosen: list[Run] = []
     for same in sorted(by_notebook.values(), key=lambda same: len({run.results for run in same})):
         taken = Counter(run.results for run in chosen)
-        chosen.append(min(same, key=lambda run: (taken[run.results], offered[run.results])))
+        chosen.append(min(same, key=lambda run: (len(run.needs), taken[run.results], offered[run.results])))
     return chosen
 
 
@@ -127,6 +132,8 @@ def _narrow(run: Run, made: set[str]) -> bool:
 def _small_options(run: Run) -> dict[str, Any]:
     given = {**defaults_of(run.notebook), **run.options}
     small = {name: _small(name, value) for name, value in given.items()}
+    if given.get("trained"):  # each of its models is a run of its own
+        small["reducers"] = given["reducers"][:SOME]
     return dict(run.options) | {name: value for name, value in small.items() if value != given[name]}
 
 

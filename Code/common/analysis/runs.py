@@ -141,6 +141,38 @@ def shelf_runs(
     return list(read_runs(path for path, setting in find_records([folder]).items() if asked(setting)))
 
 
+def trained_runs(
+    folder: str | Path,
+    setup: Setup,
+    methods: Sequence[str],
+    keep_rates: Sequence[float | tuple[float, ...]],
+    *,
+    seeds: Sequence[int] = (0,),
+) -> list[RunData]:
+    """The records of trained models below ``folder`` that were asked for, whatever else lies there.
+
+    The notebook ``method_grid`` leaves them there (``records``), and ``python -m common.evaluation`` beside trainings.
+    Other arguments are those of :func:`common.evaluation.off_the_shelf`.
+
+    Raises:
+        UsageError: one of them is missing, or its model was not trained; the message names it.
+    """
+    methods = [str(Method.parse(text)) for text in methods]
+    rates = [("1",) if text == "none" else map(keep_rate_text, keep_rates) for text in methods]
+    wanted = [(text, rate, seed) for seed in seeds for text, some in zip(methods, rates, strict=True) for rate in some]
+    found = {}
+    for path, setting in find_records([folder]).items():
+        if (setting.dataset, setting.backbone) == (setup.dataset, setup.backbone) and setting.is_trained:
+            found[setting.method, keep_rate_text(setting.keep_rate), setting.seed] = path
+    missing = "; ".join(f"{key[0]} at keep rate {key[1]}, seed {key[2]}" for key in wanted if key not in found)
+    if missing:
+        raise UsageError(
+            f"{str(folder)!r} has no record of {setup.backbone} trained on {setup.dataset} with {missing}; the "
+            "notebook method_grid leaves them in the folder that its parameter records names"
+        )
+    return list(read_runs(found[key] for key in wanted))
+
+
 def read_runs(paths: Iterable[Path]) -> Iterator[RunData]:
     """Read records one after the other, with the CLS tokens beside them."""
     for path in tqdm(list(paths), "records", leave=False):

@@ -17,6 +17,7 @@ from common.tokens import GONE
 
 RECORD, CLS = "record of decisions 3", "record of CLS tokens 1"  # the number is that of the layout
 PER_IMAGE = ("targets", "predictions", "loss")
+TRAINING = ("epochs", "lr", "n_train")  # details that tell of a training, as rows of results do
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Setting:
         scored: what :attr:`Stage.scores` are, in words; "" = there are none.
         noted: optional parts that were asked for: ``scores`` (0 or 1), ``soft_weights`` (tokens per patch).
         versions: torch, timm, commit, device and date (UTC, ISO 8601 to the second).
-        details: whatever else belongs to the run, as JSON has it.
+        details: whatever else belongs to the run, as JSON has it; of a trained one some of :data:`TRAINING`.
     """
 
     name: str
@@ -72,6 +73,16 @@ class Setting:
     def reduces(self) -> bool:
         """Whether there is a method at all."""
         return self.method.partition(":")[0] != "none"
+
+    @property
+    def training(self) -> dict[str, Any]:
+        """How the reduced model was trained, as far as the record tells; {} where it was not."""
+        return {name: self.details[name] for name in TRAINING if name in self.details} if self.is_trained else {}
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether the model was trained after it was reduced."""
+        return bool(self.details.get("epochs"))
 
     @property
     def run_key(self) -> str:

@@ -118,7 +118,14 @@ def training_text(rows: pd.DataFrame) -> str:
     epochs = rows["epochs"].iloc[0] if "epochs" in rows else 0
     if pd.isna(epochs) or not epochs:
         return "off the shelf"
-    return f"after {counted(epochs, 'epoch')} on {rows['n_train'].iloc[0]:,} images"
+    images = rows["n_train"].iloc[0]
+    return f"after {counted(epochs, 'epoch')}" + ("" if pd.isna(images) else f" on {images:,} images")
+
+
+def trained_text(rows: pd.DataFrame) -> str:
+    """:func:`training_text` behind a comma, or nothing where there was none."""
+    training = training_text(rows)
+    return "" if training == "off the shelf" else f", {training}"
 
 
 def model_name(row: pd.Series) -> str:

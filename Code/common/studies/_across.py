@@ -8,17 +8,18 @@ import numpy as np
 import pandas as pd
 
 from common.analysis import compare_all, compare_halves, compare_mean_maps, pairs
-from common.analysis.runs import RunData, shelf_runs
+from common.analysis.runs import RunData, shelf_runs, trained_runs
 from common.errors import UsageError
 from common.evaluation import Setting
 from common.plots.elsewhere import MAP_MEASURES
 from common.plots.frames import backbone_name, method_names
 from common.report import sections as show
 from common.report.rows import VARIANT, in_order
+from common.results import resolve
 from common.setup import Setup
 from common.studies._patterns import Row, agreement_row, depth_row, depth_values, setting_row, with_measure
 
-SETTING = ["dataset", "backbone", "weights", "recipe", "img_size"]
+SETTING = ["dataset", "backbone", "weights", "recipe", "img_size", "epochs", "n_train"]
 OF_DATA = [*SETTING, "other_dataset"]  # what rows of two data sets share
 OF_WIDTHS = [*SETTING, "other_backbone", "other_weights"]  # what rows of two backbones share
 HALVES = "two halves"
@@ -27,10 +28,12 @@ _ALIKE = ("PCC", "SCC", "SIM")  # measures that are high where maps are alike
 
 
 def runs_across(
-    folder: str, setups: Sequence[Setup], methods: Sequence[str], keep_rates: Sequence[float]
+    folder: str, setups: Sequence[Setup], methods: Sequence[str], keep_rates: Sequence[float], *, trained: str = ""
 ) -> list[RunData]:
     """The records of every setup in ``folder``, made where they are missing; without accuracy where the head has other
-    classes than the data set."""
+    classes than the data set. Or those of trained models in the folder ``trained``."""
+    if trained:
+        return [run for setup in setups for run in trained_runs(resolve(trained), setup, methods, keep_rates)]
     return [run for setup in setups for run in shelf_runs(folder, setup, methods, keep_rates, decisions_only=None)]
 
 

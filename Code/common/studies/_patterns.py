@@ -9,6 +9,7 @@ import pandas as pd
 
 from common.analysis.runs import RunData
 from common.evaluation import Setting
+from common.evaluation.record import TRAINING
 from common.reducers import Method
 from common.report import sections as show
 from common.schedule import keep_rate_text
@@ -63,6 +64,8 @@ def setting_row(setting: Setting) -> Row:
         "options": method.options_text,
         "keep_rate": keep_rate_text(setting.keep_rate),
         "seed": setting.seed,
+        **dict.fromkeys(TRAINING),
+        **setting.training,
     }
 
 

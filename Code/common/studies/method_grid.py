@@ -14,7 +14,11 @@ from common.cost.counter import count_macs
 from common.data import make_loader, subset
 from common.data.base import LabelledDataset
 from common.errors import UsageError
-from common.evaluation.names import slug
+from common.evaluation import evaluate_model
+from common.evaluation.evaluate import stage_blocks
+from common.evaluation.names import run_key, slug, unique_key
+from common.evaluation.record import TRAINING
+from common.evaluation.runner import DECISIONS
 from common.models.reduced import ReducedVisionTransformer
 from common.reducers import Method, reducer_class
 from common.report import sections as show
@@ -140,10 +144,16 @@ class Kept:
     Attributes:
         checkpoints: folder with one of each training below it, from which a stopped one goes on.
         checkpoint: file for the weights (.safetensors) after the last epoch, of one model.
+        records: folder for what each model decides on every validation image after the last epoch, see
+            :class:`common.evaluation.Record`; below it as :func:`common.evaluation.unique_key` has it, by data set,
+            seed and model.
+        cls_at: blocks after which records have the CLS token.
     """
 
     checkpoints: str = ""
     checkpoint: str = ""
+    records: str = ""
+    cls_at: Sequence[int] = ()
 
     def training(self, cell: Experiment) -> str:
         """The folder of the training ``cell``: no other data set, method, keep rate or seed has it."""
@@ -192,6 +202,7 @@ def run_cell(experiment: Experiment, kept: Kept = NOTHING) -> list[dict[str, obj
     if not known and not experiment.config.total_epochs:
         raise UsageError("epochs=0 with a fresh head measures chance; give head='dataset', or epochs")
     model = experiment.model(val_set)
+    model.check_cls_at(kept.cls_at)
     before = {**_cost(model, val_set), **_hits(model, val_set, experiment.config, 0)}
     history = list(experiment.run(model, (train_set, val_set)))
     if kept.checkpoint:
@@ -201,7 +212,34 @@ def run_cell(experiment: Experiment, kept: Kept = NOTHING) -> list[dict[str, obj
         epochs = history[-1].epoch
         after = {**_cost(model, val_set), **_hits(model, val_set, experiment.config, epochs)}
         rows.append({"epochs": epochs, "n_train": len(train_set), **_accuracy(history), **after})
-    return [{**experiment.conditions(), "n_val": len(val_set), **row} for row in rows]
+    rows = [{**experiment.conditions(), "n_val": len(val_set), **row} for row in rows]
+    if kept.records:
+        _leave_record(model, val_set, experiment, rows[-1], kept)
+    return rows
+
+
+def _leave_record(
+    model: ReducedVisionTransformer, val_set: LabelledDataset, cell: Experiment, row: Mapping[str, object], kept: Kept
+) -> None:
+    """Write what ``model`` decides, with the training that the last ``row`` of its ``cell`` tells of."""
+    config = cell.config
+    key = run_key(cell.reducer, cell.backbone, cell.keep_rate, stage_blocks(model.reducer))
+    record = evaluate_model(
+        model,
+        val_set,
+        batch_size=config.batch_size,
+        method=cell.reducer,
+        backbone=cell.backbone,
+        name=key,
+        weights=row["weights"],
+        seed=config.seed,
+        details={name: row[name] for name in TRAINING},
+        cls_at=kept.cls_at,
+        device=config.device,
+        workers=config.workers,
+        mixed_precision=config.mixed_precision,
+    )
+    record.save(resolve(kept.records) / unique_key(key, cell.dataset, config.seed) / DECISIONS)
 
 
 def _hits(

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from math import nan
 
 import pandas as pd
 from matplotlib.figure import Figure
 
 from common import plots
-from common.analysis import compare_all, correlate, paired_bootstrap
+from common.analysis import Interval, compare_all, correlate, paired_bootstrap
 from common.analysis.runs import RunData
-from common.options import Many, Whole
 from common.report import sections as show
 from common.report.rows import VARIANT, in_order
 from common.report.sections import Answer, Section
-from common.schema import REQUIRED, count, intervals, number, text
+from common.schema import REQUIRED, accuracy_name, count, intervals, number, text
 from common.studies import _pattern_claims
 from common.studies._patterns import setting_row
 from common.studies.base import Study, register_study
 
-SETTING = ["dataset", "backbone", "weights", "recipe", "img_size"]
+SETTING = ["dataset", "backbone", "weights", "recipe", "img_size", "epochs", "n_train"]
 FEATURES = {
     "cka": "CKA distance",
     "procrustes": "Procrustes distance",
@@ -33,6 +33,7 @@ _SIMILARITY_NOTE = (
     "same; interval: delete-a-group jackknife over images. Change: of accuracy from unreduced, paired over the images, "
     "with its 95 % bootstrap interval."
 )
+_MAP_NOTE = "The mAP is no mean over images, so that its change has no interval."
 _CORRELATION_NOTE = (
     "Spearman's correlation of the measure with the size of the difference in accuracy, over pairs of models; interval "
     "by leaving out one model at a time. p: share of the ways to deal the accuracies to the models that give as much; "
@@ -55,7 +56,7 @@ class PatternProxies(Study):
         "pairs": text("of which models: with the unreduced one, of methods, of keep rates").only("correlation"),
         "measure": text("of similarity, see common.analysis").only("correlation"),
         "block": count("after which both are read", "block"),
-        "accuracy": number("top-1 among the classes of the dataset", "percent").only("similarity"),
+        "accuracy": number("top-1 among the classes of the dataset, or mAP", "percent").only("similarity"),
         **intervals(
             accuracy_change=number("from the unreduced model, same images", "points").only("similarity"),
             cka=number("1 - linear CKA, debiased", optional=True).only("similarity"),
@@ -77,7 +78,6 @@ class PatternProxies(Study):
     captions = {
         "": "Rank correlation of each measure with the difference in accuracy. Bars: leaving out one model at a time.",
     }
-    parameters = {"cls_at": Many[Whole]}
 
     def summarise(self, runs: pd.DataFrame) -> pd.DataFrame:
         """All rows, methods in their fixed order."""
@@ -85,7 +85,10 @@ class PatternProxies(Study):
 
     def sections(self, data: pd.DataFrame) -> Iterator[Section]:
         for _, rows in data.groupby(SETTING, sort=False, dropna=False):
-            title, parts = show.setting_title(rows), dict(list(rows.groupby("part", sort=False)))
+            title, parts = (
+                f"{show.setting_title(rows)}{show.trained_text(rows)}",
+                dict(list(rows.groupby("part", sort=False))),
+            )
             if "correlation" in parts:
                 yield _correlations(title, parts["correlation"], without_correlation(rows))
             if "similarity" in parts:
@@ -103,20 +106,25 @@ class PatternProxies(Study):
         correlations = data[(data["part"] == "correlation") & data["correlation"].notna()]
         for _, rows in correlations.groupby(SETTING, sort=False, dropna=False):
             points = [_best(pairs, cells) for pairs, cells in rows.groupby("pairs", sort=False)]
-            yield Answer(f"On {rows['n_images'].iloc[0]} images of {show.where_text(rows)}:", tuple(points))
+            yield Answer(
+                f"On {rows['n_images'].iloc[0]} images of {show.where_text(rows)}{show.trained_text(rows)}:",
+                tuple(points),
+            )
 
 
 def _similarities(title: str, rows: pd.DataFrame) -> Section:
+    by_map = accuracy_name(rows["dataset"].iloc[0]) == "mAP"
     frame = pd.DataFrame(
         {
             "Model": show.labels(rows),
             "Keep": rows["keep_rate"].map(show.percent),
-            "Accuracy (%)": show.numbers(rows["accuracy"], 2),
+            "mAP (%)" if by_map else "Accuracy (%)": show.numbers(rows["accuracy"], 2),
             "Change": _with_intervals(rows, "accuracy_change", 2),
             **{name: _with_intervals(rows, measure, 3) for measure, name in FEATURES.items()},
         }
     )
-    return Section(f"{title}: features beside those of the unreduced model", frame, (_SIMILARITY_NOTE,), folded=True)
+    notes = (_SIMILARITY_NOTE, _MAP_NOTE) if by_map else (_SIMILARITY_NOTE,)
+    return Section(f"{title}: features beside those of the unreduced model", frame, notes, folded=True)
 
 
 def _correlations(title: str, rows: pd.DataFrame, missing: str) -> Section:
@@ -190,13 +198,13 @@ def proxy_rows(runs: Sequence[RunData]) -> Iterator[Row]:
     tokens = {key: run.tokens for key, run in known.items()}
     for pairs, table in (("with unreduced", with_whole), ("of methods", among), ("of keep rates", rates)):
         measured = table[table["metric"].isin(MEASURES)]
-        yield from _correlation_rows(pairs, correlate(measured, accuracies, tokens), whole.images)
+        yield from _correlation_rows(pairs, correlate(measured, accuracies, tokens), whole)
 
 
 def _similarity_rows(known: Mapping[str, RunData], whole: RunData, table: pd.DataFrame) -> Iterator[Row]:
     """Every reduced model beside the unreduced one, block by block."""
     others = table["a"].where(table["a"] != whole.setting.key, table["b"])
-    changes = {key: paired_bootstrap(100 * known[key].right, 100 * whole.right) for key in others.unique()}
+    changes = {key: _change(known[key], whole) for key in others.unique()}
     for (key, block), cells in table[table["metric"].isin(FEATURES)].groupby([others, "block"], sort=False):
         run, change = known[key], changes[key]
         row = {
@@ -212,12 +220,18 @@ def _similarity_rows(known: Mapping[str, RunData], whole: RunData, table: pd.Dat
         yield row
 
 
-def _correlation_rows(pairs: str, found: pd.DataFrame, images: int) -> Iterator[Row]:
+def _change(run: RunData, whole: RunData) -> Interval:
+    """Of accuracy from the unreduced model; the mAP is no mean over images, and has no interval."""
+    if run.right is None:
+        return Interval(run.top1 - whole.top1, nan, nan, nan)
+    return paired_bootstrap(100 * run.right, 100 * whole.right)
+
+
+def _correlation_rows(pairs: str, found: pd.DataFrame, whole: RunData) -> Iterator[Row]:
     for cell in found.itertuples():
         yield {
             "part": "correlation",
-            "method": "none",
-            "keep_rate": 1.0,
+            **setting_row(whole.setting),
             "pairs": pairs,
             "measure": cell.metric,
             "block": cell.block,
@@ -228,5 +242,5 @@ def _correlation_rows(pairs: str, found: pd.DataFrame, images: int) -> Iterator[
             "partial": cell.partial,
             "n_pairs": cell.pairs,
             "n_models": cell.runs,
-            "n_images": images,
+            "n_images": whole.images,
         }

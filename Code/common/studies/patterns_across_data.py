@@ -109,14 +109,15 @@ class PatternsAcrossData(Study):
     def sections(self, data: pd.DataFrame) -> Iterator[Section]:
         halves = data[data["part"] == "halves"]
         for _, rows in of_part(data, "datasets", OF_DATA):
-            title = f"{both(rows, 'dataset')}, {backbone_name(rows['backbone'].iloc[0])}"
+            title = f"{both(rows, 'dataset')}, {backbone_name(rows['backbone'].iloc[0])}{show.trained_text(rows)}"
             yield _maps(f"{title}: how alike the maps are", rows, halves, ("PCC", "SCC", "SIM", "EMD"))
             yield _maps(f"{title}: divergences of the maps", rows, halves, ("JSD", "KLD12", "KLD21"), folded=True)
         for _, rows in of_part(data, "capacity", OF_WIDTHS):
             for measure, what in ADJUSTED.items():
                 known = with_measure(rows, measure)
                 if len(known):
-                    title = f"{rows['dataset'].iloc[0]}, {both(rows, 'backbone')}: {what} in two backbones"
+                    title = f"{rows['dataset'].iloc[0]}, {both(rows, 'backbone')}{show.trained_text(rows)}"
+                    title = f"{title}: {what} in two backbones"
                     yield _capacity(title, known, measure)
 
     def figures(self, runs: pd.DataFrame, others: Mapping[str, pd.DataFrame]) -> Iterator[tuple[str, Figure]]:
@@ -135,7 +136,8 @@ class PatternsAcrossData(Study):
             images += f"{rows['other_n_images'].iloc[0]} of {rows['other_dataset'].iloc[0]}"
             found = tuple(_over_data(looking(rows), halves))
             if found:
-                yield Answer(f"Maps of depth on {images}, with {backbone_name(rows['backbone'].iloc[0])}:", found)
+                where = f"{backbone_name(rows['backbone'].iloc[0])}{show.trained_text(rows)}"
+                yield Answer(f"Maps of depth on {images}, with {where}:", found)
         for _, rows in of_part(data, "capacity", OF_WIDTHS):
             where = (
                 f"{both(rows, 'backbone')} on the same {rows['n_images'].iloc[0]} images of {rows['dataset'].iloc[0]}"
@@ -143,7 +145,9 @@ class PatternsAcrossData(Study):
             for measure, what in ADJUSTED.items():
                 found = tuple(_over_widths(with_measure(rows, measure), measure))
                 if found:
-                    yield Answer(f"{where}, {what}, agreement beyond chance, mean over blocks:", found)
+                    yield Answer(
+                        f"{where}{show.trained_text(rows)}, {what}, agreement beyond chance, mean over blocks:", found
+                    )
         if len(data) and not (data["part"] == "capacity").any():
             yield Answer(ONE_BACKBONE)
 

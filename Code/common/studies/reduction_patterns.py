@@ -43,7 +43,7 @@ from common.studies._patterns import (
 )
 from common.studies.base import Study, register_study
 
-SETTING = ["dataset", "backbone", "weights", "recipe", "img_size"]
+SETTING = ["dataset", "backbone", "weights", "recipe", "img_size", "epochs", "n_train"]
 AXES = ("methods", "rates", "seeds")
 _MATRIX_NOTE = (
     "How far the overlap exceeds what methods that keep as many patches share by chance: 0 = as by chance, 1 = as far "
@@ -92,7 +92,10 @@ class ReductionPatterns(Study):
 
     def sections(self, data: pd.DataFrame) -> Iterator[Section]:
         for _, rows in data.groupby(SETTING, sort=False, dropna=False):
-            title, parts = show.setting_title(rows), dict(list(rows.groupby("part", sort=False)))
+            title, parts = (
+                f"{show.setting_title(rows)}{show.trained_text(rows)}",
+                dict(list(rows.groupby("part", sort=False))),
+            )
             if "depth" in parts:
                 yield _depths(title, parts["depth"])
             for keep_rate, cells in parts.get("methods", rows.head(0)).groupby("keep_rate", sort=False):
@@ -110,7 +113,7 @@ class ReductionPatterns(Study):
 
     def answers(self, data: pd.DataFrame) -> Iterator[Answer]:
         for _, rows in data.groupby(SETTING, sort=False, dropna=False):
-            where, images = show.where_text(rows), rows["n_images"].iloc[0]
+            where, images = f"{show.where_text(rows)}{show.trained_text(rows)}", rows["n_images"].iloc[0]
             for measure, what in ADJUSTED.items():
                 points = [*_most_alike(rows, measure), *_over_rates(rows, measure)]
                 if points:
