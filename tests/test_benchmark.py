@@ -166,7 +166,7 @@ def test_nothing_is_timed_unless_the_reduced_model_is_the_backbone(monkeypatch):
 # refusals
 
 BAD_INPUT = [
-    (["--reducer", "trem"], "unknown reducer 'trem'; allowed: ats, downsample, dpcknn, "),
+    (["--reducer", "trem"], "unknown reducer 'trem'; allowed: atc, ats, diffrate, downsample, "),
     (["--reducer", "tram", "topk:fusion=max"], "reducer 'topk' has no option 'fusion'; allowed: head_fusion"),
     (["--reducer", "topk:head_fusion"], "option 'head_fusion' of 'topk:head_fusion' has no value"),
     (["--keep-rate", "1.2"], "keep_rate=1.2 is not allowed; give a ratio in (0, 1]"),

@@ -29,12 +29,40 @@ LOC = (3, 6, 9)
         (196, [0.5], (98, 49, 24)),
         # never nothing
         (16, 0.25, (4, 1, 1)),
+        # so many in each stage, at most half of them; so large a part in each stage, rounded as PiToMe does
+        (196, "r=50", (146, 96, 48)),
+        (196, "r=50 decreasing", (98, 49, 49)),
+        (100, "q=0.9", (90, 81, 73)),
         # whole in decimal, one less in binary without care: 100 * 0.29 = 28.999999999999996
         (100, (0.29, 0.29, 0.29), (29, 29, 29)),
     ],
 )
 def test_counts(patches, rate, expected):
     assert Schedule(rate, LOC).counts(patches) == expected
+
+
+@pytest.mark.parametrize(
+    ("rule", "expected"),
+    [
+        ("r=8", [188, 180, 172, 164, 156, 148, 140, 132, 124, 116, 108, 100]),
+        ("r=13", [183, 170, 157, 144, 131, 118, 105, 92, 79, 66, 53, 40]),
+        ("r=16", [180, 164, 148, 132, 116, 100, 84, 68, 52, 36, 20, 10]),
+        ("q=0.9", [177, 160, 144, 130, 117, 106, 96, 87, 79, 72, 65, 59]),
+        ("q=0.925", 81),
+        ("q=0.95", 110),
+        ("q=0.975", 150),
+        ("r=13 decreasing", [170, 147, 126, 108, 92, 78, 67, 58, 51, 47, 45, 45]),
+    ],
+)
+def test_rules_reduce_in_every_block_as_published(rule, expected):
+    counts = Schedule(rule, default_reduction_loc(12, rule)).counts(196)
+    assert list(counts) == expected if isinstance(expected, list) else counts[-1] == expected
+
+
+@pytest.mark.parametrize("rule", ["r=0", "r=1.5", "q=1.0", "q=0", "r=13decreasing", "q=0.9 decreasing", "rate=2"])
+def test_other_rules_are_refused_in_one_line(rule):
+    with pytest.raises(UsageError, match="is not allowed; give a ratio in"):
+        Schedule(rule, range(12))
 
 
 def test_target_and_last_drop():
@@ -94,6 +122,8 @@ def test_refused_reduction_loc(loc):
         ((1.0, 1.0, 0.5), "1 1 0.5"),
         ((147, 98, 49), "147 98 49"),
         ((49,), "49"),
+        ("r=13", "r=13"),
+        ("q=0.95", "q=0.95"),
     ],
 )
 def test_a_keep_rate_is_text_in_tables_and_comes_back_from_it(rate, text):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
@@ -13,23 +14,62 @@ from annotated_types import Gt, Le, MinLen, Predicate
 from pydantic import AfterValidator, Strict
 
 from common.errors import UsageError
-from common.options import Many, Whole, check, check_fields
+from common.options import Many, Whole, accepted_by, check, check_fields
 
-ALLOWED = "a ratio in (0, 1] that compounds, one ratio in (0, 1] per stage, or one count > 1 per stage"
+ALLOWED = (
+    "a ratio in (0, 1] that compounds, one ratio in (0, 1] per stage, one count > 1 per stage, "
+    'or a rule such as "r=13", "r=13 decreasing" or "q=0.9"'
+)
+RULE = re.compile(r"(r)=([1-9]\d*)( decreasing)?|(q)=(0?\.\d+)")
 
 
-def default_reduction_loc(depth: int) -> tuple[int, ...]:
-    """The blocks at 1/4, 1/2 and 3/4 of the depth.
+def default_reduction_loc(depth: int, keep_rate: float | tuple[float, ...] | str = 1.0) -> tuple[int, ...]:
+    """The blocks at 1/4, 1/2 and 3/4 of the depth; every block where ``keep_rate`` is a rule such as "r=13".
 
-    >>> default_reduction_loc(12)
-    (3, 6, 9)
+    >>> default_reduction_loc(12), default_reduction_loc(3, "r=13")
+    ((3, 6, 9), (0, 1, 2))
 
     Raises:
         UsageError: when the transformer has fewer than four blocks.
     """
+    if isinstance(keep_rate, str):
+        return tuple(range(depth))
     if depth < 4:
         raise UsageError(f"a backbone of depth {depth} has no default reduction_loc; give the 0-based blocks")
     return tuple(stage * depth // 4 for stage in (1, 2, 3))
+
+
+def counts_by_rule(rule: str, num_patches: int, stages: int) -> Iterator[int]:
+    """Patch tokens left after each stage when every stage removes as many, or keeps as large a part.
+
+    "r=13": 13 in each stage, at most every second one (ToMe, PPT); "r=13 decreasing": from 26 down to 0 (ToMe, section
+    4.1); "q=0.9": n - floor(n - 0.9 n) of the n before (PiToMe).
+
+    >>> list(counts_by_rule("r=13", 196, 12))
+    [183, 170, 157, 144, 131, 118, 105, 92, 79, 66, 53, 40]
+
+    Raises:
+        UsageError: no such rule.
+    """
+    found = RULE.fullmatch(rule)
+    if not found:
+        raise UsageError(f"keep_rate={rule!r} is not allowed; give {ALLOWED}")
+    number, decreasing, share = int(found[2] or 0), found[3], float(found[5] or 0)
+    left = num_patches
+    for stage in range(stages):
+        if share:
+            # 160 * 0.9 is 144.00000000000003 in floats too often: decide in whole thousandths of a token
+            left -= math.floor(round(left - left * share, 9))
+        else:
+            removed = (
+                int(number) if not decreasing else int(2 * int(number) - 2 * int(number) * stage / max(1, stages - 1))
+            )
+            left -= min(removed, left // 2)
+        yield left
+
+
+def _check_rule(rule: str) -> None:
+    list(counts_by_rule(rule, 1, 1))
 
 
 def _single(rates: float | tuple[float, ...]) -> float | tuple[float, ...]:
@@ -43,7 +83,8 @@ def _increasing(blocks: tuple[int, ...]) -> bool:
 _Ratio = Annotated[float, Gt(0), Le(1)]
 _Ratios = Annotated[tuple[_Ratio, ...], Strict(False), MinLen(1)]
 _Counts = Annotated[tuple[Annotated[int, Gt(1)], ...], Strict(False), MinLen(1)]
-KeepRate = Annotated[_Ratio | _Ratios | _Counts, AfterValidator(_single), ALLOWED]
+_Rule = Annotated[str, accepted_by(_check_rule)]
+KeepRate = Annotated[_Ratio | _Ratios | _Counts | _Rule, AfterValidator(_single), ALLOWED]
 Blocks = Annotated[Many[Whole], MinLen(1), Predicate(_increasing), "increasing 0-based block indices"]
 
 
@@ -57,7 +98,8 @@ class Schedule:
     Args:
         keep_rate: one ratio r, which compounds (relative to P, not to the truncated count before: 96, not 95, of 196
             at 0.7 in stage 2): stage s keeps floor(P r^s) of the P patches, but at
-            least one; or a ratio per stage, each a fraction of P; or an integer > 1 per stage, a count.
+            least one; or a ratio per stage, each a fraction of P; or an integer > 1 per stage, a count; or a rule of
+            the form "r=13", see :func:`counts_by_rule`.
         reduction_loc: 0-based blocks of the stages, increasing.
 
     Raises:
@@ -79,7 +121,9 @@ class Schedule:
         Raises:
             UsageError: when a stage would keep more than there are, or more than the stage before.
         """
-        if not isinstance(self.keep_rate, tuple):
+        if isinstance(self.keep_rate, str):
+            kept = list(counts_by_rule(self.keep_rate, num_patches, len(self.reduction_loc)))
+        elif not isinstance(self.keep_rate, tuple):
             kept = [_share(num_patches, self.keep_rate ** (stage + 1)) for stage in range(len(self.reduction_loc))]
         elif self.keep_rate[0] > 1:
             kept = list(self.keep_rate)
@@ -116,12 +160,16 @@ def keep_rate_text(keep_rate: float | Sequence[float] | str) -> str:
 
     >>> keep_rate_text(0.5), keep_rate_text(1.0), keep_rate_text((0.9, 0.7, 0.5)), keep_rate_text((147, 98, 49))
     ('0.5', '1', '0.9 0.7 0.5', '147 98 49')
+    >>> keep_rate_text("r=13")
+    'r=13'
     """
     rates = read_keep_rate(keep_rate)
+    if isinstance(rates, str):
+        return rates
     return " ".join(repr(rate).removesuffix(".0") for rate in (rates if isinstance(rates, tuple) else (rates,)))
 
 
-def read_keep_rate(keep_rate: float | Sequence[float] | str) -> float | tuple[float, ...] | tuple[int, ...]:
+def read_keep_rate(keep_rate: float | Sequence[float] | str) -> float | tuple[float, ...] | tuple[int, ...] | str:
     """The keep rate that :func:`keep_rate_text` wrote; one that is no text comes back as it is.
 
     >>> read_keep_rate("0.5"), read_keep_rate("0.9 0.7 0.5"), read_keep_rate("147 98 49")
@@ -131,19 +179,21 @@ def read_keep_rate(keep_rate: float | Sequence[float] | str) -> float | tuple[fl
         UsageError: what is no keep rate.
     """
     if isinstance(keep_rate, str):
-        with suppress(ValueError):  # such a text is refused below
+        with suppress(ValueError):  # a rule; any other text is refused below
             numbers = [float(part) for part in keep_rate.split()]
             keep_rate = [int(number) if number > 1 and number.is_integer() else number for number in numbers]
     return check("keep_rate", keep_rate, KeepRate)
 
 
 def ratio_of(keep_rate: float | Sequence[float] | str) -> float:
-    """The one ratio that leaves as much at the end as ``keep_rate``; NaN where that hangs on the image size.
+    """The one ratio that leaves as much at the end as ``keep_rate``; NaN where that hangs on image or model.
 
     >>> ratio_of("0.5"), round(ratio_of("0.9 0.7 0.5"), 4), ratio_of("147 98 49")
     (0.5, 0.7937, nan)
     """
     rate = read_keep_rate(keep_rate)
+    if isinstance(rate, str):
+        return math.nan
     if not isinstance(rate, tuple):
         return rate
     return math.nan if rate[-1] > 1 else rate[-1] ** (1 / len(rate))

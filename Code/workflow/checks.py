@@ -74,8 +74,8 @@ def _wrong_values(run: Run) -> Iterator[str]:
 def _schedules(run: Run) -> Iterator[str]:
     from common.reducers import Schedule, default_reduction_loc
 
-    blocks = run.options.get("reduction_loc") or default_reduction_loc(12)
     for keep_rate in run.values("keep_rate"):
+        blocks = run.options.get("reduction_loc") or default_reduction_loc(12, keep_rate)
         yield from refusal(Schedule, keep_rate, tuple(blocks))
 
 

@@ -75,7 +75,8 @@ class Run:
         """The blocks of its schedule, by default those of its backbone; () without reduction."""
         if Method.parse(self.experiment.reducer).name == "none":
             return ()
-        return self.experiment.reduction_loc or default_reduction_loc(_depth(self.experiment.backbone))
+        depth = _depth(self.experiment.backbone)
+        return self.experiment.reduction_loc or default_reduction_loc(depth, self.experiment.keep_rate)
 
     @property
     def trained(self) -> Experiment:

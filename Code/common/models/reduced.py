@@ -136,7 +136,7 @@ def reduce_tokens(
     vit: VisionTransformer,
     reducer: str,
     *,
-    keep_rate: float | tuple[float, ...] = 1.0,
+    keep_rate: float | tuple[float, ...] | str = 1.0,
     reduction_loc: tuple[int, ...] | None = None,
     **reducer_options,
 ) -> ReducedVisionTransformer:
@@ -155,7 +155,7 @@ def reduce_tokens(
         vit: a timm ``VisionTransformer``: ViT, DeiT (distilled too), DeiT-III, DINOv2, SigLIP, SimpleViT.
         reducer: one of :func:`common.list_reducers`.
         keep_rate: see :class:`common.reducers.Schedule`.
-        reduction_loc: 0-based blocks; default 1/4, 1/2 and 3/4 of the depth (3, 6, 9 of 12).
+        reduction_loc: 0-based blocks; default 1/4, 1/2 and 3/4 of the depth (3, 6, 9 of 12); all for a rule ("r=13").
         **reducer_options: the method's own options.
 
     Raises:
@@ -164,7 +164,7 @@ def reduce_tokens(
     check_options(reducer, reducer_options)
     check_supported(vit)
     depth = len(vit.blocks)
-    schedule = Schedule(keep_rate, default_reduction_loc(depth) if reduction_loc is None else reduction_loc)
+    schedule = Schedule(keep_rate, default_reduction_loc(depth, keep_rate) if reduction_loc is None else reduction_loc)
     if schedule.reduction_loc[-1] >= depth:
         raise UsageError(
             f"reduction_loc={list(schedule.reduction_loc)} does not fit a backbone of depth {depth}; "

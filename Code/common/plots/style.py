@@ -49,6 +49,10 @@ METHODS = {
     "dynamic_slimming": "Dynamic Slimming",
     "random": "random",
     "downsample": "smaller image",
+    "diffrate": "DiffRate",
+    "ppt": "PPT",
+    "atc": "ATC",
+    "pitome": "PiToMe",
 }
 
 # Okabe-Ito first (distinct in all common kinds of colour blindness), then Tol's "muted" and dark tones; the markers

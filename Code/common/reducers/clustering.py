@@ -1,4 +1,4 @@
-"""What the reducers that group tokens share: distances, assignment to centres."""
+"""What the reducers that group tokens share: distances, assignment to centres, means of groups."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
+from common.precision import without_autocast
 from common.schedule import Schedule
-from common.tokens import take_rows
+from common.tokens import GONE, Tokens, take_rows
 
 LARGE = 10**6  # patches: of so many a schedule drops some wherever it ever does
 
@@ -45,6 +46,31 @@ def nearest_center(distance: Tensor, centers: Tensor) -> Tensor:
 def largest_first(score: Tensor, count: int) -> Tensor:
     """Positions (B, count) of the largest entries of ``score`` (B, n), descending, ties to the lower position."""
     return score.argsort(dim=1, descending=True, stable=True)[:, :count]
+
+
+def patch_sizes(tokens: Tokens) -> Tensor:
+    """How many patches each patch token stands for in attention: (B, n), float32 ones where nobody keeps count."""
+    if tokens.size is None:
+        return torch.ones_like(tokens.patches[..., 0], dtype=torch.float32)
+    return tokens.size[:, tokens.num_prefix_tokens :]
+
+
+def group_means(x: Tensor, size: Tensor, group: Tensor, num_groups: int) -> tuple[Tensor, Tensor]:
+    """Means of the tokens ``x`` (B, n, D) of each group weighted by ``size`` (B, n), and the sizes of the groups.
+
+    Args:
+        group: (B, n) 0 to ``num_groups`` - 1, none of them empty; -1 = in no group.
+
+    Returns:
+        (B, K, D) in the dtype of ``x``, computed in float32, and (B, K).
+    """
+    group = torch.where(group == GONE, num_groups, group)
+    share = size.new_zeros(len(size), num_groups + 1, size.shape[1]).scatter(1, group[:, None], size[:, None])
+    share = share[:, :num_groups]  # (B, K, n)
+    total = share.sum(-1)
+    with without_autocast(size.device):
+        means = (share / total[..., None]) @ x.float()
+    return means.to(x.dtype), total
 
 
 def counts_where_dropping(vit: VisionTransformer, schedule: Schedule) -> dict[int, int]:

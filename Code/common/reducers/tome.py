@@ -13,6 +13,7 @@ from torch import Tensor
 
 from common.precision import without_autocast
 from common.reducers.base import Reducer, Signal, Signals, register_reducer
+from common.reducers.clustering import patch_sizes
 from common.tokens import Tokens, take_rows
 
 
@@ -100,10 +101,24 @@ class ToMe(Reducer):
         return before - target
 
 
+def matched_down_to(count: int, metric: Tensor, size: Tensor) -> Tensor:
+    """Which of ``count`` groups every token (B, n) goes to, matching again until so many are left.
+
+    Args:
+        metric: (B, n, d); that of a group is the mean of its tokens weighted by ``size`` (B, n).
+    """
+    group = torch.arange(metric.shape[1], device=metric.device).expand(len(metric), -1)
+    while (length := metric.shape[1]) > count:
+        matching = Matching.of(metric, min(length - count, length // 2))
+        total = matching.sum(size[..., None])
+        metric, size = matching.sum(metric * size[..., None]) / total, total[..., 0]
+        group = matching.destination(length).gather(1, group)
+    return group
+
+
 def merge(tokens: Tokens, metric: Tensor, num_merged: int) -> tuple[Tokens, Tensor]:
     """One matching: merged tokens, and their ``metric`` (B, n, d), means over the patches that a token stands for."""
-    prefix, length = tokens.num_prefix_tokens, tokens.num_patch_tokens
-    size = tokens.size[:, prefix:] if tokens.size is not None else torch.ones_like(tokens.patches[..., 0]).float()
+    length, size = tokens.num_patch_tokens, patch_sizes(tokens)
     with torch.no_grad():
         matching = Matching.of(metric, num_merged)
         new_size = matching.sum(size[..., None])  # (B, n - r, 1)

@@ -47,8 +47,10 @@ def written_label(written: str) -> str:
 
 
 def percent(share: float | str) -> str:
-    """``50 %`` of a share or of one keep rate; ``90, 70, 50 %`` or ``147, 98, 49 patches`` of one for each stage."""
+    """``50 %`` of a share or one rate; ``90, 70, 50 %`` or ``147, 98, 49 patches`` of one per stage; a rule itself."""
     rates = read_keep_rate(share) if isinstance(share, str) else share
+    if isinstance(rates, str):
+        return rates
     if not isinstance(rates, tuple):
         return f"{100 * rates:g} %"
     counts = rates[0] > 1

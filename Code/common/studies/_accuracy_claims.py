@@ -88,7 +88,7 @@ CLAIMS = {
 
 def _from_50_to_90(keep_rate: str) -> bool:
     rate = read_keep_rate(keep_rate)
-    return not isinstance(rate, tuple) and 0.5 <= rate <= 0.9
+    return isinstance(rate, float) and 0.5 <= rate <= 0.9
 
 
 def _models(rows: pd.DataFrame, keep_rate: str) -> dict[str, pd.Series]:
