@@ -12,6 +12,7 @@ from fake_runs import answered, found_in
 from common.analysis.runs import find_records, trained_runs
 from common.errors import UsageError
 from common.evaluation import Record
+from common.evaluation.registry import build_registry
 from common.results import write_run
 from common.setup import Setup
 from common.studies import method_grid
@@ -50,6 +51,13 @@ def test_each_trained_cell_leaves_its_record_by_data_set_seed_and_key(grid) -> N
         assert record.accuracy["top1"] == pytest.approx(row["accuracy"])
         assert (list(record.cls), record.cls[5].shape) == ([3, 5], (90, 64))
         assert setting.training == {"epochs": 1, "lr": 1e-3, "n_train": 40} and setting.weights == row["weights"]
+
+
+def test_the_table_of_runs_has_them_as_trained(grid) -> None:
+    table = build_registry(grid[0])
+    assert len(table) == 7 and set(table["epochs"]) == set(table["epoch"]) == {1}
+    after = grid[1][grid[1]["epochs"] == 1]
+    assert sorted(table["max_accuracy"]) == pytest.approx(sorted(after["accuracy"]))
 
 
 def test_a_block_that_is_not_there_is_refused_before_the_training(tmp_path) -> None:

@@ -1,7 +1,7 @@
 """One row per run, the table that evaluations and comparisons start from; local, or out of Weights & Biases.
 
 ``python -m common.evaluation.registry ROOT OUT.csv`` lists the finished trainings at or below the folder ROOT, and the
-records of models that nobody trained; ``wandb:ENTITY/PROJECT`` in place of ROOT the runs of a project there.
+records that lie there without their training; ``wandb:ENTITY/PROJECT`` in place of ROOT the runs of a project there.
 """
 
 from __future__ import annotations
@@ -128,11 +128,12 @@ def _row(run: Run, root: Path) -> dict[str, Any]:
 
 def _row_of_record(record: Record, folder: Path, root: Path) -> dict[str, Any]:
     setting = record.setting
+    epochs = setting.training.get("epochs", 0)
     return {
         "Name": setting.name,
         "max_accuracy": record.accuracy.get("map" if record.multi_label else "top1"),
-        "epoch": 0,
-        "epochs": 0,
+        "epoch": epochs,
+        "epochs": epochs,
         **_model(setting.method, setting.backbone, setting.keep_rate, setting.reduction_loc),
         "output_dir": _place(folder, root),
         "Created": setting.versions["date"],
