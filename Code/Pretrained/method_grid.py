@@ -32,7 +32,7 @@
 # | Defaults | embedded digits, the small ViT that `Scratch/train_test` trains, 1 epoch, six methods at two rates |
 # | Expected | pruning hardly suffers off the shelf; soft merging starts near chance and needs the fine-tuning |
 # | Time | under a minute on 2 CPU cores, the first time with the training of the small ViT |
-# | All methods | `./run_all.sh quick` (digits), `imagenette` (ViT-Ti, real images), `which_tokens` (ImageNet) |
+# | All methods | `./run_all.sh quick` (digits), `imagenette` (ViT-Ti, real images), `which_tokens` (the paper) |
 # | One long run | `python -m common.training CONFIG.yaml`, also under `torchrun`: checkpoints, resume, trackers |
 
 # %% tags=["colab"]
