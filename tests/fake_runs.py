@@ -41,12 +41,14 @@ def training_run(
     seed: int,
     table: str = "finetune",
     head: str = "fresh",
+    start: str = "timm",
     **given: Any,
 ) -> Path:
     """One run whose accuracy goes through ``accuracies``, the first of them before training."""
     rows = [
         {
             "head": head,
+            "start": start,
             "epoch": epoch,
             "train_loss": 2.0 / epoch if epoch else None,
             "train_loss_last_batch": 1.9 / epoch if epoch else None,
@@ -60,7 +62,7 @@ def training_run(
     given = {"backbone": "vit_small_patch16_224", "dataset": "digits", "img_size": 32, "batch": 64, **given}
     given = {"n_train": 1400, **given, "epochs": len(accuracies) - 1}
     parts = [given["dataset"], given["backbone"], method, keep_rate_text(keep_rate), given["epochs"], seed]
-    run_id = "_".join(map(str, parts))
+    run_id = "_".join(map(str, parts)) + ("_published" if start == "published" else "")
     run = {**BASE, **given, "method": method, "keep_rate": keep_rate, "seed": seed}
     return write_run(rows, find_study(table), root / f"runs/{table}/{run_id}.csv", **run)
 

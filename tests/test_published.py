@@ -9,7 +9,7 @@ from common.errors import UsageError
 from common.results import read_published
 
 METHODS = {"none", "tram", "topk", "ats", "patchmerger"}
-RUN, STATED = "backbone method options keep_rate", "weights head recipe epochs batch lr n_train"
+RUN, STATED = "backbone method options keep_rate", "weights head start recipe epochs batch lr n_train dtype"
 SIZES = ("base", "small", "tiny")
 
 

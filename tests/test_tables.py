@@ -69,6 +69,7 @@ def test_zero_epochs_count_as_they_are(tmp_path: Path) -> None:
 
 PAPER = {"backbone": "vit_small_patch16_224.augreg_in21k_ft_in1k", "dataset": "imagenette", "img_size": 224}
 PAPER |= {"weights": "timm augreg_in21k_ft_in1k", "recipe": "pretrained", "lr": 1e-4, "batch": 64, "n_train": 9469}
+PAPER |= {"start": "published"}
 SIX = [10.0, 90.0, 91.0, 92.0, 93.0, 95.0]
 
 
@@ -80,7 +81,9 @@ SIX = [10.0, 90.0, 91.0, 92.0, 93.0, 95.0]
         ({"n_train": 1000, "batch": 8}, "batch 8 instead of 64; n_train 1,000 instead of 9,469"),
         ({"lr": 5e-5}, "lr 5e-05 instead of 0.0001"),
         ({"head": "dataset"}, "head dataset instead of fresh"),
+        ({"start": "timm"}, "start timm instead of published"),
         ({"recipe": "center_crop"}, "recipe center_crop instead of pretrained"),
+        ({"dtype": "bfloat16"}, "dtype bfloat16 instead of float32"),
     ],
 )
 def test_a_published_value_stands_beside_the_same_experiment_only(tmp_path: Path, given: dict, differs: str) -> None:
@@ -95,6 +98,54 @@ def test_a_published_value_stands_beside_the_same_experiment_only(tmp_path: Path
     section = found_in(tmp_path, "finetune").sections[0]
     assert ("Published" in section.frame) == (not differs)
     assert differs in " ".join(section.notes)
+
+
+ONE_EPOCH = {"seed": 0, "method": "tram", "dataset": "imagenette", "lr": 1e-4, "batch": 64, "n_train": 9469}
+TUNED = {"backbone": "vit_base_patch16_224.augreg_in21k_ft_in1k", "weights": "timm augreg_in21k_ft_in1k"}
+TUNED |= {"img_size": 224, "recipe": "pretrained", **ONE_EPOCH}
+SCRATCH = {"weights": "random", "img_size": 160, "recipe": "scratch", "table": "scratch", **ONE_EPOCH}
+
+
+def one_epoch(root: Path, keep_rate: float, start: str, **given: object) -> pd.Series:
+    training_run(root, [10.0, 90.0], keep_rate=keep_rate, start=start, **given)
+    return row(summarised(root, given.get("table", "finetune")), keep_rate=keep_rate, start=start)
+
+
+@pytest.mark.parametrize(("keep_rate", "accuracy"), [(0.75, 97.10), (0.5, 94.75)])
+def test_what_the_notebooks_printed_after_an_epoch_stands_beside_the_same(tmp_path: Path, keep_rate, accuracy) -> None:
+    """The README has values of this network too, after five epochs of other weights: one difference names them."""
+    same = one_epoch(tmp_path, keep_rate, "published", **TUNED)
+    assert (same["published_accuracy"], same["differs"]) == (accuracy, "")
+    other = one_epoch(tmp_path, keep_rate, "timm", **TUNED)
+    assert pd.isna(other["published_accuracy"]) and other["differs"] == "start timm instead of published"
+    titles = [section.title for section in found_in(tmp_path, "finetune").sections]
+    setting = "imagenette, ViT-B/16, 224 px, 1 epoch{}, keep rate " + f"{100 * keep_rate:g} %"
+    assert sorted(titles) == [setting.format(" from the published start"), setting.format("")]
+
+
+@pytest.mark.parametrize(
+    ("size", "keep_rate", "accuracy", "differs"),
+    [
+        ("base", 0.75, 31.29, ""),
+        ("small", 0.75, 32.08, ""),
+        ("base", 0.5, None, "weights random instead of those of the 75 % run"),
+        ("small", 0.5, None, ""),  # was interrupted: nothing is printed
+    ],
+)
+def test_what_was_printed_of_training_from_scratch(tmp_path: Path, size, keep_rate, accuracy, differs) -> None:
+    found = one_epoch(tmp_path, keep_rate, "published", backbone=f"simple_vit_{size}_patch16_160", **SCRATCH)
+    assert found["differs"] == differs
+    assert found["published_accuracy"] == accuracy if accuracy else pd.isna(found["published_accuracy"])
+
+
+def test_rows_from_before_there_was_a_choice_of_the_start_are_timm_s(tmp_path: Path) -> None:
+    path = training_run(tmp_path, SIX, method="tram", keep_rate=0.5, seed=0, **PAPER)
+    frame = pd.read_csv(path, dtype=str, keep_default_na=False)
+    frame.drop(columns="start").to_csv(path, index=False)
+    assert row(summarised(tmp_path, "finetune"))["differs"] == "start timm instead of published"
+    frame.drop(columns=["start", "head"]).to_csv(path, index=False)
+    with pytest.raises(UsageError, match="does not have the columns of a finetune run; delete it and run again"):
+        summarised(tmp_path, "finetune")
 
 
 @pytest.mark.parametrize(

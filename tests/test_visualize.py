@@ -5,10 +5,19 @@ import torch
 
 from common.data.base import LabelledDataset
 from common.data.transforms import Normalisation, denormalise
+from common.errors import UsageError
 from common.models.factory import create_backbone
 from common.models.reduced import reduce_tokens
 from common.setup import Setup
-from common.studies.visualize import Decision, TracedImages, examples, measure, trace_images
+from common.studies.visualize import (
+    Decision,
+    TracedImages,
+    examples,
+    measure,
+    rates_of_networks,
+    trace_images,
+    trace_networks,
+)
 from common.weights import save_state
 
 NORM = Normalisation((0.4, 0.5, 0.6), (0.2, 0.25, 0.3))
@@ -59,6 +68,7 @@ def test_rows_count_blocks_from_zero():
     assert rows[3] == {
         "method": "topk",
         "options": "head_fusion=mean",
+        "weights": "",
         "keep_rate": "0.5",
         "image": "b",
         "class_name": "class 1",
@@ -149,6 +159,33 @@ def test_rows_of_traced_images(traced):
     assert len(rows) == 2 * 5 * 6
     assert [row["num_tokens"] for row in rows[6:12]] == [64, 48, 48, 36, 27, 27]
     assert {(row["class_name"], row["keep_rate"]) for row in rows[6:12]} == {("class 1", "0.75")}
+
+
+def test_a_network_for_all_keep_rates_or_one_for_each(tmp_path):
+    assert rates_of_networks("digits", [0.75, 0.5]) == {"digits": [0.75, 0.5]}
+    assert rates_of_networks(["a", "b", "a"], [0.75, 0.5, 0.25]) == {"a": [0.75, 0.25], "b": [0.5]}
+    with pytest.raises(
+        UsageError, match=r"weights=\['a'\] for keep_rates=\[0.75, 0.5\] is not allowed; give one for all"
+    ):
+        rates_of_networks(["a"], [0.75, 0.5])
+
+
+def test_each_keep_rate_is_shown_of_its_own_network(tmp_path):
+    """The same two images; each network is compared with itself unreduced."""
+    setups, said = [], []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        vit = create_backbone("vit_digits").eval()
+        torch.nn.init.normal_(vit.head.weight, std=0.5)
+        save_state(vit, tmp_path / f"{seed}.safetensors")
+        setups.append(Setup("vit_digits", str(tmp_path / f"{seed}.safetensors"), "digits", 32, device="cpu"))
+        said.append(vit(setups[-1].some(2).stack()).softmax(1).max(1).values.detach())
+    traced = trace_networks(setups, [[0.75], [0.5]], "tram", 2)
+    assert [(each.weights, each.keep_rate) for each in traced] == [("1.safetensors", "0.75"), ("2.safetensors", "0.5")]
+    for each, probability in zip(traced, said, strict=True):
+        torch.testing.assert_close(each.full.probability, probability, rtol=0, atol=1e-5)
+    rows = measure(setups[0].some(2), traced, "tram", [4])
+    assert [row["weights"] for row in rows] == ["1.safetensors"] * 2 + ["2.safetensors"] * 2
 
 
 def test_decisions_inside_a_larger_head():

@@ -21,6 +21,9 @@
 # that the full and the reduced model predict, with probabilities. The heat map shows how many blocks each place
 # of the grid survives on average.
 #
+# `weights` are those of one network for all `keep_rates`, or a list with one for each of them, which was trained at it:
+# so TRAM's authors made theirs, after one epoch at 75 and at 50 % (`./run_all.sh tram`).
+#
 # | | |
 # |---|---|
 # | Defaults | embedded digits (a digit covers a quarter of the canvas), the small ViT of `Scratch/train_test` |
@@ -40,13 +43,15 @@ if "google.colab" in sys.modules:  # fetches and installs the repository in Goog
     runpy.run_path(f"{folder}/Code/workflow/colab.py")["set_up"]()
 
 # %%
+from dataclasses import replace
+
 import pandas as pd
 
 from common import plots
 from common.report.sections import percent
 from common.results import resolve, write_run
 from common.setup import Setup
-from common.studies.visualize import Visualize, examples, measure, trace_images
+from common.studies.visualize import Visualize, examples, measure, rates_of_networks, trace_networks
 
 # %% tags=["parameters"]
 profile = "notebook"
@@ -66,31 +71,36 @@ csv = "results/notebook/visualize.csv"
 figure = "results/notebook/visualize.png"
 
 # %%
-setup = Setup(backbone, weights, dataset, img_size, recipe, batch_size=batch_size, seed=seed)
-images = setup.some(num_images)
-models = [setup.reduced(reducer, keep_rate=rate) for rate in keep_rates]
-traced = trace_images(setup, models, images)
-blocks = models[0].reducer.schedule.reduction_loc
+rates = rates_of_networks(weights, keep_rates)
+data = {"dataset": dataset, "img_size": img_size, "recipe": recipe, "batch_size": batch_size, "seed": seed}
+setups = [Setup(backbone, name, **data) for name in rates]
+traced = trace_networks(setups, list(rates.values()), reducer, num_images)
+images = setups[0].some(num_images)
+blocks = setups[0].reduced(reducer).reducer.schedule.reduction_loc
 print(f"{len(images)} images, normalised with mean {images.mean}; patches kept after blocks {blocks}")
 
 # %% [markdown]
-# ## The united grid
+# ## Six images at all keep rates
 
 # %%
-grid = setup.vit.patch_embed.grid_size
 shown = examples(images, traced, blocks, num_shown)
-fig = plots.united_grid(shown, patch_grid=grid, blocks=blocks, dropped=dropped)
+page = {"patch_grid": setups[0].vit.patch_embed.grid_size, "blocks": blocks, "dropped": dropped}
+fig = plots.united_grid(shown[:6], **page)
 plots.save(fig, figure)
 fig
 
 # %% [markdown]
-# ## Single images
+# ## Each image: all keep rates together, and each alone
 
 # %%
-singles = resolve(figure).with_suffix("")
+folder = resolve(figure).with_suffix("")
 for number, example in enumerate(shown):
-    single = plots.united_grid([example], patch_grid=grid, blocks=blocks, dropped=dropped)
-    plots.save(single, singles / f"{number}_{example.class_name.replace(' ', '_')}.png")
+    name = example.class_name.replace(" ", "_")
+    plots.save(plots.united_grid([example], **page), folder / f"united/{number}_{name}.png")
+    for row in example.rows:
+        single = plots.united_grid([replace(example, rows=(row,))], **page)
+        rate = row.label.removesuffix(" %").replace(", ", "-")
+        plots.save(single, folder / f"single/{number}_{rate}_{name}.png")
 single
 
 # %% [markdown]
@@ -98,8 +108,8 @@ single
 
 # %%
 kept = {f"keep rate {percent(each.keep_rate)}": each.kept for each in traced}
-survival = plots.survival_map(kept, patch_grid=grid)
-plots.save(survival, singles / "survival.png")
+survival = plots.survival_map(kept, patch_grid=page["patch_grid"])
+plots.save(survival, folder.with_name(f"{folder.name}-survival.png"))
 survival
 
 # %% [markdown]
@@ -107,6 +117,6 @@ survival
 
 # %%
 rows = measure(images, traced, reducer, blocks)
-write_run(rows, Visualize, csv, profile=profile, seed=seed, **setup.conditions)
+write_run(rows, Visualize, csv, profile=profile, seed=seed, **setups[0].conditions)
 table = pd.DataFrame(rows)
 table.groupby(["keep_rate", "block"])[["num_tokens", "probability", "probability_full_model"]].mean()

@@ -184,6 +184,7 @@ def read_run(path: str | Path, study: Table) -> pd.DataFrame:
         frame = pd.read_csv(path, dtype=str, keep_default_na=False)
     except pd.errors.EmptyDataError as error:
         raise UsageError(f"{path} is empty; delete it and run again") from error
+    frame = _with_newer_columns(frame, study)
     if list(frame.columns) != list(_all_columns(study)):
         raise UsageError(f"{path} does not have the columns of a {study.name} run; delete it and run again")
     if set(frame["study"]) != {study.name}:
@@ -191,6 +192,14 @@ def read_run(path: str | Path, study: Table) -> pd.DataFrame:
     numeric = [name for name, column in _all_columns(study).items() if column.kind != TEXT]
     frame[numeric] = frame[numeric].replace("", None)
     return _typed(frame, study, str(path)).assign(run_id=path.stem, **_read_images(path))
+
+
+def _with_newer_columns(frame: pd.DataFrame, study: Table) -> pd.DataFrame:
+    """``frame`` with the columns that came after it was written, as far as its rows can only be one thing there."""
+    for place, (name, column) in enumerate(_all_columns(study).items()):
+        if column.before and name not in frame and place <= len(frame.columns):
+            frame.insert(place, name, column.before)
+    return frame
 
 
 def _read_images(path: Path) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import timm
@@ -18,6 +19,7 @@ from common.results import write_atomically
 HUB = "timm"
 CFG = "pretrained_cfg"  # in the header of a file and on timm's models: what the weights expect
 NORM = ("mean", "std")
+NETWORK, PUBLISHED = "network", "published"  # in ``pretrained_cfg`` of what is not timm's: common.models.published
 OWN = "reducer."  # prefix of a method's own parameters in a state dict
 AUTHORS = ".pth"  # what a checkpoint of the authors of "Which Tokens to Use?" ends with: common.models.authors
 ALLOWED = f"allowed: None, 'timm', or the path of a .safetensors file or of an authors' {AUTHORS}"
@@ -68,20 +70,31 @@ def read_norm(path: str | Path) -> dict[str, tuple[float, ...]]:
     """
     check_weights(path)
     try:
-        with safe_open(path, framework="pt") as file:
-            known = json.loads((file.metadata() or {}).get(CFG, "{}"))
+        known = _read_cfg(path)
         return {key: tuple(map(float, known[key])) for key in NORM if key in known}
     except (SafetensorError, ValueError, TypeError) as error:
         raise UsageError(f"weights file {str(path)!r} is damaged or truncated: {error}") from error
 
 
+def is_published(path: str | Path) -> bool:
+    """Whether the weights of a safetensors file are of TRAM's published network: :mod:`common.models.published`."""
+    read_norm(path)  # refuses what is damaged
+    return _read_cfg(path).get(NETWORK) == PUBLISHED
+
+
+def _read_cfg(path: str | Path) -> dict[str, Any]:
+    with safe_open(path, framework="pt") as file:
+        return json.loads((file.metadata() or {}).get(CFG, "{}"))
+
+
 def save_state(model: nn.Module, path: str | Path, dtype: torch.dtype = torch.float32) -> None:
     """Write the state dict of ``model`` as safetensors: whole or not at all.
 
-    The header keeps the mean and standard deviation of its images, which timm's models have in ``pretrained_cfg``.
+    The header keeps the mean and standard deviation of its images, which timm's models have in ``pretrained_cfg``, and
+    whether it is the published network of TRAM.
     """
     state = {name: value.detach().to("cpu", dtype).contiguous() for name, value in model.state_dict().items()}
-    known = {key: value for key, value in getattr(model, CFG, {}).items() if key in NORM}
+    known = {key: value for key, value in getattr(model, CFG, {}).items() if key in (*NORM, NETWORK)}
     write_tensors(state, path, {CFG: json.dumps(known)})
 
 

@@ -20,8 +20,8 @@ from common.cost.closed_form import Shape, block_parts
 from common.cost.counter import count_macs
 from common.cost.methods import block_lengths, scheduled_macs
 from common.models import registered  # noqa: F401 (adds SimpleViT to timm's models)
+from common.models.published import as_published
 from common.models.reduced import ReducedVisionTransformer, reduce_tokens
-from common.models.simple_vit import NormalizedPatchEmbed
 from common.reducers import Schedule, default_reduction_loc
 
 
@@ -34,14 +34,10 @@ def published_model(
     bias, and all methods but TRAM itself embed patches between two LayerNorms, which is 1.2 MMAC and 3072 parameters
     (ViT-B, 224 px) in TRAM's favour.
     """
-    options = {"num_classes": num_classes, "img_size": img_size}
-    if not backbone.startswith("simple_vit"):
-        options["qkv_bias"] = False
-        if reducer != "tram":
-            options["embed_layer"] = NormalizedPatchEmbed
     extra = {"parity": True} if reducer == "patchmerger" else {}
     with torch.device("meta"):
-        vit = timm.create_model(backbone, **options)
+        vit = timm.create_model(backbone, num_classes=num_classes, img_size=img_size)
+        as_published(vit, normalized_embed=reducer != "tram")
         return reduce_tokens(vit, reducer, keep_rate=keep_rate, **extra)
 
 

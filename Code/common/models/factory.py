@@ -15,10 +15,11 @@ from torch import Tensor
 from common.errors import UsageError
 from common.models import registered
 from common.models.authors import IMAGES, is_authors, read_authors
+from common.models.published import load_published
 from common.models.reduced import SUPPORTED, ReducedVisionTransformer, check_supported, reduce_tokens
 from common.options import Count, ShareBelow1, checked
 from common.reducers.base import check_options
-from common.weights import HUB, NORM, OWN, check_weights, read_norm, read_state
+from common.weights import HUB, NORM, OWN, check_weights, is_published, read_norm, read_state
 
 ImageSize = Count | Annotated[tuple[Count, Count], Strict(False), "(height, width)"]
 MOST_NAMES, MOST_TEXT = 12, 1000  # of a message; room for as many names
@@ -113,14 +114,32 @@ def _build(name: str, weights: str | Path | None, sizes: dict[str, float]) -> Vi
     problem = f"weights file {str(weights)!r} does not fit backbone {name!r}"
     if "head.weight" not in state:
         raise UsageError(f"{problem}: it has no 'head.weight'")
-    overlay = {"state_dict": state, "num_classes": len(state["head.weight"]), "custom_load": False}
-    overlay |= _norm(weights)
-    vit = _created(name, problem, pretrained=True, pretrained_cfg_overlay=overlay, **sizes)
+    published = not is_authors(weights) and is_published(weights)
+    vit = (_published if published else _loaded)(name, problem, state, _norm(weights), sizes)
     # timm loads loosely once the number of classes differs, and would leave a missing block at random
     expected = set(vit.state_dict())
     missing, unknown = sorted(expected - set(state)), sorted(set(state) - expected)
     if missing or unknown:
         raise UsageError(f"{problem}: missing {_listed(missing)}, unknown {_listed(unknown)}")
+    return vit
+
+
+def _loaded(
+    name: str, problem: str, state: dict[str, Tensor], norm: dict[str, tuple[float, ...]], sizes: dict[str, float]
+) -> VisionTransformer:
+    overlay = {"state_dict": state, "num_classes": len(state["head.weight"]), "custom_load": False, **norm}
+    return _created(name, problem, pretrained=True, pretrained_cfg_overlay=overlay, **sizes)
+
+
+def _published(
+    name: str, problem: str, state: dict[str, Tensor], norm: dict[str, tuple[float, ...]], sizes: dict[str, float]
+) -> VisionTransformer:
+    vit = _created(name, problem, **{"num_classes": len(state["head.weight"]), **sizes})
+    try:
+        load_published(vit, state)
+    except RuntimeError as error:
+        raise UsageError(f"{problem}: {' '.join(str(error).split())[:MOST_TEXT]}") from error
+    vit.pretrained_cfg = {**vit.pretrained_cfg, **norm}
     return vit
 
 

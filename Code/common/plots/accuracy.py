@@ -21,7 +21,7 @@ from common.plots.style import RC, baseline_point, new_figure
 from common.schema import accuracy_name
 
 _CONDITIONS = ("method", "backbone", "dataset", "keep_rate", "seed")
-_PANEL = ("study", "profile", "backbone", "dataset", "img_size", "epochs", "n_train", "dtype")
+_PANEL = ("study", "profile", "backbone", "dataset", "img_size", "epochs", "n_train", "start", "dtype")
 _EPOCH = (*_PANEL, "method", "options", "keep_rate", "seed", "epoch")
 _VALUES = {
     "val_accuracy": "Validation accuracy (%)",

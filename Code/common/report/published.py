@@ -34,16 +34,23 @@ def beside(
     Args:
         identity: columns that say which model on which data: rows that agree in them are counterparts.
         stated: conditions that the source states, columns of both; all must agree, or ``differs`` names those that do
-            not. It is "" where there is no counterpart.
+            not, in the counterpart with the fewest. It is "" where there is no counterpart.
     """
-    counterparts = {key: rows.iloc[0] for key, rows in published.groupby(list(identity), sort=False)}
+    counterparts = dict(list(published.groupby(list(identity), sort=False)))
     values, differs = [], []
     for _, row in ours.iterrows():
         theirs = counterparts.get(tuple(row[name] for name in identity))
-        found = "" if theirs is None else "; ".join(_differences(row, theirs, stated))
+        found, same = ("", float("nan")) if theirs is None else _nearest(row, theirs, stated, value)
         differs.append(found)
-        values.append(float("nan") if theirs is None or found else theirs[value])
+        values.append(same)
     return ours.assign(**{f"published_{value}": values, "differs": differs})
+
+
+def _nearest(row: pd.Series, theirs: pd.DataFrame, stated: Sequence[str], value: str) -> tuple[str, float]:
+    """In words what ``row`` differs in from the most similar of ``theirs``; its ``value``, NaN if there is anything."""
+    found = [(list(_differences(row, each, stated)), each[value]) for _, each in theirs.iterrows()]
+    differs, printed = min(found, key=lambda pair: len(pair[0]))
+    return "; ".join(differs), float("nan") if differs else printed
 
 
 def _differences(row: pd.Series, theirs: pd.Series, stated: Sequence[str]) -> Iterator[str]:
@@ -104,7 +111,7 @@ def _training() -> Section:
         "backbone": "Backbone",
         "img_size": "px",
         "keep_rate": "Keep",
-        "start": "Start",
+        "weights": "Weights",
         "status": "Status",
         "accuracy": "Accuracy (%)",
         "correct": "Correct of 3925",

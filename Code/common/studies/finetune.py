@@ -22,10 +22,11 @@ from common.studies.base import Study, register_study
 from common.training.distillation import Data
 from common.training.experiment import Experiment
 
-SETTING = ["dataset", "backbone", "weights", "head", "recipe", "img_size", "epochs", "lr", "n_train", "dtype", "batch"]
+SETTING = ["dataset", "backbone", "weights", "head", "start", "recipe", "img_size"]
+SETTING += ["epochs", "lr", "n_train", "dtype", "batch"]
 # A published accuracy is that of this model on these data, trained under these conditions.
 IDENTITY = ["architecture", "dataset", "img_size", "method", "keep_rate"]
-STATED = ["options", "weights", "head", "recipe", "epochs", "lr", "batch", "n_train"]
+STATED = ["options", "weights", "head", "start", "recipe", "epochs", "lr", "batch", "n_train", "dtype"]
 
 
 @register_study
@@ -37,6 +38,7 @@ class Finetune(Study):
     place = 40
     columns = {
         "head": text("at the start: fresh, or dataset, the rows of the weights' own head"),
+        "start": text("of the network: timm, or published, as the code of TRAM's authors does it", before="timm"),
         "epoch": count("0 = before training"),
         "train_loss": number("mean over the images of the epoch, as they were augmented", optional=True),
         "train_loss_last_batch": number("of its last batch, which the published CSVs hold", optional=True),
@@ -51,6 +53,7 @@ class Finetune(Study):
     }
     required = (*REQUIRED, "dataset", "seed", "epochs")
     setting = SETTING
+    protocol = "pretrained"  # of the published trainings that are such ones
     captions = {
         "": "Accuracy after fine-tuning. Points: mean over seeds; bars: one standard deviation.",
         "speed": "Accuracy after fine-tuning against measured speed-up. Labels: keep rate in percent.",
@@ -60,9 +63,15 @@ class Finetune(Study):
         """:func:`training` with ``published_accuracy`` (percent) where the published experiment is the same one."""
         found = training(runs)
         found = found.assign(architecture=found["backbone"].map(architecture))
-        printed = read_published("tram_accuracy").rename(columns={"backbone": "architecture"}).fillna({"options": ""})
+        return beside(found, self.printed(), IDENTITY, STATED, "accuracy").drop(columns="architecture")
+
+    def printed(self) -> pd.DataFrame:
+        """The authors' accuracies after such trainings: those of the README, and those left in notebooks."""
+        outputs = read_published("tram_training").query("status == 'complete'")
+        tables = [read_published("tram_accuracy").assign(protocol="pretrained"), outputs]
+        printed = pd.concat(tables).query(f"protocol == {self.protocol!r}").fillna({"options": ""})
         printed["keep_rate"] = printed["keep_rate"].map(keep_rate_text)
-        return beside(found, printed, IDENTITY, STATED, "accuracy").drop(columns="architecture")
+        return printed.rename(columns={"backbone": "architecture"})
 
     def sections(self, data: pd.DataFrame) -> Iterator[Section]:
         for _, rows in data.groupby(SETTING, sort=False, dropna=False):
@@ -79,7 +88,7 @@ class Finetune(Study):
 
     def answers(self, data: pd.DataFrame) -> Iterator[Answer]:
         for _, rows in data.groupby(SETTING, sort=False, dropna=False):
-            yield best_answer(rows, "last", f"On {show.where_text(rows)}, after {_epochs(rows)}")
+            yield best_answer(rows, "last", f"On {show.where_text(rows)}, after {_training(rows)}")
 
     def missing(self, runs: pd.DataFrame) -> list[str]:
         return holes(runs, SETTING, trained=True)
@@ -119,12 +128,13 @@ def _training_section(cells: pd.DataFrame, keep_rate: str) -> Section:
     for column, name in (("Last epoch", "last"), ("Best epoch", "best")):
         lead = lead_of(reduced.assign(equal=reduced[name], equal_samples=reduced[name + SAMPLES]))
         best |= {(int(reduced.index[lead.place]), column)} if lead is not None and lead.certain else set()
-    title = f"{show.setting_title(cells)}, {_epochs(cells)}, keep rate {show.percent(keep_rate)}"
+    title = f"{show.setting_title(cells)}, {_training(cells)}, keep rate {show.percent(keep_rate)}"
     return Section(title, pd.DataFrame(columns), _comparability(cells, comparable), frozenset(best))
 
 
-def _epochs(rows: pd.DataFrame) -> str:
-    return show.counted(rows["epochs"].iloc[0], "epoch")
+def _training(rows: pd.DataFrame) -> str:
+    row = rows.iloc[0]
+    return show.counted(row["epochs"], "epoch") + (" from the published start" if row["start"] == "published" else "")
 
 
 def _accuracy(cells: pd.DataFrame, name: str) -> list[str]:
@@ -137,7 +147,7 @@ def _comparability(cells: pd.DataFrame, comparable: bool) -> tuple[str, ...]:
         return ("Embedded default: digits, not comparable with the paper.",)
     if not cells["differs"].any() and not comparable:
         return ("The paper prints no value for this experiment: not comparable with its tables.",)
-    notes = ["Published: README of the reference repository, the same experiment in all that it states; one seed."]
+    notes = ["Published: by the reference repository, the same experiment in all that it states; one seed."]
     others = [f"{name}: {what}" for name, what in zip(show.labels(cells), cells["differs"], strict=True) if what]
     told = f"The paper's values for other models here are of another experiment. {'. '.join(others)}."
     return (*(notes if comparable else ()), *([told] if others else ()))
@@ -147,7 +157,7 @@ def measure(experiment: Experiment, model: ReducedVisionTransformer, datasets: D
     """Train ``model`` on ``datasets``; a row for every epoch, from epoch 0, which is before training."""
     train_set, val_set = datasets
     sizes = {"n_train": len(train_set), "n_val": len(val_set)}
-    same = experiment.conditions() | {"head": experiment.with_head(val_set).head, **sizes}
+    same = experiment.conditions() | {"head": experiment.with_head(val_set).head, "start": experiment.start, **sizes}
     if not same["epochs"]:
         same |= {"lr": None, "n_train": 0}
     rows = []

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import pandas as pd
-
 from common.studies.base import register_study
-from common.studies.finetune import Finetune, training
+from common.studies.finetune import Finetune
 
 
 @register_study
@@ -15,10 +13,8 @@ class Scratch(Finetune):
     name, title = "scratch", "Accuracy when trained from scratch"
     question = "Can a reduced model be trained from random weights?"
     place = 60
+    protocol = "scratch"
     captions = {
         "": "Accuracy after training from random weights. Points: mean over seeds; bars: one standard deviation.",
         "speed": "Accuracy when trained from scratch against measured speed-up. Labels: keep rate in percent.",
     }
-
-    def summarise(self, runs: pd.DataFrame) -> pd.DataFrame:
-        return training(runs).assign(published_accuracy=float("nan"), differs="")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pandas as pd
 import torch
@@ -14,13 +14,14 @@ from common.data import head_classes
 from common.data.base import LabelledDataset
 from common.data.loading import one_class_after_the_other
 from common.data.transforms import denormalise
+from common.errors import UsageError
 from common.models.reduced import ReducedVisionTransformer
 from common.plots import Example, ExampleRow
 from common.plots.frames import backbone_name
 from common.reducers import Method
 from common.report.rows import VARIANT, in_order
 from common.report.sections import Answer, Section, labels, model_name, numbers, percent, setting_title
-from common.schedule import keep_rate_text
+from common.schedule import KeepRate, keep_rate_text
 from common.schema import REQUIRED, SEM, count, number, text
 from common.setup import Setup
 from common.studies.base import Study, register_study
@@ -53,7 +54,7 @@ class Visualize(Study):
         "": "Patches that are still there after each block that reduces, and how many blocks each place survives on "
         "average. Blocks count from 0, as timm's blocks.N.",
     }
-    run_figures = "**/*.png"
+    run_figures = "*.png"  # six images, and survival; those of each image are beside them, in folders
 
     def summarise(self, runs: pd.DataFrame) -> pd.DataFrame:
         """Per condition the number of images, and means over them with their standard errors: tokens left at the end,
@@ -113,7 +114,7 @@ class TracedImages:
     """One reduced model over n images.
 
     Attributes:
-        keep_rate: of the model, as in tables.
+        keep_rate, weights: of the model, as in tables.
         kept: bool (n, L, P), patches alive after every block.
         num_tokens: long (n, L), patch tokens alive after every block.
         full, reduced: what the model says without and with reduction.
@@ -124,6 +125,38 @@ class TracedImages:
     num_tokens: Tensor
     full: Decision
     reduced: Decision
+    weights: str = ""
+
+
+def rates_of_networks(weights: str | Sequence[str], keep_rates: Sequence[KeepRate]) -> dict[str, list[KeepRate]]:
+    """Weights -> the keep rates that the network with them runs at, in their order.
+
+    Args:
+        weights: of one network for all ``keep_rates``, or of one for each of them, which was trained at it.
+    """
+    names = [weights] * len(keep_rates) if isinstance(weights, str) else list(weights)
+    if len(names) != len(keep_rates):
+        raise UsageError(
+            f"weights={names} for keep_rates={list(keep_rates)} is not allowed; give one for all, or one for each"
+        )
+    found: dict[str, list[KeepRate]] = {name: [] for name in names}
+    for name, rate in zip(names, keep_rates, strict=True):
+        found[name].append(rate)
+    return found
+
+
+def trace_networks(
+    setups: Sequence[Setup], rates: Sequence[Sequence[KeepRate]], reducer: str, count: int
+) -> list[TracedImages]:
+    """Trace the network of each of ``setups``, reduced to its ``rates`` by ``reducer``, over the same ``count`` images.
+
+    Each is compared with itself unreduced.
+    """
+    found = []
+    for setup, own in zip(setups, rates, strict=True):
+        models = [setup.reduced(reducer, keep_rate=rate) for rate in own]
+        found += trace_images(setup, models, setup.some(count))
+    return found
 
 
 def trace_images(
@@ -131,8 +164,8 @@ def trace_images(
 ) -> list[TracedImages]:
     """Trace each of ``models``, all reduced from the backbone of ``setup``, over ``images``."""
     predictions, _ = predict({"full": setup.vit}, setup.loader(images))
-    full = Decision.of(predictions["full"].logits, images)
-    return [_traced(model, setup.loader(images), full, images) for model in models]
+    full, weights = Decision.of(predictions["full"].logits, images), setup.conditions["weights"]
+    return [replace(_traced(model, setup.loader(images), full, images), weights=weights) for model in models]
 
 
 def _traced(
@@ -156,6 +189,7 @@ def measure(
         {
             "method": method.name,
             "options": method.options_text,
+            "weights": trace.weights,
             "keep_rate": trace.keep_rate,
             "image": name,
             "class_name": images.classes[images.labels[place]],

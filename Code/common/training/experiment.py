@@ -19,6 +19,7 @@ from common.data.catalog import Dataset
 from common.data.transforms import Mean, Recipe, Std
 from common.errors import UsageError
 from common.models.factory import create_backbone, create_model, expected_norm
+from common.models.published import start_pretrained, start_random
 from common.models.reduced import ReducedVisionTransformer
 from common.options import Count, NonNegative, ShareBelow1, check_fields, check_names, field_kinds
 from common.processes import is_main_process
@@ -56,6 +57,8 @@ class Experiment:
         head: "fresh" = as many outputs as the dataset has classes, trained from scratch where the weights have another
             number; "dataset" = of a head of 1000 ImageNet classes the rows of the dataset's classes, so that epoch 0 is
             the accuracy off the shelf; "auto" = "dataset" where the weights know its classes, else "fresh".
+        start: "timm" = the network and its weights as timm has them; "published" = as the code of TRAM's authors
+            starts, from the weights or without any: :mod:`common.models.published`.
         teacher, teacher_weights: backbone to learn from, with its weights; its head is restricted like "dataset".
         output_dir: the run's folder, from which a stopped run goes on; "" = none. Like files of weights it starts from
             the repository's root where it is relative, as in a notebook; in a YAML file, from the working directory.
@@ -77,6 +80,7 @@ class Experiment:
     limit_val: Count | None = None
     drop_path: ShareBelow1 = 0.0
     head: Literal["fresh", "dataset", "auto"] = "fresh"
+    start: Literal["timm", "published"] = "timm"
     teacher: str = ""
     teacher_weights: str = ""
     output_dir: str = ""
@@ -176,6 +180,8 @@ class Experiment:
             drop_path=self.drop_path,
             **dict(method.seeded(self.config.seed).options),
         )
+        if self.start == "published":
+            start_pretrained(model, fresh_head=head == "fresh") if weights else start_random(model)
         if head == "dataset":
             restrict_head(model, dataset)
         return model
