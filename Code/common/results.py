@@ -197,7 +197,7 @@ def read_run(path: str | Path, study: Table) -> pd.DataFrame:
 def _with_newer_columns(frame: pd.DataFrame, study: Table) -> pd.DataFrame:
     """``frame`` with the columns that came after it was written, as far as its rows can only be one thing there."""
     for place, (name, column) in enumerate(_all_columns(study).items()):
-        if column.before and name not in frame and place <= len(frame.columns):
+        if column.before is not None and name not in frame and place <= len(frame.columns):
             frame.insert(place, name, column.before)
     return frame
 

@@ -43,7 +43,7 @@ class Column:
         unit: of ``UNITS``.
         optional: may be empty.
         parts: those parts of a study whose rows have it, () = all; it is empty in the others.
-        before: what it is in rows that were written before there was this column; "" = such a CSV is refused.
+        before: what it is in rows that were written before there was this column; None = such a CSV is refused.
     """
 
     kind: str
@@ -51,7 +51,7 @@ class Column:
     unit: str = ""
     optional: bool = False
     parts: tuple[str, ...] = ()
-    before: str = ""
+    before: str | None = None
 
     def only(self, *parts: str) -> Column:
         """The same column, for the rows of these parts of the study."""

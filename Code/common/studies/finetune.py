@@ -48,7 +48,7 @@ class Finetune(Study):
         "ema_val_accuracy": number("the same of the averaged weights", "percent", optional=True),
         "epoch_lr": number("learning rate at the end of the epoch", optional=True),
         "epoch_seconds": number("of the epoch, evaluation included", "s", optional=True),
-        "loading_seconds": number("of these, the training waited for its images", "s", optional=True),
+        "loading_seconds": number("of these, the training waited for its images", "s", optional=True, before=""),
         "n_val": count("validation images"),
     }
     required = (*REQUIRED, "dataset", "seed", "epochs")
