@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from common import analysis, cost, data, evaluation, explain, idling, plots, reducers, slimming, studies, training
+    from common.budget import keep_rate_for, reduce_tokens
     from common.cost.counter import count_macs
     from common.data import load_dataset
     from common.models.factory import create_model
-    from common.models.reduced import reduce_tokens
     from common.reducers import list_reducers
 
 PACKAGES = ("analysis", "cost", "data", "evaluation", "explain", "idling", "plots")
@@ -21,9 +21,10 @@ PACKAGES += ("reducers", "slimming", "studies", "training")
 CALLS = {
     "count_macs": "common.cost.counter",
     "create_model": "common.models.factory",
+    "keep_rate_for": "common.budget",
     "list_reducers": "common.reducers",
     "load_dataset": "common.data",
-    "reduce_tokens": "common.models.reduced",
+    "reduce_tokens": "common.budget",
 }
 __all__ = sorted([*PACKAGES, *CALLS])
 

@@ -59,7 +59,16 @@ def count_macs(model: nn.Module, img_size: int | tuple[int, int], *, seed: int =
     """
     size, parameter = image_size(model, img_size), next(model.parameters())
     generator = torch.Generator().manual_seed(seed)
-    image = torch.randn(1, model.in_chans, *size, generator=generator).to(parameter)
+    return _count(model, torch.randn(1, model.in_chans, *size, generator=generator).to(parameter), seed)
+
+
+def mean_macs(model: nn.Module, images: Tensor, *, seed: int = 0) -> float:
+    """Mean ``total`` of :func:`count_macs` over ``images`` (n, 3, H, W), each on its own, as no batch pads it."""
+    images = images.to(next(model.parameters()))
+    return sum(_count(model, image[None], seed).total for image in images) / len(images)
+
+
+def _count(model: nn.Module, image: Tensor, seed: int) -> MacCount:
     # Not every torch has every fused kernel in its counter's registry; plain products are counted by all of them.
     # Frozen, because the counter's hooks fail on a module that gets a view of a parameter which learns (SigLIP's pool).
     plain, counter = sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False)

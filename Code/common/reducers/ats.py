@@ -65,6 +65,7 @@ class Ats(Reducer):
     needs_class_token = True
     masks = True
     selects = True
+    adaptive = True
     signals = frozenset({"cls_attention", "value_norm"})
     scored = "share of CLS attention times value norm, sum over heads; the shares of an image sum to 1"
 

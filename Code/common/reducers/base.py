@@ -95,6 +95,7 @@ class Reducer(nn.Module):
         clusters: it groups patches, so that tokens stand for several of them (``Trace.assignment``).
         fuses: behind the patches that it keeps it appends one token made of the others.
         scored: what its scores of patches are (``Trace.scores``), in words; "" = it scores none.
+        adaptive: it keeps more of some images than of others, so its cost depends on the images.
         draws: it draws at random in evaluation too.
         wants_teacher: its training loss uses the outputs of an unreduced teacher where there is one.
         pools_mean: it classifies from the mean of its patch tokens, whatever the backbone does.
@@ -110,6 +111,7 @@ class Reducer(nn.Module):
     clusters = False
     fuses = False
     scored = ""
+    adaptive = False
     draws = False
     wants_teacher = False
     pools_mean = False

@@ -1,0 +1,164 @@
+"""A keep rate for a budget: how many tokens a method may keep so that the model costs what it may.
+
+The same keep rate is not the same cost: methods reduce before a block, in it or after its attention, and scoring costs
+too. So methods are compared at an equal number of multiply-accumulates, which this module solves for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor
+
+from common.cost.counter import count_macs, mean_macs
+from common.errors import UsageError
+from common.models import reduced
+from common.models.reduced import ReducedVisionTransformer
+from common.options import Positive, ShareBelow1, checked
+from common.reducers import Schedule, default_reduction_loc, reducer_class
+
+DIGITS = 4  # of a keep rate: fine enough to move one token of 1,000 in any stage
+CLOSE_ENOUGH = 1e-4  # of the unreduced cost; below what a token is worth
+
+
+@dataclass(frozen=True)
+class Solution:
+    """What was found for a budget.
+
+    Attributes:
+        keep_rate: one ratio that compounds, see :class:`common.reducers.Schedule`.
+        counts: patch tokens left after each stage, by the schedule.
+        gmac: 10^9 multiply-accumulates of an image, attention and scoring included, mean over the images for methods
+            whose cost depends on them.
+        mac_cut: share of the unreduced model's cost that is saved.
+        wanted: the share that was asked for.
+    """
+
+    keep_rate: float
+    counts: tuple[int, ...]
+    gmac: float
+    mac_cut: float
+    wanted: float
+
+
+@checked
+def keep_rate_for(
+    vit: VisionTransformer,
+    reducer: str,
+    *,
+    mac_cut: ShareBelow1 | None = None,
+    gmac: Positive | None = None,
+    images: Tensor | None = None,
+    reduction_loc: tuple[int, ...] | None = None,
+    **reducer_options,
+) -> Solution:
+    """The keep rate at which a method's cost comes nearest to a budget, counted by running one image.
+
+    Token counts are whole, so the cost is met to a token: within 0.2 % of the unreduced model for 196 patches and
+    stages at 3, 6 and 9. Smaller images go in larger steps, ``downsample`` in those of its grid.
+
+    >>> import timm
+    >>> found = keep_rate_for(timm.create_model("vit_tiny_patch16_224"), "tome", mac_cut=0.4)
+    >>> found.keep_rate, found.counts, round(found.gmac, 3), round(found.mac_cut, 4)
+    (0.648, (127, 82, 53), 0.753, 0.3994)
+
+    Args:
+        vit: unreduced.
+        mac_cut: share of the multiply-accumulates to save, 0 to below 1.
+        gmac: or what an image may cost, in 10^9.
+        images: (n, 3, H, W) of your data, for methods that keep more of some images than of others (ATS): their mean
+            cost is solved for, and holds for images like these.
+        reduction_loc: blocks of the stages; default 1/4, 1/2 and 3/4 of the depth.
+
+    Raises:
+        UsageError: not exactly one budget; one that no keep rate meets, with the nearest; a method that has no keep
+            rate; one whose cost depends on the images, and none are given.
+    """
+    if (mac_cut is None) == (gmac is None):
+        raise UsageError(f"give one budget: mac_cut or gmac; given mac_cut={mac_cut}, gmac={gmac}")
+    _check_method(reducer, images)
+    whole = count_macs(vit, vit.patch_embed.img_size).total
+    wanted = mac_cut if gmac is None else 1 - gmac * 1e9 / whole
+    if wanted < 0:
+        raise UsageError(f"gmac={gmac} is more than the unreduced model costs: {whole / 1e9:.4g}")
+    blocks = reduction_loc or default_reduction_loc(len(vit.blocks))
+
+    known: dict[tuple[int, ...], float] = {}
+
+    def counts_at(rate: float) -> tuple[int, ...]:
+        return Schedule(rate, blocks).counts(vit.patch_embed.num_patches)
+
+    def cut_at(rate: float) -> float:
+        if (counts := counts_at(rate)) not in known:
+            model = reduced.reduce_tokens(vit, reducer, keep_rate=rate, reduction_loc=blocks, **reducer_options).eval()
+            size = vit.patch_embed.img_size
+            cost = count_macs(model, size).total if images is None else mean_macs(model, images)
+            known[counts] = 1 - cost / whole
+        return known[counts]
+
+    if (most := cut_at(10.0**-DIGITS)) < wanted - CLOSE_ENOUGH:
+        raise UsageError(f"{reducer} in blocks {list(blocks)} cannot save {wanted:.1%} of the MAC; at most {most:.1%}")
+    rate = _nearest(cut_at, wanted)
+    found = cut_at(rate)
+    return Solution(rate, counts_at(rate), (1 - found) * whole / 1e9, found, wanted)
+
+
+def _check_method(reducer: str, images: Tensor | None) -> None:
+    method = reducer_class(reducer)
+    if reducer == "none" or method.idles or method.reads_prefix_only:
+        raise UsageError(f"{reducer!r} has no keep rate to solve for; allowed: methods that follow a schedule")
+    if method.adaptive and images is None:
+        raise UsageError(f"what {reducer!r} keeps depends on the images; give some of yours as images=(n, 3, H, W)")
+
+
+def _nearest(cut_at: Callable[[float], float], wanted: float) -> float:
+    """The keep rate of ``DIGITS`` digits whose cut is nearest to ``wanted``; the larger of two that are as near."""
+    steps = 10**DIGITS
+    low, high = 1, steps  # low saves at least what is wanted, high does not
+    if cut_at(1.0) >= wanted:
+        return 1.0
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if cut_at(middle / steps) >= wanted else (low, middle)
+    return min((high / steps, low / steps), key=lambda rate: abs(cut_at(rate) - wanted))
+
+
+def reduce_tokens(
+    vit: VisionTransformer,
+    reducer: str,
+    *,
+    keep_rate: float | tuple[float, ...] | str | None = None,
+    mac_cut: float | None = None,
+    gmac: float | None = None,
+    images: Tensor | None = None,
+    reduction_loc: tuple[int, ...] | None = None,
+    **reducer_options,
+) -> ReducedVisionTransformer:
+    """Make a timm VisionTransformer run on fewer tokens: for a keep rate, or for a budget.
+
+    The result shares all weights with ``vit``, which stays usable and unreduced.
+
+    >>> import timm, common
+    >>> vit = timm.create_model("vit_tiny_patch16_224").eval()
+    >>> fast = common.reduce_tokens(vit, "tome", mac_cut=0.4)
+    >>> round(common.count_macs(fast, 224).total / common.count_macs(vit, 224).total, 2)
+    0.6
+
+    Args:
+        vit, reducer, keep_rate, reduction_loc, reducer_options: see :func:`common.models.reduced.reduce_tokens`.
+        mac_cut, gmac, images: in place of a keep rate, see :func:`keep_rate_for`.
+
+    Raises:
+        UsageError: as both of them do; a keep rate beside a budget.
+    """
+    budget = {"mac_cut": mac_cut, "gmac": gmac, "images": images}
+    if keep_rate is None and (mac_cut is not None or gmac is not None):
+        solution = keep_rate_for(vit, reducer, **budget, reduction_loc=reduction_loc, **reducer_options)
+        keep_rate = solution.keep_rate
+    elif any(value is not None for value in budget.values()):
+        given = ", ".join(name for name, value in {"keep_rate": keep_rate, **budget}.items() if value is not None)
+        raise UsageError(f"give a keep_rate, or one of mac_cut and gmac (with images or without); given {given}")
+    rate = 1.0 if keep_rate is None else keep_rate
+    return reduced.reduce_tokens(vit, reducer, keep_rate=rate, reduction_loc=reduction_loc, **reducer_options)

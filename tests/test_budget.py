@@ -1,0 +1,117 @@
+"""The keep rate for a budget: its cost is the one that was asked for, to a token."""
+
+from __future__ import annotations
+
+import pytest
+import timm
+import torch
+from backbones import applicable_reducers, images, make
+
+import common
+from common.budget import Solution, keep_rate_for, reduce_tokens
+from common.cost.counter import count_macs, mean_macs
+from common.errors import UsageError
+from common.reducers import Schedule, list_reducers, reducer_class
+
+FOLLOWS_NO_SCHEDULE = {"none", "patch_slimming", "dynamic_slimming"}
+SOLVED = [
+    name for name in list_reducers() if not (name in FOLLOWS_NO_SCHEDULE or reducer_class(name).idles or name == "ats")
+]
+COARSE = {"downsample", "l1", "l2", "linf"}  # grids and rings, not tokens
+
+
+@pytest.fixture(scope="module")
+def backbones() -> dict[str, torch.nn.Module]:
+    """Four families with about 200 patches, narrow: what scoring costs weighs more in them than in any real one."""
+    narrow = {"embed_dim": 48, "num_heads": 3}
+    names = {
+        "deit": ("deit_tiny_patch16_224", {}),
+        "deit3": ("deit3_small_patch16_224", {}),
+        "dinov2-registers": ("vit_small_patch14_reg4_dinov2", {"img_size": 196}),
+        "simple-vit": ("simple_vit_tiny_patch16_160", {"img_size": 224}),
+    }
+    return {key: timm.create_model(name, **narrow, **more).eval() for key, (name, more) in names.items()}
+
+
+@pytest.mark.parametrize("family", ["deit", "deit3", "dinov2-registers", "simple-vit"])
+@pytest.mark.parametrize("name", SOLVED)
+def test_the_cost_is_within_half_a_percent_of_the_budget(backbones, family, name):
+    vit = backbones[family]
+    if name not in applicable_reducers(vit):
+        with pytest.raises(UsageError):
+            keep_rate_for(vit, name, mac_cut=0.3)
+        return
+    found = keep_rate_for(vit, name, mac_cut=0.3)
+    whole = count_macs(vit, vit.patch_embed.img_size).total
+    model = reduce_tokens(vit, name, keep_rate=found.keep_rate)
+    cost = count_macs(model, vit.patch_embed.img_size).total
+    assert found.gmac == pytest.approx(cost / 1e9) and found.mac_cut == pytest.approx(1 - cost / whole)
+    assert found.counts == Schedule(found.keep_rate, (3, 6, 9)).counts(vit.patch_embed.num_patches)
+    assert abs(found.mac_cut - 0.3) <= (0.05 if name in COARSE else 0.005)
+
+
+def test_nothing_nearer_is_left():
+    """One step of the keep rate more or less is no nearer to the budget."""
+    vit = make("vit")
+    found = keep_rate_for(vit, "topk", mac_cut=0.35)
+    whole = count_macs(vit, 64).total
+    for rate in (found.keep_rate + 1e-4, found.keep_rate - 1e-4):
+        cut = 1 - count_macs(reduce_tokens(vit, "topk", keep_rate=rate), 64).total / whole
+        assert abs(cut - 0.35) >= abs(found.mac_cut - 0.35)
+
+
+def test_both_words_mean_the_same():
+    vit = make("vit")
+    whole = count_macs(vit, 64).total / 1e9
+    assert keep_rate_for(vit, "tome", gmac=0.6 * whole).counts == keep_rate_for(vit, "tome", mac_cut=0.4).counts
+    assert keep_rate_for(vit, "tome", mac_cut=0.0).keep_rate == 1.0
+
+
+def test_a_reduced_model_for_a_budget_is_that_of_its_keep_rate():
+    vit = make("vit")
+    blocks = {"reduction_loc": (2, 5)}
+    rate = keep_rate_for(vit, "evit", mac_cut=0.4, **blocks).keep_rate
+    ours, same = (common.reduce_tokens(vit, "evit", **how, **blocks) for how in ({"mac_cut": 0.4}, {"keep_rate": rate}))
+    with torch.inference_mode():
+        assert torch.equal(ours(images(vit)), same(images(vit)))
+
+
+def test_what_depends_on_the_images_is_solved_on_them():
+    vit = make("vit")
+    x = images(vit)
+    found = keep_rate_for(vit, "ats", mac_cut=0.2, images=x)
+    cost = mean_macs(reduce_tokens(vit, "ats", keep_rate=found.keep_rate).eval(), x)
+    assert found.gmac == pytest.approx(cost / 1e9) and found.mac_cut == pytest.approx(0.2, abs=0.02)
+    each = [count_macs_of(vit, found, image) for image in x]
+    assert cost == pytest.approx(sum(each) / len(each))
+
+
+def count_macs_of(vit: torch.nn.Module, found: Solution, image: torch.Tensor) -> float:
+    return mean_macs(reduce_tokens(vit, "ats", keep_rate=found.keep_rate).eval(), image[None])
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "message"),
+    [
+        ("tome", {}, "give one budget: mac_cut or gmac; given mac_cut=None, gmac=None"),
+        ("tome", {"mac_cut": 0.1, "gmac": 1.0}, "give one budget"),
+        ("tome", {"mac_cut": 1.0}, "mac_cut=1.0 is not allowed; give a number from 0 to below 1"),
+        ("tome", {"gmac": 5.0}, "gmac=5.0 is more than the unreduced model costs: "),
+        ("tome", {"mac_cut": 0.9}, r"tome in blocks \[3, 6, 9\] cannot save 90.0% of the MAC; at most 6"),
+        ("ats", {"mac_cut": 0.2}, "what 'ats' keeps depends on the images; give some of yours"),
+        ("none", {"mac_cut": 0.2}, "'none' has no keep rate to solve for"),
+        ("idle_mlp", {"mac_cut": 0.2}, "'idle_mlp' has no keep rate to solve for"),
+        ("patch_slimming", {"mac_cut": 0.2}, "'patch_slimming' has no keep rate to solve for"),
+        ("tame", {"mac_cut": 0.2}, "unknown reducer 'tame'; allowed: "),
+        ("tome", {"mac_cut": 0.2, "paritty": True}, "reducer 'tome' has no option 'paritty'; allowed: parity"),
+    ],
+)
+def test_what_cannot_be_solved_is_one_line(name, given, message):
+    with pytest.raises(UsageError, match=message) as caught:
+        keep_rate_for(make("vit"), name, **given)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_keep_rate_and_a_budget_are_too_much():
+    with pytest.raises(UsageError, match=r"give a keep_rate, or one of mac_cut and gmac .*; given keep_rate, mac_cut"):
+        reduce_tokens(make("vit"), "tome", keep_rate=0.5, mac_cut=0.2)
