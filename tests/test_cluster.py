@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from forked import run_script
 
 import launch
 from plan import load_plans
@@ -88,6 +89,33 @@ def test_machine_without_slurm_is_refused(profile, results):
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=nowhere)
     line = "error: there is no SLURM here (the command sbatch); log in where jobs are submitted\n"
     assert (done.returncode, done.stdout, done.stderr) == (2, "", line)
+
+
+def test_jobs_ask_for_their_estimate_unless_the_user_says_more(profile, results):
+    pytest.importorskip("snakemake_executor_plugin_slurm")
+    first, second = load_plans(profile, str(results))[0].runs
+
+    def asked(*options: str) -> list[tuple[str, ...]]:
+        slurm = [
+            first.csv,
+            second.csv,
+            "--executor",
+            "slurm",
+            "--jobs",
+            "2",
+            "--dry-run",
+            "--quiet",
+            "progress",
+            *options,
+        ]
+        done = run_script(Path(launch.__file__), profile, "--results", results, *slurm)
+        assert done.returncode == 0, done.stdout + done.stderr
+        found = [re.findall(rf"resources:.*\b{name}=(\d+)", done.stdout) for name in ("mem_mb", "runtime")]
+        return list(zip(*found, strict=True))
+
+    assert asked() == 2 * [("16000", "60")]
+    assert asked("--default-resources", "runtime=240", "mem_mb=32000") == 2 * [("32000", "240")]
+    assert sorted(asked("--set-resources", f"{first.name}:runtime=600")) == [("16000", "60"), ("16000", "600")]
 
 
 @pytest.mark.slow

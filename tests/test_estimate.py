@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
 from forked import run_script
 
 import fetch
-from estimate import CHECKPOINT_BYTES, PASSES, TFLOPS, cost_of
+from estimate import CHECKPOINT_BYTES, TFLOPS, cost_of, passes_of
+from limits import LEAST_MB, LEAST_MINUTES, limits_of, mem_mb, runtime
 from needs import data_of, weights_of
 from outlook import describe, hours_text, summary, table
+from passes import PASSES
 from plan import load_plans, state_folder
 from profile_file import ROOT, list_profiles
 
@@ -47,15 +50,133 @@ def test_a_training_costs_three_passes_an_image_and_one_to_validate(profile):
     assert cost.disk == 0
 
 
-def test_a_limit_and_a_grid_of_methods_count(profile):
-    given = {"dataset": "imagenette", "backbone": "vit_tiny_patch16_224", "img_size": 224, "weights": "timm"}
-    small = given | {"reducers": ["none", "tram"], "keep_rates": [0.5], "limit_val": 100}
-    large = given | {"reducers": ["none", "tram", "topk"], "keep_rates": [0.5, 0.25], "limit_val": 1000}
-    hours = [
-        cost_of(load_plans(profile("Pretrained/off_the_shelf", "off_the_shelf", **options))[0].runs[0]).hours
-        for options in (small, large)
-    ]
-    assert hours[1] / hours[0] == pytest.approx(6 * 1000 / (2 * 100))
+IDLE = {"epochs": 10, "batch_size": 50, "limit_train": 1000, "limit_val": 200, "limit_calibration": 100}
+IDLE |= {"labels": ["similarity=blend", "similarity=rel_norm,influence=rollout"]}
+SLIM = {"img_size": 224, "batch_size": 50, "num_calibration": 120, "limit_val": 400}
+EXPLAINERS = ["mutex", "random", "rollout", "chefer", "integrated_gradients:n_steps=16"]  # 55, 0, 1, 3 and 49 passes
+# notebook, parameters -> passes by hand. ViT-Ti has 12 blocks; a training counts 3 for an image, 4 with a teacher.
+BY_HAND = [
+    # two labels at two shares, of which the second kind looks twice at an image, and two taus, all of the first kind
+    (
+        "idle_patches",
+        IDLE | {"idle_shares": [0.2, 0.35], "cuts": [0.2, 0.35], "taus": [0.95, 0.9], "limit_states": 60},
+        2 * (50 + 10 * (1000 + 50))  # learnt: by change, at each share
+        + 2 * (50 + 10 * (2 * 1000 + 50))  # by influence
+        + 2 * (50 + 10 * (1000 + 50))  # by change, at each tau
+        + (60 + 100 * (1 + 2 * (1 + 2)))  # similarities, and the tau of each share
+        + 3 * 2 * 4 * 100  # thresholds for three kinds of models
+        + (1 + 4 * 2 + 3 * 2) * 200,  # measured
+    ),
+    (
+        "idle_study",
+        IDLE
+        | {"tune_epochs": 2, "tune_rates": [1e-5, 1e-4], "contexts": ["cls"], "random_seeds": [0, 1, 2]}
+        | {"cut_weights": [20.0, 0.0], "limit_variants": 300, "limit_study": 80},
+        (50 + 10 * (1000 + 50))
+        + 2 * (50 + 10 * (2 * 1000 + 50))  # labels, and a context by the last of them
+        + (1 + 2) * 100
+        + (2 + 1) * 4 * 100
+        + 2 * (50 + 2 * (4 * 300 + 50) + (4 + 2) * 100)  # learning rates
+        + 2 * (50 + 2 * (4 * 1000 + 50) + (4 + 1) * 100)  # tuned
+        + (1 + 2 * 2) * 200
+        + 2 * (50 + 2 * (4 * 300 + 50) + 80)  # IdleViT
+        + 80 * (2 * (2 + 3) + 2 * (2 + 2) + 4),  # bounds, contexts, re-entry
+    ),
+    (
+        "method_grid",
+        {"reducers": ["none", "topk", "dynamicvit"], "keep_rates": [0.9, 0.5], "epochs": 3, "ema_decay": 0.999}
+        | {"limit_train": 1000, "limit_val": 200},
+        5 * (200 + 3 * (3 * 1000 + 200) + (2 + 3) * 200) + 2 * 3 * 1000,
+    ),
+    (
+        "methods_gallery",
+        {"reducers": ["topk", "sinkhorn", "dynamicvit"], "epochs": 2, "limit_train": 1000, "limit_val": 20},
+        2 * (20 + 2 * (3 * 1000 + 20)) + 2 * 1000,
+    ),
+    ("off_the_shelf", {"reducers": ["none", "topk", "ats"], "keep_rates": [0.9, 0.5], "limit_val": 200}, 5 * 200),
+    ("pattern_proxies", {"reducers": ["none", "topk"], "keep_rates": [0.9, 0.5, 0.25], "limit_val": 200}, 4 * 200),
+    (
+        "reduction_patterns",
+        {"reducers": ["topk", "random", "ats:sampler=random"], "keep_rates": [0.9, 0.5], "seeds": [0, 1, 2]}
+        | {"limit_val": 200},
+        (2 + 2 * 3 + 2 * 3) * 200,
+    ),
+    (
+        "patterns_across_data",
+        {"datasets": ["imagenette", "cifar10"], "limits": [None, 1000], "reducers": ["topk"], "keep_rates": [0.5, 0.25]}
+        | {"backbones": ["vit_tiny_patch16_224", "vit_small_patch16_224"], "weights": ["timm", "timm"]},
+        2 * 2 * (3925 + 1000),
+    ),
+    ("visualize", {"keep_rates": [0.75, 0.5], "num_images": 60}, 3 * 60),
+    (
+        "explain",
+        {"explainer": "mutex", "others": ["rollout", "chefer"], "images": [3, 8, 21], "weights": ["timm", "timm"]}
+        | {"backbones": ["vit_tiny_patch16_224", "vit_small_patch16_224"]},
+        3 * (2 * (1 + 55 + 24) + 1 + 3),
+    ),
+    (
+        "explain_benchmark",
+        {"explainers": EXPLAINERS, "reducers": ["tram", "tome"], "reduced_explainers": ["mutex", "random"]}
+        | {"num_images": 70, "num_sensitive": 5},
+        70 * (1 + 108 + 5 * 24 + 2 * (1 + 55 + 2 * 24)) + 5 * 6 * 108,
+    ),
+    (
+        "explain_agreement",
+        {"explainers": EXPLAINERS, "reducers": ["tram", "tome"], "num_images": 70},
+        70 * (1 + 2 + 108),
+    ),
+    (
+        "mutex_study",
+        {"min_cuts": [0.0, 0.01], "token_ratios": [0.5], "starting_layers": [0, 6], "num_images": 70},
+        70 * (1 + (5 + 1) * (55 + 24) + (1 + 14) * 24),
+    ),
+    # a search looks at the features of 11 blocks, half of the network below each and the two above, and tunes these two
+    (
+        "patch_slimming",
+        SLIM
+        | {"lengths": ["learned", "uniform"], "scores": ["significance"], "error_images": 30, "epochs": 2}
+        | {"distill_epochs": 1, "limit_train": 1000, "gate_epochs": 4, "gate_images": 90, "limit_dynamic": 100}
+        | {"budgets": [0.8, 0.5], "limit_budgets": 60},
+        2 * 120 * 11 * (0.5 + 1.5 / 12 + 2 / 12 * (0.75 * 3 * 2 + 0.25 * 2))
+        + (120 + 30 * (2 + 11 * 11 / 2))  # lengths that are learned
+        + 2 * (50 + 4 * 1000 + 50)
+        + (1 + 2 * 3) * 400
+        + 90 * (4 + 3)
+        + 3 * 100
+        + 2 * 6 * 60
+        + 3 * 120
+        + 30 * (2 + 11 * 11 / 2),
+    ),
+    (
+        "patch_slimming_study",
+        SLIM
+        | {"blocks": [2, 6, 10], "kept_shares": [0.1], "pruning": ["idle", "dropped"], "scores": ["significance"]}
+        | {"random_masks": 5, "sensitivity_kept_shares": [0.8, 0.5], "limit_sensitivity": 100}
+        | {"tolerances": [0.01, 0.02, 0.04], "tolerance_epochs": 0, "step": 7, "limit_tolerances": 50},
+        100 * (1 + 2 * 12 / 2)
+        + 400 * (1 + 6 * 2 * (10 + 6 + 2) / 12)  # what is left of the network from each block on
+        + 17 * 120
+        + 3 * 120 * 11 * (0.5 + 1.5 / 12 + (1 + 196 / 7 / 4) * 2 / 12 * 0.25)
+        + 4 * 50,
+    ),
+]
+
+
+@pytest.mark.parametrize(("notebook", "given", "wanted"), BY_HAND, ids=[notebook for notebook, *_ in BY_HAND])
+def test_passes_are_those_of_the_notebook(profile, notebook, given, wanted):
+    several = "backbones" in given or "backbone" in given
+    backbone = {} if several else {"backbone": "vit_tiny_patch16_224", "weights": "timm"}
+    given = {"img_size": 224, **({} if "datasets" in given else {"dataset": "imagenette"}), **backbone, **given}
+    (plan,) = load_plans(profile(f"Pretrained/{notebook}", "finetune", **given))
+    assert passes_of(plan.runs[0]) == pytest.approx(wanted)
+
+
+def test_speed_is_measured_twice_in_every_round(profile):
+    """Two backbones, two types, batches of 1 and 16, three models: 5 rounds of an untimed and a timed pass."""
+    given = {"backbones": ["vit_tiny_patch16_224", "vit_small_patch16_224"], "dtypes": ["float32", "bfloat16"]}
+    given |= {"batch_sizes": [1, 16], "reducers": ["tram"], "keep_rates": [0.75, 0.5], "rounds": 5}
+    (plan,) = load_plans(profile("Benchmark/throughput", "throughput", **given))
+    assert passes_of(plan.runs[0]) == 2 * 2 * 17 * 3 * 5 * 2
 
 
 def test_checkpoints_need_disk(profile):
@@ -126,3 +247,53 @@ def test_fetch_tells_all_that_is_missing(profile, monkeypatch, tmp_path):
     assert done.returncode == 2
     lines = [f"error: imagenet: no folder {Path(tmp_path, 'imagenet', split)}" for split in ("train", "val")]
     assert [line.split(" (wanted")[0] for line in done.stderr.splitlines()] == lines
+
+
+# --- what a cluster is asked for
+
+
+def test_a_queue_is_asked_for_three_times_the_hours_and_more_on_every_attempt(profile):
+    given = {"dataset": "imagenet", "backbone": "deit_base_patch16_224", "img_size": 224, "weights": "timm"}
+    given |= {"reducers": ["tram"], "keep_rates": [0.5], "epochs": 30, "batch_size": 512, "mixed_precision": "bf16"}
+    (plan,) = load_plans(profile("Pretrained/method_grid", "method_grid", **given))
+    run, cost = plan.runs[0], cost_of(plan.runs[0])
+    assert cost.hours > 10 and cost.memory > 60
+    assert runtime(run) == pytest.approx(3 * 60 * cost.hours, abs=1)
+    assert mem_mb(run) == pytest.approx(1500 * cost.memory, abs=1)
+    assert [(runtime(run, attempt), mem_mb(run, attempt)) for attempt in (2, 3)] == [
+        (attempt * runtime(run), attempt * mem_mb(run)) for attempt in (2, 3)
+    ]
+
+
+def test_a_small_run_and_an_unknown_notebook_get_the_least(profile, tmp_path):
+    small = {"dataset": "digits", "backbone": "vit_digits"}
+    (plan,) = load_plans(profile("Pretrained/off_the_shelf", "off_the_shelf", **small))
+    assert (runtime(plan.runs[0]), mem_mb(plan.runs[0], 2)) == (LEAST_MINUTES, 2 * LEAST_MB)
+    (tmp_path / "own.py").write_text('# %% tags=["parameters"]\ncsv = figure = profile = ""\n')
+    plans = load_plans(profile(str(tmp_path / "own"), "scratch"))
+    assert (runtime(plans[0].runs[0]), mem_mb(plans[0].runs[0])) == (LEAST_MINUTES, LEAST_MB)
+    assert f"not counted, as there is no estimate: {tmp_path / 'own.py'}" in describe(plans)
+
+
+def test_readme_says_what_the_longest_run_asks_for():
+    longest = max(runtime(run) for plan in load_plans("paper") for run in plan.runs)
+    readme = " ".join((ROOT / "README.md").read_text().split())
+    assert f"The longest asks for {longest / 60:.0f} hours" in readme
+
+
+@pytest.mark.parametrize(
+    ("given", "left"),
+    [
+        (None, {"runtime", "mem_mb"}),
+        (["tmpdir=system_tmpdir", "runtime=240"], {"mem_mb"}),
+        (["mem_mb=32000"], {"runtime"}),
+        (["mem='32 GB'", "runtime=1"], set()),
+    ],
+)
+def test_what_the_user_asks_for_stands(profile, given, left):
+    (plan,) = load_plans(profile("Pretrained/off_the_shelf", "off_the_shelf", dataset="digits", backbone="vit_digits"))
+    defaults = None if given is None else SimpleNamespace(args=given)
+    workflow = SimpleNamespace(resource_settings=SimpleNamespace(default_resources=defaults))
+    found = limits_of(plan.runs[0], workflow)
+    assert set(found) == left
+    assert all(limit(None, 3) == 3 * limit(None, 1) for limit in found.values())

@@ -449,6 +449,20 @@ def test_save_is_small_deterministic_and_makes_folders(tmp_path, image):
     assert [file.name for file in path.parent.iterdir()] == ["kept.png"]
 
 
+def test_a_figure_is_rendered_again_only_when_it_has_changed(tmp_path, monkeypatch):
+    rendered, render = [], style._render
+    monkeypatch.setattr(style, "_render", lambda fig, dpi: rendered.append(dpi) or render(fig, dpi))
+    fig = style.new_figure(2.0)
+    fig.subplots().plot([0, 1], [0, 1])
+    shown = [plots.save(fig, tmp_path / "a.png").read_bytes(), fig._repr_png_()]
+    assert shown[0] == shown[1] and rendered == [200]
+    fig.axes[0].set_title("another title")
+    assert fig._repr_png_() != shown[0] and rendered == [200, 200]
+    fig.axes[0].lines[0].set_color("red")
+    plots.save(fig, tmp_path / "a.png")
+    assert rendered == [200, 200, 200] and fig._repr_png_() == (tmp_path / "a.png").read_bytes()
+
+
 def test_a_figure_that_cannot_be_small_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(style, "MAX_BYTES", 100)
     with pytest.raises(UsageError, match="allowed: 100"):

@@ -636,6 +636,11 @@ def test_results_that_were_not_made_here_count_as_nothing_done(toy, results):
     assert Path(run.csv).read_text() == "whole"
 
 
+def test_a_profile_that_says_nothing_about_itself_has_a_page(toy, results):
+    done = launch(write_profile(toy, {}), results, "--dry-run", "--printshellcmds", "--quiet", "progress")
+    assert f" -m common.studies both '{results}' --title=toy --about=\n" in done.stdout + done.stderr
+
+
 def test_wrong_profile_starts_nothing(toy, results):
     done = launch(write_profile(toy, {"parameters": {"reducer": "trim", "epoch": 1}}), results)
     assert (done.returncode, done.stdout) == (2, "")

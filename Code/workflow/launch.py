@@ -92,6 +92,7 @@ def _command(arguments: argparse.Namespace, plans: list[Plan], options: list[str
     executor = _executor(options)
     on_cluster = executor not in ("", "local")
     config += [f"rehearse={arguments.rehearse}"] if arguments.rehearse else []
+    config += ["queued=yes"] if on_cluster else []
     threads = arguments.threads or (CLUSTER_THREADS if on_cluster else None)
     config += [f"threads={threads}"] if threads else []
     cores = [] if on_cluster or _has_cores(options) else ["--cores", "all"]

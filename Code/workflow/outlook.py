@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from estimate import DATA, GB, GPU, TFLOPS, UNKNOWN, cost_of, sizes_of
+from estimate import DOWNLOADS, GB, GPU, TFLOPS, cost_of, is_known, sizes_of
 from needs import data_of, weights_of
 from plan import Plan, load_plans
 from profile_file import list_profiles
@@ -22,7 +22,7 @@ HOW = (
 def summary(plans: list[Plan]) -> dict[str, Any]:
     """Runs, GPU-hours of all, the most that one run needs, and what is downloaded."""
     costs = [cost_of(run) for plan in plans for run in plan.runs]
-    downloads = {name: DATA.get(name, UNKNOWN)[2] for name in data_of(plans)}
+    downloads = {name: DOWNLOADS.get(name) for name in data_of(plans)}
     weights = {name: 4 * sizes_of(name, None).params / GB for name in weights_of(plans)}
     return {
         "runs": len(costs),
@@ -57,6 +57,8 @@ def describe(plans: list[Plan]) -> str:
     )
     lines.append(f"downloads: {', '.join(downloads) or 'nothing'}")
     lines += [f"has to be under DATA_ROOT: {', '.join(found['needed'])}"] if found["needed"] else []
+    unknown = sorted({run.notebook for plan in plans for run in plan.runs if not is_known(run)})
+    lines += [f"not counted, as there is no estimate: {', '.join(unknown)}"] if unknown else []
     return "\n".join([*lines, HOW])
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from numbers import Real
 from pathlib import Path
@@ -33,6 +33,7 @@ LARGEST = {
     **dict.fromkeys(("workers", "warmup_epochs"), 1),
     **dict.fromkeys(("rounds", "random_masks", "num_shown", "num_sensitive", "num_images", "grad_accum_steps"), 2),
     **dict.fromkeys(("batch_size", "error_images"), 8),
+    "resamples": 10,
     **dict.fromkeys(("num_calibration", "gate_images"), IMAGES),
 }
 
@@ -61,19 +62,25 @@ def sample(runs: list[Run], how: str) -> list[Run]:
 
     "kinds": one run of every notebook with the same set of parameters. "pairs": of each such kind so many that any two
     values that are no numbers, such as a data set and a method, meet if they meet in any run. "notebooks": one run of
-    every notebook, that needs the fewest others, from the profile that has the fewest so far, and of these the one with
-    the fewest notebooks.
+    every notebook, that which needs the fewest others, from the profile that has the fewest so far.
     """
-    chosen = _spread(runs) if how == "notebooks" else []
+    makers = _makers(runs)
+    chosen = _spread(runs, makers) if how == "notebooks" else []
     for same in () if chosen else _kinds(runs):
         chosen += same[:1] if how == "kinds" else _all_pairs(same)
-    makers = {what: run for run in runs for what in run.makes}
     for run in chosen:  # grows while a run is found that another needs
-        needed = replace(run, options=_small_options(run)).needs
-        chosen += {
-            makers[what].csv: makers[what] for what in needed if what in makers and makers[what] not in chosen
-        }.values()
+        chosen += [maker for maker in makers[run.csv] if maker not in chosen]
     return [run for run in runs if run in chosen]
+
+
+def _makers(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    """By the CSV of each of ``runs``: those that make what it starts from when it is small."""
+    making = {what: run for run in runs for what in run.makes}
+    needs = {run.csv: replace(run, options=_small_options(run)).needs for run in runs}
+    return {
+        csv: list({making[what].csv: making[what] for what in names if what in making}.values())
+        for csv, names in needs.items()
+    }
 
 
 def _kinds(runs: Iterable[Run]) -> Iterator[list[Run]]:
@@ -83,16 +90,32 @@ def _kinds(runs: Iterable[Run]) -> Iterator[list[Run]]:
     yield from kinds.values()
 
 
-def _spread(runs: Iterable[Run]) -> list[Run]:
+def _spread(runs: Sequence[Run], makers: Mapping[str, list[Run]]) -> list[Run]:
+    """One run of every notebook, so that every profile has one, and few make only what others start from."""
     by_notebook: dict[str, list[Run]] = {}
     for run in runs:
         by_notebook.setdefault(run.notebook, []).append(run)
-    offered = Counter(results for same in by_notebook.values() for results in {run.results for run in same})
+    notebooks = Counter(folder for same in by_notebook.values() for folder in _folders(same))
+    ready = [_folders(run for run in same if not makers[run.csv]) for same in by_notebook.values()]
+    alone = Counter(folder for folders in ready for folder in folders)
     chosen: list[Run] = []
-    for same in sorted(by_notebook.values(), key=lambda same: len({run.results for run in same})):
-        taken = Counter(run.results for run in chosen)
-        chosen.append(min(same, key=lambda run: (len(run.needs), taken[run.results], offered[run.results])))
+
+    def price(run: Run) -> tuple[int, int, int]:
+        """Makers beyond one run of every notebook; what its profile has already, and could have by itself."""
+        known = {each.notebook for each in chosen}
+        beyond = sum(maker.notebook in known for maker in makers[run.csv] if maker not in chosen)
+        return beyond, sum(each.results == run.results for each in chosen), alone[run.results]
+
+    # first the notebooks of profiles that have few
+    for same in sorted(by_notebook.values(), key=lambda same: min(notebooks[folder] for folder in _folders(same))):
+        if same[0].notebook not in {run.notebook for run in chosen}:  # else one makes the weights of another
+            best = min(same, key=price)
+            chosen += [best, *(maker for maker in makers[best.csv] if maker not in chosen)]
     return chosen
+
+
+def _folders(runs: Iterable[Run]) -> set[str]:
+    return {run.results for run in runs}
 
 
 def _all_pairs(runs: list[Run]) -> list[Run]:

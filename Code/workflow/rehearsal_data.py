@@ -13,6 +13,7 @@ from PIL import Image
 
 SPLITS = {"train": 8, "val": 4}  # images of a class
 SIDES = (72, 96)  # height and width
+BLOCK = 8  # pixels of one colour in a row
 # Ten classes of ImageNet, those of Imagenette, under the names of their folders
 SYNSETS = ["n01440764", "n02102040", "n02979186", "n03000684", "n03028079"]
 SHOWN = (8598, 26910, 42426)
@@ -59,10 +60,15 @@ def _layout(root: Path, name: str) -> tuple[Path, Callable[[Path, np.random.Gene
 
 
 def _picture(path: Path, random: np.random.Generator) -> None:
-    """Blocks of colour, so that a JPEG of them is small."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    blocks = random.integers(0, 256, (SIDES[0] // 8, SIDES[1] // 8, 3), dtype=np.uint8)
-    Image.fromarray(blocks.repeat(8, 0).repeat(8, 1)).save(path)
+    Image.fromarray(_blocks((*SIDES, 3), random)).save(path)
+
+
+def _blocks(shape: tuple[int, ...], random: np.random.Generator) -> np.ndarray:
+    """Height, width and perhaps channels, in squares of one colour: what is drawn of them makes a small file."""
+    height, width, *channels = shape
+    colors = random.integers(0, 256, (-(-height // BLOCK), -(-width // BLOCK), *channels), dtype=np.uint8)
+    return colors.repeat(BLOCK, 0).repeat(BLOCK, 1)[:height, :width]
 
 
 def _items() -> Iterator[tuple[str, int, int]]:
@@ -86,7 +92,13 @@ def _imagenet(folder: Path, random: np.random.Generator) -> None:
 
 def _small_images(split: str, shape: tuple[int, ...], random: np.random.Generator) -> tuple[np.ndarray, list[int]]:
     labels = [label for its_split, label, _ in _items() if its_split == split]
-    return random.integers(0, 256, (len(labels), *shape), dtype=np.uint8), labels
+    return np.stack([_blocks(shape, random) for _ in labels]), labels
+
+
+def _cifar_images(split: str, random: np.random.Generator) -> tuple[np.ndarray, list[int]]:
+    """Images (n, 3072), one channel after the other."""
+    images, labels = _small_images(split, (32, 32, 3), random)
+    return images.transpose(0, 3, 1, 2).reshape(len(images), -1), labels
 
 
 def _fashion(folder: Path, random: np.random.Generator) -> None:
@@ -100,17 +112,17 @@ def _fashion(folder: Path, random: np.random.Generator) -> None:
 
 def _cifar10(folder: Path, random: np.random.Generator) -> None:
     _pickle(folder / "batches.meta", {"label_names": [f"class {label}" for label in range(10)]})
-    images, labels = _small_images("train", (3072,), random)
+    images, labels = _cifar_images("train", random)
     for number in range(5):
         _pickle(folder / f"data_batch_{number + 1}", {"data": images[number::5], "labels": labels[number::5]})
-    images, labels = _small_images("val", (3072,), random)
+    images, labels = _cifar_images("val", random)
     _pickle(folder / "test_batch", {"data": images, "labels": labels})
 
 
 def _cifar100(folder: Path, random: np.random.Generator) -> None:
     _pickle(folder / "meta", {"fine_label_names": [f"class {label}" for label in range(100)]})
     for split, name in (("train", "train"), ("val", "test")):
-        images, labels = _small_images(split, (3072,), random)
+        images, labels = _cifar_images(split, random)
         _pickle(folder / name, {"data": images, "fine_labels": labels})
 
 

@@ -32,7 +32,16 @@ from common.yaml_files import read_yaml
 from notebooks import declared_parameters, read_notebook, undeclared_message
 from profile_file import ROOT, Parameters
 
-NARROW = f"import sys\n\nsys.path.insert(0, {str(Path(__file__).parent)!r})\nfrom narrow import narrow\n\nnarrow()"
+NARROW = f"""\
+import sys
+
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from counting import count_passes, counted
+from narrow import narrow
+
+narrow()
+count_passes()"""
+COUNTED = 'print(f"{counted():.1f} passes")'
 PATH_LIMIT = 60  # a Unix socket's path has at most 107 bytes; leave room for the names inside the folder
 
 
@@ -76,6 +85,7 @@ def run_notebook(source: Path, executed: Path, parameters: dict[str, Any], *, na
         notebook = read_notebook(source)
         if narrow:
             notebook.cells.insert(0, new_code_cell(NARROW, metadata={"tags": []}))
+            notebook.cells.append(new_code_cell(COUNTED, metadata={"tags": []}))
         _execute(notebook, partial, parameters, folder)
     partial.replace(executed)
 

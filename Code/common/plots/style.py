@@ -91,7 +91,13 @@ def baseline_point() -> dict:
 
 
 class PageFigure(Figure):
-    """A figure that shows itself, at the size it is saved in, as the last value of a notebook cell."""
+    """A figure that shows itself, at the size it is saved in, as the last value of a notebook cell.
+
+    Attributes:
+        png: what it was last drawn to, as long as nothing of it has changed.
+    """
+
+    png: bytes = b""
 
     def _repr_png_(self) -> bytes:
         return to_png(self)
@@ -158,12 +164,15 @@ def save(fig: Figure, path: str | os.PathLike[str]) -> Path:
 
 def to_png(fig: Figure) -> bytes:
     """Return ``fig`` as the sharpest PNG below 150 kB; raise :class:`UsageError` if there is none."""
+    if not fig.stale and getattr(fig, "png", b""):
+        return fig.png
     rendered: dict[int, Image.Image] = {}
     for dpi, colors in _QUALITIES:
         if dpi not in rendered:
             rendered[dpi] = _render(fig, dpi)
         data = _encode(rendered[dpi], colors)
         if len(data) < MAX_BYTES:
+            fig.png, fig.stale = data, False  # which every change from here on sets again
             return data
     raise UsageError(f"figure is {len(data)} bytes at {dpi} dpi and {colors} colours; allowed: {MAX_BYTES}; show less")
 

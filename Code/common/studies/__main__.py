@@ -2,6 +2,7 @@
 
 python -m common.studies tables RESULTS_DIR
 python -m common.studies report RESULTS_DIR [--title TITLE] [--about TEXT]
+python -m common.studies both RESULTS_DIR [--title TITLE] [--about TEXT]
 """
 
 from __future__ import annotations
@@ -19,15 +20,15 @@ from common.studies import all_studies
 @command
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m common.studies", description="Tables and page of all runs.")
-    parser.add_argument("what", choices=("tables", "report"))
+    parser.add_argument("what", choices=("tables", "report", "both"))
     parser.add_argument("results_dir", help="folder with runs/ and figures/, e.g. results/quick")
     parser.add_argument("--title", default="", help="heading of the page")
     parser.add_argument("--about", default="", help="one paragraph below the heading")
     given = parser.parse_args(arguments)
-    if given.what == "tables":
+    if given.what != "report":
         written = write_tables(given.results_dir, all_studies().values())
         print(f"{len(written)} files in {written[0].parent}")
-    else:
+    if given.what != "tables":
         print(write_report(given.results_dir, all_studies(), title=given.title, about=given.about))
 
 
