@@ -62,7 +62,7 @@ def sample(runs: list[Run], how: str) -> list[Run]:
 
     "kinds": one run of every notebook with the same set of parameters. "pairs": of each such kind so many that any two
     values that are no numbers, such as a data set and a method, meet if they meet in any run. "notebooks": one run of
-    every notebook, that which needs the fewest others, from the profile that has the fewest so far.
+    every notebook, that which needs the fewest others, and at least one of every profile.
     """
     makers = _makers(runs)
     chosen = _spread(runs, makers) if how == "notebooks" else []
@@ -111,6 +111,8 @@ def _spread(runs: Sequence[Run], makers: Mapping[str, list[Run]]) -> list[Run]:
         if same[0].notebook not in {run.notebook for run in chosen}:  # else one makes the weights of another
             best = min(same, key=price)
             chosen += [best, *(maker for maker in makers[best.csv] if maker not in chosen)]
+    for folder in sorted(_folders(runs) - _folders(chosen)):
+        chosen.append(min((run for run in runs if run.results == folder), key=lambda run: len(makers[run.csv])))
     return chosen
 
 
