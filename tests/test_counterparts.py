@@ -18,7 +18,7 @@ COVERED = {
     "tram_throughput_vit": (30, 0),
     "tram_throughput_simple_vit": (18, 0),
     "trewa_efficiency": (21, 0),
-    "tram_training": (3, 4),
+    "tram_training": (4, 3),
     "patch_slimming": (19, 19),
     "patch_idling": (7, 10),
     "mutex_auc": (6, 0),
@@ -56,7 +56,9 @@ def test_every_reason_is_of_a_row():
         (
             "tram_accuracy",
             {"backbone": "vit_small_patch16_224", "dataset": "cifar10", "method": "ats", "keep_rate": 0.5},
-            ("tram--finetune--cifar10-vit_small_patch16_224.augreg_in21k_ft_in1k-ats_sampler_random-k50-s42",),
+            (
+                "tram--finetune--published-cifar10-vit_small_patch16_224.augreg_in21k_ft_in1k-ats_sampler_random-k50-s42",
+            ),
         ),
         ("patch_slimming", {"variant": "DPS", "model": "DeiT-Ti"}, ("patch_slimming--slimming--dynamic-",)),
         ("patch_idling", {"tau": 0.9, "attention": "standard"}, ("idling--idling--patches-",)),

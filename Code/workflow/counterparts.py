@@ -44,18 +44,18 @@ def _training(run: Run) -> Iterator[Row]:
     """What Pretrained/finetune and Scratch/train_test train."""
     given = run.options
     scratch = run.notebook == "Code/Scratch/train_test.py"
-    start = {"protocol": "scratch", "start": "random"}
-    if not scratch:
-        weights = weights_label(given["weights"], given["backbone"])
-        start = {"protocol": "pretrained", "weights": weights, "head": given["head"], "recipe": "pretrained"}
-        start |= {"start": "ImageNet weights"} if given["weights"] == "timm" else {}
+    known = {"head": "fresh", "weights": "random"} if scratch else {"head": given["head"]}
     yield {
+        "weights": weights_label(given.get("weights", ""), given["backbone"]),
+        **known,
+        "protocol": "scratch" if scratch else "pretrained",
+        "recipe": "scratch" if scratch else "pretrained",
         "backbone": architecture(given["backbone"]),
         **_model(given["reducer"], given["keep_rate"]),
-        **{name: given[name] for name in ("dataset", "img_size", "epochs", "lr")},
+        **{name: given[name] for name in ("dataset", "img_size", "epochs", "lr", "start")},
         "batch": given["batch_size"],
         "n_train": given["limit_train"] or IMAGES[given["dataset"]][0],
-        **start,
+        "dtype": "float32" if given["mixed_precision"] == "no" else given["mixed_precision"],
     }
 
 
@@ -130,7 +130,7 @@ def _claimed(run: Run) -> Iterator[Row]:
 _MODEL = ("backbone", "method", "options", "keep_rate")
 _SPEED = (*_MODEL, "img_size")  # as common.studies.throughput joins them
 _TRAINED = ("backbone", *IDENTITY[1:], *STATED)
-_LEFT_IN_NOTEBOOKS = ("protocol", *_MODEL, "dataset", "img_size", "epochs", "start")
+_LEFT_IN_NOTEBOOKS = ("protocol", *_TRAINED)
 _SLIM = ("backbone", "img_size", "dataset", "method", "variant", "cut")
 # Table -> for each kind of its numbers the columns that tell what was measured, and the runs that measure it.
 KEYS: Mapping[str, Sequence[tuple[Sequence[str], Mapping[str, Maker]]]] = {

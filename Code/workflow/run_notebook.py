@@ -36,7 +36,7 @@ NARROW = f"""\
 import sys
 
 sys.path.insert(0, {str(Path(__file__).parent)!r})
-from counting import count_passes, counted
+from pass_counter import count_passes, counted
 from narrow import narrow
 
 narrow()
