@@ -1,7 +1,7 @@
 """How many passes each notebook makes, from its parameters: what the estimate of its cost is counted in.
 
 A pass is one image once through all blocks of a backbone; one that is differentiated counts TRAINED times. An image
-counts in full however few of its tokens are left. A rehearsal counts the passes that are made (pass_counter.py), and the
+counts in full however few of its tokens are left. A rehearsal counts those that are made (pass_counter.py), and the
 tests hold them against these.
 """
 
