@@ -25,6 +25,7 @@ from common.data import list_datasets
 from common.errors import UsageError
 from common.options import check, field_kinds
 from common.parameters import kind_of
+from common.schedule import ALLOWED as KEEP_RATES
 from common.studies import all_studies
 from common.training import TrainConfig, protocol
 from common.yaml_files import parse_yaml, to_yaml
@@ -322,18 +323,15 @@ REFUSALS = {
     ),
     "keep rate above 1": (
         [{"grid": {"reducer": ["tram"], "keep_rate": [1.2, 0.5]}}],
-        "profile toy: keep_rate=1.2 is not allowed; give a ratio in (0, 1] that compounds, one ratio in (0, 1] per "
-        "stage, or one count > 1 per stage",
+        "profile toy: keep_rate=1.2 is not allowed; give " + KEEP_RATES,
     ),
     "keep rate 0": (
         [{"grid": {"reducer": ["tram"], "keep_rate": [0]}}],
-        "profile toy: keep_rate=0 is not allowed; give a ratio in (0, 1] that compounds, one ratio in (0, 1] per "
-        "stage, or one count > 1 per stage",
+        "profile toy: keep_rate=0 is not allowed; give " + KEEP_RATES,
     ),
     "schedule of other stages": (
         [{"parameters": {"reducer": "tram", "keep_rate": [0.9, 0.5]}}],
-        "profile toy: keep_rate=(0.9, 0.5) for 3 stages is not allowed; give a ratio in (0, 1] that compounds, one "
-        "ratio in (0, 1] per stage, or one count > 1 per stage",
+        "profile toy: keep_rate=(0.9, 0.5) for 3 stages is not allowed; give " + KEEP_RATES,
     ),
     "weights of no file": (
         [{"parameters": {"weights": 5}}],
