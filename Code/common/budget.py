@@ -21,6 +21,11 @@ from common.reducers import Schedule, default_reduction_loc, reducer_class
 
 DIGITS = 4  # of a keep rate: fine enough to move one token of 1,000 in any stage
 CLOSE_ENOUGH = 1e-4  # of the unreduced cost; below what a token is worth
+COARSEST = 0.06  # of the unreduced cost; what half a step of a small image's grid may miss
+
+
+class OutOfReachError(UsageError):
+    """A budget that no keep rate of a method meets."""
 
 
 @dataclass(frozen=True)
@@ -73,8 +78,9 @@ def keep_rate_for(
         reduction_loc: blocks of the stages; default 1/4, 1/2 and 3/4 of the depth.
 
     Raises:
-        UsageError: not exactly one budget; one that no keep rate meets, with the nearest; a method that has no keep
-            rate; one whose cost depends on the images, and none are given.
+        OutOfReachError: no keep rate meets the budget; the message has the most that can be saved.
+        UsageError: not exactly one budget; a method that has no keep rate; one whose cost depends on the images, and
+            none are given.
     """
     if (mac_cut is None) == (gmac is None):
         raise UsageError(f"give one budget: mac_cut or gmac; given mac_cut={mac_cut}, gmac={gmac}")
@@ -98,10 +104,13 @@ def keep_rate_for(
             known[counts] = 1 - cost / whole
         return known[counts]
 
+    what = f"{reducer} in blocks {list(blocks)} cannot save {wanted:.1%} of the MAC"
     if (most := cut_at(10.0**-DIGITS)) < wanted - CLOSE_ENOUGH:
-        raise UsageError(f"{reducer} in blocks {list(blocks)} cannot save {wanted:.1%} of the MAC; at most {most:.1%}")
+        raise OutOfReachError(f"{what}; at most {most:.1%}")
     rate = _nearest(cut_at, wanted)
     found = cut_at(rate)
+    if abs(found - wanted) > COARSEST:
+        raise OutOfReachError(f"{what}; the nearest that it can is {found:.1%}, at keep rate {rate}")
     return Solution(rate, counts_at(rate), (1 - found) * whole / 1e9, found, wanted)
 
 

@@ -12,7 +12,7 @@ from common.benchmark import DTYPES
 from common.explain.base import ExplainerText
 from common.explain.explanations import Areas
 from common.explain.metrics import Baseline
-from common.options import Count, Many, NonNegative, Positive, Share, Whole, accepted_by, field_kinds
+from common.options import Count, Many, NonNegative, Positive, Share, ShareBelow1, Whole, accepted_by, field_kinds
 from common.reducers import Method
 from common.reducers.idle_mlp import Context
 from common.training.config import TrainConfig
@@ -40,6 +40,7 @@ PARAMETERS: dict[str, Any] = {
     **dict.fromkeys(("num_images", "num_shown", "num_calibration", "gate_images", "rounds", "stage", "hidden"), Count),
     **dict.fromkeys(("tune_epochs", "distill_epochs", "gate_epochs", "tolerance_epochs", "random_masks"), Whole),
     **dict.fromkeys(("num_sensitive", "layer", "starting_layer", "random_seed"), Whole),
+    "mac_cut": ShareBelow1,
     **dict.fromkeys(("budget", "cut", "idle_share", "min_cut", "token_ratio"), Share),
     **dict.fromkeys(("distill_lr", "tune_rate"), Positive),
     "cut_weight": NonNegative,

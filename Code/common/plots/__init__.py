@@ -15,6 +15,7 @@ from common.plots.forest import correlation_forest
 from common.plots.gallery import GalleryPanel, methods_gallery
 from common.plots.heatmaps import HeatmapRow, heatmaps
 from common.plots.idling import idle_patches, idle_profile, idle_tradeoff, patch_similarity
+from common.plots.leaderboard import accuracy_at_budget
 from common.plots.mutex_studies import mask_ablation, parameter_study
 from common.plots.patches import Example, ExampleRow, kept_by_two, mask_patches, survival_map, united_grid
 from common.plots.patterns import agreement_dendrogram, depth_maps

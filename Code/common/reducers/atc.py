@@ -62,6 +62,7 @@ class ATC(Reducer):
             distances of their members, in which every token counts once, whatever its size.
     """
 
+    family = "merges"
     clusters = True
     signals = frozenset({"key_mean"})
 

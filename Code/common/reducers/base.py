@@ -86,6 +86,8 @@ class Reducer(nn.Module):
     [64, 64, 32, 32, 32, 32]
 
     Class attributes:
+        family: what becomes of a patch that goes: it "drops", "merges" into another, "mixes" into all tokens or "idles"
+            for a while; or the image "resizes".
         needs_class_token: the method reads the attention of a CLS token.
         reads_prefix_only: the method may drop all patches, so the head must read prefix tokens alone.
         learns_from_signals: gradients flow through the signals (default: selection runs without gradient).
@@ -102,6 +104,7 @@ class Reducer(nn.Module):
         signals: what it reads in the blocks that drop patches; None = nothing (see :meth:`needs`).
     """
 
+    family: Literal["drops", "merges", "mixes", "idles", "resizes"] = "drops"
     needs_class_token = False
     reads_prefix_only = False
     learns_from_signals = False

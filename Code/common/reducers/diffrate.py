@@ -99,6 +99,7 @@ class DiffRate(Reducer):
     """
 
     needs_class_token = True
+    family = "merges"
     clusters = True
     signals = frozenset({"cls_attention"})
     scored = "CLS attention of the block, mean over heads"

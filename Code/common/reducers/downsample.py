@@ -64,6 +64,7 @@ class Downsample(Reducer):
     (10, 10)
     """
 
+    family = "resizes"
     clusters = True
 
     def __init__(self, vit, schedule) -> None:

@@ -73,6 +73,7 @@ class DpcKnn(Reducer):
     """
 
     selects = True
+    family = "merges"
     clusters = True
     scored = "logarithm of density times distance to the nearest denser token"
 

@@ -35,6 +35,7 @@ class Idling(Reducer):
         re_entry: whether a patch that idled may be computed again in a later block.
     """
 
+    family = "idles"
     idles = True
     by_score = False  # how many patches are computed follows from their scores, in every block
     signals: frozenset[Signal] = NO_SIGNALS  # what :meth:`score` reads

@@ -87,6 +87,7 @@ class KMedoids(Reducer):
     """
 
     selects = True
+    family = "merges"
     clusters = True
 
     def __init__(

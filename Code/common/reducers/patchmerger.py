@@ -49,6 +49,7 @@ class PatchMerger(Reducer):
             from the mean of the merged tokens. Default: scale 1, CLS kept (Haurum et al., ICCVW 2023).
     """
 
+    family = "mixes"
     clusters = True
 
     def __init__(self, vit, schedule, *, parity: bool = False) -> None:

@@ -61,6 +61,7 @@ class PiToMe(Reducer):
             "early" half (for MAE), or in "all" (the algorithm of the paper).
     """
 
+    family = "merges"
     clusters = True
     signals = frozenset({"key_mean"})
     scored = "energy: how many other patches are similar"

@@ -41,6 +41,7 @@ class PPT(Reducer):
     """
 
     needs_class_token = True
+    family = "merges"
     clusters = True
     signals = frozenset({"cls_attention", "value_norm", "key_mean"})
     scored = "CLS attention of the block, summed over heads, times the norm of the values; sums to 1"

@@ -45,6 +45,7 @@ class Sinkhorn(Reducer):
         cluster_iters: Sinkhorn iterations.
     """
 
+    family = "mixes"
     clusters = True
 
     def __init__(self, vit, schedule, *, eps: Positive = 1.0, cluster_iters: Count = 3) -> None:

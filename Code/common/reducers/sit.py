@@ -38,6 +38,7 @@ class SiT(Reducer):
     A traced patch belongs to the merged token in which it weighs most.
     """
 
+    family = "mixes"
     clusters = True
 
     def __init__(self, vit, schedule) -> None:

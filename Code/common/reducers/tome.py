@@ -72,6 +72,7 @@ class ToMe(Reducer):
             49, 25 are left at 0.5 and 98, 61, 52 at 0.25. Default: match again until the stage has its target.
     """
 
+    family = "merges"
     clusters = True
 
     def __init__(self, vit, schedule, *, parity: bool = False) -> None:

@@ -1,0 +1,277 @@
+"""Which method for which budget: what each loses at the same cost, beside what chance and a smaller image lose."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import pandas as pd
+import torch.nn.functional as F
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from common import plots
+from common.budget import OutOfReachError, Solution, keep_rate_for
+from common.cost.counter import count_macs
+from common.reducers import Method, reducer_class
+from common.report import sections as show
+from common.report.paired import PAIRED, lead_text, paired_difference, paired_leader
+from common.report.rows import SAMPLED, SAMPLES, over_seeds
+from common.report.sections import Answer, Section
+from common.schema import REQUIRED, count, number, text
+from common.setup import Setup
+from common.studies.base import Study, register_study
+from common.training import accuracies, predict
+from common.training.metrics import hits_by_image
+
+SETTING = ["dataset", "backbone", "weights", "recipe", "img_size", "dtype", "n_val"]
+MODEL = ["method", "options"]
+COST_IMAGES = 32  # on which the cost of a method is solved that keeps more of some images than of others
+NULL_ROWS = ("random", "downsample")  # what a method has to beat
+_GAIN = (
+    "Points of accuracy above random patches at the same budget, with the 95 % interval of the mean paired difference "
+    "(Student's t over the same images; of random the mean of its seeds). Where it leaves out 0, the cell is stressed."
+)
+
+
+@register_study
+class Leaderboard(Study):
+    """Methods without training at equal multiply-accumulates, against the unreduced model and two null rows."""
+
+    name, title = "leaderboard", "Which method for which budget"
+    question = "At a given cost, which method loses least, and does it beat random patches and a smaller image?"
+    place = 20
+    columns = {
+        "mac_cut": number("share of the unreduced model's multiply-accumulates to be saved", "share"),
+        "saved": number("share that is saved, mean over images; token counts are whole", "share"),
+        "counts": text("patch tokens left after each stage, by the schedule", optional=True),
+        "gmac": number("multiply-accumulates of an image, attention and scoring included", "GMAC"),
+        "accuracy": number("top-1 with the head restricted to the classes of the dataset", "percent"),
+        "accuracy_full": number("top-1 among all classes of the head, where it has others", "percent", optional=True),
+        "agreement": number("share of images with the unreduced model's first class among all of the head", "share"),
+        "divergence": number("Kullback-Leibler divergence from the unreduced model over all classes, mean, nats"),
+        "n_val": count("validation images"),
+    }
+    required = (*REQUIRED, "dataset", "seed")
+    setting = SETTING
+    captions = {
+        "": "Accuracy against the share of multiply-accumulates that is saved. Dotted: random patches, the range of "
+        "their seeds shaded, and a smaller image."
+    }
+
+    def summarise(self, runs: pd.DataFrame) -> pd.DataFrame:
+        """Accuracies (percent) at each budget with paired differences (points) from the unreduced model and random.
+
+        ``lost`` and ``gain`` are of the accuracy among all classes of the head where there are others.
+        """
+        key = [*SETTING, *MODEL, "mac_cut"]
+        metrics = ["accuracy", "accuracy_full", "agreement", "divergence", "saved", "gmac"]
+        found = over_seeds(runs, key, metrics, compared=metrics[:2])
+        first = runs.groupby(key, dropna=False, sort=False)[["keep_rate", "counts"]].first().reset_index()
+        found = found.merge(first, on=key)
+        parts = [self._compared(rows) for _, rows in found.groupby(SETTING, sort=False, dropna=False)]
+        return pd.concat(parts, ignore_index=True)
+
+    def _compared(self, rows: pd.DataFrame) -> pd.DataFrame:
+        name = judged(rows)
+        whole = rows[rows["method"] == "none"]
+        differences = []
+        for _, row in rows.iterrows():
+            chance = rows[(rows["method"] == "random") & (rows["mac_cut"] == row["mac_cut"])]
+            lost = _difference(row, whole, name) if row["method"] != "none" else (None,) * 3
+            gain = _difference(row, chance, name) if row["method"] != "random" else (None,) * 3
+            family = reducer_class(row["method"]).family
+            differences.append([judged_name(name), *lost, *gain, family])
+        columns = ["judged", "lost", "lost_low", "lost_high", "gain", "gain_low", "gain_high", "family"]
+        rows = rows.assign(**pd.DataFrame(differences, columns=columns, index=rows.index))
+        order = rows.groupby(MODEL)[name].transform("mean")
+        rows = rows.assign(_order=order.where(rows["method"] != "none", float("inf")))
+        return rows.sort_values(["_order", *MODEL, "mac_cut"], ascending=[False, True, True, True]).drop(
+            columns="_order"
+        )
+
+    def sections(self, data: pd.DataFrame) -> Iterator[Section]:
+        for _, rows in data.groupby(SETTING, sort=False, dropna=False):
+            title, name = show.setting_title(rows), judged(rows)
+            images = f"{rows['n_val'].iloc[0]:,} images, no training; {rows['judged'].iloc[0]}"
+            reduced = rows[rows["method"] != "none"].reset_index(drop=True)
+            whole = rows[rows["method"] == "none"]
+            if len(whole):
+                images += f"; the unreduced model: {whole[name].iloc[0]:.2f}"
+            leads = {cut: paired_leader(list(cells[name + SAMPLES])) for cut, cells in _testable(reduced, name)}
+            best = {
+                (_models(reduced).index(tuple(cells.iloc[leads[cut].place][MODEL])), _column(cut))
+                for cut, cells in _testable(reduced, name)
+                if leads[cut] is not None and leads[cut].certain
+            }
+            cells = [show.spread(row[name], row[f"{name}_sd"]) for _, row in reduced.iterrows()]
+            note = f"Top-1 accuracy in percent on {images}. Columns: share of the multiply-accumulates saved."
+            yield Section(title, _pivot(reduced, cells), (note, PAIRED), frozenset(best))
+            judged_rows = reduced[reduced["gain"].notna()].reset_index(drop=True)
+            if len(judged_rows):
+                gains = [_with_interval(row, "gain") for _, row in judged_rows.iterrows()]
+                sure = frozenset(
+                    (_models(judged_rows).index(tuple(row[MODEL])), _column(row["mac_cut"]))
+                    for _, row in judged_rows.iterrows()
+                    if row["gain_low"] > 0 or row["gain_high"] < 0
+                )
+                yield Section(f"{title}: above random patches", _pivot(judged_rows, gains), (_GAIN,), sure)
+            apart = show.numbers(reduced["divergence"])
+            note = "Kullback-Leibler divergence from the unreduced model over all classes of its head, nats; no labels."
+            yield Section(f"{title}: divergence", _pivot(reduced, apart), (note,), folded=True)
+            costs = [f"{row['keep_rate']} · {row['gmac']:.4g}" for _, row in reduced.iterrows()]
+            note = "The keep rate that a budget means for each method, and 10⁹ multiply-accumulates of an image."
+            yield Section(f"{title}: keep rates and GMAC", _pivot(reduced, costs), (note,), folded=True)
+
+    def figures(self, runs: pd.DataFrame, others: Mapping[str, pd.DataFrame]) -> Iterator[tuple[str, Figure]]:
+        yield "", plots.accuracy_at_budget(runs, value=judged(runs))
+
+    def answers(self, data: pd.DataFrame) -> Iterator[Answer]:
+        for _, rows in data.groupby(SETTING, sort=False, dropna=False):
+            name, points = judged(rows), []
+            reduced = rows[rows["method"] != "none"]
+            for cut, cells in reduced.groupby("mac_cut"):
+                points.append(f"{100 * cut:g} % saved: {_leader(cells, name)}; {_against_nulls(cells, name)}")
+            images = f"{rows['n_val'].iloc[0]:,} images, {rows['judged'].iloc[0]}"
+            yield Answer(f"On {show.where_text(rows)}, off the shelf, {images}:", tuple(points))
+
+    def measured_on(self, rows: pd.DataFrame) -> str:
+        return f"{show.where_text(rows)}, off the shelf, {rows['n_val'].iloc[0]:,} images"
+
+    def missing(self, runs: pd.DataFrame) -> list[str]:
+        found = []
+        for _, rows in runs.groupby(SETTING, dropna=False):
+            reduced = rows[rows["method"] != "none"]
+            there = set(zip(*(reduced[name] for name in (*MODEL, "mac_cut")), strict=True))
+            cuts = sorted(reduced["mac_cut"].unique())
+            for model in _models(reduced):
+                gone = [f"{100 * cut:g} %" for cut in cuts if (*model, cut) not in there]
+                found += [f"{show.method_label(*model)} at {', '.join(gone)} of the MAC saved"] if gone else []
+        return found
+
+
+def judged(rows: pd.DataFrame) -> str:
+    """The accuracy that tells methods apart: among all classes of the head where there are others."""
+    return "accuracy_full" if rows["accuracy_full"].notna().any() else "accuracy"
+
+
+def judged_name(name: str) -> str:
+    return {"accuracy": "classes of the dataset", "accuracy_full": "all classes of the head"}[name]
+
+
+def _difference(row: pd.Series, other: pd.DataFrame, name: str) -> tuple[float | None, ...]:
+    """Points of ``row`` above the one row of ``other`` over the same images, with its interval; Nones where none is."""
+    if len(other) != 1 or row[SAMPLED] != other[SAMPLED].iloc[0] or row[name + SAMPLES] is None:
+        return None, None, None
+    return paired_difference(row[name + SAMPLES], other[name + SAMPLES].iloc[0])
+
+
+def _testable(rows: pd.DataFrame, name: str) -> Iterator[tuple[float, pd.DataFrame]]:
+    """The rows of each budget, where all of them were measured on the same images."""
+    for cut, cells in rows.groupby("mac_cut"):
+        if len(cells) > 1 and cells[name + SAMPLES].notna().all() and cells[SAMPLED].nunique() == 1:
+            yield cut, cells
+
+
+def _models(rows: pd.DataFrame) -> list[tuple[str, str]]:
+    return list(dict.fromkeys(zip(rows["method"], rows["options"], strict=True)))
+
+
+def _column(cut: float) -> str:
+    return f"{100 * cut:g} %"
+
+
+def _pivot(rows: pd.DataFrame, cells: list[str]) -> pd.DataFrame:
+    """``cells``, one for each of ``rows``, with methods down and budgets across."""
+    wide = rows.assign(cell=cells).pivot(index=MODEL, columns="mac_cut", values="cell")
+    models = _models(rows)
+    wide = wide.reindex(pd.MultiIndex.from_tuples(models)).fillna(show.NONE)
+    columns = {_column(cut): wide[cut].tolist() for cut in sorted(rows["mac_cut"].unique())}
+    return pd.DataFrame({"Model": [show.method_label(*model) for model in models], **columns})
+
+
+def _with_interval(row: pd.Series, name: str) -> str:
+    if pd.isna(row[f"{name}_low"]):
+        return f"{row[name]:+.2f}"
+    return f"{row[name]:+.2f} ({row[f'{name}_low']:+.2f} to {row[f'{name}_high']:+.2f})"
+
+
+def _leader(cells: pd.DataFrame, name: str) -> str:
+    """The best method that chooses, and how sure that is."""
+    best = cells.loc[cells[name].idxmax()]
+    lead = dict(_testable(cells, name)).get(best["mac_cut"])
+    sure = "" if lead is None else lead_text(paired_leader(list(cells[name + SAMPLES])), show.labels(cells))
+    return f"{show.model_name(best)} {show.spread(best[name], best[f'{name}_sd'])}{sure}"
+
+
+def _against_nulls(cells: pd.DataFrame, name: str) -> str:
+    """How many methods are surely better than each of the null rows."""
+    texts = []
+    for null in NULL_ROWS:
+        other = cells[cells["method"] == null]
+        if len(other) != 1:
+            continue
+        methods = cells[~cells["method"].isin(NULL_ROWS)]
+        found = [_difference(row, other, name) for _, row in methods.iterrows()]
+        better = sum(low is not None and low > 0 for _, low, _ in found)
+        texts.append(f"{better} of {len(found)} surely above {show.method_label(null)} ({other[name].iloc[0]:.2f})")
+    return ", ".join(texts) or "neither null row was run"
+
+
+def measure(
+    setup: Setup, reducers: Sequence[str], mac_cuts: Sequence[float], seeds: Sequence[int] = (0,)
+) -> Iterator[dict[str, object]]:
+    """A row for the unreduced model and for every method at every budget, on the weights of one backbone.
+
+    Each method takes one pass over the images with all its budgets. A budget that a method cannot meet has no row, and
+    is printed.
+
+    Args:
+        reducers: methods in their written form.
+        mac_cuts: shares of the multiply-accumulates to save.
+        seeds: of methods that draw by an option ``seed`` which their written form leaves open.
+
+    Example:
+        >>> setup = Setup("vit_digits", "", "digits", img_size=32, limit_val=20)
+        >>> [(row["method"], row["keep_rate"], row["counts"]) for row in measure(setup, ["topk"], [0.2])]
+        [('none', 1.0, None), ('topk', 0.783, '50 39 30')]
+    """
+    loader, constant = setup.loader(setup.val_set), {"epochs": 0, "n_train": 0, "n_val": len(setup.val_set)}
+    predictions, labels = predict({"none": setup.reduced("none")}, loader)
+    whole = predictions["none"].logits
+    cost = count_macs(setup.vit, setup.vit.patch_embed.img_size).total / 1e9
+    first = {"method": "none", "keep_rate": 1.0, "mac_cut": 0.0, "saved": 0.0, "gmac": cost, "counts": None}
+    yield {**first, **constant, "seed": setup.seed, **_measures(whole, whole, labels, setup)}
+    for method, seed in _drawn(reducers, setup.seed, seeds):
+        solutions = dict(_solutions(setup, method.seeded(seed), mac_cuts))
+        if not solutions:
+            continue
+        text = str(method.seeded(seed))
+        models = {cut: setup.reduced(text, keep_rate=found.keep_rate) for cut, found in solutions.items()}
+        predictions, _ = predict(models, loader)
+        for cut, found in solutions.items():
+            row = {"method": method.name, "options": method.options_text, "keep_rate": found.keep_rate, "mac_cut": cut}
+            row |= {"saved": found.mac_cut, "gmac": found.gmac, "counts": " ".join(map(str, found.counts))}
+            yield {**row, **constant, "seed": seed, **_measures(predictions[cut].logits, whole, labels, setup)}
+
+
+def _drawn(reducers: Sequence[str], seed: int, seeds: Sequence[int]) -> Iterator[tuple[Method, int]]:
+    for method in map(Method.parse, reducers):
+        yield from ((method, each) for each in (seeds if method.leaves_seed else [seed]))
+
+
+def _solutions(setup: Setup, method: Method, mac_cuts: Sequence[float]) -> Iterator[tuple[float, Solution]]:
+    adaptive = reducer_class(method.name).adaptive
+    images = setup.some(min(COST_IMAGES, len(setup.val_set))).stack() if adaptive else None
+    for cut in mac_cuts:
+        try:
+            yield cut, keep_rate_for(setup.vit, method.name, mac_cut=cut, images=images, **dict(method.options))
+        except OutOfReachError as refusal:
+            print(f"no row: {refusal}")
+
+
+def _measures(logits: Tensor, whole: Tensor, labels: Tensor, setup: Setup) -> dict[str, object]:
+    """What the rows of a model say about its ``logits`` (n, classes) beside those of the unreduced model."""
+    apart = F.kl_div(logits.log_softmax(1), whole.log_softmax(1), reduction="batchmean", log_target=True).item()
+    same = (logits.argmax(1) == whole.argmax(1)).double().mean().item()
+    found = accuracies(logits, labels, setup.val_set) | hits_by_image(logits, labels, setup.val_set)
+    return {**found, "agreement": same, "divergence": apart}

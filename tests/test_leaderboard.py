@@ -1,0 +1,120 @@
+"""The leaderboard: equal budgets, paired differences, and the rows that every method has to beat."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.stats import ttest_rel
+
+from common.results import read_runs, write_run
+from common.setup import Setup
+from common.studies.base import STUDIES
+from common.studies.leaderboard import Leaderboard, measure
+
+STUDY = STUDIES["leaderboard"]
+SAME = {"backbone": "vit_digits", "weights": "digits", "dataset": "digits", "recipe": "pretrained", "img_size": 32}
+SAME |= {"dtype": "float32", "batch": 64, "device": "cpu", "profile": "p"}
+IMAGES = [str(i) for i in range(200)]
+
+
+@pytest.fixture(scope="module")
+def rows():
+    setup = Setup("vit_digits", "", "digits", img_size=32, limit_val=40)
+    return pd.DataFrame(measure(setup, ["tome", "random", "ats", "downsample"], [0.2, 0.4], seeds=[0, 1, 2]))
+
+
+def test_methods_save_what_the_budget_says_and_the_unreduced_model_nothing(rows):
+    whole, reduced = rows[rows["method"] == "none"], rows[rows["method"] != "none"]
+    assert whole[["mac_cut", "saved", "divergence", "agreement"]].to_numpy().tolist() == [[0, 0, 0, 1]]
+    close = {"tome": 0.01, "random": 0.01, "ats": 0.06, "downsample": 0.06}
+    for _, row in reduced.iterrows():
+        assert row["saved"] == pytest.approx(row["mac_cut"], abs=close[row["method"]])
+        assert row["gmac"] == pytest.approx((1 - row["saved"]) * whole["gmac"].item())
+        assert row["divergence"] > 0 and 0 <= row["agreement"] <= 1
+    for _, row in rows.iterrows():
+        assert row["accuracy"] == pytest.approx(100 * np.mean(row["accuracy_by_image"]))
+
+
+def test_only_what_draws_is_run_for_every_seed(rows):
+    assert rows[rows["method"] == "random"].groupby("mac_cut")["seed"].apply(list).tolist() == [[0, 1, 2]] * 2
+    assert (rows[rows["method"] != "random"]["seed"] == 0).all()
+
+
+def test_a_budget_that_a_method_cannot_meet_is_printed_and_has_no_row(capsys):
+    setup = Setup("vit_digits", "", "digits", img_size=32, limit_val=8)
+    found = list(measure(setup, ["tome"], [0.9]))
+    assert [row["method"] for row in found] == ["none"]
+    assert "no row: tome in blocks [1, 3, 4] cannot save 90.0% of the MAC; at most" in capsys.readouterr().out
+
+
+# the table, on hits that are made up
+
+
+def hits(share: float, seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).random(len(IMAGES)) < share
+
+
+def row(method: str, right: np.ndarray, cut: float = 0.4, seed: int = 0, **given: object) -> dict[str, object]:
+    numbers = {"mac_cut": cut, "saved": cut, "gmac": 1 - cut, "agreement": 0.5, "divergence": 0.1}
+    same = {"method": method, "options": "", "keep_rate": 1 - cut, "seed": seed, "epochs": 0, "n_train": 0}
+    by_image = {"accuracy": 100 * right.mean(), "accuracy_by_image": right}
+    return {**same, **numbers, **by_image, "accuracy_full": None, "counts": None, "n_val": len(IMAGES), **given}
+
+
+@pytest.fixture
+def made_up() -> dict[str, np.ndarray]:
+    right = {"none": hits(0.95, 0), "tome": hits(0.9, 1), "topk": hits(0.5, 2), "downsample": hits(0.7, 3)}
+    return right | {f"random{seed}": hits(0.5, 10 + seed) for seed in range(3)}
+
+
+@pytest.fixture
+def table(made_up, tmp_path) -> pd.DataFrame:
+    run = [row("none", made_up["none"], cut=0.0)]
+    run += [row(name, made_up[name]) for name in ("tome", "topk", "downsample")]
+    run += [row("random", made_up[f"random{seed}"], seed=seed) for seed in range(3)]
+    write_run(run, Leaderboard, tmp_path / "runs/leaderboard/a.csv", image_ids=IMAGES, **SAME)
+    return STUDY.summarise(read_runs(tmp_path, STUDY))
+
+
+def test_differences_are_paired_over_the_images(table, made_up):
+    tome = table[table["method"] == "tome"].iloc[0]
+    chance = np.mean([made_up[f"random{seed}"] for seed in range(3)], axis=0)
+    for name, other in (("lost", made_up["none"]), ("gain", chance)):
+        expected = ttest_rel(100.0 * made_up["tome"], 100.0 * other).confidence_interval(0.95)
+        assert [tome[f"{name}_low"], tome[f"{name}_high"]] == pytest.approx([expected.low, expected.high])
+        assert tome[name] == pytest.approx(100 * (made_up["tome"].mean() - other.mean()))
+    assert table[table["method"] == "none"][["lost", "lost_low"]].isna().all(axis=None)
+    assert table[table["method"] == "random"][["gain", "gain_low"]].isna().all(axis=None)
+    assert table[table["method"] == "random"]["n"].item() == 3
+
+
+def test_families_are_those_of_the_methods(table):
+    found = dict(zip(table["method"], table["family"], strict=True))
+    assert (found["tome"], found["topk"], found["downsample"]) == ("merges", "drops", "resizes")
+
+
+def test_the_answer_names_the_leader_and_counts_who_beats_the_null_rows(table, made_up):
+    (answer,) = STUDY.answers(table)
+    (point,) = answer.points
+    right = {name: f"{100 * made_up[name].mean():.2f}" for name in ("tome", "downsample")}
+    assert answer.text == "On digits at 32 px with vit_digits, off the shelf, 200 images, classes of the dataset:"
+    assert point.startswith(f"40 % saved: ToMe {right['tome']} (paired difference to smaller image +")
+    assert "; 1 of 2 surely above random (" in point
+    assert point.endswith(f"surely above smaller image ({right['downsample']})")
+
+
+def test_certain_leaders_and_certain_gains_are_stressed(table):
+    accuracy, gains, *_ = STUDY.sections(table)
+    models = accuracy.frame["Model"].tolist()
+    assert models[0] == "ToMe" and set(models) == {"ToMe", "Top-K", "smaller image", "random"}
+    assert accuracy.best == {(0, "40 %")}
+    assert (gains.frame["Model"].tolist().index("ToMe"), "40 %") in gains.best
+    assert (gains.frame["Model"].tolist().index("Top-K"), "40 %") not in gains.best
+
+
+def test_holes_are_told(made_up, tmp_path):
+    run = [row("none", made_up["none"], cut=0.0), row("tome", made_up["tome"], cut=0.2), row("topk", made_up["topk"])]
+    write_run(run, Leaderboard, tmp_path / "runs/leaderboard/a.csv", image_ids=IMAGES, **SAME)
+    missing = STUDY.missing(read_runs(tmp_path, STUDY))
+    assert missing == ["ToMe at 40 % of the MAC saved", "Top-K at 20 % of the MAC saved"]
