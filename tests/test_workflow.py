@@ -183,6 +183,7 @@ TRAM = {"throughput", "sizing", "finetune", "off_the_shelf", "visualize", "scrat
 EVERY = TRAM | {"method_grid", "gallery", "explain", "explain_benchmark", "explain_agreement", "idling", "slimming"}
 PATTERNS = {"reduction_patterns", "patterns_across_data", "pattern_proxies"}
 EVERY |= PATTERNS
+EVERY |= {"leaderboard"}
 STUDIES = {"quick": EVERY, "imagenette": EVERY}
 STUDIES |= {"smoke": TRAM, "tram": TRAM - {"scratch"}, "tram_scratch": {"scratch"}}
 STUDIES |= {"which_tokens": {"throughput", "method_grid", *PATTERNS}, "idling": {"finetune", "idling"}}

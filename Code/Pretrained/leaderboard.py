@@ -57,6 +57,7 @@ recipe = "pretrained"
 backbone = "vit_digits"
 weights = "digits"
 reducers = [
+    "none",
     "tram",
     "topk:head_fusion=mean",
     "evit",

@@ -131,6 +131,13 @@ def _patterns(given: Given) -> int:
     return (given.models + drawn * len(given["keep_rates"]) * (len(given["seeds"]) - 1)) * given.val
 
 
+def _leaderboard(given: Given) -> int:
+    """The unreduced model, and every method at every budget; a few images more to solve for these."""
+    drawn = sum(_is(text, DRAWING) for text in given["reducers"])
+    methods = len(given["reducers"]) - ("none" in given["reducers"]) + drawn * (len(given["seeds"]) - 1)
+    return (1 + methods * len(given["mac_cuts"])) * given.val
+
+
 def _throughput(given: Given) -> int:
     """An untimed and a timed pass of every model in every round, the unreduced one among them."""
     conditions = len(given["backbones"]) * len(given["dtypes"]) * sum(given["batch_sizes"])
@@ -281,6 +288,7 @@ PASSES: dict[str, Callable[[Given], float]] = {
     "Pretrained/finetune": lambda given: given.training,
     "Pretrained/idle_patches": _idle_patches,
     "Pretrained/idle_study": _idle_study,
+    "Pretrained/leaderboard": _leaderboard,
     "Pretrained/method_grid": _method_grid,
     "Pretrained/methods_gallery": _gallery,
     "Pretrained/mutex_study": _mutex_study,

@@ -220,7 +220,7 @@ def _against_nulls(cells: pd.DataFrame, name: str) -> str:
 def measure(
     setup: Setup, reducers: Sequence[str], mac_cuts: Sequence[float], seeds: Sequence[int] = (0,)
 ) -> Iterator[dict[str, object]]:
-    """A row for the unreduced model and for every method at every budget, on the weights of one backbone.
+    """A row for every method at every budget, on the weights of one backbone; "none" is the unreduced model, once.
 
     Each method takes one pass over the images with all its budgets. A budget that a method cannot meet has no row, and
     is printed.
@@ -232,15 +232,14 @@ def measure(
 
     Example:
         >>> setup = Setup("vit_digits", "", "digits", img_size=32, limit_val=20)
-        >>> [(row["method"], row["keep_rate"], row["counts"]) for row in measure(setup, ["topk"], [0.2])]
+        >>> [(row["method"], row["keep_rate"], row["counts"]) for row in measure(setup, ["none", "topk"], [0.2])]
         [('none', 1.0, None), ('topk', 0.783, '50 39 30')]
     """
     loader, constant = setup.loader(setup.val_set), {"epochs": 0, "n_train": 0, "n_val": len(setup.val_set)}
     predictions, labels = predict({"none": setup.reduced("none")}, loader)
     whole = predictions["none"].logits
-    cost = count_macs(setup.vit, setup.vit.patch_embed.img_size).total / 1e9
-    first = {"method": "none", "keep_rate": 1.0, "mac_cut": 0.0, "saved": 0.0, "gmac": cost, "counts": None}
-    yield {**first, **constant, "seed": setup.seed, **_measures(whole, whole, labels, setup)}
+    if "none" in reducers:
+        yield {**_unreduced(setup), **constant, "seed": setup.seed, **_measures(whole, whole, labels, setup)}
     for method, seed in _drawn(reducers, setup.seed, seeds):
         solutions = dict(_solutions(setup, method.seeded(seed), mac_cuts))
         if not solutions:
@@ -254,8 +253,14 @@ def measure(
             yield {**row, **constant, "seed": seed, **_measures(predictions[cut].logits, whole, labels, setup)}
 
 
+def _unreduced(setup: Setup) -> dict[str, object]:
+    cost = count_macs(setup.vit, setup.vit.patch_embed.img_size).total / 1e9
+    return {"method": "none", "options": "", "keep_rate": 1.0, "mac_cut": 0.0, "saved": 0.0, "gmac": cost}
+
+
 def _drawn(reducers: Sequence[str], seed: int, seeds: Sequence[int]) -> Iterator[tuple[Method, int]]:
-    for method in map(Method.parse, reducers):
+    """The methods that reduce, those that draw once for each of ``seeds``."""
+    for method in map(Method.parse, (written for written in reducers if written != "none")):
         yield from ((method, each) for each in (seeds if method.leaves_seed else [seed]))
 
 
