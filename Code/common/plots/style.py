@@ -60,9 +60,10 @@ METHODS = {
 _COLORS = (
     "#000000", "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#332288", "#999933",
     "#882255", "#44AA99", "#661100", "#117733", "#AA4499", "#DDCC77", "#6699CC", "#CC6677", "#004488",
-    "#BB5566", "#777777", "#5D4E00", "#9970AB", "#A6761D", "#1B7837", "#35978F",
+    "#BB5566", "#777777", "#5D4E00", "#9970AB", "#A6761D", "#1B7837", "#35978F", "#C51B7D", "#F781BF",
+    "#8C2D04", "#4D9221", "#2B5C8A",
 )  # fmt: skip
-_MARKERS = "Xos^DvP<>ph*dH8soD^vP<>p*"  # of the colours
+_MARKERS = "Xos^DvP<>ph*dH8soD^vP<>p*hdH8X"  # of the colours
 _SHAPES = "".join(dict.fromkeys(_MARKERS))  # more methods than colours: the same, other markers
 
 
