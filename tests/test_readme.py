@@ -5,8 +5,13 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
+
+from common.report.paired import paired_difference
+from common.results import read_runs
+from common.studies import find_study
 
 ROOT = Path(__file__).parents[1]
 METHODS = {
@@ -29,6 +34,8 @@ METHODS = {
     "l1 pattern": ("l1", ""),
     "l2 pattern": ("l2", ""),
     "l∞ pattern": ("linf", ""),
+    "random patches (three seeds)": ("random", ""),
+    "a smaller image": ("downsample", ""),
 }
 
 
@@ -61,7 +68,7 @@ def both(row: pd.Series) -> str:
 
 def test_accuracy_off_the_shelf() -> None:
     rows = printed("| method | 90 % | 70 % | 50 % | 25 % | GMAC at 50 % |")
-    assert len(rows) == 14
+    assert len(rows) == 16
     for name, cells in rows.items():
         if name.startswith("no reduction"):
             row = measured("off_the_shelf", "no reduction", 1)
@@ -70,6 +77,41 @@ def test_accuracy_off_the_shelf() -> None:
         found = {rate: measured("off_the_shelf", name, rate, n_val=3925) for rate in (0.9, 0.7, 0.5, 0.25)}
         wanted = [*(both(row) for row in found.values()), f"{float(found[0.5]['gmac']):.2f}"]
         assert cells == wanted, name
+
+
+def test_what_methods_have_to_beat() -> None:
+    """The paired differences that the README tells, of all classes, on all images; random: the mean of its seeds."""
+    runs = read_runs(ROOT / "results/imagenette", find_study("off_the_shelf"))
+    runs = runs[runs["n_val"] == 3925]
+
+    def right(name: str, keep_rate: float) -> np.ndarray:
+        method, options = METHODS[name]
+        chosen = (runs["method"] == method) & (runs["options"] == options) & (runs["keep_rate"] == str(keep_rate))
+        return 100 * np.mean([np.asarray(each, float) for each in runs[chosen]["accuracy_full_by_image"]], axis=0)
+
+    def apart(name: str, other: str, keep_rate: float) -> tuple[float, ...]:
+        return paired_difference(right(name, keep_rate), right(other, keep_rate))
+
+    smaller, chance, tome = "a smaller image", "random patches (three seeds)", "ToMe"
+    printed_there = printed("| method | 90 % | 70 % | 50 % | 25 % | GMAC at 50 % |")
+    others = [name for name in printed_there if name in METHODS and name not in (smaller, chance)]
+    assert len(others) == 13
+    assert [round(value, 1) for value in apart(smaller, tome, 0.5)] == [2.4, 1.1, 3.7]
+    assert round(apart(smaller, tome, 0.25)[0]) == 34
+    assert all(apart(smaller, name, rate)[1] > 0 for name in others for rate in (0.5, 0.25))
+    assert [round(value, 1) for value in apart(tome, smaller, 0.7)] == [1.6, 0.5, 2.7]
+    assert [name for name in others if apart(name, smaller, 0.7)[1] > 0] == [tome]
+    assert not [name for name in others if apart(name, smaller, 0.9)[1] > 0]
+    low, high = apart("K-Medoids", chance, 0.5)[1:]
+    assert low < 0 < high
+    losing = {name for name in others if apart(name, chance, 0.5)[2] < 0}
+    assert losing == {
+        "ATS (random, as published)",
+        "PatchMerger (untrained queries)",
+        *(n for n in others if "pattern" in n),
+    }
+    gains = [apart(name, chance, 0.5)[0] for name in others if name not in losing | {"K-Medoids"}]
+    assert min(gains) > 3 and max(gains) < 10.05
 
 
 def test_accuracy_after_training() -> None:
