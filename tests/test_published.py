@@ -5,7 +5,10 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
+from common.cost.closed_form import Shape
+from common.cost.methods import slim_macs
 from common.errors import UsageError
+from common.models.factory import create_backbone
 from common.results import read_published
 
 METHODS = {"none", "tram", "topk", "ats", "patchmerger"}
@@ -181,12 +184,39 @@ def test_idling_thresholds_and_logs() -> None:
 
 def test_patch_slimming_is_complete_and_its_differences_are_of_its_accuracies() -> None:
     frame = read_published("patch_slimming")
-    assert frame.groupby("source").size().tolist() == [2, 6, 22, 6, 2]
+    assert frame.groupby("source").size().tolist() == [2, 22, 6, 2]
     assert cell(frame, "accuracy", model="DeiT-S", variant="DPS") == 79.5
     assert cell(frame, "cut", model="DeiT-Ti", variant="PS") == 46.2
     assert cell(frame, "drop", model="DeiT-III-S", variant="PS") == -15.4
     plain = frame[frame["variant"] == "baseline"].drop_duplicates("model").set_index("model")["accuracy"]
     assert ((frame["accuracy"] - frame["model"].map(plain)).round(1) == frame["drop"]).all()
+
+
+def test_figures_of_patch_slimming() -> None:
+    frame = read_published("patch_slimming_figures")
+    assert frame.groupby("part", sort=False).size().to_dict() == {
+        "tolerances": 6,
+        "stages": 1,
+        "sensitivity": 6,
+        "single_block": 9,
+    }
+    assert frame["source"].str.endswith("read by eye").all()
+    swept = frame[frame["part"] == "tolerances"]
+    assert swept["cut"].tolist() == [21, 32, 43, 49, 53, 54] and swept["accuracy"].tolist()[2] == 79.4
+    assert (swept["accuracy"] - 79.8).round(1).tolist() == swept["drop"].tolist()
+    fragile = frame[frame["part"] == "sensitivity"].pivot(index="block", columns="kept_share", values="accuracy")
+    assert fragile.to_dict("list") == {0.2: [35, 71], 0.5: [56, 75], 0.8: [74, 78]}
+    chosen = frame[frame["part"] == "single_block"].pivot(index="block", columns="score", values="accuracy")
+    assert (chosen["significance"] > chosen["attention"]).all() and (chosen["attention"] > chosen["random"]).all()
+    assert chosen.loc[2].to_dict() == {"attention": 71.6, "random": 71.1, "significance": 73.6}
+
+
+def test_tokens_of_figure_5_cost_what_its_authors_say() -> None:
+    (tokens,) = read_published("patch_slimming_figures")["tokens"].dropna()
+    lengths, shape = list(map(int, tokens.split())), Shape.of(create_backbone("deit_small_patch16_224"))
+    assert (len(lengths), lengths[0], lengths[-1]) == (12, 197, 1) and lengths == sorted(lengths, reverse=True)
+    assert slim_macs(shape, lengths, "paper") / 1e9 == pytest.approx(2.66, abs=0.005)
+    assert slim_macs(shape, lengths, "compact") / 1e9 == pytest.approx(2.33, abs=0.005)
 
 
 def test_as_printed_keeps_trailing_zeros() -> None:

@@ -260,9 +260,69 @@ def test_answers_and_tables_say_what_is_lost_at_every_stage_of_every_budget(tabl
 
 
 def test_published_numbers_stand_as_printed():
-    section = published_slimming()
-    assert len(section.frame) == 38 and section.folded
-    assert section.frame.query("Model == 'DeiT-S' and Method == 'PS'")["Top-1"].tolist() == ["79.4", "79.4"]
+    tables, figures = published_slimming()
+    assert (len(tables.frame), len(figures.frame)) == (32, 22) and tables.folded and figures.folded
+    slim = tables.frame.query("Model == 'DeiT-S' and Method == 'PS'")
+    assert slim["Top-1"].tolist() == ["79.4", "79.4"] and slim["Faster by (%)"].tolist() == ["40.5", "-"]
+    assert figures.frame["Top-1"].tolist().count("-") == 1  # the tokens of figure 5
+
+
+DEIT = {"dataset": "imagenet", "backbone": "deit_small_patch16_224.fb_in1k", "img_size": 224, "weights": "timm fb_in1k"}
+
+
+def measured(part, **given):
+    """A row of DeiT-S on all of ImageNet, as its study measures it."""
+    row = {"part": part, "accuracy": 79.0, "accuracy_full": 79.0, "gmac": 2.3, "mac_cut": 0.5, "gmac_paper": 2.61}
+    return {**DEIT, **row, "mac_cut_paper": 0.43, "tokens": "197 1", "n_val": 50000, "score": "significance", **given}
+
+
+def test_printed_accuracies_stand_beside_the_same_experiment_only(table):
+    slim = {"lengths": "learned", "training": "labels", "mac_budget": 0.56, "method": "patch_slimming"}
+    whole = slim | {"method": "none", "lengths": "", "score": "", "training": "none", "gmac_paper": 4.6}
+    cases = [whole, slim, slim | {"lengths": "uniform"}, slim | {"training": "network"}]
+    frame = table([measured("stages", **case) for case in cases])
+    assert frame["published_accuracy"].tolist()[:3] == [79.8, 79.4, 77.2] and frame["differs"].tolist()[:3] == [""] * 3
+    assert frame["differs"][3] == "training network instead of labels" and frame["published_accuracy"].isna()[3]
+    assert [text.startswith("197 197 160") for text in frame["published_tokens"]] == [False, True, False, True]
+    (section,) = Slimming().sections(frame)
+    assert section.frame["Published (%)"].tolist() == ["79.8", "79.4", "77.2", "-"]
+    assert "training network instead of labels" in section.notes[-1] and "figure 5" in section.notes[-2]
+    (other,) = table([measured("stages", **slim, gmac_paper=2.8)])["differs"]
+    assert other == "gflops 2.8 instead of 2.6"
+
+
+def test_figures_stand_beside_blocks_that_alone_compute_fewer_patches(table):
+    fragile = [
+        measured("sensitivity", block=block, kept_share=share, pruning="idle")
+        for block in (0, 1, 2)
+        for share in (0.8, 0.2)
+    ]
+    alone = {"block": 6, "kept_share": 0.1, "pruning": "idle", "gain": 0.0}
+    frame = table([*fragile, measured("single_block", **alone), measured("single_block", **alone, score="random")])
+    assert frame["published_accuracy"].tolist()[:4] == [74, 35, 78, 71]
+    assert frame["published_accuracy"].tolist()[6:] == [78.4, 77.3] and (frame["differs"] == "").all()
+    by_block, choice = Slimming().sections(frame)
+    assert by_block.frame.iloc[2].tolist() == ["20 %, published", "74", "78", "-"]
+    assert choice.frame["Published (%)"].tolist() == ["78.4", "77.3"] and "figure 7" in choice.notes[-1]
+    few = table([measured("sensitivity", block=0, kept_share=0.8, pruning="idle", n_val=1000)])
+    assert few["differs"].tolist() == ["n_val 1,000 instead of 50,000"]
+
+
+def test_tolerances_of_an_unknown_norm_are_never_the_same(table):
+    frame = table([measured("tolerances", tolerance=0.02, training="labels")])
+    assert frame["differs"].tolist() == ["error_norm a share of the output instead of not stated"]
+    (section,) = Slimming().sections(frame)
+    assert "Published (%)" not in section.frame and "another experiment" in section.notes[-1]
+
+
+def test_the_student_reproduction_is_told_apart(table):
+    deit3 = {"backbone": "deit3_small_patch16_224.fb_in1k", "dataset": "folder:/data/imagenet-mini"}
+    slim = {"lengths": "learned", "training": "blocks", "mac_budget": 0.67, "method": "patch_slimming"}
+    (differs,) = table([measured("stages", **slim, **deit3)])["differs"]
+    assert differs == (
+        "lengths learned instead of ten more per block; score significance instead of single_block; "
+        "training blocks instead of blocks, on labels"
+    )
 
 
 def test_searches_by_tolerance_are_compared_with_the_whole_network(setup, table):

@@ -153,8 +153,7 @@ shown = ["tolerance", "accuracy_full", "accuracy_full_sem", "gain", "gain_sem", 
 swept[shown].style.format("{:.3g}", subset=shown[:-1]).hide(axis="index")
 
 # %%
-published = read_published("patch_slimming").query("variant.str.contains('tolerance')")
-published = published.assign(tolerance=published["variant"].str.extract(r"([\d.]+)", expand=False).astype(float))
+published = read_published("patch_slimming_figures").query("part == 'tolerances'")
 fig = plots.slimming_tolerances(swept, published)
 plots.save(fig, resolve(figure).with_suffix("") / "tolerances.png")
 fig

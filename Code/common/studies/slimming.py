@@ -15,6 +15,7 @@ from common.slimming.plans import PRUNING
 from common.slimming.ranking import SCORES
 from common.slimming.rows import LEARNED, SIGNIFICANCES, UNIFORM
 from common.slimming.top_down import SearchSettings
+from common.studies._slimming_published import PUBLISHED, PUBLISHED_TOKENS, comparability, with_published
 from common.studies.base import Study, register_study
 
 SETTING = ["dataset", "backbone", "img_size", "seed"]
@@ -77,16 +78,18 @@ class Slimming(Study):
     }
 
     def summarise(self, runs: pd.DataFrame) -> pd.DataFrame:
-        """All rows, in the order in which they were measured."""
+        """All rows, in the order in which they were measured, and what is printed of the same experiment."""
         names = list(self.columns)
         refuse_repeats(runs, [*SETTING, "method", *names[: names.index("accuracy")]])
-        return runs[[*SETTING, "method", *names]].reset_index(drop=True)
+        shown = [*SETTING, "method", *names, PUBLISHED, PUBLISHED_TOKENS, "differs"]
+        return with_published(runs)[shown].reset_index(drop=True)
 
     def sections(self, data: pd.DataFrame) -> Iterator[Section]:
         for _, rows in data.groupby(SETTING, sort=False, dropna=False):
             title, parts = setting_title(rows), dict(list(rows.groupby("part", sort=False)))
             for part, (what, frame_of, notes) in _TABLES.items():
                 if part in parts:
+                    notes = (*notes, *comparability(parts[part]))
                     yield Section(f"{title}: {what}", frame_of(parts[part]), notes, folded=part == "heads")
 
     def answers(self, data: pd.DataFrame) -> Iterator[Answer]:
@@ -115,6 +118,8 @@ _TRAININGS = {"none": "before tuning", "blocks": "after block tuning", "network"
 _OTHERS = {"idle": "idle", "zero": "zero", "dropped": "dropped for good"}
 _CHOOSERS = {"none": "plan", "fixed": "gates, fixed", "threshold": "gates, threshold"}
 _TOKENS = "Tokens by block"
+# Columns that stand only where a row of the table has a value.
+_WHERE_ANY = {"Published (%)": PUBLISHED, "Tokens, published": PUBLISHED_TOKENS}
 
 
 def _percent(share: float) -> str:
@@ -146,20 +151,30 @@ _CELLS: Mapping[str, Callable[[pd.DataFrame], Any]] = {
     "Cut": lambda rows: rows["mac_cut"].map(_percent),
     "GMAC, paper": lambda rows: numbers(rows["gmac_paper"], 3),
     "Cut, paper": lambda rows: rows["mac_cut_paper"].map(_percent),
+    "Published (%)": lambda rows: numbers(rows[PUBLISHED], 1),
     _TOKENS: _spread_tokens,
+    "Tokens, published": lambda rows: rows[PUBLISHED_TOKENS].replace("", NONE),
     "Images": lambda rows: rows["n_val"].astype(str),
 }
 
 
 def _frame(*headings: str) -> Callable[[pd.DataFrame], pd.DataFrame]:
-    return lambda rows: pd.DataFrame({heading: _CELLS[heading](rows) for heading in headings})
+    return lambda rows: pd.DataFrame({name: _CELLS[name](rows) for name in headings if _has(rows, name)})
+
+
+def _has(rows: pd.DataFrame, heading: str) -> bool:
+    if heading not in _WHERE_ANY:
+        return True
+    values = rows[_WHERE_ANY[heading]]
+    return (values.notna() & (values != "")).any()
 
 
 def _plans(rows: pd.DataFrame) -> pd.DataFrame:
     """The unreduced network once, though the run of every budget has measured it."""
     rows = rows[(rows["method"] != "none") | ~rows.duplicated(["method", "n_val"])]
-    counted = ("GMAC", "Cut", "GMAC, paper", "Cut, paper", _TOKENS, "Images")
-    return _frame("Lengths", "Score", "Stage", "Accuracy (%)", "All classes (%)", "Gain", *counted)(rows)
+    accuracies = ("Accuracy (%)", "All classes (%)", "Gain", "Published (%)")
+    counted = ("GMAC", "Cut", "GMAC, paper", "Cut, paper", _TOKENS, "Tokens, published", "Images")
+    return _frame("Lengths", "Score", "Stage", *accuracies, *counted)(rows)
 
 
 def _by_block(rows: pd.DataFrame, index: str, values: str) -> pd.DataFrame:
@@ -167,8 +182,15 @@ def _by_block(rows: pd.DataFrame, index: str, values: str) -> pd.DataFrame:
 
 
 def _sensitivity(rows: pd.DataFrame) -> pd.DataFrame:
-    wide = _by_block(rows, "kept_share", "accuracy_full").sort_index(ascending=False).apply(numbers, digits=2)
-    return wide.rename(index=lambda share: percent(1 - share)).reset_index(names="Pruned")
+    tables = [_accuracy_by_block(rows, "accuracy_full", "", 2)]
+    if _has(rows, "Published (%)"):
+        tables.append(_accuracy_by_block(rows, PUBLISHED, ", published", 0))
+    return pd.concat(tables, ignore_index=True)
+
+
+def _accuracy_by_block(rows: pd.DataFrame, values: str, what: str, digits: int) -> pd.DataFrame:
+    wide = _by_block(rows, "kept_share", values).sort_index(ascending=False).apply(numbers, digits=digits)
+    return wide.rename(index=lambda share: percent(1 - share) + what).reset_index(names="Pruned")
 
 
 def _heads(rows: pd.DataFrame) -> pd.DataFrame:
@@ -195,7 +217,7 @@ _TABLES: Mapping[str, tuple[str, Callable[[pd.DataFrame], pd.DataFrame], tuple[s
     "stages": ("plans", _plans, (_ACCURACY, _COST)),
     "tolerances": (
         "tolerances",
-        _frame("Tolerance", "All classes (%)", "Gain", "Images", "Cut", "Cut, paper", _TOKENS),
+        _frame("Tolerance", "All classes (%)", "Gain", "Published (%)", "Images", "Cut", "Cut, paper", _TOKENS),
         (
             "Each block keeps the fewest patches with which the output of the next one errs by no more than the "
             "tolerance, a share of its squared norm (mean over tokens).",
@@ -213,7 +235,7 @@ _TABLES: Mapping[str, tuple[str, Callable[[pd.DataFrame], pd.DataFrame], tuple[s
     ),
     "dynamic": (
         "patches for each image",
-        _frame("Chosen by", "All classes (%)", "Gain", "Images", _TOKENS),
+        _frame("Chosen by", "All classes (%)", "Gain", "Published (%)", "Images", _TOKENS),
         (
             "Nothing but the gates is trained. Fixed: as many patches in every image; threshold: as many on average, "
             "± the standard deviation over images.",
@@ -230,7 +252,7 @@ _TABLES: Mapping[str, tuple[str, Callable[[pd.DataFrame], pd.DataFrame], tuple[s
     ),
     "single_block": (
         "one block alone",
-        _frame("Block", "Computed", "Others", "Score", "All classes (%)", "Gain", "Images"),
+        _frame("Block", "Computed", "Others", "Score", "All classes (%)", "Gain", "Published (%)", "Images"),
         (
             "One block computes a part of its patches, nothing is tuned. The others idle: they pass it unchanged, and "
             f"the next computes them again; or they are dropped for good. {_BLOCKS}",
