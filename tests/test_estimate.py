@@ -135,12 +135,14 @@ BY_HAND = [
         "patch_slimming",
         SLIM
         | {"lengths": ["learned", "uniform"], "scores": ["significance"], "error_images": 30, "epochs": 2}
-        | {"distill_epochs": 1, "limit_train": 1000, "gate_epochs": 4, "gate_images": 90, "limit_dynamic": 100}
+        | {"distill_epochs": 1, "finetune_epochs": 3, "rounds": 7, "batch_size": 50}
+        | {"limit_train": 1000, "gate_epochs": 4, "gate_images": 90, "limit_dynamic": 100}
         | {"budgets": [0.8, 0.5], "limit_budgets": 60},
         2 * 120 * 11 * (0.5 + 1.5 / 12 + 2 / 12 * (0.75 * 3 * 2 + 0.25 * 2))
         + (120 + 30 * (2 + 11 * 11 / 2))  # lengths that are learned
         + 2 * (50 + 4 * 1000 + 50)
-        + (1 + 2 * 3) * 400
+        + 2 * (50 + 3 * (3 * 1000 + 50))
+        + (1 + 2 * 4) * (400 + 2 * 7 * 50)  # each stage measured, and timed in rounds of an untimed and a timed pass
         + 90 * (4 + 3)
         + 3 * 100
         + 2 * 6 * 60
@@ -152,11 +154,13 @@ BY_HAND = [
         SLIM
         | {"blocks": [2, 6, 10], "kept_shares": [0.1], "pruning": ["idle", "dropped"], "scores": ["significance"]}
         | {"random_masks": 5, "sensitivity_kept_shares": [0.8, 0.5], "limit_sensitivity": 100}
-        | {"tolerances": [0.01, 0.02, 0.04], "tolerance_epochs": 0, "step": 7, "limit_tolerances": 50},
+        | {"tolerances": [0.01, 0.02, 0.04], "tolerance_epochs": 0, "step": 7, "limit_tolerances": 50}
+        | {"finetune_epochs": 2, "limit_train": 1000, "batch_size": 50},
         100 * (1 + 2 * 12 / 2)
         + 400 * (1 + 6 * 2 * (10 + 6 + 2) / 12)  # what is left of the network from each block on
         + 17 * 120
         + 3 * 120 * 11 * (0.5 + 1.5 / 12 + (1 + 196 / 7 / 4) * 2 / 12 * 0.25)
+        + 3 * (50 + 2 * (3 * 1000 + 50))
         + 4 * 50,
     ),
 ]

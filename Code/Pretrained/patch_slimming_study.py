@@ -71,21 +71,28 @@ random_masks = 5
 sensitivity_kept_shares = [0.8, 0.5, 0.2]
 tolerances = [0.0025, 0.005, 0.01, 0.02, 0.04, 0.08]
 tolerance_epochs = 0
+finetune_epochs = 0
+finetune_lr = 1e-4
+mixed_precision = "no"
 step = 4
 num_calibration = 128
 img_size = 32
 batch_size = 32
+limit_train = None
 limit_val = None
 limit_sensitivity = None
 limit_tolerances = None
+workers = 0
 seed = 0
 device = None
+checkpoints = ""
 csv = "results/notebook/patch_slimming_study.csv"
 figure = "results/notebook/patch_slimming_study.png"
 
 # %%
 sizes = {"img_size": img_size, "recipe": recipe, "batch_size": batch_size, "seed": seed, "device": device}
-setup = Setup(backbone, weights, dataset, limit_calibration=num_calibration, limit_val=limit_val, **sizes)
+limits = {"limit_calibration": num_calibration, "limit_train": limit_train, "limit_val": limit_val}
+setup = Setup(backbone, weights, dataset, **limits, **sizes, workers=workers, folder=checkpoints)
 print(f"scores from {len(setup.calibration)} images of {dataset}, accuracy on {len(setup.val_set)}; {backbone}")
 
 # %% [markdown]
@@ -141,11 +148,12 @@ pd.DataFrame(heads).pivot(index="score", columns="block", values="rank_correlati
 # one errs by no more than the tolerance. `gain` is the difference to the unreduced network on the same images. The
 # published points, read by eye, are of another network, their tolerances of an error whose norm the paper does not
 # give, and there the whole network learns again on the labels of ImageNet; here it does not learn at all, and the
-# blocks only where `tolerance_epochs` says so. Untuned, a lenient tolerance need not save more: blocks below keep many
-# patches to make up for the few of the blocks above.
+# blocks only where `tolerance_epochs` says so, the network on labels where `finetune_epochs` does. Untuned,
+# a lenient tolerance need not save more: blocks below keep many patches to make up for the few of the blocks above.
 
 # %%
 how = {"epochs": tolerance_epochs, "error_norm": "token", "step": step, "limit_val": limit_tolerances}
+how["finetuning"] = {"epochs": finetune_epochs, "lr": finetune_lr, "mixed_precision": mixed_precision}
 table = list(tolerance_rows(setup, tolerances, **how))
 rows += table
 swept = pd.DataFrame(table)

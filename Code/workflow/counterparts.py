@@ -24,6 +24,7 @@ from common.results import PUBLISHED, read_published
 from common.studies.finetune import IDENTITY, STATED
 from common.weights import weights_label
 from common.yaml_files import read_yaml
+from estimate import sizes_of
 from notebooks import defaults_of
 from passes import IMAGES
 from plan import Run, load_plans
@@ -85,16 +86,34 @@ def _plans(run: Run) -> Iterator[Row]:
         yield {**same, **cut, "method": "dynamic_slimming", "variant": "DPS"}
 
 
-def _tolerances(run: Run) -> Iterator[Row]:
-    """What Pretrained/patch_slimming_study searches."""
+def _lengths(run: Run) -> Iterator[Row]:
+    """How Pretrained/patch_slimming shares out tokens among the blocks."""
+    same = _figure(run) | {"part": "stages"}
+    yield from (same | {"lengths": each, "score": score} for each, score in _all(run, "lengths", "scores"))
+
+
+def _single_blocks(run: Run) -> Iterator[Row]:
+    """What Pretrained/patch_slimming_study searches by tolerance, and the single blocks that compute fewer patches."""
+    same, published = _figure(run), {"score": "significance"}
+    for (tolerance,) in _all(run, "tolerances"):
+        yield {**same, **published, "part": "tolerances", "tolerance": tolerance}
+    for (share,) in _all(run, "sensitivity_kept_shares"):
+        blocks = range(sizes_of(run.options["backbone"], run.options["img_size"]).depth)
+        yield from ({**same, **published, "part": "sensitivity", "block": each, "kept_share": share} for each in blocks)
+    for block, share, score in _all(run, "blocks", "kept_shares", "scores"):
+        alone = {**same, "part": "single_block", "block": block, "kept_share": share}
+        yield from ({**alone, "score": name} for name in (score, "random"))
+
+
+def _figure(run: Run) -> Row:
     given = run.options
-    for tolerance in given["tolerances"]:
-        yield {
-            "backbone": architecture(given["backbone"]),
-            **{name: given[name] for name in ("dataset", "img_size")},
-            "method": "patch_slimming",
-            "variant": f"PS, tolerance {tolerance:g}",
-        }
+    same = {"backbone": architecture(given["backbone"]), "method": "patch_slimming"}
+    return same | {name: given[name] for name in ("dataset", "img_size")}
+
+
+def _all(run: Run, *names: str) -> Iterator[tuple[Any, ...]]:
+    """All combinations of the values of parameters."""
+    return product(*(run.options[name] for name in names))
 
 
 def _idling(run: Run) -> Iterator[Row]:
@@ -131,6 +150,7 @@ _MODEL = ("backbone", "method", "options", "keep_rate")
 _SPEED = (*_MODEL, "img_size")  # as common.studies.throughput joins them
 _TRAINED = ("backbone", *IDENTITY[1:], *STATED)
 _LEFT_IN_NOTEBOOKS = ("protocol", *_TRAINED)
+_FIGURES = ("backbone", "img_size", "dataset", "method", "part", "lengths", "score", "block", "kept_share", "tolerance")
 _SLIM = ("backbone", "img_size", "dataset", "method", "variant", "cut")
 # Table -> for each kind of its numbers the columns that tell what was measured, and the runs that measure it.
 KEYS: Mapping[str, Sequence[tuple[Sequence[str], Mapping[str, Maker]]]] = {
@@ -142,7 +162,10 @@ KEYS: Mapping[str, Sequence[tuple[Sequence[str], Mapping[str, Maker]]]] = {
     "tram_throughput_simple_vit": [((*_SPEED, "batch"), {"Benchmark/throughput": _speed})],
     "trewa_efficiency": [((*_SPEED, "batch"), {"Benchmark/throughput": _speed})],
     "tram_training": [(_LEFT_IN_NOTEBOOKS, {"Pretrained/finetune": _training, "Scratch/train_test": _training})],
-    "patch_slimming": [(_SLIM, {"Pretrained/patch_slimming": _plans, "Pretrained/patch_slimming_study": _tolerances})],
+    "patch_slimming": [(_SLIM, {"Pretrained/patch_slimming": _plans})],
+    "patch_slimming_figures": [
+        (_FIGURES, {"Pretrained/patch_slimming": _lengths, "Pretrained/patch_slimming_study": _single_blocks})
+    ],
     "patch_idling": [
         (
             ("backbone", "dataset", "img_size", "method", "attention", "tau", "epochs"),

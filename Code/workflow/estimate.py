@@ -53,7 +53,7 @@ def cost_of(run: Run) -> Cost:
         return Cost(0.0, 0.0, 0.0)
     sizes, passes = _sizes(run), passes_of(run)
     run = replace(run, options={**defaults_of(run.notebook), **run.options})
-    trains = "epochs" in run.options
+    trains = "epochs" in run.options or run.options.get("finetune_epochs", 0) > 0
     speed = TFLOPS[run.options.get("mixed_precision", "no")] * 1e12
     hours = sum(2 * size.macs * passes / len(sizes) for size in sizes) / speed / 3600
     memory = max(size.memory(max(run.values("batch_size"), default=1), trains=trains) for size in sizes)

@@ -257,8 +257,11 @@ def _slimming(given: Given) -> float:
         passes += len(given["scores"]) * (min(SCORED, given.calibration) + _shared_out(given, error))
     if given["distill_epochs"]:
         passes += plans * given.trained(given["distill_epochs"], given.train, TAUGHT)
-    stages = 1 + bool(given["epochs"]) + bool(given["distill_epochs"])
-    passes += (1 + plans * stages) * given.val
+    if given["finetune_epochs"]:
+        passes += plans * given.trained(given["finetune_epochs"], given.train)
+    stages = 1 + sum(given[name] > 0 for name in ("epochs", "distill_epochs", "finetune_epochs"))
+    timed = 2 * given["rounds"] * min(given["batch_size"], given.val)
+    passes += (1 + plans * stages) * (given.val + timed)
     if given["gate_epochs"]:
         gates = min(given["gate_images"], given.calibration)
         passes += gates * (given["gate_epochs"] + 3) + 3 * given.limited("limit_dynamic", 1)
@@ -276,6 +279,8 @@ def _slimming_study(given: Given) -> float:
     scores = (1 + len(given["scores"]) + PATCH_SCORES) * given.calibration
     patches = given.options.get("img_size", 224) ** 2 / 16**2
     found = len(given["tolerances"]) * _searched(given, given["tolerance_epochs"], 1 + patches / given["step"] / 4)
+    if given["finetune_epochs"]:
+        found += len(given["tolerances"]) * given.trained(given["finetune_epochs"], given.train)
     return sensitivity + single + scores + found + (1 + len(given["tolerances"])) * given.limited("limit_tolerances", 1)
 
 

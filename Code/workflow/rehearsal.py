@@ -30,6 +30,7 @@ IMAGES = 24  # of every part of a data set that a parameter can limit
 # The largest value that a parameter, or each item of the parameter in the plural, may have.
 LARGEST = {
     **dict.fromkeys(("epochs", "tune_epochs", "distill_epochs", "gate_epochs", "tolerance_epochs"), 1),
+    "finetune_epochs": 1,
     **dict.fromkeys(("workers", "warmup_epochs"), 1),
     **dict.fromkeys(("rounds", "random_masks", "num_shown", "num_sensitive", "num_images", "grad_accum_steps"), 2),
     **dict.fromkeys(("batch_size", "error_images"), 8),

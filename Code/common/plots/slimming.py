@@ -15,6 +15,8 @@ from common.plots.style import RC, new_figure
 
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#777777", "#56B4E9", "#000000")
 _SCORES = {"attention": "norm of the attention map", "single_block": "score of one block"}
+_TRAINED = (("blocks", "^", "blocks tuned"), ("network", "*", "distilled"), ("labels", "P", "fine-tuned on labels"))
+_SWEPT = {"none": "nothing trained", "blocks": "blocks tuned", "labels": "fine-tuned on labels"}
 _OTHERS = {"idle": "pass the block unchanged", "zero": "are zero after the block", "dropped": "are dropped for good"}
 
 
@@ -67,7 +69,7 @@ def slimming_tradeoff(df: pd.DataFrame) -> Figure:
         if len(lines):
             look = {"color": color, "marker": "o", "markersize": 4, "label": f"{name}, untuned"}
             ax.errorbar(lines["gmac"], lines["accuracy_full"], yerr=lines["accuracy_full_sem"], **look)
-        for training, marker, label in (("blocks", "^", "blocks tuned"), ("network", "*", "distilled")):
+        for training, marker, label in _TRAINED:
             trained = stages[stages["training"] == training]
             if len(trained):
                 look = {"color": color, "markersize": 10, "markeredgecolor": "white", "zorder": 3}
@@ -93,7 +95,7 @@ def slimming_tolerances(df: pd.DataFrame, published: pd.DataFrame | None = None)
     """
     df = require_columns(df, ("training", "tolerance", "mac_cut_paper", "gain", "gain_sem"), "slimming_tolerances")
     df = df.sort_values("tolerance")
-    trained = "nothing trained" if (df["training"] == "none").all() else "blocks tuned"
+    trained = _SWEPT[df["training"].iloc[0]]
     panels = [(f"This run, {trained}", 100 * df["mac_cut_paper"], df["gain"], df["gain_sem"], df["tolerance"])]
     if published is not None:
         name = f"Published: {published['model'].iloc[0]}, ImageNet-1k, trained again"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import product
 from pathlib import Path
 from typing import Any, get_args
@@ -17,24 +17,30 @@ from torch import Tensor
 
 from common.cost.closed_form import Shape
 from common.cost.methods import slim_macs
+from common.cost.throughput import interleaved
 from common.errors import require_choice
 from common.models.reduced import ReducedVisionTransformer, reduce_tokens
 from common.reducers.slimming_plan import SlimmingPlan
 from common.rows import Rows
-from common.setup import Setup
+from common.setup import Setup, follow
 from common.slimming.allocation import allocate, error_curves, sensitivity, uniform_lengths
 from common.slimming.gates import GATE_LR, calibrate_thresholds, fit_gates
 from common.slimming.plans import best_first, encode_all, nested, one_block, one_block_lengths, slimmed
 from common.slimming.ranking import SCORES, network_scores
 from common.slimming.scores import HeadHandling, Scoring
 from common.slimming.top_down import search
-from common.training import inference_pass
-from common.training.distillation import DISTILLATION
-from common.training.metrics import hits_by_image, means_with_errors
+from common.training import inference_pass, protocol, train
+from common.training.distillation import DISTILLATION, in_the_heads_classes
+from common.training.experiment import DTYPES
+from common.training.metrics import hits_among, hits_by_image, means_with_errors
 
 Row = dict[str, object]
 LEARNED, UNIFORM = "learned", "uniform"  # how a budget is shared out among the blocks
 _COUNTERS = {"all": "compact", "selected": "square"}  # what is executed, by the keys of a block
+# DeiT's recipe, as far as it is one of fine-tuning: no average of weights, which a few epochs leave where it started.
+FINETUNING = protocol(
+    "which_tokens", epochs=1, lr=1e-4, lr_batch_normalizer=None, grad_accum_steps=1, warmup_epochs=0.1, ema_decay=None
+)
 # Other ways to sum the paths of heads, to see the features and the shortcut.
 SIGNIFICANCES = {
     "significance, ln": Scoring(feature="ln"),
@@ -49,8 +55,8 @@ class Stage:
     """A plan and a backbone that was trained to follow it.
 
     Attributes:
-        training: "none", of the "blocks" one by one, or of the whole "network".
-        conditions: epochs, learning rate and number of images of all training.
+        training: "none", of the "blocks" one by one, of the whole "network" from its old logits, or on "labels".
+        conditions: epochs, learning rate, number of images and number format of all training.
     """
 
     plan: SlimmingPlan
@@ -80,20 +86,45 @@ def searched(setup: Setup, folder: Path | None = None, **settings: Any) -> list[
 def distilled(setup: Setup, stage: Stage, epochs: int, lr: float) -> Stage:
     """``stage`` after its whole network learnt, on images alone, to agree with the unreduced one.
 
-    The last step of Tang et al. (CVPR 2022), which they do on labels.
+    In place of the last step of Tang et al. (CVPR 2022), which is :func:`finetuned`.
     """
     after, data = replace(stage, vit=copy.deepcopy(stage.vit), training="network"), setup.training()
     setup.distil(after.model, data, replace(DISTILLATION, epochs=epochs, lr=lr, batch_size=setup.batch_size))
     after.vit.eval()
-    return replace(
-        after, conditions={"epochs": stage.conditions.get("epochs", 0) + epochs, "lr": lr, "n_train": len(data[0])}
-    )
+    return replace(after, conditions=_trained(stage, epochs, lr, len(data[0])))
+
+
+def finetuned(
+    setup: Setup, stage: Stage, epochs: int, lr: float, *, mixed_precision: str = "no", folder: Path | None = None
+) -> Stage:
+    """``stage`` after its whole network learnt again on labels, its plan as it is: the last step of Tang et al.
+
+    The paper takes DeiT's recipe and does not say for how long. A head of 1000 classes keeps all of them.
+
+    Args:
+        folder: where a stopped training goes on from.
+    """
+    after = replace(stage, vit=copy.deepcopy(stage.vit), training="labels")
+    model, how = after.model, {"epochs": epochs, "lr": lr, "mixed_precision": mixed_precision}
+    data = in_the_heads_classes(model, setup.training())
+    sizes = {"batch_size": setup.batch_size, "workers": setup.workers}
+    config = setup.settings(replace(FINETUNING, **how, **sizes))
+    follow(train(model, *data, config, output_dir=folder), "fine-tuned", config)
+    after.vit.eval()
+    trained = _trained(stage, epochs, lr, len(data[0]))
+    return replace(after, conditions={**trained, "dtype": DTYPES[mixed_precision]})
+
+
+def _trained(stage: Stage, epochs: int, lr: float, images: int) -> Row:
+    """The conditions after ``stage`` was trained further."""
+    return {"epochs": stage.conditions.get("epochs", 0) + epochs, "lr": lr, "n_train": images}
 
 
 def hits_of(
     setup: Setup, models: Mapping[Hashable, ReducedVisionTransformer], limit: int | None = None, *, shared: bool = False
 ) -> dict[Hashable, Tensor]:
-    """Which validation images are right (n, 2), float64: among the classes of the dataset, and all of the head.
+    """Which validation images are right (n, 3), float64: among the classes of the dataset, among all of the head, and
+    among the five most probable of the latter.
 
     Args:
         limit: images; None = all.
@@ -108,14 +139,16 @@ def hits_of(
             else:
                 outputs = ((key, model(images)) for key, model in models.items())
             for key, logits in outputs:
-                right = list(hits_by_image(logits.cpu(), labels, setup.val_set).values())
-                found[key].add(torch.from_numpy(np.stack([right[0], right[-1]], axis=1)).double())
+                logits = logits.cpu()
+                right = list(hits_by_image(logits, labels, setup.val_set).values())
+                top5 = hits_among(logits, labels, setup.val_set, 5)
+                found[key].add(torch.from_numpy(np.stack([right[0], right[-1], top5], axis=1)).double())
     return {key: rows.rows for key, rows in found.items()}
 
 
 def measures(right: Tensor, other: Tensor | None) -> Row:
-    """Accuracies of ``right`` (n, 2), see :func:`hits_of`, and the gain over ``other`` on the same images."""
-    values = {"accuracy": right[:, 0], "accuracy_full": right[:, 1]}
+    """Accuracies of ``right`` (n, 3), see :func:`hits_of`, and the gain over ``other`` on the same images."""
+    values = dict(zip(("accuracy", "accuracy_full", "top5"), right.T, strict=True))
     if other is not None:
         values["gain"] = right[:, 1] - other[:, 1]
     return {"n_val": len(right), **means_with_errors(**{name: 100 * value for name, value in values.items()})}
@@ -130,18 +163,21 @@ def cost(shape: Shape, lengths: Sequence[int], counter: str = "compact") -> Row:
     return row
 
 
-def stage_rows(setup: Setup, found: Mapping[tuple[str, str], Sequence[Stage]], mac_budget: float) -> Iterator[Row]:
+def stage_rows(
+    setup: Setup, found: Mapping[tuple[str, str], Sequence[Stage]], mac_budget: float, *, rounds: int = 0
+) -> Iterator[Row]:
     """Accuracy of the unreduced network and of every stage of plans that cost no more than ``mac_budget``.
 
     ``gain`` is over uniform lengths with patches by the same score and after the same training, if there are any.
 
     Args:
         found: (lengths, score) -> the stages of their plan.
+        rounds: how often each of them is timed, see :func:`speeds`; 0 = not at all.
     """
     stages = {(*name, stage.training): stage for name, each in found.items() for stage in each}
     unreduced, shape = ("", "", "none"), Shape.of(setup.vit)
     models = {unreduced: reduce_tokens(setup.vit, "none"), **{key: stage.model for key, stage in stages.items()}}
-    right = hits_of(setup, models)
+    right, timed = hits_of(setup, models), speeds(setup, models, unreduced, rounds)
     for key in models:
         row = {"part": "stages", **dict(zip(("lengths", "score", "training"), key, strict=True))}
         lengths = [shape.num_tokens] * shape.depth
@@ -150,11 +186,32 @@ def stage_rows(setup: Setup, found: Mapping[tuple[str, str], Sequence[Stage]], m
         else:
             row, lengths = row | stages[key].conditions, stages[key].plan.lengths
         other = right.get((UNIFORM, *key[1:]))
-        yield {**row, "mac_budget": mac_budget, **cost(shape, lengths), **measures(right[key], other)}
+        speed = timed.get(key, {})
+        yield {**row, "mac_budget": mac_budget, **cost(shape, lengths), **speed, **measures(right[key], other)}
+
+
+def speeds(
+    setup: Setup, models: Mapping[Hashable, ReducedVisionTransformer], baseline: Hashable, rounds: int
+) -> dict[Hashable, Row]:
+    """Images per second of each of ``models``, and its speed-up over ``baseline``, on a batch of validation images.
+
+    Args:
+        rounds: passes of each, in turn; 0 = nothing is timed, and there is nothing in the result.
+    """
+    if not rounds:
+        return {}
+    images = setup.some(min(setup.batch_size, len(setup.val_set))).stack().to(setup.where)
+    return {key: asdict(each) for key, each in interleaved(models, images, baseline=baseline, rounds=rounds).items()}
 
 
 def tolerance_rows(
-    setup: Setup, tolerances: Sequence[float], *, epochs: int = 0, limit_val: int | None = None, **how: Any
+    setup: Setup,
+    tolerances: Sequence[float],
+    *,
+    epochs: int = 0,
+    finetuning: Mapping[str, Any] | None = None,
+    limit_val: int | None = None,
+    **how: Any,
 ) -> Iterator[Row]:
     """Accuracy of what the search finds for each of ``tolerances`` (Tang et al., CVPR 2022, figure 4).
 
@@ -162,11 +219,17 @@ def tolerance_rows(
 
     Args:
         epochs, **how: of :class:`common.slimming.top_down.SearchSettings`.
+        finetuning: what :func:`finetuned` takes; None, or 0 epochs, = nothing learns on labels.
         limit_val: validation images; None = all.
     """
     if not tolerances:
         return
-    models = {each: searched(setup, tolerance=each, epochs=epochs, **how)[-1] for each in sorted(tolerances)}
+    models = {}
+    for each in sorted(tolerances):
+        place = setup.place(f"tolerance-{each:g}")
+        models[each] = searched(setup, place, tolerance=each, epochs=epochs, **how)[-1]
+        if finetuning and finetuning["epochs"]:
+            models[each] = finetuned(setup, models[each], **finetuning, folder=place and place / "labels")
     whole = reduce_tokens(setup.vit, "none")
     right = hits_of(setup, {None: whole, **{key: stage.model for key, stage in models.items()}}, limit_val)
     for tolerance, stage in models.items():

@@ -28,28 +28,31 @@ _WHERE = {
     "single_block": "figure 7, read by eye",
 }
 _FIGURE_5 = "Tokens, published: figure 5, read by eye."
-PUBLISHED = "published_accuracy"
-PUBLISHED_TOKENS = "published_tokens"
+PUBLISHED, PUBLISHED_TOP5, PUBLISHED_TOKENS = "published_accuracy", "published_top5", "published_tokens"
+# What else than accuracies is printed of the counterparts of a part.
+_MORE = {"stages": ("top5", "tokens"), "dynamic": ("top5",)}
 
 
 def with_published(runs: pd.DataFrame) -> pd.DataFrame:
-    """``runs`` with ``published_accuracy`` (percent, all classes) and ``published_tokens`` of the same experiment.
+    """``runs`` with ``published_accuracy``, ``published_top5`` (percent, all classes) and ``published_tokens``.
 
-    Both are empty where there is none; ``differs`` then says what is another than in the nearest printed value of the
-    same network and data. GFLOPs are compared as they are printed: by the authors' counter, to one decimal.
+    They are of the same experiment, and empty where there is none; ``differs`` then says what is another than in the
+    nearest printed value of the same network and data. GFLOPs are compared as they are printed: by the authors'
+    counter, to one decimal.
     """
     ours, printed = _comparable(runs), _printed()
-    found = pd.DataFrame({PUBLISHED: float("nan"), "differs": "", PUBLISHED_TOKENS: ""}, index=runs.index)
+    numbers, words = [PUBLISHED, PUBLISHED_TOP5], [PUBLISHED_TOKENS, "differs"]
+    found = pd.DataFrame(index=runs.index, columns=[*numbers, *words], dtype=object)
     for part, (identity, stated) in _JOINED.items():
         rows, theirs, same = ours[ours["part"] == part], printed[printed["part"] == part], [*_NETWORK, *identity]
         if rows.empty:
             continue
-        values = beside(rows, theirs[theirs["accuracy"].notna()], same, stated, "accuracy")
-        found.loc[rows.index, [PUBLISHED, "differs"]] = values[[PUBLISHED, "differs"]]
-        if part == "stages":
-            tokens = beside(rows, theirs[theirs["tokens"].notna()], same, stated, "tokens")[PUBLISHED_TOKENS]
-            found.loc[rows.index, PUBLISHED_TOKENS] = tokens.astype(object).fillna("")
-    return runs.assign(**found)
+        for value in ("accuracy", *_MORE.get(part, ())):
+            values = beside(rows, theirs[theirs[value].notna()], same, stated, value)
+            found.loc[rows.index, f"published_{value}"] = values[f"published_{value}"]
+            if value == "accuracy":
+                found.loc[rows.index, "differs"] = values["differs"]
+    return runs.assign(**found[numbers].astype(float), **found[words].fillna(""))
 
 
 def _comparable(runs: pd.DataFrame) -> pd.DataFrame:

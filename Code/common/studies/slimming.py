@@ -3,25 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any, Literal
 
 import pandas as pd
 
 from common.options import Many, Share, Whole, field_kinds
 from common.report.rows import refuse_repeats
-from common.report.sections import NONE, Answer, Section, numbers, percent, setting_title, with_errors
+from common.report.sections import NONE, Answer, Section, numbers, percent, quartiles, setting_title, with_errors
 from common.schema import REQUIRED, count, means, number, text
 from common.slimming.plans import PRUNING
 from common.slimming.ranking import SCORES
 from common.slimming.rows import LEARNED, SIGNIFICANCES, UNIFORM
 from common.slimming.top_down import SearchSettings
-from common.studies._slimming_published import PUBLISHED, PUBLISHED_TOKENS, comparability, with_published
+from common.studies._slimming_published import (
+    PUBLISHED,
+    PUBLISHED_TOKENS,
+    PUBLISHED_TOP5,
+    comparability,
+    with_published,
+)
 from common.studies.base import Study, register_study
+from common.studies.throughput import quartiles_of
 
 SETTING = ["dataset", "backbone", "img_size", "seed"]
 _SEARCHED, _ONE_BLOCK = ("stages", "tolerances", "budgets"), ("sensitivity", "single_block")
 _MEASURED = (*_SEARCHED, "dynamic", *_ONE_BLOCK)
 _search = field_kinds(SearchSettings)
+_SPEED = {
+    **quartiles_of("fps", "images per second over the rounds", "1/s"),
+    **quartiles_of("speedup", "seconds of the unreduced network / own seconds in the same round", "ratio"),
+    "rounds": count("passes of each network, in turn"),
+}
 
 
 @register_study
@@ -39,7 +52,9 @@ class Slimming(Study):
         "score": text("what patches are chosen by", optional=True),
         "keys": text("tokens seen in a block: all, or the selected, which it computes").only("budgets"),
         "gates": text("none, of a plan; or how many patches they choose: fixed, threshold").only("dynamic"),
-        "training": text("none; of the blocks one by one; of the network").only("stages", "tolerances"),
+        "training": text(
+            "none; of the blocks one by one; of the network from its old logits; of the network on labels"
+        ).only("stages", "tolerances"),
         "mac_budget": number("share of the MAC that may be spent", "share").only("stages", "budgets"),
         "tolerance": number("error that a block may make, as a share of its output", "ratio").only("tolerances"),
         "block": count("that is scored, or alone computes fewer patches", "block").only(*_ONE_BLOCK, "heads"),
@@ -48,6 +63,9 @@ class Slimming(Study):
         **means(
             accuracy=number("top-1 among the classes of the dataset", "percent", optional=True).only(*_MEASURED),
             accuracy_full=number("top-1 among all classes of the head", "percent").only(*_MEASURED),
+            top5=number("the right class among five, of all of the head", "percent", optional=True, before="").only(
+                *_MEASURED
+            ),
             gain=number("of accuracy_full over what the part compares with, same images", "points", optional=True),
         ),
         "rank_correlation": number("Spearman's, with the published significance", "correlation").only("heads"),
@@ -59,6 +77,7 @@ class Slimming(Study):
         "tokens_sd": text("standard deviation over images of tokens", optional=True).only("dynamic"),
         "n_val": count("images of the accuracies").only(*_MEASURED),
         "n_calibration": count("training images, without labels, to score, tune and measure errors on"),
+        **{name: replace(column, optional=True, before="").only("stages") for name, column in _SPEED.items()},
     }
     required = (*REQUIRED, "dataset", "seed")
     parts = (*_MEASURED, "heads")
@@ -69,7 +88,10 @@ class Slimming(Study):
     }
     run_figures = "**/*.png"
     parameters = {
-        **{name: _search[name] for name in ("mac_budget", "tolerance", "step", "error_norm", "error_images")},
+        **{
+            name: _search[name] for name in ("mac_budget", "counter", "tolerance", "step", "error_norm", "error_images")
+        },
+        "rounds": Whole,
         "lengths": Many[Literal[LEARNED, UNIFORM]],
         "score": Literal[(*SCORES, *SIGNIFICANCES)],
         "pruning": Many[Literal[PRUNING]],
@@ -81,7 +103,7 @@ class Slimming(Study):
         """All rows, in the order in which they were measured, and what is printed of the same experiment."""
         names = list(self.columns)
         refuse_repeats(runs, [*SETTING, "method", *names[: names.index("accuracy")]])
-        shown = [*SETTING, "method", *names, PUBLISHED, PUBLISHED_TOKENS, "differs"]
+        shown = [*SETTING, "method", *names, PUBLISHED, PUBLISHED_TOP5, PUBLISHED_TOKENS, "differs"]
         return with_published(runs)[shown].reset_index(drop=True)
 
     def sections(self, data: pd.DataFrame) -> Iterator[Section]:
@@ -106,7 +128,7 @@ class Slimming(Study):
                 name = lengths if score == "significance" else f"{lengths}, {score}"
                 points.append(
                     f"{name} tokens, {_percent(cut)} of the multiplications saved: points lost "
-                    f"{', '.join(map(' '.join, lost))}; on images only"
+                    f"{', '.join(map(' '.join, lost))}{_no_labels(cells)}"
                 )
             text = f"{setting_title(rows)}: {baseline:.2f} % without reduction, among all classes of the head."
             yield Answer(text, tuple(points))
@@ -115,11 +137,17 @@ class Slimming(Study):
 # Tables for people
 
 _TRAININGS = {"none": "before tuning", "blocks": "after block tuning", "network": "after distillation"}
+_TRAININGS["labels"] = "after fine-tuning on labels"
 _OTHERS = {"idle": "idle", "zero": "zero", "dropped": "dropped for good"}
 _CHOOSERS = {"none": "plan", "fixed": "gates, fixed", "threshold": "gates, threshold"}
 _TOKENS = "Tokens by block"
 # Columns that stand only where a row of the table has a value.
 _WHERE_ANY = {"Published (%)": PUBLISHED, "Tokens, published": PUBLISHED_TOKENS}
+_WHERE_ANY |= {"Top-5 (%)": "top5", "Published top-5 (%)": PUBLISHED_TOP5, "Images/s": "fps", "Speed-up": "speedup"}
+
+
+def _no_labels(cells: pd.DataFrame) -> str:
+    return "" if (cells["training"] == "labels").any() else "; on images only"
 
 
 def _percent(share: float) -> str:
@@ -151,7 +179,11 @@ _CELLS: Mapping[str, Callable[[pd.DataFrame], Any]] = {
     "Cut": lambda rows: rows["mac_cut"].map(_percent),
     "GMAC, paper": lambda rows: numbers(rows["gmac_paper"], 3),
     "Cut, paper": lambda rows: rows["mac_cut_paper"].map(_percent),
+    "Top-5 (%)": lambda rows: with_errors(rows, "top5", 2),
     "Published (%)": lambda rows: numbers(rows[PUBLISHED], 1),
+    "Published top-5 (%)": lambda rows: numbers(rows[PUBLISHED_TOP5], 1),
+    "Images/s": lambda rows: [quartiles(row, "fps", 0) for _, row in rows.iterrows()],
+    "Speed-up": lambda rows: [quartiles(row, "speedup", 2) for _, row in rows.iterrows()],
     _TOKENS: _spread_tokens,
     "Tokens, published": lambda rows: rows[PUBLISHED_TOKENS].replace("", NONE),
     "Images": lambda rows: rows["n_val"].astype(str),
@@ -172,8 +204,9 @@ def _has(rows: pd.DataFrame, heading: str) -> bool:
 def _plans(rows: pd.DataFrame) -> pd.DataFrame:
     """The unreduced network once, though the run of every budget has measured it."""
     rows = rows[(rows["method"] != "none") | ~rows.duplicated(["method", "n_val"])]
-    accuracies = ("Accuracy (%)", "All classes (%)", "Gain", "Published (%)")
-    counted = ("GMAC", "Cut", "GMAC, paper", "Cut, paper", _TOKENS, "Tokens, published", "Images")
+    accuracies = ("Accuracy (%)", "All classes (%)", "Gain", "Published (%)", "Top-5 (%)", "Published top-5 (%)")
+    speed = ("Images/s", "Speed-up")
+    counted = (*speed, "GMAC", "Cut", "GMAC, paper", "Cut, paper", _TOKENS, "Tokens, published", "Images")
     return _frame("Lengths", "Score", "Stage", *accuracies, *counted)(rows)
 
 
@@ -201,7 +234,8 @@ _ACCURACY = (
     "Accuracy: among the classes of the dataset; all classes: among all of the head; each ± its standard error over "
     "images. Gain: difference to uniform lengths at the same stage, with patches by the same score, among all classes "
     "and on the same images, ± its standard error. Coverage: patches that carry what others carry do not count. Tuned "
-    "on images only."
+    "on images only, but for what is fine-tuned on labels. Top-5: the right class among the five most probable of all. "
+    "Images/s and speed-up: median [quartiles] over rounds in turn with the unreduced network, which is the 1."
 )
 _COST = (
     "GMAC is what the slim model executes; GMAC, paper counts as the authors do: keys and values for all tokens. "
@@ -217,7 +251,7 @@ _TABLES: Mapping[str, tuple[str, Callable[[pd.DataFrame], pd.DataFrame], tuple[s
     "stages": ("plans", _plans, (_ACCURACY, _COST)),
     "tolerances": (
         "tolerances",
-        _frame("Tolerance", "All classes (%)", "Gain", "Published (%)", "Images", "Cut", "Cut, paper", _TOKENS),
+        _frame("Tolerance", "All classes (%)", "Gain", "Top-5 (%)", "Images", "Cut", "Cut, paper", _TOKENS),
         (
             "Each block keeps the fewest patches with which the output of the next one errs by no more than the "
             "tolerance, a share of its squared norm (mean over tokens).",
@@ -235,7 +269,16 @@ _TABLES: Mapping[str, tuple[str, Callable[[pd.DataFrame], pd.DataFrame], tuple[s
     ),
     "dynamic": (
         "patches for each image",
-        _frame("Chosen by", "All classes (%)", "Gain", "Published (%)", "Images", _TOKENS),
+        _frame(
+            "Chosen by",
+            "All classes (%)",
+            "Gain",
+            "Published (%)",
+            "Top-5 (%)",
+            "Published top-5 (%)",
+            "Images",
+            _TOKENS,
+        ),
         (
             "Nothing but the gates is trained. Fixed: as many patches in every image; threshold: as many on average, "
             "± the standard deviation over images.",

@@ -36,8 +36,22 @@ def accuracies(logits: Tensor, labels: Tensor, dataset: LabelledDataset) -> dict
 
 def hits(logits: Tensor, labels: Tensor, dataset: LabelledDataset) -> Tensor:
     """1 where the most probable of all classes of the head is right (n,), float64."""
+    return (logits.argmax(1) == _places(logits, labels, dataset)).double()
+
+
+def hits_among(logits: Tensor, labels: Tensor, dataset: LabelledDataset, count: int = 5) -> Tensor:
+    """1 where the right one is among the ``count`` most probable of all classes of the head (n,), float64.
+
+    A head of no more classes is always right.
+    """
+    best = logits.topk(min(count, logits.shape[1])).indices
+    return (best == _places(logits, labels, dataset)[:, None]).any(1).double()
+
+
+def _places(logits: Tensor, labels: Tensor, dataset: LabelledDataset) -> Tensor:
+    """``labels`` (n,) as places among all outputs of the head."""
     inside = head_classes(logits.shape[1], dataset)
-    return (logits.argmax(1) == (labels if inside is None else torch.tensor(inside)[labels])).double()
+    return labels if inside is None else torch.tensor(inside)[labels]
 
 
 def hits_by_image(logits: Tensor, labels: Tensor, dataset: LabelledDataset) -> dict[str, np.ndarray]:
