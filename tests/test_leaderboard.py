@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 from scipy.stats import ttest_rel
 
+from common.report.page import facts
 from common.results import read_runs, write_run
 from common.setup import Setup
 from common.studies.base import STUDIES
@@ -115,6 +116,9 @@ def test_certain_leaders_and_certain_gains_are_stressed(table):
     models = accuracy.frame["Model"].tolist()
     assert models[0] == "ToMe" and set(models) == {"ToMe", "Top-K", "smaller image", "random"}
     assert accuracy.best == {(0, "40 %")}
+    tome = table[table["method"] == "tome"].iloc[0]
+    half = (tome["gain_high"] - tome["gain_low"]) / 2
+    assert gains.frame.loc[gains.frame["Model"] == "ToMe", "40 %"].item() == f"{tome['gain']:+.1f} ± {half:.1f}"
     assert (gains.frame["Model"].tolist().index("ToMe"), "40 %") in gains.best
     assert (gains.frame["Model"].tolist().index("Top-K"), "40 %") not in gains.best
 
@@ -124,3 +128,11 @@ def test_holes_are_told(made_up, tmp_path):
     write_run(run, Leaderboard, tmp_path / "runs/leaderboard/a.csv", image_ids=IMAGES, **SAME)
     missing = STUDY.missing(read_runs(tmp_path, STUDY))
     assert missing == ["ToMe at 40 % of the MAC saved", "Top-K at 20 % of the MAC saved"]
+
+
+def test_the_page_tells_budgets_and_not_the_keep_rates_that_came_out(table, tmp_path):
+    runs = read_runs(tmp_path, STUDY)
+    found = facts(runs)
+    assert found["Budgets"] == "40 % of the multiply-accumulates saved"
+    assert "Keep rates" not in found
+    assert facts(runs.drop(columns="mac_cut"))["Keep rates"] == "60 %"

@@ -116,6 +116,9 @@ def facts(runs: pd.DataFrame, explaining: Sequence[str] = (), accepted: Sequence
     explained = runs["study"].isin(explaining)
     reduced = runs[(runs["method"] != "none") & ~explained]
     explainers = dict.fromkeys(explainer_label(method) for method in runs.loc[explained, "method"])
+    solved = reduced["mac_cut"].notna() if "mac_cut" in reduced else pd.Series(False, index=reduced.index)
+    chosen = reduced[~solved]  # where a budget was given, the keep rate is what came out
+    budgets = [percent(share) for share in sorted(reduced.loc[solved, "mac_cut"].unique())] if solved.any() else []
     found = {
         "Profile": _several(runs["profile"]),
         "Runs": f"{runs['run_id'].groupby(runs['study']).nunique().sum()}",
@@ -124,7 +127,8 @@ def facts(runs: pd.DataFrame, explaining: Sequence[str] = (), accepted: Sequence
         "Weights": _several(runs["weights"]),
         "Methods": ", ".join(dict.fromkeys(method_label(method) for method in reduced["method"])),
         "Explainers": ", ".join(explainers),
-        "Keep rates": ", ".join(map(percent, falling(reduced["keep_rate"]))),
+        "Keep rates": ", ".join(map(percent, falling(chosen["keep_rate"]))),
+        "Budgets": f"{', '.join(budgets)} of the multiply-accumulates saved" if budgets else "",
         "Seeds": f"{runs['seed'].nunique()} ({_several(runs['seed'])})",
         "Number formats": _several(runs["dtype"]),
         "Device": _several(runs["device"]),

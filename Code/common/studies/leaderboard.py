@@ -28,8 +28,8 @@ MODEL = ["method", "options"]
 COST_IMAGES = 32  # on which the cost of a method is solved that keeps more of some images than of others
 NULL_ROWS = ("random", "downsample")  # what a method has to beat
 _GAIN = (
-    "Points of accuracy above random patches at the same budget, with the 95 % interval of the mean paired difference "
-    "(Student's t over the same images; of random the mean of its seeds). Where it leaves out 0, the cell is stressed."
+    "Points of accuracy above random patches at the same budget, mean paired difference over the images, ± half of its "
+    "95 % interval (Student's t; of random the mean of its seeds). Stressed where the whole interval is above 0."
 )
 
 
@@ -108,11 +108,11 @@ class Leaderboard(Study):
             yield Section(title, _pivot(reduced, cells), (note, PAIRED), frozenset(best))
             judged_rows = reduced[reduced["gain"].notna()].reset_index(drop=True)
             if len(judged_rows):
-                gains = [_with_interval(row, "gain") for _, row in judged_rows.iterrows()]
+                gains = [_gain(row) for _, row in judged_rows.iterrows()]
                 sure = frozenset(
                     (_models(judged_rows).index(tuple(row[MODEL])), _column(row["mac_cut"]))
                     for _, row in judged_rows.iterrows()
-                    if row["gain_low"] > 0 or row["gain_high"] < 0
+                    if row["gain_low"] > 0
                 )
                 yield Section(f"{title}: above random patches", _pivot(judged_rows, gains), (_GAIN,), sure)
             apart = show.numbers(reduced["divergence"])
@@ -189,10 +189,10 @@ def _pivot(rows: pd.DataFrame, cells: list[str]) -> pd.DataFrame:
     return pd.DataFrame({"Model": [show.method_label(*model) for model in models], **columns})
 
 
-def _with_interval(row: pd.Series, name: str) -> str:
-    if pd.isna(row[f"{name}_low"]):
-        return f"{row[name]:+.2f}"
-    return f"{row[name]:+.2f} ({row[f'{name}_low']:+.2f} to {row[f'{name}_high']:+.2f})"
+def _gain(row: pd.Series) -> str:
+    if pd.isna(row["gain_low"]):
+        return f"{row['gain']:+.1f}"
+    return f"{row['gain']:+.1f} ± {(row['gain_high'] - row['gain_low']) / 2:.1f}"
 
 
 def _leader(cells: pd.DataFrame, name: str) -> str:
