@@ -86,7 +86,7 @@ def ranked(title: str, rows: pd.DataFrame, name: str, note: str) -> Section:
     rows = at_equal_cost(rows, name).reset_index(drop=True)
     rows = rows.assign(rank=ranks(rows))
     frame = pivot(rows, [_accuracy(row, name) for _, row in rows.iterrows()])
-    models = _models(rows)
+    models = models_of(rows)
     columns = dict(list(rows[show.is_reduced(rows)].groupby("keep_rate")))
     leads = {rate: lead for rate, cells in columns.items() if (lead := lead_of(cells)) is not None}
     best = {
@@ -145,15 +145,16 @@ def seeds_text(rows: pd.DataFrame) -> str:
     return "-".join(dict.fromkeys(str(count) for count in (rows["n"].min(), rows["n"].max())))
 
 
-def pivot(rows: pd.DataFrame, cells: list[str]) -> pd.DataFrame:
-    """``cells``, one for each of ``rows``, with methods down and keep rates across."""
-    models = _models(rows)
-    wide = rows.assign(cell=cells).pivot(index=_MODEL, columns="keep_rate", values="cell")
+def pivot(rows: pd.DataFrame, cells: list[str], across: str = "keep_rate") -> pd.DataFrame:
+    """``cells``, one for each of ``rows``, with methods down and keep rates, or other shares, across."""
+    models = models_of(rows)
+    wide = rows.assign(cell=cells).pivot(index=_MODEL, columns=across, values="cell")
     wide = wide.reindex(pd.MultiIndex.from_tuples(models)).fillna(show.NONE)
-    rates = show.falling(rows["keep_rate"])
-    columns = {show.percent(rate): wide[rate].tolist() for rate in rates}
+    values = show.falling(rows[across]) if across == "keep_rate" else sorted(rows[across].unique())
+    columns = {show.percent(value): wide[value].tolist() for value in values}
     return pd.DataFrame({"Model": [show.method_label(*model) for model in models], **columns})
 
 
-def _models(rows: pd.DataFrame) -> list[tuple[str, str]]:
+def models_of(rows: pd.DataFrame) -> list[tuple[str, str]]:
+    """(method, options) of ``rows``, each once, in their order."""
     return list(dict.fromkeys(zip(rows["method"], rows["options"], strict=True)))

@@ -14,6 +14,7 @@ from common.budget import OutOfReachError, Solution, keep_rate_for
 from common.cost.counter import count_macs
 from common.reducers import Method, reducer_class
 from common.report import sections as show
+from common.report.grids import models_of, pivot
 from common.report.paired import PAIRED, lead_text, paired_difference, paired_leader
 from common.report.rows import SAMPLED, SAMPLES, over_seeds
 from common.report.sections import Answer, Section
@@ -79,48 +80,26 @@ class Leaderboard(Study):
             chance = rows[(rows["method"] == "random") & (rows["mac_cut"] == row["mac_cut"])]
             lost = _difference(row, whole, name) if row["method"] != "none" else (None,) * 3
             gain = _difference(row, chance, name) if row["method"] != "random" else (None,) * 3
-            family = reducer_class(row["method"]).family
+            family = reducer_class(row["method"]).family if row["method"] != "none" else ""
             differences.append([judged_name(name), *lost, *gain, family])
         columns = ["judged", "lost", "lost_low", "lost_high", "gain", "gain_low", "gain_high", "family"]
         rows = rows.assign(**pd.DataFrame(differences, columns=columns, index=rows.index))
         order = rows.groupby(MODEL)[name].transform("mean")
-        rows = rows.assign(_order=order.where(rows["method"] != "none", float("inf")))
-        return rows.sort_values(["_order", *MODEL, "mac_cut"], ascending=[False, True, True, True]).drop(
-            columns="_order"
-        )
+        rows = rows.assign(_order=-order.where(rows["method"] != "none", float("inf")))
+        return rows.sort_values(["_order", *MODEL, "mac_cut"], kind="stable").drop(columns="_order")
 
     def sections(self, data: pd.DataFrame) -> Iterator[Section]:
         for _, rows in data.groupby(SETTING, sort=False, dropna=False):
-            title, name = show.setting_title(rows), judged(rows)
-            images = f"{rows['n_val'].iloc[0]:,} images, no training; {rows['judged'].iloc[0]}"
-            reduced = rows[rows["method"] != "none"].reset_index(drop=True)
-            whole = rows[rows["method"] == "none"]
-            if len(whole):
-                images += f"; the unreduced model: {whole[name].iloc[0]:.2f}"
-            leads = {cut: paired_leader(list(cells[name + SAMPLES])) for cut, cells in _testable(reduced, name)}
-            best = {
-                (_models(reduced).index(tuple(cells.iloc[leads[cut].place][MODEL])), _column(cut))
-                for cut, cells in _testable(reduced, name)
-                if leads[cut] is not None and leads[cut].certain
-            }
-            cells = [show.spread(row[name], row[f"{name}_sd"]) for _, row in reduced.iterrows()]
-            note = f"Top-1 accuracy in percent on {images}. Columns: share of the multiply-accumulates saved."
-            yield Section(title, _pivot(reduced, cells), (note, PAIRED), frozenset(best))
-            judged_rows = reduced[reduced["gain"].notna()].reset_index(drop=True)
-            if len(judged_rows):
-                gains = [_gain(row) for _, row in judged_rows.iterrows()]
-                sure = frozenset(
-                    (_models(judged_rows).index(tuple(row[MODEL])), _column(row["mac_cut"]))
-                    for _, row in judged_rows.iterrows()
-                    if row["gain_low"] > 0
-                )
-                yield Section(f"{title}: above random patches", _pivot(judged_rows, gains), (_GAIN,), sure)
-            apart = show.numbers(reduced["divergence"])
+            title, reduced = show.setting_title(rows), rows[rows["method"] != "none"].reset_index(drop=True)
+            yield _accuracy_section(title, rows, reduced)
+            if reduced["gain"].notna().any():
+                yield _gain_section(f"{title}: above random patches", reduced[reduced["gain"].notna()])
+            apart, costs = show.numbers(reduced["divergence"]), show.numbers(reduced["gmac"], 4)
             note = "Kullback-Leibler divergence from the unreduced model over all classes of its head, nats; no labels."
-            yield Section(f"{title}: divergence", _pivot(reduced, apart), (note,), folded=True)
-            costs = [f"{row['keep_rate']} · {row['gmac']:.4g}" for _, row in reduced.iterrows()]
+            yield Section(f"{title}: divergence", pivot(reduced, apart, "mac_cut"), (note,), folded=True)
+            pairs = [f"{rate} · {cost}" for rate, cost in zip(reduced["keep_rate"], costs, strict=True)]
             note = "The keep rate that a budget means for each method, and 10⁹ multiply-accumulates of an image."
-            yield Section(f"{title}: keep rates and GMAC", _pivot(reduced, costs), (note,), folded=True)
+            yield Section(f"{title}: keep rates and GMAC", pivot(reduced, pairs, "mac_cut"), (note,), folded=True)
 
     def figures(self, runs: pd.DataFrame, others: Mapping[str, pd.DataFrame]) -> Iterator[tuple[str, Figure]]:
         yield "", plots.accuracy_at_budget(runs, value=judged(runs))
@@ -143,7 +122,7 @@ class Leaderboard(Study):
             reduced = rows[rows["method"] != "none"]
             there = set(zip(*(reduced[name] for name in (*MODEL, "mac_cut")), strict=True))
             cuts = sorted(reduced["mac_cut"].unique())
-            for model in _models(reduced):
+            for model in models_of(reduced):
                 gone = [f"{100 * cut:g} %" for cut in cuts if (*model, cut) not in there]
                 found += [f"{show.method_label(*model)} at {', '.join(gone)} of the MAC saved"] if gone else []
         return found
@@ -172,21 +151,29 @@ def _testable(rows: pd.DataFrame, name: str) -> Iterator[tuple[float, pd.DataFra
             yield cut, cells
 
 
-def _models(rows: pd.DataFrame) -> list[tuple[str, str]]:
-    return list(dict.fromkeys(zip(rows["method"], rows["options"], strict=True)))
+def _accuracy_section(title: str, rows: pd.DataFrame, reduced: pd.DataFrame) -> Section:
+    """Accuracies by method and budget; a certain leader of a budget stands out."""
+    name, whole = judged(rows), rows[rows["method"] == "none"]
+    note = f"Top-1 accuracy in percent on {rows['n_val'].iloc[0]:,} images, no training; {rows['judged'].iloc[0]}"
+    note += f"; the unreduced model: {whole[name].iloc[0]:.2f}" if len(whole) else ""
+    leads = {cut: (cells, paired_leader(list(cells[name + SAMPLES]))) for cut, cells in _testable(reduced, name)}
+    best = [cells.iloc[lead.place] for cells, lead in leads.values() if lead is not None and lead.certain]
+    texts = [show.spread(row[name], row[f"{name}_sd"]) for _, row in reduced.iterrows()]
+    notes = (f"{note}. Columns: share of the multiply-accumulates saved.", PAIRED)
+    return Section(title, pivot(reduced, texts, "mac_cut"), notes, _places(reduced, best))
 
 
-def _column(cut: float) -> str:
-    return f"{100 * cut:g} %"
+def _gain_section(title: str, rows: pd.DataFrame) -> Section:
+    """Gains over random patches; those that are certain stand out."""
+    sure = [row for _, row in rows[rows["gain_low"] > 0].iterrows()]
+    texts = [_gain(row) for _, row in rows.iterrows()]
+    return Section(title, pivot(rows, texts, "mac_cut"), (_GAIN,), _places(rows, sure))
 
 
-def _pivot(rows: pd.DataFrame, cells: list[str]) -> pd.DataFrame:
-    """``cells``, one for each of ``rows``, with methods down and budgets across."""
-    wide = rows.assign(cell=cells).pivot(index=MODEL, columns="mac_cut", values="cell")
-    models = _models(rows)
-    wide = wide.reindex(pd.MultiIndex.from_tuples(models)).fillna(show.NONE)
-    columns = {_column(cut): wide[cut].tolist() for cut in sorted(rows["mac_cut"].unique())}
-    return pd.DataFrame({"Model": [show.method_label(*model) for model in models], **columns})
+def _places(rows: pd.DataFrame, chosen: Sequence[pd.Series]) -> frozenset[tuple[int, str]]:
+    """Where the ``chosen`` of ``rows`` stand in their table."""
+    models = models_of(rows)
+    return frozenset((models.index(tuple(row[MODEL])), show.percent(row["mac_cut"])) for row in chosen)
 
 
 def _gain(row: pd.Series) -> str:
@@ -233,7 +220,7 @@ def measure(
     Example:
         >>> setup = Setup("vit_digits", "", "digits", img_size=32, limit_val=20)
         >>> [(row["method"], row["keep_rate"], row["counts"]) for row in measure(setup, ["none", "topk"], [0.2])]
-        [('none', 1.0, None), ('topk', 0.783, '50 39 30')]
+        [('none', 1.0, None), ('topk', 0.8749, '55 48 42')]
     """
     loader, constant = setup.loader(setup.val_set), {"epochs": 0, "n_train": 0, "n_val": len(setup.val_set)}
     predictions, labels = predict({"none": setup.reduced("none")}, loader)
@@ -255,7 +242,8 @@ def measure(
 
 def _unreduced(setup: Setup) -> dict[str, object]:
     cost = count_macs(setup.vit, setup.vit.patch_embed.img_size).total / 1e9
-    return {"method": "none", "options": "", "keep_rate": 1.0, "mac_cut": 0.0, "saved": 0.0, "gmac": cost}
+    first = {"method": "none", "options": "", "keep_rate": 1.0, "counts": None}
+    return {**first, "mac_cut": 0.0, "saved": 0.0, "gmac": cost}
 
 
 def _drawn(reducers: Sequence[str], seed: int, seeds: Sequence[int]) -> Iterator[tuple[Method, int]]:
