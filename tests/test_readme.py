@@ -29,6 +29,7 @@ METHODS = {
     "DPC-KNN (plain means)": ("dpcknn", "equal_weight=true"),
     "PatchMerger": ("patchmerger", ""),
     "PatchMerger (untrained queries)": ("patchmerger", ""),
+    "PatchMerger (parity)": ("patchmerger", "parity=true"),
     "Sinkhorn": ("sinkhorn", ""),
     "SiT": ("sit", ""),
     "l1 pattern": ("l1", ""),
@@ -128,6 +129,25 @@ def test_accuracy_after_training() -> None:
         assert cells == [f"{float(value):.1f}" for value in wanted], name
 
 
+def test_accuracy_after_trams_training() -> None:
+    table = pd.read_csv(ROOT / "results/imagenette/tables/finetune.csv", keep_default_na=False)
+    rows = printed("| method | Imagenette, 50 % | 25 % | FashionMNIST, 50 % | 25 % |")
+
+    def last(dataset: str, name: str, keep_rate: float) -> str:
+        method, options = METHODS[name]
+        same = (table["dataset"] == dataset) & (table["method"] == method) & (table["options"] == options)
+        found = table[same & (table["keep_rate"].astype(float) == keep_rate)]
+        assert len(found) == 1 and found["epochs"].item() == 2 and found["n"].item() == 1
+        return f"{float(found['last'].item()):.1f}"
+
+    first, *others = rows
+    whole = [last(dataset, "no reduction", 1) for dataset in ("imagenette", "fashion-mnist")]
+    assert re.findall(r"\d+\.\d", first) == whole and len(others) == 4
+    for name in others:
+        cases = [(dataset, rate) for dataset in ("imagenette", "fashion-mnist") for rate in (0.5, 0.25)]
+        assert rows[name] == [last(dataset, name, rate) for dataset, rate in cases], name
+
+
 def test_which_tokens_methods_keep() -> None:
     """Numbers of claims about keep rates and fixed patterns, of maps of both data sets, of CLS tokens and accuracy."""
     text = (ROOT / "README.md").read_text(encoding="utf-8").partition("What came out on real images")[2]
@@ -138,6 +158,17 @@ def test_which_tokens_methods_keep() -> None:
         assert said in claims
     data = pd.read_csv(ROOT / "results/imagenette/tables/patterns_across_data.csv")
     assert data.loc[data["part"] == "halves", "PCC"].min() >= 0.925
+    assert "(-0.03 to 0.01, three draws)" in text and "(0.02 to 0.12): what it keeps is mostly chance" in " ".join(
+        text.split()
+    )
+    table = pd.read_csv(ROOT / "results/imagenette/tables/reduction_patterns.csv").query("n_images == 1000")
+    patterns = ["l1", "l2", "linf"]
+    chance = table[(table["part"] == "methods") & ((table["method"] == "random") | (table["other"] == "random"))]
+    chance = chance[~chance["method"].isin(patterns) & ~chance["other"].isin(patterns)]["iou_excess"].dropna()
+    assert [round(chance.min(), 2), round(chance.max(), 2)] == [-0.03, 0.01] and len(chance) == 108
+    drawn = table[(table["part"] == "seeds") & (table["method"] == "ats")]
+    means = drawn.groupby(["keep_rate", "block"])["iou_excess"].mean()
+    assert [round(means.min(), 2), round(means.max(), 2)] == [0.02, 0.12]
     found = pd.read_csv(ROOT / "results/imagenette/tables/pattern_proxies.csv")
     late = found[(found["pairs"] == "with unreduced") & found["block"].isin([9, 11])]
     assert late["correlation"].abs().round(2).isin([0.98, 0.99]).all() and (late["n_models"] == 41).all()

@@ -43,7 +43,7 @@ from common.studies._patterns import (
 )
 from common.studies.base import Study, register_study
 
-SETTING = ["dataset", "backbone", "weights", "recipe", "img_size", "epochs", "n_train"]
+SETTING = ["dataset", "backbone", "weights", "recipe", "img_size", "epochs", "n_train", "n_images"]
 AXES = ("methods", "rates", "seeds")
 _MATRIX_NOTE = (
     "How far the overlap exceeds what methods that keep as many patches share by chance: 0 = as by chance, 1 = as far "
@@ -52,6 +52,11 @@ _MATRIX_NOTE = (
 _RATES_NOTE = (
     "The same method at two keep rates, after each reduction: agreement beyond chance (1 = what the lower rate keeps, "
     "the higher one keeps too); in brackets the plain overlap, which cannot exceed the share of the two numbers."
+)
+
+_SEEDS_NOTE = (
+    "The same method at the same keep rate, drawn with two seeds, after each reduction: agreement beyond chance, mean "
+    "over the pairs of seeds. 0 = no more than by chance."
 )
 
 
@@ -88,20 +93,21 @@ class ReductionPatterns(Study):
 
     def summarise(self, runs: pd.DataFrame) -> pd.DataFrame:
         """All rows, methods in their fixed order."""
-        return in_order(runs[[*SETTING, *VARIANT, "seed", *self.columns]], [*SETTING, "part"])
+        own = [name for name in self.columns if name not in SETTING]
+        return in_order(runs[[*SETTING, *VARIANT, "seed", *own]], [*SETTING, "part"])
 
     def sections(self, data: pd.DataFrame) -> Iterator[Section]:
         for _, rows in data.groupby(SETTING, sort=False, dropna=False):
-            title, parts = (
-                f"{show.setting_title(rows)}{show.trained_text(rows)}",
-                dict(list(rows.groupby("part", sort=False))),
-            )
+            title = f"{show.setting_title(rows)}{show.trained_text(rows)}, {rows['n_images'].iloc[0]:,} images"
+            parts = dict(list(rows.groupby("part", sort=False)))
             if "depth" in parts:
                 yield _depths(title, parts["depth"])
             for keep_rate, cells in parts.get("methods", rows.head(0)).groupby("keep_rate", sort=False):
                 yield from _matrices(f"{title}, keep rate {show.percent(keep_rate)}", cells)
             if "rates" in parts:
                 yield _rates(title, parts["rates"])
+            if "seeds" in parts:
+                yield _seeds(title, parts["seeds"])
 
     def figures(self, runs: pd.DataFrame, others: Mapping[str, pd.DataFrame]) -> Iterator[tuple[str, Figure]]:
         for measure in ADJUSTED:
@@ -129,7 +135,6 @@ def _depths(title: str, rows: pd.DataFrame) -> Section:
             "Depth": show.numbers(rows["depth"], 2),
             "Range": [f"{each.min():.1f} to {each.max():.1f}" for each in maps],
             "Left": rows["kept"],
-            "Images": rows["n_images"].astype(str),
         }
     )
     return Section(f"{title}: how deep patches come", frame, (DEPTH_NOTE,))
@@ -160,6 +165,16 @@ def _rates(title: str, rows: pd.DataFrame) -> Section:
     cells = [agreement_cell(row, "ami" if pd.isna(row["iou"]) else "iou_excess") for _, row in rows.iterrows()]
     frame = by_block(names, rows["block"], cells)
     return Section(f"{title}: one method at two keep rates", frame, (_RATES_NOTE,), folded=True)
+
+
+def _seeds(title: str, rows: pd.DataFrame) -> Section:
+    """A row for each method and rate with the mean over its pairs of seeds, a column for each block."""
+    measure = rows["ami"].where(rows["iou"].isna(), rows["iou_excess"])
+    means = rows.assign(mean=measure).groupby(["method", "options", "keep_rate", "block"], sort=False)["mean"].mean()
+    means = means.reset_index()
+    names = pd.DataFrame({"Model": show.labels(means), "Keep": means["keep_rate"].map(show.percent)})
+    frame = by_block(names, means["block"], show.numbers(means["mean"], 2))
+    return Section(f"{title}: one method with two seeds", frame, (_SEEDS_NOTE,), folded=True)
 
 
 def _most_alike(rows: pd.DataFrame, measure: str) -> Iterator[str]:
@@ -218,12 +233,13 @@ def depth_maps(rows: Sequence[Row], keep_rate: float) -> dict[str, np.ndarray]:
 def agreement_table(rows: pd.DataFrame, measure: str) -> pd.DataFrame:
     """Agreement of all methods, after the last reduction, for :func:`common.plots.agreement_dendrogram`.
 
-    A panel for each keep rate at which all pairs of methods have a number, of the first seed.
+    A panel for each keep rate at which all pairs of methods have a number, of the first seed and the most images.
 
     Args:
         measure: "iou_excess" or "ami".
     """
     known = with_measure(rows[(rows["part"] == "methods") & (rows["block"] == rows["block"].max())], measure)
+    known = known[known["n_images"] == known["n_images"].max()]
     known = known[known["seed"] == known["seed"].min()]
     names, others = show.labels(known), known["other"].map(show.written_label)
     rates = known["keep_rate"].map(show.percent)
