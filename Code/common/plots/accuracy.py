@@ -63,7 +63,9 @@ def accuracy_vs_keep_rate(df: pd.DataFrame, value: str | Sequence[str] = "val_ac
         _baseline(ax, rows, name)
         ax.plot(100, rows.loc[rows["method"] == "none", name].mean(), **baseline_point())
         reduced = [series for series in frames.split_series(rows) if series.method != "none"]
-        for series, offset in zip(reduced, frames.spread(len(reduced), 0.9), strict=True):
+        for series, offset in zip(
+            reduced, frames.spread(len(reduced), min(0.9, 6 / max(1, len(reduced)))), strict=True
+        ):
             points = series.rows.groupby("keep_rate")[name].agg(["mean", "std", "count"]).sort_index(ascending=False)
             look = series.look()
             bars = points["std"] if (points["count"] > 1).any() else None

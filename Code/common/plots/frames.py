@@ -29,6 +29,7 @@ _FORMS = {
     "seed": "seed {}",
     "keep_rate": "keep rate {:.4g}",
 }
+_LEGEND_ROWS, _ROW_HEIGHT = 2, 0.22  # that figures have room for; inches of each further one
 _UNTRAINED = {"epochs": "off the shelf", "n_train": ""}
 
 
@@ -162,16 +163,19 @@ def keep_rate_axis(ax: Axes, keep_rates: Sequence[float]) -> None:
 
 
 def legend_below(fig: Figure, axes: Sequence[Axes], *, title: str | None = None) -> None:
-    """Put one legend for all ``axes`` under the figure, each label once."""
+    """Put one legend for all ``axes`` under the figure, each label once; a long one makes the figure higher."""
     entries = {}
     for ax in axes:
         for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
             entries.setdefault(label, handle)
+    columns = min(len(entries), int(fig.get_figwidth() / (0.45 + 0.07 * max(map(len, entries)))))
+    more = -(-len(entries) // columns) - _LEGEND_ROWS
+    fig.set_figheight(fig.get_figheight() + max(0, more) * _ROW_HEIGHT)
     fig.legend(
         list(entries.values()),
         list(entries),
         loc="outside lower center",
-        ncols=min(len(entries), int(fig.get_figwidth() / (0.45 + 0.07 * max(map(len, entries))))),
+        ncols=columns,
         title=title,
         title_fontsize=9,
     )
