@@ -36,9 +36,9 @@ def export_json(record: Record, path: str | Path) -> Path:
 
     With several labels per image both accuracies are the mAP, predictions are probabilities and targets zeros and ones.
     ``Kept_Token`` are places in the grid; ``Assignment_Maps`` give for each token that entered the stage the token it
-    went to; ``Computed_Token``, which the reference has not, are the patches that did not idle. A method that has no
-    such patches, or groups none, has no such key. Where the head has other classes than the dataset, accuracies and
-    losses are null.
+    went to, -1 = dropped; ``Computed_Token``, which the reference has not, are the patches that did not idle. A method
+    that has no such patches, or groups none, has no such key. Where the head has other classes than the dataset,
+    accuracies and losses are null.
 
     Different from the reference implementation: the loss is the image's own and not the mean of its batch; kept tokens
     are in the order of the model's tokens, which for methods that only select is that of the image and not that of
