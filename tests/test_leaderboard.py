@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 from scipy.stats import ttest_rel
 
+from common import plots
 from common.report.page import facts
 from common.results import read_runs, write_run
 from common.setup import Setup
@@ -136,3 +137,10 @@ def test_the_page_tells_budgets_and_not_the_keep_rates_that_came_out(table, tmp_
     assert found["Budgets"] == "40 % of the multiply-accumulates saved"
     assert "Keep rates" not in found
     assert facts(runs.drop(columns="mac_cut"))["Keep rates"] == "60 %"
+
+
+def test_the_figure_of_the_unreduced_model_alone_has_its_mark(made_up):
+    run = pd.DataFrame([{**row("none", made_up["none"], cut=0.0), **SAME}])
+    (ax,) = plots.accuracy_at_budget(run, value="accuracy").axes
+    (mark,) = ax.lines
+    assert mark.get_xydata().tolist() == [[0, run["accuracy"].item()]] and mark.get_label() == "no reduction"

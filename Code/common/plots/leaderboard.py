@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from common.plots import frames
-from common.plots.style import RC, baseline_point, new_figure
+from common.plots.style import METHODS, RC, baseline_point, new_figure
 
 NULLS = ("random", "downsample")  # drawn behind the methods, which have to beat them
 _KEYS = ("backbone", "dataset", "img_size", "method", "options", "mac_cut", "seed")
@@ -27,7 +27,7 @@ def accuracy_at_budget(df: pd.DataFrame, value: str = "accuracy_full") -> Figure
     fig = new_figure(1.2 + 3.6 * -(-len(panels) // columns))
     axes = frames.panel_axes(fig, len(panels), columns)
     for ax, (title, rows) in zip(axes, panels, strict=True):
-        ax.plot(0, rows.loc[rows["method"] == "none", value].mean(), **baseline_point())
+        ax.plot(0, rows.loc[rows["method"] == "none", value].mean(), **baseline_point(), label=METHODS["none"])
         for series in frames.split_series(rows[rows["method"] != "none"]):
             _line(ax, series, value)
         ax.set(title=title, xlabel="Multiply-accumulates saved (%)", ylabel="Accuracy (%)")
