@@ -144,3 +144,10 @@ def test_the_figure_of_the_unreduced_model_alone_has_its_mark(made_up):
     (ax,) = plots.accuracy_at_budget(run, value="accuracy").axes
     (mark,) = ax.lines
     assert mark.get_xydata().tolist() == [[0, run["accuracy"].item()]] and mark.get_label() == "no reduction"
+
+
+def test_the_unreduced_model_alone_makes_no_table_and_no_answer(made_up, tmp_path):
+    run = [row("none", made_up["none"], cut=0.0)]
+    write_run(run, Leaderboard, tmp_path / "runs/leaderboard/a.csv", image_ids=IMAGES, **SAME)
+    table = STUDY.summarise(read_runs(tmp_path, STUDY))
+    assert len(table) == 1 and not list(STUDY.sections(table)) and not list(STUDY.answers(table))

@@ -91,6 +91,8 @@ class Leaderboard(Study):
     def sections(self, data: pd.DataFrame) -> Iterator[Section]:
         for _, rows in data.groupby(SETTING, sort=False, dropna=False):
             title, reduced = show.setting_title(rows), rows[rows["method"] != "none"].reset_index(drop=True)
+            if reduced.empty:
+                continue
             yield _accuracy_section(title, rows, reduced)
             if reduced["gain"].notna().any():
                 yield _gain_section(f"{title}: above random patches", reduced[reduced["gain"].notna()])
@@ -108,6 +110,8 @@ class Leaderboard(Study):
         for _, rows in data.groupby(SETTING, sort=False, dropna=False):
             name, points = judged(rows), []
             reduced = rows[rows["method"] != "none"]
+            if reduced.empty:
+                continue
             for cut, cells in reduced.groupby("mac_cut"):
                 points.append(f"{100 * cut:g} % saved: {_leader(cells, name)}; {_against_nulls(cells, name)}")
             images = f"{rows['n_val'].iloc[0]:,} images, {rows['judged'].iloc[0]}"
