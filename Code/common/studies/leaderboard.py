@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 import pandas as pd
-import torch.nn.functional as F
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -13,9 +12,10 @@ from common import plots
 from common.budget import OutOfReachError, Solution, keep_rate_for
 from common.cost.counter import count_macs
 from common.reducers import Method, reducer_class
+from common.reducers.base import divergence
 from common.report import sections as show
-from common.report.grids import models_of, pivot
-from common.report.paired import PAIRED, lead_text, paired_difference, paired_leader
+from common.report.grids import lead_of, models_of, pivot
+from common.report.paired import PAIRED, Lead, lead_text, paired_difference
 from common.report.rows import SAMPLED, SAMPLES, over_seeds
 from common.report.sections import Answer, Section
 from common.schema import REQUIRED, count, number, text
@@ -148,11 +148,9 @@ def _difference(row: pd.Series, other: pd.DataFrame, name: str) -> tuple[float |
     return paired_difference(row[name + SAMPLES], other[name + SAMPLES].iloc[0])
 
 
-def _testable(rows: pd.DataFrame, name: str) -> Iterator[tuple[float, pd.DataFrame]]:
-    """The rows of each budget, where all of them were measured on the same images."""
-    for cut, cells in rows.groupby("mac_cut"):
-        if len(cells) > 1 and cells[name + SAMPLES].notna().all() and cells[SAMPLED].nunique() == 1:
-            yield cut, cells
+def _lead(cells: pd.DataFrame, name: str) -> Lead | None:
+    """The leader of the rows of one budget by ``name``; None without values by the same images."""
+    return lead_of(cells.assign(equal=cells[name], equal_samples=cells[name + SAMPLES]))
 
 
 def _accuracy_section(title: str, rows: pd.DataFrame, reduced: pd.DataFrame) -> Section:
@@ -160,8 +158,8 @@ def _accuracy_section(title: str, rows: pd.DataFrame, reduced: pd.DataFrame) -> 
     name, whole = judged(rows), rows[rows["method"] == "none"]
     note = f"Top-1 accuracy in percent on {rows['n_val'].iloc[0]:,} images, no training; {rows['judged'].iloc[0]}"
     note += f"; the unreduced model: {whole[name].iloc[0]:.2f}" if len(whole) else ""
-    leads = {cut: (cells, paired_leader(list(cells[name + SAMPLES]))) for cut, cells in _testable(reduced, name)}
-    best = [cells.iloc[lead.place] for cells, lead in leads.values() if lead is not None and lead.certain]
+    leads = [(cells, _lead(cells, name)) for _, cells in reduced.groupby("mac_cut")]
+    best = [cells.iloc[lead.place] for cells, lead in leads if lead is not None and lead.certain]
     texts = [show.spread(row[name], row[f"{name}_sd"]) for _, row in reduced.iterrows()]
     notes = (f"{note}. Columns: share of the multiply-accumulates saved.", PAIRED)
     return Section(title, pivot(reduced, texts, "mac_cut"), notes, _places(reduced, best))
@@ -189,8 +187,8 @@ def _gain(row: pd.Series) -> str:
 def _leader(cells: pd.DataFrame, name: str) -> str:
     """The best method that chooses, and how sure that is."""
     best = cells.loc[cells[name].idxmax()]
-    lead = dict(_testable(cells, name)).get(best["mac_cut"])
-    sure = "" if lead is None else lead_text(paired_leader(list(cells[name + SAMPLES])), show.labels(cells))
+    lead = _lead(cells, name)
+    sure = "" if lead is None else lead_text(lead, show.labels(cells))
     return f"{show.model_name(best)} {show.spread(best[name], best[f'{name}_sd'])}{sure}"
 
 
@@ -268,7 +266,6 @@ def _solutions(setup: Setup, method: Method, mac_cuts: Sequence[float]) -> Itera
 
 def _measures(logits: Tensor, whole: Tensor, labels: Tensor, setup: Setup) -> dict[str, object]:
     """What the rows of a model say about its ``logits`` (n, classes) beside those of the unreduced model."""
-    apart = F.kl_div(logits.log_softmax(1), whole.log_softmax(1), reduction="batchmean", log_target=True).item()
     same = (logits.argmax(1) == whole.argmax(1)).double().mean().item()
     found = accuracies(logits, labels, setup.val_set) | hits_by_image(logits, labels, setup.val_set)
-    return {**found, "agreement": same, "divergence": apart}
+    return {**found, "agreement": same, "divergence": divergence(logits, whole).item()}

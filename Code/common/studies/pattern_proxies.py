@@ -85,10 +85,8 @@ class PatternProxies(Study):
 
     def sections(self, data: pd.DataFrame) -> Iterator[Section]:
         for _, rows in data.groupby(SETTING, sort=False, dropna=False):
-            title, parts = (
-                f"{show.setting_title(rows)}{show.trained_text(rows)}",
-                dict(list(rows.groupby("part", sort=False))),
-            )
+            title = f"{show.setting_title(rows)}{show.trained_text(rows)}"
+            parts = dict(list(rows.groupby("part", sort=False)))
             if "correlation" in parts:
                 yield _correlations(title, parts["correlation"], without_correlation(rows))
             if "similarity" in parts:
