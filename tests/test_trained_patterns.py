@@ -73,10 +73,11 @@ def test_the_studies_of_patterns_read_them_and_say_so(grid, tmp_path) -> None:
     given = {"profile": "test", **SETUP.conditions, "seed": 0}
     write_run(proxy_rows(runs), PatternProxies, tmp_path / "runs/pattern_proxies/a.csv", **given)
     write_run(pattern_rows(runs[1:]), ReductionPatterns, tmp_path / "runs/reduction_patterns/a.csv", **given)
-    for name in ("pattern_proxies", "reduction_patterns"):
+    setting = "digits, vit_digits, 32 px, after 1 epoch on 40 images"
+    for name, title in (("pattern_proxies", f"{setting}: "), ("reduction_patterns", f"{setting}, 90 images: ")):
         found = found_in(tmp_path, name)
         assert set(found.runs["epochs"]) == {1} and set(found.runs["n_train"]) == {40}
-        assert found.sections[0].title.startswith("digits, vit_digits, 32 px, after 1 epoch on 40 images: ")
+        assert found.sections[0].title.startswith(title)
         measured = found.study.measured_on(found.table)
         assert measured == "digits at 32 px with vit_digits (random), after 1 epoch on 40 images, 90 images"
     similar = found_in(tmp_path, "pattern_proxies").runs.query("part == 'similarity'")
