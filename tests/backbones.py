@@ -24,6 +24,25 @@ FAMILIES = {
     "simple-vit": ("simple_vit_tiny_patch16_160", {"img_size": 64, "depth": 4}),
 }
 
+# variants beyond the defaults that must honour the same contract
+VARIANTS = [
+    "topk:head_fusion=mean",
+    "ats:parity=true",
+    "patchmerger:parity=true",
+    "tome:parity=true",
+    "kmedoids:parity=true",
+    "kmedoids:equal_weight=true",
+    "dpcknn:equal_weight=true",
+]
+IDLING = [
+    "idle_mlp:attention=standard",
+    "idle_mlp:attention=cls_sees_all",
+    "idle_mlp:context=both",
+    "idle_mlp:re_entry=false",
+    "idle_topk:re_entry=false",
+]
+ADAPTIVE = ["ats:sampler=random", "idle_mlp:score_threshold=0.5", "idle_oracle:tau=0.5"]  # images differ in number
+
 
 def make(family: str) -> torch.nn.Module:
     """The family's model in eval mode, its layer scales raised so that every branch counts.

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import timm
 import torch
-from backbones import FAMILIES, applicable_reducers, images, make, reducing
+from backbones import ADAPTIVE, FAMILIES, IDLING, VARIANTS, applicable_reducers, images, make, reducing
 
 from common.benchmark import SelectAll
 from common.cost.counter import count_macs
@@ -33,24 +33,6 @@ RESIZED = {"downsample"}  # a grid of its own before the first block
 LAST_BLOCK_PAIRS = [
     pair for pair in PAIRS if make(pair.values[0]).global_pool == "token" and pair.values[1] in SELECTING
 ]
-# variants beyond the defaults that must honour the same contract
-VARIANTS = [
-    "topk:head_fusion=mean",
-    "ats:parity=true",
-    "patchmerger:parity=true",
-    "tome:parity=true",
-    "kmedoids:parity=true",
-    "kmedoids:equal_weight=true",
-    "dpcknn:equal_weight=true",
-]
-IDLING = [
-    "idle_mlp:attention=standard",
-    "idle_mlp:attention=cls_sees_all",
-    "idle_mlp:context=both",
-    "idle_mlp:re_entry=false",
-    "idle_topk:re_entry=false",
-]
-ADAPTIVE = ["ats:sampler=random", "idle_mlp:score_threshold=0.5", "idle_oracle:tau=0.5"]  # images differ in number
 
 
 def reduced(vit, text, keep_rate, **kwargs):

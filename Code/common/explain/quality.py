@@ -95,8 +95,10 @@ def pointing_game(heatmaps: Tensor, boxes: Tensor, img_size: tuple[int, int]) ->
     """
     _check_boxes(heatmaps, boxes)
     (height, width), (rows, columns) = img_size, heatmaps.shape[1:]
-    y, x = (torch.arange(rows) + 0.5) * (height / rows), (torch.arange(columns) + 0.5) * (width / columns)  # of centres
-    x0, y0, x1, y1 = boxes[:, :, None].unbind(1)
+    where = heatmaps.device
+    y = (torch.arange(rows, device=where) + 0.5) * (height / rows)  # of the centres of cells
+    x = (torch.arange(columns, device=where) + 0.5) * (width / columns)
+    x0, y0, x1, y1 = boxes[:, :, None].to(where).unbind(1)
     inside = ((y >= y0) & (y < y1))[:, :, None] & ((x >= x0) & (x < x1))[:, None]
     hottest = heatmaps == heatmaps.amax((1, 2), keepdim=True)
     return (hottest & inside).sum((1, 2)) / hottest.sum((1, 2))
@@ -110,7 +112,7 @@ def mass_inside(heatmaps: Tensor, boxes: Tensor, img_size: tuple[int, int]) -> T
     """
     _check_boxes(heatmaps, boxes)
     (height, width), (rows, columns) = img_size, heatmaps.shape[1:]
-    x0, y0, x1, y1 = boxes[:, :, None].float().unbind(1)
+    x0, y0, x1, y1 = boxes[:, :, None].to(heatmaps.device, torch.float32).unbind(1)
     covered = _covered(y0, y1, rows, height)[:, :, None] * _covered(x0, x1, columns, width)[:, None]
     heat = heatmaps.clamp(min=0)
     return (heat * covered).sum((1, 2)) / heat.sum((1, 2)).clamp(min=torch.finfo(heat.dtype).tiny)
@@ -126,5 +128,5 @@ def _check_boxes(heatmaps: Tensor, boxes: Tensor) -> None:
 
 def _covered(start: Tensor, end: Tensor, cells: int, side: int) -> Tensor:
     """Share (B, cells) of each cell of a line of ``side`` pixels that lies between ``start`` and ``end`` (B, 1)."""
-    edges = torch.arange(cells + 1) * (side / cells)
+    edges = torch.arange(cells + 1, device=start.device) * (side / cells)
     return (torch.minimum(end, edges[1:]) - torch.maximum(start, edges[:-1])).clamp(min=0) / (side / cells)
