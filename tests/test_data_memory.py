@@ -12,8 +12,11 @@ import torch
 from PIL import Image
 from torch.testing import assert_close
 
-from common.data import load_dataset, make_loader
+from common.data import load_dataset, make_loader, set_epoch
+from common.data.memory import SHARED, PictureMemory
+from common.data.on_device import DeviceLoader, on_device, takes
 from common.errors import UsageError
+from rehearsal_data import write_datasets
 
 
 @pytest.fixture
@@ -79,3 +82,67 @@ def test_memory_that_is_pickled_begins_empty(many_pictures):
     assert torch.equal(again[3][0], data[3][0])
     with pytest.raises(UsageError, match="broken image"):
         again[4]
+
+
+@pytest.mark.parametrize(("recipe", "train"), [("pretrained", True), ("pretrained", False), ("center_crop", False)])
+def test_batches_made_on_the_device_are_those_of_the_loader_bit_for_bit(many_pictures, recipe, train):
+    data = opened(many_pictures, recipe, train, 1.0)
+    loader = make_loader(data, 3, shuffle=train, seed=5)
+    device = DeviceLoader(make_loader(data, 3, shuffle=train, seed=5), torch.device("cpu"))
+    assert len(device) == len(loader) == 3
+    for epoch in (0, 1, 4):
+        set_epoch(loader, epoch), set_epoch(device, epoch)
+        for (images, labels), (made, their_labels) in zip(loader, device, strict=True):
+            assert torch.equal(images, made) and torch.equal(labels, their_labels)
+
+
+def test_grey_pictures_become_three_channels_on_the_device(tmp_path):
+    write_datasets(tmp_path, ["fashion-mnist"])
+    data = load_dataset("fashion-mnist", "val", root=tmp_path, img_size=32, memory_gb=1.0, limit=10)
+    for (images, _), (made, _) in zip(
+        make_loader(data, 5, shuffle=False, seed=0),
+        DeviceLoader(make_loader(data, 5, shuffle=False, seed=0), torch.device("cpu")),
+        strict=True,
+    ):
+        assert made.shape == (5, 3, 32, 32) and torch.equal(images, made)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "train", "gb", "can"),
+    [
+        ("pretrained", True, 1.0, True),
+        ("pretrained", True, 0.0, False),  # nothing is remembered
+        ("scratch", True, 1.0, False),  # colours are drawn
+        ("center_crop", True, 1.0, False),  # a crop is drawn before the resizing
+        ("which_tokens", False, 1.0, True),
+    ],
+)
+def test_only_what_is_remembered_and_flipped_at_most_goes_to_the_device(many_pictures, recipe, train, gb, can):
+    assert takes(opened(many_pictures, recipe, train, gb)) == can
+
+
+def test_on_a_cpu_the_loader_stays(many_pictures):
+    loader = make_loader(opened(many_pictures, "pretrained", True, 1.0), 4, shuffle=True, seed=0)
+    assert on_device(loader, torch.device("cpu")) is loader
+
+
+def test_processes_share_the_pictures_of_a_file(tmp_path):
+    white, black = (Image.new("RGB", (4, 2), colour) for colour in ("white", "black"))
+    first = PictureMemory(3, white, tmp_path / "a.pictures")
+    first.picture(1, lambda: white)
+    second = pickle.loads(pickle.dumps(PictureMemory(3, white, tmp_path / "a.pictures")))
+    assert second.picture(1, lambda: 1 / 0).getpixel((0, 0)) == (255, 255, 255)
+    second.picture(2, lambda: black)
+    assert first.picture(2, lambda: 1 / 0).getpixel((3, 1)) == (0, 0, 0)
+    assert first.all(lambda index: black, threads=2).max(axis=(1, 2, 3)).tolist() == [0, 255, 0]
+
+
+def test_the_shared_file_is_one_for_each_size_and_choice_of_images(many_pictures, tmp_path, monkeypatch):
+    monkeypatch.setenv(SHARED, str(tmp_path / "shared"))
+    data = opened(many_pictures, "pretrained", True, 1.0)
+    data.pixels(threads=1), opened(many_pictures, "pretrained", False, 1.0)
+    files = list((tmp_path / "shared").iterdir())
+    assert len(files) == 1  # training and evaluation remember the same pictures
+    assert files[0].stat().st_size == 8 * 32 * 32 * 3 + 8
+    data.select(torch.tensor([2, 1])).remembered(1.0)
+    assert len(list((tmp_path / "shared").iterdir())) == 2

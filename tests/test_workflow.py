@@ -188,6 +188,7 @@ STUDIES = {"quick": EVERY, "imagenette": EVERY}
 STUDIES |= {"smoke": TRAM, "tram": TRAM - {"scratch"}, "tram_scratch": {"scratch"}}
 STUDIES |= {"which_tokens": {"throughput", "method_grid", *PATTERNS}, "idling": {"finetune", "idling"}}
 STUDIES |= {"which_tokens_parity": {"method_grid"}}
+STUDIES |= {"gpu": {"throughput", "leaderboard", "finetune", "method_grid", "slimming", "idling", *PATTERNS}}
 STUDIES |= {"patch_slimming": {"slimming"}, "mutex": {"explain", "explain_benchmark", "explain_agreement"}}
 BEYOND = {"tram", "random", "downsample"}  # what no table of "Which Tokens to Use?" has
 PAPERS = ["tram", "tram_scratch", "which_tokens", "patch_slimming", "idling", "mutex"]

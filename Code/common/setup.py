@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 
 from common.data import load_dataset, make_loader, subset
 from common.data.base import LabelledDataset
+from common.data.on_device import on_device
 from common.models.factory import create_backbone
 from common.models.reduced import ReducedVisionTransformer, reduce_tokens
 from common.reducers import Method
@@ -38,6 +39,7 @@ class Setup:
         device: None = CUDA where there is one.
         limit_train, limit_val, limit_calibration: images, the classes as even as possible; None = all, for training
             all that do not calibrate.
+        memory_gb: for the decoded pictures of each dataset, see :func:`common.load_dataset`; 0 = none.
         folder: of trainings and explanations, relative to the repository, so that what was done in a run that was
             stopped is not done again; "" = they are not kept.
 
@@ -59,6 +61,7 @@ class Setup:
     limit_train: int | None = None
     limit_val: int | None = None
     limit_calibration: int | None = None
+    memory_gb: float = 4.0
     folder: str = ""
 
     @classmethod
@@ -102,7 +105,8 @@ class Setup:
 
     def _load(self, split: str, **given: object) -> LabelledDataset:
         norm = {name: self.vit.pretrained_cfg[name] for name in NORM}
-        return load_dataset(self.dataset, split, img_size=self.img_size, recipe=self.recipe, **norm, **given)
+        how = {"img_size": self.img_size, "recipe": self.recipe, "memory_gb": self.memory_gb}
+        return load_dataset(self.dataset, split, **how, **norm, **given)
 
     @property
     def where(self) -> torch.device:
@@ -124,11 +128,12 @@ class Setup:
     def loader(self, dataset: LabelledDataset | None = None) -> DataLoader:
         """Of the calibration images, or of others, in their order."""
         chosen = self.calibration if dataset is None else dataset
-        return make_loader(chosen, self.batch_size, shuffle=False, seed=self.seed, workers=self.workers)
+        loader = make_loader(chosen, self.batch_size, shuffle=False, seed=self.seed, workers=self.workers)
+        return on_device(loader, self.where)
 
     def some(self, count: int | None) -> LabelledDataset:
         """``count`` validation images, the classes as even as possible; None = all."""
-        return subset(self.val_set, count, self.seed)
+        return subset(self.val_set, count, self.seed).remembered(self.memory_gb)
 
     def training(self, count: int | None = None) -> Data:
         """``count`` training images, None = all, and a batch of validation images to follow the loss on."""

@@ -106,7 +106,7 @@ def _missing_weights(plan: Plan) -> Iterator[str]:
             if file not in made and not (ROOT / file).is_file():
                 yield f"no weights at {file}, and no run makes them"
         folder = run.options.get("trained")
-        if folder and not made.issuperset(run.needs) and not (ROOT / folder).is_dir():
+        if folder and not made.issuperset(run.reads) and not (ROOT / folder).is_dir():
             yield f"{run.run_id} reads records in {folder}, which no run leaves there"
 
 

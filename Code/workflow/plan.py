@@ -1,11 +1,11 @@
 """From a profile (profile_file.py) to the list of notebook runs that Snakemake executes.
 
 Every point of a grid is one run, which makes one CSV. ``{results}`` and ``{data_root}`` in a string stand for the
-results folder and for the folder that holds the data, ``{dataset}`` and ``{backbone}`` for those of the run, as a part
-of a file's name. A parameter given as ``{file: PATH, otherwise: VALUE}`` is PATH where that file exists, else VALUE. A
-run with the ``checkpoint`` of another run among its ``weights``, or as its ``teacher_weights``, waits for it, and so
-does one that reads in the folder ``trained`` what others leave there as their ``records``. The reducer "none" keeps
-everything: its keep_rate is 1.0.
+results folder and for the folder that holds the data, ``{dataset}``, ``{backbone}`` and ``{seed}`` for those of the
+run, as a part of a file's name. A parameter given as ``{file: PATH, otherwise: VALUE}`` is PATH where that file exists,
+else VALUE. A run with the ``checkpoint`` of another run among its ``weights``, or as its ``teacher_weights``, waits for
+it, and so does one that reads in the folder ``trained`` what others leave there as their ``records``. The reducer
+"none" keeps everything: its keep_rate is 1.0.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from notebooks import defaults_of
 from profile_file import ROOT, ProfileError, find_profile, read_profile, source_of
 
 HUB = "timm"
-PLACES = ("dataset", "backbone")  # parameters that a string may name
+PLACES = ("dataset", "backbone", "seed")  # parameters that a string may name
 NAMED_WEIGHTS = (HUB, "digits")  # what the notebooks take besides the path of a file
 
 
@@ -91,7 +91,12 @@ class Run:
     @property
     def needs(self) -> list[str]:
         """What the run starts from, of what :attr:`makes` names."""
-        return [*self.weights_files, *self._records("trained")]
+        return [*self.weights_files, *self.reads]
+
+    @property
+    def reads(self) -> list[str]:
+        """The records of trained models among :attr:`needs`."""
+        return self._records("trained")
 
     def _records(self, parameter: str) -> list[str]:
         """A name for each trained model whose record lies in the folder that ``parameter`` names."""
@@ -135,7 +140,7 @@ class Plan:
 
     def waits_for(self, run: Run) -> list[str]:
         """The CSVs of the runs that leave the records which ``run`` reads."""
-        read = set(run.needs).difference(run.weights_files)
+        read = set(run.reads)
         return [other.csv for other in self.runs if read.intersection(other.makes)] if read else []
 
     def named(self) -> Plan:
@@ -188,7 +193,7 @@ def _expand(entry: dict[str, Any], profile: str, results: str) -> Iterator[Run]:
             continue
         seen.add(run_id)
         options = {**fixed, **point}
-        own = {name: _safe(options[name]) for name in PLACES if isinstance(options.get(name), str)}
+        own = {name: _safe(str(options[name])) for name in PLACES if isinstance(options.get(name), str | int)}
         places = {"results": results, "data_root": _data_root(), **own}
         options = {key: _resolve(value, places) for key, value in options.items()}
         source, threads = source_of(entry["notebook"]), entry.get("threads")

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+import PIL
 import torch
+import torchvision
 from PIL import Image
 from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
-from common.data.memory import PictureMemory
+from common.data.memory import PictureMemory, shared_file
 from common.data.transforms import Normalisation, split_transform
 from common.errors import UsageError
 
@@ -66,6 +70,14 @@ class LabelledDataset(Dataset):
         chosen.labels = self.labels[indices]
         chosen.image_ids = [self.image_ids[i] for i in indices.tolist()]
         return chosen
+
+    def remembered(self, gigabytes: float) -> LabelledDataset:
+        """The same data, each picture decoded and resized once, if all of them fit into ``gigabytes`` of memory.
+
+        What changes from epoch to epoch is never remembered: of pictures that are drawn, or whose transform begins with
+        a random crop, nothing is.
+        """
+        return self
 
     def stack(self, places: Iterable[int] | None = None) -> torch.Tensor:
         """The images (k, 3, H, W) at ``places``, by default all, decoded now."""
@@ -134,15 +146,31 @@ class ImageData(LabelledDataset):
         return chosen
 
     def remembered(self, gigabytes: float) -> ImageData:
-        """The same data, each picture decoded and resized once, if all of them fit into ``gigabytes`` of memory.
-
-        What changes from epoch to epoch is never remembered: a transform that begins with a random crop leaves nothing.
-        """
         if self._same is None or not PictureMemory.fits(len(self), first := self._picture(0), gigabytes):
             return self
         remembering = copy.copy(self)
-        remembering._memory = PictureMemory(len(self), first)
+        remembering._memory = PictureMemory(len(self), first, shared_file(self._fingerprint()))
         return remembering
+
+    def _fingerprint(self) -> str:
+        """Of everything that decides the pictures as they are remembered: images, files, and the steps to each."""
+        files = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in self.files or ()]
+        decisive = self.name, self.image_ids, files, str(self._same), PIL.__version__, torchvision.__version__
+        return hashlib.sha256(repr(decisive).encode()).hexdigest()[:32]
+
+    @property
+    def remembers(self) -> bool:
+        """Whether pictures are remembered."""
+        return self._memory is not None
+
+    def pixels(self, threads: int) -> np.ndarray:
+        """All pictures that are remembered, see :meth:`PictureMemory.all`."""
+        return self._memory.all(self._picture, threads)
+
+    @property
+    def remaining_steps(self) -> Sequence[Callable]:
+        """Those of the transform from a remembered picture to an item."""
+        return self._rest.transforms
 
     @property
     def files(self) -> list[Path] | None:

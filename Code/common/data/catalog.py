@@ -92,7 +92,7 @@ def load_dataset(
     dataset = subset(dataset, limit, seed, skip)
     if is_first_on_machine():
         check_dataset(dataset)
-    return dataset.remembered(memory_gb) if memory_gb and isinstance(dataset, ImageData) else dataset
+    return dataset.remembered(memory_gb) if memory_gb else dataset
 
 
 def dataset_classes(name: str, *, root: str | os.PathLike | None = None) -> list[str]:

@@ -90,13 +90,13 @@ def make_loader(
         raise UsageError(f"rank must be one of 0 to world_size - 1; given rank {rank} and world_size {world_size}")
     if repeats < 1 or (repeats > 1 and not shuffle):
         raise UsageError(f"repeats must be >= 1, and 1 without shuffle; given {repeats} with shuffle={shuffle}")
-    sampler = _SeededSampler(len(dataset), batch_size, shuffle, drop_last, repeats, rank, world_size, seed)
+    sampler = SeededSampler(len(dataset), batch_size, shuffle, drop_last, repeats, rank, world_size, seed)
     fewest = len(sampler.places(world_size - 1))  # the last process gets no more items than any other
     if fewest < (batch_size if drop_last else 1):
         processes = f" for each of {world_size} processes" if world_size > 1 else ""
         raise UsageError(f"a dataset of {len(dataset)} images gives no batch of {batch_size}{processes}")
     return DataLoader(
-        _SeededItems(dataset),
+        SeededItems(dataset),
         batch_size,
         sampler=sampler,
         num_workers=workers,
@@ -112,13 +112,13 @@ def make_loader(
 def set_epoch(loader: DataLoader, epoch: int) -> None:
     """Make ``epoch`` (0, 1, ...) the next one that ``loader``, made by :func:`make_loader`, goes through."""
     check("epoch", epoch, Whole)
-    if not isinstance(loader.sampler, _SeededSampler):
+    if not isinstance(loader.sampler, SeededSampler):
         raise UsageError(f"set_epoch needs a loader of make_loader; given one with {type(loader.sampler).__name__}")
     loader.sampler.next_epoch = epoch
 
 
 @dataclass(eq=False)
-class _SeededSampler(Sampler):
+class SeededSampler(Sampler):
     """(index, seed of that item's augmentation) of this process's part of the dataset, drawn anew each epoch."""
 
     size: int
@@ -164,14 +164,14 @@ class _SeededSampler(Sampler):
         return places[(batch % self.world_size == rank) & (batch < whole_rounds)]
 
 
-class _SeededItems(Dataset):
-    """Draws each item under its own seed, so that it does not matter which worker draws it."""
+class SeededItems(Dataset):
+    """Draws each item of ``data`` under its own seed, so that it does not matter which worker draws it."""
 
-    def __init__(self, dataset: Dataset) -> None:
-        self._dataset = dataset
+    def __init__(self, data: Dataset) -> None:
+        self.data = data
 
     def __len__(self) -> int:
-        return len(self._dataset)
+        return len(self.data)
 
     def __getitems__(self, items: list[tuple[int, int]]) -> list[tuple[torch.Tensor, int | torch.Tensor]]:
         drawn = []
@@ -180,7 +180,7 @@ class _SeededItems(Dataset):
                 torch.default_generator.manual_seed(seed)
                 np.random.seed(seed)
                 random.seed(seed)  # timm's augmentations draw from all three
-                drawn.append(self._dataset[index])
+                drawn.append(self.data[index])
         return drawn
 
 

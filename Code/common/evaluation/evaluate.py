@@ -16,6 +16,7 @@ from torch import Tensor
 from common.cost.counter import count_macs
 from common.data import head_classes, make_loader
 from common.data.base import LabelledDataset
+from common.data.on_device import on_device
 from common.errors import UsageError, require_choice
 from common.evaluation.record import Record, Setting, Stage
 from common.models.reduced import ReducedVisionTransformer
@@ -89,7 +90,7 @@ def evaluate_model(
     classes = None if decisions_only else _checked_classes(classes, model, dataset)
     model.check_cls_at(cls_at)
     check("soft_weights", soft_weights, Whole)
-    loader = make_loader(dataset, batch_size, shuffle=False, seed=0, workers=workers)
+    loader = on_device(make_loader(dataset, batch_size, shuffle=False, seed=0, workers=workers), where)
     precision = _precision(mixed_precision, where)
     noted = {"scores": int(scores), "soft_weights": soft_weights}
     collected = _Collected(dataset, model.reducer, noted, judged=not decisions_only)

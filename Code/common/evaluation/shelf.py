@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from common.data import has_classes_of, head_classes
 from common.data.base import LabelledDataset
+from common.data.on_device import takes
 from common.errors import UsageError
 from common.evaluation.decoded import Decoded, decoded_size
 from common.evaluation.evaluate import evaluate_model, stage_blocks
@@ -151,8 +152,10 @@ class Shelf:
 
     @cached_property
     def images(self) -> LabelledDataset:
-        """The validation images, decoded where they fit into memory."""
+        """The validation images, decoded where they fit into memory; where they lie on the device, as they are."""
         needed, images = decoded_size(self.setup.val_set), self.setup.val_set
+        if self.setup.where.type == "cuda" and takes(images):
+            return images
         if needed <= self.memory:
             return Decoded(images, self.setup.workers)
         tqdm.write(f"decoded images need {needed:.1f} GB of {self.memory:g} allowed: decoded anew for every model")

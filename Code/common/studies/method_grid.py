@@ -13,6 +13,7 @@ from common import plots
 from common.cost.counter import count_macs
 from common.data import make_loader, subset
 from common.data.base import LabelledDataset
+from common.data.on_device import on_device
 from common.errors import UsageError
 from common.evaluation import evaluate_model
 from common.evaluation.evaluate import stage_blocks
@@ -250,6 +251,7 @@ def _hits(
         return {}
     accelerator = make_accelerator(config.device, config.mixed_precision, (), None, unused_parameters=False)
     loader = make_loader(val_set, config.batch_size, shuffle=False, seed=config.seed, workers=config.workers)
+    loader = on_device(loader, accelerator.device)
     seed_everything(config.seed, epoch, EVALUATION)
     with accelerator.autocast():
         predictions, labels = predict({"model": model.to(accelerator.device)}, loader)

@@ -20,6 +20,7 @@ from torch import nn
 
 from common.data import make_loader, set_epoch
 from common.data.base import LabelledDataset
+from common.data.on_device import on_device
 from common.errors import UsageError
 from common.training.accelerator import make_accelerator, progress, seed_everything
 from common.training.checkpoint import Best, RunFolder
@@ -135,8 +136,9 @@ class Trainer:
         place = {"rank": self.accelerator.process_index, "world_size": self.accelerator.num_processes}
         shared = {"seed": self.config.seed, "workers": self.config.workers, **place}
         training = {"shuffle": True, "drop_last": self.config.mixes, "repeats": self.config.repeats}
-        self.train_loader = make_loader(train_set, self.config.batch_size, **training, **shared)
-        self.val_loader = make_loader(val_set, self.config.batch_size, shuffle=False, **shared)
+        device = self.accelerator.device
+        self.train_loader = on_device(make_loader(train_set, self.config.batch_size, **training, **shared), device)
+        self.val_loader = on_device(make_loader(val_set, self.config.batch_size, shuffle=False, **shared), device)
 
     def _settings(self, train_set: LabelledDataset, val_set: LabelledDataset) -> dict[str, Any]:
         """What must be the same for a run to go on."""

@@ -1,0 +1,186 @@
+"""Run a profile without Snakemake and Jupyter: the text notebooks, as Python, until the time is up.
+
+    python Code/workflow/direct.py gpu --results results/gpu/MY_CARD --minutes 9 [--cores 16] [--only STUDY ...]
+
+For a machine that is lent for minutes: it needs the package's own dependencies and jupytext. Runs start in the order of
+the profile. One that takes all cores (no ``threads`` in the profile: it measures speed) has the machine for itself;
+others share the cores. A run that is done, whose CSV is there, is skipped, and one that the end of the time stops goes
+on from its checkpoints when this is started again. No tables: ``python -m common.studies report`` makes them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import IO, Any
+
+import yaml
+from tqdm import tqdm
+
+from common.yaml_files import read_yaml
+from notebooks import declared_parameters, read_notebook, undeclared_message
+from plan import Plan, Run
+from profile_file import ROOT, ProfileError
+from rehearsal import SAMPLES, plans_to_run, set_the_stage
+
+POLL = 0.2  # seconds
+ONE_THREAD = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run that has started."""
+
+    run: Run
+    process: subprocess.Popen
+    log: IO[str]
+
+    def end(self) -> int:
+        """Wait for it; its exit status."""
+        status = self.process.wait()
+        self.log.close()
+        return status
+
+
+class Machine:
+    """The cores of this machine and the runs on them."""
+
+    def __init__(self, cores: int, narrow: bool) -> None:
+        self.cores, self.narrow, self.jobs = cores, narrow, []
+
+    def takes(self, run: Run) -> bool:
+        """Whether ``run`` can start now."""
+        if not self.jobs:
+            return True
+        busy = [job.run.threads or self.cores for job in self.jobs]
+        return sum(busy) + (run.threads or self.cores) <= self.cores
+
+    def start(self, run: Run) -> None:
+        log = ROOT / run.log
+        log.parent.mkdir(parents=True, exist_ok=True)
+        threads = dict.fromkeys(ONE_THREAD, str(run.threads or self.cores))
+        narrow = ["--narrow"] if self.narrow else []
+        with tempfile.NamedTemporaryFile("w", suffix=".yaml", delete=False) as file:
+            yaml.safe_dump(run.parameters, file)
+        command = [sys.executable, __file__, "--notebook", run.notebook, "--parameters", file.name, *narrow]
+        output = log.open("w", encoding="utf-8")
+        environment = {"MPLBACKEND": "agg", **os.environ, **threads}
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment, cwd=ROOT)
+        self.jobs.append(Job(run, process, output))
+
+    def ended(self) -> Iterator[tuple[Run, int]]:
+        """Runs that have ended since they were asked for, with their exit status."""
+        for job in [job for job in self.jobs if job.process.poll() is not None]:
+            self.jobs.remove(job)
+            yield job.run, job.end()
+
+    def stop(self) -> None:
+        """End what still runs."""
+        for job in self.jobs:
+            job.process.terminate()
+        for job in self.jobs:
+            job.end()
+
+
+def run_plans(plans: Sequence[Plan], machine: Machine, minutes: float) -> tuple[list[Run], list[Run]]:
+    """Run what is not done until the time is up; returns the runs that failed and those that are left."""
+    end = time.monotonic() + 60 * minutes
+    waiting = [(plan, run) for plan in plans for run in plan.runs if not (ROOT / run.csv).is_file()]
+    failed: list[Run] = []
+    with tqdm(total=len(waiting), desc="runs") as bar:
+        while (waiting or machine.jobs) and time.monotonic() < end:
+            for run, status in machine.ended():
+                bar.update()
+                if status:
+                    failed.append(run)
+                    bar.write(f"error: {run.name}: {_last_line(ROOT / run.log)} (see {run.log})", file=sys.stderr)
+            for plan, run in [each for each in waiting if _ready(*each)]:
+                if not machine.takes(run):
+                    break  # the next one in the profile's order comes first
+                machine.start(run)
+                waiting.remove((plan, run))
+            time.sleep(POLL)
+    left = [job.run for job in machine.jobs] + [run for _, run in waiting]
+    machine.stop()
+    return failed, left
+
+
+def _ready(plan: Plan, run: Run) -> bool:
+    """Whether all is there that ``run`` starts from and other runs make."""
+    made = [run.checkpoint for run in plan.runs if run.checkpoint in run.weights_files]
+    return all((ROOT / path).is_file() for path in [*plan.waits_for(run), *made])
+
+
+def _last_line(log: Path) -> str:
+    lines = [line for line in log.read_text(encoding="utf-8").splitlines() if line.strip()]
+    return lines[-1].strip() if lines else "it ended without a word"
+
+
+def execute(notebook: Path, parameters: dict[str, Any]) -> None:
+    """Run the code cells of a text notebook in this process, ``parameters`` after the cell that declares them."""
+    declared = declared_parameters(notebook)
+    for name in parameters:
+        if name not in declared:
+            raise ValueError(undeclared_message(name, notebook, declared))
+    namespace: dict[str, Any] = {"__name__": "__main__"}
+    for number, cell in enumerate(read_notebook(notebook).cells):
+        if cell.cell_type != "code":
+            continue
+        exec(compile(cell.source, f"{notebook.name}, cell {number}", "exec"), namespace)
+        if "parameters" in cell.metadata["tags"]:
+            namespace.update(parameters)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("profile", nargs="?", default="gpu")
+    parser.add_argument("--results", help="results folder instead of results/PROFILE")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="end after so many, whatever runs then")
+    parser.add_argument("--cores", type=int, default=os.cpu_count() or 1, help="default: all")
+    parser.add_argument("--only", nargs="+", metavar="STUDY", help="runs of these studies")
+    parser.add_argument("--rehearse", nargs="?", const=SAMPLES[0], choices=SAMPLES, help="small; see rehearsal.py")
+    parser.add_argument("--notebook", type=Path, help=argparse.SUPPRESS)  # one run, in this process
+    parser.add_argument("--parameters", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--narrow", action="store_true", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.notebook:
+        return _execute_one(arguments)
+    os.chdir(ROOT)
+    try:
+        plans = plans_to_run(arguments.profile, arguments.results, arguments.rehearse)
+        if arguments.rehearse:
+            set_the_stage(arguments.profile)
+    except ProfileError as error:
+        for problem in error.problems:
+            print(f"error: {problem}", file=sys.stderr)
+        return 2
+    if arguments.only:
+        plans = [_only(plan, arguments.only) for plan in plans]
+    failed, left = run_plans(plans, Machine(arguments.cores, bool(arguments.rehearse)), arguments.minutes)
+    if left:
+        print(f"the time is up; left: {', '.join(run.name for run in left)}")
+    return 1 if failed else 0
+
+
+def _only(plan: Plan, studies: Sequence[str]) -> Plan:
+    return replace(plan, runs=tuple(run for run in plan.runs if run.study in studies))
+
+
+def _execute_one(arguments: argparse.Namespace) -> int:
+    if arguments.narrow:
+        from narrow import narrow
+
+        narrow()
+    execute(ROOT / arguments.notebook, read_yaml(arguments.parameters))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
