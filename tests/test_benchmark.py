@@ -6,15 +6,21 @@ import pytest
 import torch
 from forked import run_module
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from common import benchmark
-from common.benchmark import compare, main
+from common.benchmark import compare, compare_all, main
 from common.cost import throughput
+from common.cost.ceiling import FirstTokens, recorded_lengths
+from common.cost.closed_form import Shape, total_macs
 from common.cost.counter import count_macs
+from common.cost.methods import block_lengths, scheduled_parts
 from common.cost.throughput import Throughput, _quartiles, _summary, interleaved
 from common.errors import UsageError
 from common.models import reduced
 from common.models.factory import create_backbone, create_model
+from common.reducers.base import NO_SIGNALS
 
 QUICK = {"batch_size": 2, "rounds": 2, "device": "cpu"}
 
@@ -100,9 +106,12 @@ def test_rows_are_the_baseline_and_every_method_at_every_rate(rows):
 
 
 def test_columns(rows):
+    what = ["dtype", "batch", "method", "options", "keep_rate", "img_size", "params", "gmac", "gmac_thop_compat"]
     times = ["fps", "fps_q1", "fps_q3", "speedup", "speedup_q1", "speedup_q3", "rounds"]
     for row in rows:
-        assert list(row) == ["method", "options", "keep_rate", "img_size", "params", "gmac", "gmac_thop_compat", *times]
+        assert list(row) == [*what, *times, "compiled", "compile_seconds", "peak_memory_mb", "ceiling"]
+        assert (row["compiled"], row["compile_seconds"], row["peak_memory_mb"]) == ("eager", None, None)
+        assert (row["ceiling"] is None) == (row["method"] == "none")
         assert row["img_size"] == 32 and row["rounds"] == 2
         assert 0 < row["fps_q1"] <= row["fps"] <= row["fps_q3"]
         assert 0 < row["speedup_q1"] <= row["speedup"] <= row["speedup_q3"]
@@ -133,7 +142,7 @@ def test_image_size_and_dtype_reach_the_models(monkeypatch):
 
     monkeypatch.setattr(benchmark, "interleaved", watch)
     tram = compare("vit_digits", ["tram"], [0.5], img_size=48, dtype="bfloat16", **QUICK)[1]
-    assert seen == [((2, 3, 48, 48), torch.bfloat16, torch.bfloat16, False)] * 2
+    assert seen == [((2, 3, 48, 48), torch.bfloat16, torch.bfloat16, False)] * 3
     model = create_model("vit_digits", reducer="tram", keep_rate=0.5, img_size=48)
     assert tram["img_size"] == 48 and tram["gmac"] == count_macs(model, 48).total / 1e9
 
@@ -147,7 +156,8 @@ def test_the_baseline_is_the_untouched_backbone(monkeypatch):
 
     monkeypatch.setattr(benchmark, "interleaved", watch)
     compare("vit_digits", ["tram"], [0.5], **QUICK)
-    assert kinds == [(True, type(create_backbone("vit_digits"))), (False, reduced.ReducedVisionTransformer)]
+    others = [(False, reduced.ReducedVisionTransformer), (False, FirstTokens)]
+    assert kinds == [(True, type(create_backbone("vit_digits"))), *others]
 
 
 def test_nothing_is_timed_unless_the_reduced_model_is_the_backbone(monkeypatch):
@@ -161,6 +171,134 @@ def test_nothing_is_timed_unless_the_reduced_model_is_the_backbone(monkeypatch):
     monkeypatch.setattr(benchmark, "interleaved", lambda *args, **kwargs: pytest.fail("timed before identity held"))
     with pytest.raises(AssertionError, match="not close"):
         compare("vit_digits", ["tram"], [0.5], **QUICK)
+
+
+# several conditions, and what is measured beside the time
+
+
+def test_models_are_made_and_counted_once_for_all_formats_and_batches(monkeypatch):
+    """TRAM at two rates and the backbone: three counts, not three for each of the four conditions."""
+    counted, made = [], []
+    count, create = benchmark.count_macs, benchmark.create_backbone
+    monkeypatch.setattr(benchmark, "count_macs", lambda *given: counted.append(given) or count(*given))
+    monkeypatch.setattr(benchmark, "create_backbone", lambda *given, **how: made.append(given) or create(*given, **how))
+    several = {"dtypes": ["float32", "bfloat16"], "batch_sizes": [1, 3], "rounds": 1, "device": "cpu"}
+    rows = compare_all("vit_digits", ["tram"], [0.75, 0.5], **several)
+    assert (len(counted), len(made)) == (3, 1)
+    conditions = [("float32", 1), ("float32", 3), ("bfloat16", 1), ("bfloat16", 3)]
+    assert [(row["dtype"], row["batch"]) for row in rows] == [each for each in conditions for _ in range(3)]
+
+
+def test_no_weights_are_copied_for_a_method():
+    vit = create_backbone("vit_digits")
+    models = [reduced.reduce_tokens(vit, "topk", keep_rate=0.5), FirstTokens(vit, ((65, 65),) * 6)]
+    own = {parameter.data_ptr() for parameter in vit.parameters()}
+    assert all({parameter.data_ptr() for parameter in model.parameters()} == own for model in models)
+
+
+def lengths_of(reducer, keep_rate):
+    model = create_model("vit_digits", reducer=reducer, keep_rate=keep_rate)
+    with recorded_lengths(model) as lengths, torch.inference_mode():
+        model.eval()(torch.zeros(1, 3, 32, 32))
+    return tuple(map(tuple, lengths))
+
+
+@pytest.mark.parametrize("reducer", ["none", "tram", "topk", "patchmerger"])
+def test_the_ceiling_has_the_tokens_of_the_method(reducer):
+    keep_rate = 1.0 if reducer == "none" else 0.5
+    model = create_model("vit_digits", reducer=reducer, keep_rate=keep_rate)
+    blocks = block_lengths(Shape.of(model), reducer, model.reducer.schedule)
+    assert lengths_of(reducer, keep_rate) == tuple((block.attention + 1, block.mlp + 1) for block in blocks)
+
+
+def test_the_ceiling_costs_what_top_k_costs_without_its_scores():
+    """64 patches, a half left in each of blocks 1, 3 and 4: queries only of those that go on."""
+    vit = create_backbone("vit_digits").eval()
+    schedule = create_model("vit_digits", reducer="topk", keep_rate=0.5).reducer.schedule
+    shape = Shape.of(vit)
+    blocks = [{**parts, "score": 0} for parts in scheduled_parts(shape, "topk", schedule)]
+    for parts, block in zip(blocks, block_lengths(shape, "topk", schedule), strict=True):
+        parts["qkv"] = (block.mlp + 1 + 2 * (block.attention + 1)) * shape.dim**2
+    model, flops = FirstTokens(vit, lengths_of("topk", 0.5)), FlopCounterMode(display=False)
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), flops:
+        model(torch.zeros(1, 3, 32, 32))
+    assert flops.get_total_flops() == 2 * total_macs(shape, [sum(parts.values()) for parts in blocks])
+
+
+def test_all_tokens_are_the_backbone():
+    vit, images = create_backbone("vit_digits").eval(), torch.randn(2, 3, 32, 32)
+    with torch.inference_mode():
+        torch.testing.assert_close(FirstTokens(vit, ((65, 65),) * 6)(images), vit(images))
+
+
+def test_the_first_tokens_are_those_that_a_selection_of_them_leaves():
+    class First(reduced.Reducer):
+        signals = NO_SIGNALS
+
+        def select_queries(self, tokens, signals, layer):
+            return tokens, benchmark.Selection(torch.arange(self.drops_at(layer, tokens)).expand(len(tokens.x), -1))
+
+    vit, images = create_backbone("vit_digits").eval(), torch.randn(2, 3, 32, 32)
+    model = reduced.attach(vit, First(vit, reduced.Schedule(0.5, (1, 3, 4))))
+    with torch.inference_mode():
+        torch.testing.assert_close(FirstTokens(vit, lengths_of("topk", 0.5))(images), model(images))
+
+
+def test_there_is_no_ceiling_where_the_image_decides_or_tokens_come_back():
+    methods = ["ats", "idle_topk", "downsample", "evit"]
+    ceilings = {row["method"]: row["ceiling"] for row in compare("vit_digits", methods, [0.5], **QUICK)}
+    assert [name for name, ceiling in ceilings.items() if ceiling is not None] == ["evit"]
+
+
+def test_what_does_not_run_is_left_out_by_name(monkeypatch, capsys):
+    start = benchmark._start
+
+    def full(model, images, compiled):
+        if type(model) is reduced.ReducedVisionTransformer and "Tome" in type(model.reducer).__name__.title():
+            raise RuntimeError("\nout of memory: 3 bytes\nmore")
+        return start(model, images, compiled)
+
+    monkeypatch.setattr(benchmark, "_start", full)
+    rows = compare("vit_digits", ["tome", "topk"], [0.5], **QUICK)
+    assert [row["method"] for row in rows] == ["none", "topk"]
+    said = "left out: tome, keep rate 0.5 does not run (torch.float32, batch 2): RuntimeError: out of memory: 3 bytes"
+    assert said in capsys.readouterr().err.splitlines()
+
+
+def test_nothing_is_measured_without_its_baseline(monkeypatch):
+    def fails(model, images, compiled):
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setattr(benchmark, "_start", fails)
+    with pytest.raises(UsageError, match=r"none, keep rate 1 does not run compiled .*: RuntimeError: no compiler"):
+        compare("vit_digits", ["topk"], [0.5], compiled=True, backend="eager", **QUICK)
+
+
+# compiled
+
+
+@pytest.fixture(scope="module")
+def compiled_rows():
+    return compare("vit_digits", COMPILED, [0.5], compiled=True, backend="eager", **QUICK)
+
+
+COMPILED = ["topk", "tram", "tome", "evit"]
+
+
+def test_compiled_models_are_measured_against_the_compiled_backbone(compiled_rows):
+    assert [row["method"] for row in compiled_rows] == ["none", *COMPILED]
+    for row in compiled_rows:
+        assert row["compiled"] == "compiled" and row["compile_seconds"] > 10 / row["fps"]
+
+
+@pytest.mark.parametrize("reducer", ["none", *COMPILED])
+def test_compiled_logits_are_those_of_eager(reducer):
+    torch.manual_seed(0)
+    model = create_model("vit_digits", reducer=reducer, keep_rate=1.0 if reducer == "none" else 0.5).eval()
+    images = torch.randn(2, 3, 32, 32)
+    with torch.inference_mode(), benchmark._room_to_compile(True):
+        found = torch.compile(model, dynamic=False, backend="aot_eager")(images)
+        torch.testing.assert_close(found, model(images), rtol=0, atol=1e-4)
 
 
 # refusals
@@ -220,17 +358,20 @@ def test_table(capsys, monkeypatch):
 
     def times(models, images, *, baseline, rounds):
         full, half = Throughput(10, 10, 10, 1, 1, 1, rounds), Throughput(25, 20, 30, 2.5, 2.25, 3, rounds)
-        return {key: full if key == baseline else half for key in models}
+        ceiling = Throughput(32, 32, 32, 3.2, 3.2, 3.2, rounds)
+        slices = {key: ceiling for key, model in models.items() if isinstance(model, FirstTokens)}
+        return {key: full if key == baseline else half for key in models} | slices
 
     monkeypatch.setattr(benchmark, "interleaved", times)
     assert main(["--backbone", "vit_digits", "--reducer", "topk:head_fusion=mean", "--keep-rate", "0.5"]) == 0
     title, header, *lines = capsys.readouterr().out.splitlines()
     assert title == "vit_digits, float32, batch 16, 10 rounds, median and quartiles"
-    assert header.split() == ["method", "keep", "FPS", "speed-up", "quartiles", "GMAC", "MAC", "ratio"]
+    assert header.split() == ["method", "keep", "FPS", "speed-up", "quartiles", "GMAC", "MAC", "ratio", "ceiling"]
     full, half = (count_macs(create_model("vit_digits", reducer="topk", keep_rate=rate), 32).total for rate in (1, 0.5))
+    gain = f"{full / half:.2f}x"
     assert [line.split() for line in lines] == [
-        ["none", "1", "10.00", "1.00x", "1.00-1.00", f"{full / 1e9:.4f}", "1.00x"],
-        ["topk:head_fusion=mean", "0.5", "25.00", "2.50x", "2.25-3.00", f"{half / 1e9:.4f}", f"{full / half:.2f}x"],
+        ["none", "1", "10.00", "1.00x", "1.00-1.00", f"{full / 1e9:.4f}", "1.00x", "-"],
+        ["topk:head_fusion=mean", "0.5", "25.00", "2.50x", "2.25-3.00", f"{half / 1e9:.4f}", gain, "3.20x"],
     ]
 
 

@@ -29,7 +29,8 @@
 #
 # All methods by default. TRAM's authors compare against "topk" (maximum over heads), "ats:sampler=random" and
 # "patchmerger:parity=true" (no CLS token). GMAC counts attention, `gmac_thop_compat` does not: it is the "GFlops" of
-# TRAM's tables.
+# TRAM's tables. The ceiling is the speed-up of the same network on as many tokens, always the first ones: no method
+# with these numbers of tokens can be faster. `compiled = True`: all models by torch.compile, the unreduced one too.
 
 # %% tags=["colab"]
 import runpy
@@ -47,7 +48,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from common import plots
-from common.benchmark import compare
+from common.benchmark import compare_all
 from common.results import write_run
 from common.studies.throughput import Throughput
 
@@ -75,6 +76,7 @@ dtypes = ["float32"]
 batch_sizes = [4]
 img_size = None
 rounds = 5
+compiled = False
 seed = 0
 device = None
 csv = "results/notebook/throughput.csv"
@@ -85,12 +87,11 @@ figure = "results/notebook/throughput.png"
 # Before anything is timed, the reduced model that keeps everything must give the backbone's logits to 1e-5.
 
 # %%
-grid = [(backbone, dtype, batch) for backbone in backbones for dtype in dtypes for batch in batch_sizes]
+how = {"dtypes": dtypes, "batch_sizes": batch_sizes, "img_size": img_size, "device": device, "compiled": compiled}
 rows = []
-for backbone, dtype, batch in tqdm(grid):
-    where = {"dtype": dtype, "batch_size": batch, "img_size": img_size, "device": device}
-    measured = compare(backbone, reducers, keep_rates, rounds=rounds, seed=seed, **where)
-    rows += [{"backbone": backbone, "dtype": dtype, "batch": batch, **row} for row in measured]
+for backbone in tqdm(backbones):
+    measured = compare_all(backbone, reducers, keep_rates, rounds=rounds, seed=seed, **how)
+    rows += [{"backbone": backbone, **row} for row in measured]
 
 # %%
 table = pd.DataFrame(rows)
@@ -105,10 +106,12 @@ shown = [
     "fps",
     "speedup",
     "MAC ratio",
+    "ceiling",
+    "peak_memory_mb",
     "gmac",
     "gmac_thop_compat",
 ]
-table[shown].style.format(precision=3).hide(axis="index")
+table[shown].dropna(axis="columns", how="all").style.format(precision=3, na_rep="-").hide(axis="index")
 
 # %% [markdown]
 # ## Save

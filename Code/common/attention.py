@@ -47,6 +47,13 @@ class Heads:
         return cls(attn.q_norm(q), attn.k_norm(k), v)
 
     @classmethod
+    def of_first(cls, attn: Attention, normed: Tensor, count: int) -> Heads:
+        """From the normalised tokens (B, N, D), with queries of the first ``count`` only."""
+        (q,) = _heads(attn, normed[:, :count], 0, 1)  # (B, H, count, d)
+        k, v = _heads(attn, normed, 1, 3)  # (B, H, N, d) each
+        return cls(attn.q_norm(q), attn.k_norm(k), v)
+
+    @classmethod
     def around(cls, attn: Attention, normed: Tensor, rows: Tensor, k: Tensor) -> Heads:
         """Of the ``rows`` (B, K) of the normalised tokens only, whose keys are among ``k`` (B, H, N, d) of all."""
         chosen = take_rows(normed, rows)  # (B, K, D)

@@ -7,27 +7,68 @@ as the throughput notebook.
 from __future__ import annotations
 
 import argparse
+import gc
 import sys
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from itertools import product
 from typing import Literal
 
 import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from common.cost.ceiling import FirstTokens, Lengths, has_ceiling, recorded_lengths
 from common.cost.counter import count_macs
-from common.cost.throughput import interleaved
-from common.errors import command
+from common.cost.throughput import interleaved, seconds_of
+from common.errors import UsageError, command
 from common.models.factory import create_backbone
-from common.models.reduced import attach, reduce_tokens
-from common.options import Count, check, checked
+from common.models.reduced import ReducedVisionTransformer, attach, reduce_tokens
+from common.options import Count, Many, check, checked
 from common.reducers import Method, Reducer, Schedule, Signals, list_reducers
 from common.reducers.base import Signal
+from common.schedule import keep_rate_text
 from common.tokens import Selection, Tokens
 from common.training import torch_device
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+Dtype = Literal["float32", "bfloat16", "float16"]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A model to be timed, and what it costs.
+
+    Attributes:
+        method, keep_rate: of the row.
+        model: shares its weights with the others.
+        costs: params, gmac, gmac_thop_compat.
+        lengths: of the model that takes its first tokens; None = it has none, see :func:`has_ceiling`.
+    """
+
+    method: Method
+    keep_rate: float
+    model: nn.Module
+    costs: Mapping[str, float]
+    lengths: Lengths | None
+
+    @property
+    def variant(self) -> tuple[Method, float]:
+        return self.method, self.keep_rate
+
+
+@dataclass(frozen=True)
+class Start:
+    """The first passes of a model.
+
+    Attributes:
+        seconds: of the first one, compilation included.
+        peak_mb: 10^6 bytes at the most during a pass, weights and images included; None without a GPU.
+    """
+
+    seconds: float
+    peak_mb: float | None
 
 
 @checked
@@ -37,65 +78,197 @@ def compare(
     keep_rates: Sequence[float],
     *,
     img_size: Count | None = None,
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+    dtype: Dtype = "float32",
     batch_size: Count = 16,
     device: str | None = None,
     rounds: Count = 10,
     seed: int = 0,
+    compiled: bool = False,
+    backend: str = "inductor",
+) -> list[dict[str, object]]:
+    """:func:`compare_all` for one number format and one batch size."""
+    how = {"img_size": img_size, "device": device, "rounds": rounds, "seed": seed}
+    how |= {"compiled": compiled, "backend": backend}
+    return compare_all(backbone, methods, keep_rates, dtypes=(dtype,), batch_sizes=(batch_size,), **how)
+
+
+@checked
+def compare_all(
+    backbone: str,
+    methods: Sequence[str],
+    keep_rates: Sequence[float],
+    *,
+    img_size: Count | None = None,
+    dtypes: Many[Dtype] = ("float32",),
+    batch_sizes: Many[Count] = (16,),
+    device: str | None = None,
+    rounds: Count = 10,
+    seed: int = 0,
+    compiled: bool = False,
+    backend: str = "inductor",
 ) -> list[dict[str, object]]:
     """Measure ``methods`` at ``keep_rates`` on a randomly initialised ``backbone`` against the backbone itself.
 
     Before anything is timed, a model that selects every patch in every block, through the same code as the methods,
-    must give the backbone's logits to 1e-5.
+    must give the backbone's logits to 1e-5. Models are made and counted once, whatever the formats and batches.
+
+    A model that does not run (out of memory, or torch.compile does not take it) is left out, and a line on stderr says
+    which and why.
 
     Args:
         methods: written as for :class:`common.reducers.Method`; "none" is always measured.
         keep_rates: see :class:`common.reducers.Schedule`.
         img_size: pixels; default that of the backbone.
-        dtype: of weights and images.
+        dtypes: of weights and images.
         device: default "cuda" when there is one.
         rounds: passes of each model.
         seed: of weights, images and samplers.
+        compiled: all models by torch.compile, the unreduced one too.
+        backend: of torch.compile.
 
     Returns:
-        One row for the baseline (method "none") and one per method and keep rate: method, options, keep_rate,
-        img_size, params, gmac (attention included), gmac_thop_compat, and the fields of
-        :class:`common.cost.throughput.Throughput`.
+        For each format and batch a row for the baseline (method "none") and one per method and keep rate: dtype, batch,
+        method, options, keep_rate, img_size, params, gmac (attention included), gmac_thop_compat, the fields of
+        :class:`common.cost.throughput.Throughput`, compiled ("eager" or "compiled"), compile_seconds (the first pass;
+        None in eager), peak_memory_mb (None without a GPU), and ceiling: the speed-up, in the same rounds, of
+        :class:`common.cost.ceiling.FirstTokens` with as many tokens, None where these depend on the image.
+
+    Raises:
+        UsageError: bad input, or the backbone itself does not run.
     """
     where, parsed = torch_device(device), [Method.parse(method) for method in methods]
     torch.manual_seed(seed)
     vit = create_backbone(backbone, num_classes=10, img_size=img_size).eval()
-    variants = [(Method("none"), 1.0)]
-    variants += [(m, rate) for m in parsed if m.name != "none" for rate in keep_rates]
+    side = vit.patch_embed.img_size
+    variants = _variants(parsed, keep_rates)
     models = {(m, rate): reduce_tokens(vit, m.name, keep_rate=rate, **dict(m.options)) for m, rate in variants}
-    baseline, side = variants[0], vit.patch_embed.img_size
-    images = torch.randn(batch_size, 3, *side, generator=torch.Generator().manual_seed(seed))
-    assert_identity(vit, images[:1])
-    costs = {variant: _cost(model, side) for variant, model in models.items()}
-
-    models[baseline] = vit
-    models = {variant: model.to(where, DTYPES[dtype]).eval() for variant, model in models.items()}
-    times = interleaved(models, images.to(where, DTYPES[dtype]), baseline=baseline, rounds=rounds)
-    return [
-        {
-            "method": method.name,
-            "options": method.options_text,
-            "keep_rate": rate,
-            "img_size": side[0],
-            **costs[method, rate],
-            **asdict(times[method, rate]),
-        }
-        for method, rate in variants
-    ]
+    assert_identity(vit, torch.randn(1, 3, *side, generator=torch.Generator().manual_seed(seed)))
+    candidates = [_counted(*variant, model.to(where).eval(), side) for variant, model in models.items()]
+    candidates[0] = replace(candidates[0], model=vit, lengths=None)
+    try:
+        rows = []
+        for dtype, batch in product(dtypes, batch_sizes):
+            images = torch.randn(batch, 3, *side, generator=torch.Generator().manual_seed(seed))
+            for candidate in candidates:
+                candidate.model.to(DTYPES[dtype])
+            images = images.to(where, DTYPES[dtype])
+            measured = _measure(vit, candidates, images, rounds, backend if compiled else None)
+            rows += [{"dtype": dtype, "batch": batch, **row} for row in measured]
+        return rows
+    finally:
+        del candidates, models, vit
+        _free(where)
 
 
-def _cost(model: nn.Module, side: tuple[int, int]) -> dict[str, float]:
-    macs = count_macs(model, side)
-    return {
+def _variants(methods: Sequence[Method], keep_rates: Sequence[float]) -> list[tuple[Method, float]]:
+    reduced = [(method, rate) for method in methods if method.name != "none" for rate in keep_rates]
+    return [(Method("none"), 1.0), *reduced]
+
+
+def _counted(method: Method, keep_rate: float, model: ReducedVisionTransformer, side: tuple[int, int]) -> Candidate:
+    with recorded_lengths(model) as lengths:
+        macs = count_macs(model, side)
+    costs = {
         "params": sum(parameter.numel() for parameter in model.parameters()),
         "gmac": macs.total / 1e9,
         "gmac_thop_compat": macs.thop_compat / 1e9,
     }
+    return Candidate(method, keep_rate, model, costs, tuple(map(tuple, lengths)) if has_ceiling(model) else None)
+
+
+def _measure(
+    vit: VisionTransformer, candidates: Sequence[Candidate], images: Tensor, rounds: int, backend: str | None
+) -> list[dict[str, object]]:
+    """The rows of one number format and one batch."""
+    models: dict[Hashable, nn.Module] = {each.variant: each.model for each in candidates}
+    models |= {each.lengths: FirstTokens(vit, each.lengths).eval() for each in candidates if each.lengths is not None}
+    baseline = candidates[0].variant
+    with _room_to_compile(backend is not None):
+        if backend is not None:
+            models = {key: torch.compile(model, dynamic=False, backend=backend) for key, model in models.items()}
+        starts = _started(models, images, baseline, backend is not None)
+        ready = {key: models[key] for key in starts}
+        times = interleaved(ready, images, baseline=baseline, rounds=rounds)
+    return [
+        {
+            "method": each.method.name,
+            "options": each.method.options_text,
+            "keep_rate": each.keep_rate,
+            "img_size": images.shape[2],
+            **each.costs,
+            **asdict(times[each.variant]),
+            "compiled": "eager" if backend is None else "compiled",
+            "compile_seconds": None if backend is None else starts[each.variant].seconds,
+            "peak_memory_mb": starts[each.variant].peak_mb,
+            "ceiling": times[each.lengths].speedup if each.lengths in times else None,
+        }
+        for each in candidates
+        if each.variant in times
+    ]
+
+
+def _started(
+    models: Mapping[Hashable, nn.Module], images: Tensor, baseline: Hashable, compiled: bool
+) -> dict[Hashable, Start]:
+    """The first passes of those ``models`` that run; a line on stderr for each of the others."""
+    starts = {}
+    for key, model in models.items():
+        try:
+            starts[key] = _start(model, images, compiled)
+        except Exception as error:  # whatever a compiler or a full memory raises: the others are measured
+            reason = f"{_told(key)} does not run{' compiled' if compiled else ''} ({images.dtype}, batch {len(images)})"
+            reason += f": {type(error).__name__}: {_first_line(error)}"
+            if key == baseline:
+                raise UsageError(reason) from error
+            print(f"left out: {reason}", file=sys.stderr)
+    return starts
+
+
+@torch.inference_mode()
+def _start(model: nn.Module, images: Tensor, compiled: bool) -> Start:
+    seconds = seconds_of(model, images)
+    if compiled:
+        model(images)  # some remember what the first pass found, and are compiled anew
+        with torch.compiler.set_stance("fail_on_recompile"):
+            model(images)
+    if not images.is_cuda:
+        return Start(seconds, None)
+    before = torch.cuda.memory_allocated(images.device)
+    torch.cuda.reset_peak_memory_stats(images.device)
+    model(images)
+    during = torch.cuda.max_memory_allocated(images.device) - before
+    own = sum(each.nbytes for each in (images, *model.parameters(), *model.buffers()))
+    return Start(seconds, (own + during) / 1e6)
+
+
+@contextmanager
+def _room_to_compile(compiled: bool) -> Iterator[None]:
+    """All models run through the same few functions, each of which is compiled for every model and block."""
+    if not compiled:
+        yield
+        return
+    torch.compiler.reset()
+    import torch._dynamo as dynamo  # takes seconds
+
+    with dynamo.config.patch(recompile_limit=10_000, accumulated_recompile_limit=100_000):
+        yield
+    torch.compiler.reset()
+
+
+def _told(key: Hashable) -> str:
+    if isinstance(key[0], Method):
+        return f"{key[0]}, keep rate {keep_rate_text(key[1])}"
+    return f"the ceiling of {key[-1][-1]} tokens"
+
+
+def _first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), "no reason given")
+
+
+def _free(device: torch.device) -> None:
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 class SelectAll(Reducer):
@@ -129,20 +302,33 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--device", help="default: cuda when there is one, else cpu")
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--threads", type=int, help="CPU threads; default: torch's")
+    parser.add_argument("--compile", action="store_true", help="all models by torch.compile, the unreduced one too")
     args = parser.parse_args(arguments)
     if args.threads is not None:
         torch.set_num_threads(check("threads", args.threads, Count))
     settings = {name: getattr(args, name) for name in ("img_size", "dtype", "batch_size", "device", "rounds")}
-    rows = compare(args.backbone, args.reducer, args.keep_rate, **settings)
-    print(f"{args.backbone}, {args.dtype}, batch {args.batch_size}, {args.rounds} rounds, median and quartiles")
-    print(f"{'method':<24}{'keep':>6}{'FPS':>10}{'speed-up':>10}{'quartiles':>14}{'GMAC':>10}{'MAC ratio':>11}")
+    rows = compare(args.backbone, args.reducer, args.keep_rate, compiled=args.compile, **settings)
+    how = f"{args.dtype}{', compiled' if args.compile else ''}, batch {args.batch_size}"
+    print(f"{args.backbone}, {how}, {args.rounds} rounds, median and quartiles")
+    for line in _lines(rows):
+        print("".join(line))
+
+
+def _lines(rows: Sequence[Mapping[str, object]]) -> Iterator[list[str]]:
+    """Header and rows of the printed table; memory and compilation only where they were measured."""
+    more = {"peak_memory_mb": "MB", "compile_seconds": "compile s"}
+    more = {name: title for name, title in more.items() if rows[0][name] is not None}
+    header = [f"{'method':<24}{'keep':>6}{'FPS':>10}{'speed-up':>10}{'quartiles':>14}{'GMAC':>10}{'MAC ratio':>11}"]
+    yield [*header, f"{'ceiling':>9}", *(f"{title:>11}" for title in more.values())]
     for row in rows:
         name = row["method"] + (f":{row['options']}" if row["options"] else "")
         quartiles = f"{row['speedup_q1']:.2f}-{row['speedup_q3']:.2f}"
-        print(
-            f"{name:<24}{row['keep_rate']:>6g}{row['fps']:>10.2f}{row['speedup']:>9.2f}x{quartiles:>14}"
-            f"{row['gmac']:>10.4f}{rows[0]['gmac'] / row['gmac']:>10.2f}x"
-        )
+        ceiling = "-" if row["ceiling"] is None else f"{row['ceiling']:.2f}x"
+        yield [
+            f"{name:<24}{row['keep_rate']:>6g}{row['fps']:>10.2f}{row['speedup']:>9.2f}x{quartiles:>14}",
+            f"{row['gmac']:>10.4f}{rows[0]['gmac'] / row['gmac']:>10.2f}x{ceiling:>9}",
+            *(f"{row[name]:>11.1f}" for name in more),
+        ]
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ UNITS = {
     "block": (0, inf),
     "count": (0, inf),
     "GMAC": (0, inf),
+    "MB": (0, inf),
     "s": (0, inf),
     "1/s": (0, inf),
     "ratio": (0, inf),

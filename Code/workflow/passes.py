@@ -32,6 +32,7 @@ IMAGES = {
 UNKNOWN = (35_000, 4_000)  # of a folder: ImageNet-mini's
 LEARNING = {"dynamicvit", "patchmerger", "sinkhorn", "sit"}  # methods with parts that a training has to make
 TAUGHT_METHODS = {"dynamicvit"}  # of which the unreduced network is the teacher
+BEFORE_BLOCKS = {"dpcknn", "dynamicvit", "kmedoids", "patchmerger", "sinkhorn", "sit"}  # tokens go before attention
 DRAWING = {"random", "patchmerger", "sinkhorn", "sit"}  # methods that a seed changes, off the shelf
 CURVES = 24  # passes of an image along insertion and deletion
 # Passes that explaining an image takes; MUTEX: its own, and one for each of at most 54 masks
@@ -139,9 +140,21 @@ def _leaderboard(given: Given) -> int:
 
 
 def _throughput(given: Given) -> int:
-    """An untimed and a timed pass of every model in every round, the unreduced one among them."""
+    """A first pass of every model, and an untimed and a timed one in every round.
+
+    The unreduced one is among them, and those with as many tokens of which none is chosen. Each is counted on an image.
+    """
     conditions = len(given["backbones"]) * len(given["dtypes"]) * sum(given["batch_sizes"])
-    return (1 + given.models) * conditions * given["rounds"] * 2
+    alike = {_counted_like(text.partition(":")[0]) for text in given["reducers"]} - {""}
+    timed = 1 + given.models + len(alike) * len(given["keep_rates"])
+    return timed * conditions * (1 + 2 * given["rounds"]) + len(given["backbones"]) * (3 + given.models)
+
+
+def _counted_like(name: str) -> str:
+    """What all methods share that have as many tokens as ``name`` at a keep rate; "" = their number is not fixed."""
+    if name in ("none", "ats", "downsample") or name.startswith("idle_"):
+        return ""
+    return name if name in ("evit", "l1", "l2", "linf") else str(name in BEFORE_BLOCKS)
 
 
 def _is(text: str, methods: set[str]) -> bool:

@@ -24,12 +24,15 @@ def architecture(backbone: str) -> str:
 
 
 def in_order(frame: pd.DataFrame, first: list[str], methods: Iterable[str] = METHODS) -> pd.DataFrame:
-    """Rows by ``first`` (float32 before the shorter formats), ``methods`` as in the figures, keep rates falling."""
+    """Rows by ``first``, ``methods`` as in the figures, keep rates falling.
+
+    float32 stands before the shorter formats, eager before compiled.
+    """
     place = {method: number for number, method in enumerate(methods)}
     ranked = frame.assign(_rank=frame["method"].map(place).fillna(len(place)))
     by = [*first, "_rank", *VARIANT]
     order = ranked.assign(keep_rate=ranked["keep_rate"].map(ratio_of)).sort_values(
-        by, ascending=[name not in ("keep_rate", "dtype") for name in by], kind="stable"
+        by, ascending=[name not in ("keep_rate", "dtype", "compiled") for name in by], kind="stable"
     )
     return ranked.loc[order.index].drop(columns="_rank").reset_index(drop=True)
 
@@ -74,8 +77,12 @@ def _samples(seeds: pd.DataFrame, metric: str) -> tuple[np.ndarray | None, str]:
 
 
 def add_speedup(runs: pd.DataFrame, throughput: pd.DataFrame) -> pd.DataFrame:
-    """``runs`` with the float32 ``speedup`` at the largest batch measured for the same model, else NaN."""
-    speed = throughput[throughput["dtype"] == "float32"].sort_values("batch", kind="stable")
+    """``runs`` with the float32 ``speedup`` at the largest batch measured for the same model, else NaN.
+
+    Of models that were not compiled, as no others were trained or evaluated.
+    """
+    speed = throughput[(throughput["dtype"] == "float32") & (throughput["compiled"] == "eager")]
+    speed = speed.sort_values("batch", kind="stable")
     speed = speed.assign(architecture=speed["backbone"].map(architecture))
     key = ["architecture", "img_size", *VARIANT]
     speed = speed.drop_duplicates(key, keep="last")[[*key, "speedup"]]

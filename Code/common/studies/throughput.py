@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 
 import pandas as pd
@@ -14,16 +15,22 @@ from common.report.rows import VARIANT, architecture, holes, in_order, refuse_re
 from common.report.sections import Answer, Section
 from common.results import read_published
 from common.schedule import keep_rate_text
-from common.schema import REQUIRED, Column, count, number
+from common.schema import REQUIRED, Column, count, number, text
 from common.studies.base import Study, register_study
 
-SETTING = ["dtype", "batch", "device", "threads", "backbone", "img_size"]
+SETTING = ["dtype", "compiled", "batch", "device", "threads", "backbone", "img_size"]
 EFFICIENCY_KEY = ["backbone", "img_size", "method", "options", "keep_rate"]
 FPS_NOTE = "Published FPS: one CUDA GPU, type not recorded. Not comparable with the speeds measured here."
 GFLOPS_NOTE = (
-    "GMAC counts everything; GMAC, thop leaves out the matrix products of attention, as the published GFlops do: "
+    "GMAC counts everything; GMAC, thop leaves out the products of attention, as the published GFlops do: "
     "compare only these two."
 )
+PROMISE_NOTE = "Share of promise: speed-up / MAC ratio."
+CEILING_NOTE = (
+    "Share of ceiling: speed-up / that of the same network on as many tokens, always the first ones, without choosing "
+    "any; empty where the number of tokens depends on the image, or where they come back."
+)
+MEMORY_NOTE = "Peak memory: 10⁶ bytes on the GPU during a pass, weights and images included."
 
 
 def quartiles_of(name: str, what: str, unit: str) -> dict[str, Column]:
@@ -49,6 +56,14 @@ class Throughput(Study):
         "params": count("parameters"),
         "gmac": number("multiply-accumulates of an image, attention included", "GMAC"),
         "gmac_thop_compat": number("the same as thop counts them, without attention's products", "GMAC"),
+        "compiled": text("eager, or compiled by torch.compile, as the unreduced model then is too", before="eager"),
+        "compile_seconds": number("of the first pass, where compiled", "s", optional=True, before=""),
+        "peak_memory_mb": number(
+            "10^6 bytes on the GPU during a pass, weights included", "MB", optional=True, before=""
+        ),
+        "ceiling": number(
+            "speedup with as many tokens, the first ones, none chosen", "ratio", optional=True, before=""
+        ),
     }
     required = (*REQUIRED, "dtype", "batch")
     setting = SETTING
@@ -62,6 +77,7 @@ class Throughput(Study):
         key = [*SETTING, *VARIANT]
         refuse_repeats(runs, key)
         measures = ["fps", "fps_q1", "fps_q3", "speedup", "speedup_q1", "speedup_q3", "rounds"]
+        measures += ["compile_seconds", "peak_memory_mb", "ceiling"]
         measured = runs[[*key, *measures, "gmac", "gmac_thop_compat", "params"]]
         measured = in_order(measured, SETTING).assign(status="measured")
         published = published_efficiency().rename(columns={"backbone": "architecture"})
@@ -76,12 +92,15 @@ class Throughput(Study):
         measured = data[data["status"] == "measured"]
         for _, rows in measured.groupby(SETTING, sort=False, dropna=False):
             row = rows.iloc[0]
-            title = f"{backbone_name(row['backbone'])}, {row['img_size']} px, {row['dtype']}, batch {row['batch']}"
+            title = f"{backbone_name(row['backbone'])}, {row['img_size']} px, {_form(row)}, batch {row['batch']}"
             where = f"{row['device']}, threads: {row['threads']}."
             note = (
-                f"FPS and speed-up: median [quartiles] over at least {rows['rounds'].min()} interleaved rounds, {where}"
+                f"FPS and speed-up: median [quartiles] over {rows['rounds'].min()} or more interleaved rounds, {where}"
             )
-            yield Section(title, _throughput_frame(rows), (note, GFLOPS_NOTE, FPS_NOTE))
+            frame = _throughput_frame(rows)
+            notes = {"Share of promise": PROMISE_NOTE, "Share of ceiling": CEILING_NOTE, "Peak MB": MEMORY_NOTE}
+            note = " ".join([note, *(said for column, said in notes.items() if column in frame)])
+            yield Section(title, frame, (note, GFLOPS_NOTE, FPS_NOTE))
         rest = data[data["status"] == show.NOT_RUN]
         if len(rest):
             frame = pd.DataFrame(
@@ -103,7 +122,8 @@ class Throughput(Study):
 
     def answers(self, data: pd.DataFrame) -> Iterator[Answer]:
         reduced = data[(data["status"] != show.NOT_RUN) & show.is_reduced(data)]
-        for dtype, rows in reduced.groupby("dtype", sort=False):
+        several = reduced["device"].nunique() > 1
+        for _, rows in reduced.groupby(["dtype", "compiled", "device"], sort=False):
             points = []
             for keep_rate, cells in rows.groupby("keep_rate", sort=False):
                 best, worst = cells.loc[cells["speedup"].idxmax()], cells.loc[cells["speedup"].idxmin()]
@@ -111,7 +131,9 @@ class Throughput(Study):
                     f"keep {show.percent(keep_rate)}: {worst['speedup']:.2f} to {best['speedup']:.2f} times as fast "
                     f"(least: {_place(worst)}; most: {_place(best)})"
                 )
-            yield Answer(f"In {dtype}, compared with the same model without reduction:", tuple(points))
+            row = rows.iloc[0]
+            where = f"In {_form(row)} on {row['device']}" if several else f"In {_form(row)}"
+            yield Answer(f"{where}, compared with the same model without reduction:", tuple(points))
 
     def missing(self, runs: pd.DataFrame) -> list[str]:
         return holes(runs, SETTING)
@@ -131,19 +153,41 @@ def published_efficiency() -> pd.DataFrame:
 
 def _throughput_frame(rows: pd.DataFrame) -> pd.DataFrame:
     published = rows[["published_gflops", "published_fps"]].fillna(show.NONE)
-    return pd.DataFrame(
-        {
-            "Model": show.labels(rows),
-            "Keep": rows["keep_rate"].map(show.percent),
-            "FPS": [show.quartiles(row, "fps", 1) for _, row in rows.iterrows()],
-            "Speed-up": [show.quartiles(row, "speedup", 2) for _, row in rows.iterrows()],
-            "GMAC": show.numbers(rows["gmac"], 4),
-            "GMAC, thop": show.numbers(rows["gmac_thop_compat"], 4),
-            "Published GFlops": published["published_gflops"],
-            "Params (M)": show.numbers(rows["params"] / 1e6, 2),
-            "Published FPS": published["published_fps"],
-        }
-    )
+    columns = {
+        "Model": show.labels(rows),
+        "Keep": rows["keep_rate"].map(show.percent),
+        "FPS": [show.quartiles(row, "fps", 1) for _, row in rows.iterrows()],
+        "Speed-up": [show.quartiles(row, "speedup", 2) for _, row in rows.iterrows()],
+        **_where_measured(rows),
+        "GMAC": show.numbers(rows["gmac"], 4),
+        "GMAC, thop": show.numbers(rows["gmac_thop_compat"], 4),
+        "Published GFlops": published["published_gflops"],
+        "Params (M)": show.numbers(rows["params"] / 1e6, 2),
+        "Published FPS": published["published_fps"],
+    }
+    return pd.DataFrame(columns)
+
+
+def _where_measured(rows: pd.DataFrame) -> dict[str, list[str]]:
+    """The columns that not every run has, as far as these ``rows`` of one setting have any value there."""
+    reduced, whole = show.is_reduced(rows), rows.loc[rows["method"] == "none", "gmac"]
+    promise = rows["speedup"] * rows["gmac"] / (whole.iloc[0] if len(whole) else math.nan)
+    found = {
+        "Share of promise": (100 * promise.where(reduced), 0, " %"),
+        "Share of ceiling": (100 * (rows["speedup"] / rows["ceiling"]).where(reduced), 0, " %"),
+        "Peak MB": (rows["peak_memory_mb"], 0, ""),
+        "Compile (s)": (rows["compile_seconds"], 1, ""),
+    }
+    return {
+        name: [show.NONE if pd.isna(value) else show.number(value, digits) + unit for value in values]
+        for name, (values, digits, unit) in found.items()
+        if values.notna().any()
+    }
+
+
+def _form(row: pd.Series) -> str:
+    """Number format, and whether the models were compiled."""
+    return row["dtype"] if row["compiled"] == "eager" else f"{row['dtype']}, {row['compiled']}"
 
 
 def _place(row: pd.Series) -> str:
