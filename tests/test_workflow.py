@@ -263,8 +263,9 @@ def test_shipped_profile_measures_no_baseline_twice(profile):
     measured = Counter()
     for run in (run for plan in load_plans(profile) for run in plan.runs):
         if run.study == "throughput":
-            given = {"dtypes": ["float32"], "batch_sizes": [4], "img_size": None, **run.options}
-            measured.update(product(given["backbones"], given["dtypes"], given["batch_sizes"], [given["img_size"]]))
+            given = {"dtypes": ["float32"], "batch_sizes": [4], "img_size": None, "compiled": False, **run.options}
+            same = [given["img_size"]], [given["compiled"]]
+            measured.update(product(given["backbones"], given["dtypes"], given["batch_sizes"], *same))
     assert [condition for condition, count in measured.items() if count > 1] == []
 
 
