@@ -86,6 +86,16 @@ def test_models_take_turns_and_each_timed_pass_follows_an_untimed_one(clock):
     assert times["c"] == Throughput(8, 8, 8, 3, 2.5, 11.5, 3)
 
 
+def test_a_slow_model_takes_part_in_fewer_rounds(clock):
+    """It has had 6 s of 5 after three rounds; its speed-up is that over the baseline of its own rounds."""
+    seconds = {"base": [0, 4] * 3 + [0, 9] * 2, "slow": [0, 1, 0, 1, 0, 4], "fast": [0, 1] * 5}
+    models = {name: clock.model(name, values) for name, values in seconds.items()}
+    times = interleaved(models, torch.zeros(8, 3, 4, 4), baseline="base", rounds=5, limit_seconds=5)
+    assert clock.log.count("slow") == 6
+    assert {name: found.rounds for name, found in times.items()} == {"base": 5, "slow": 3, "fast": 5}
+    assert (times["slow"].speedup, times["fast"].speedup) == (4, 4) and times["slow"].speedup_q1 == 2.5
+
+
 # compare
 
 
@@ -136,7 +146,7 @@ def test_costs_equal_the_counters(rows):
 def test_image_size_and_dtype_reach_the_models(monkeypatch):
     seen = []
 
-    def watch(models, images, *, baseline, rounds):
+    def watch(models, images, *, baseline, rounds, limit_seconds):
         seen.extend((images.shape, images.dtype, next(m.parameters()).dtype, m.training) for m in models.values())
         return dict.fromkeys(models, Throughput(1, 1, 1, 1, 1, 1, rounds))
 
@@ -150,7 +160,7 @@ def test_image_size_and_dtype_reach_the_models(monkeypatch):
 def test_the_baseline_is_the_untouched_backbone(monkeypatch):
     kinds = []
 
-    def watch(models, images, *, baseline, rounds):
+    def watch(models, images, *, baseline, rounds, limit_seconds):
         kinds.extend((key == baseline, type(model)) for key, model in models.items())
         return dict.fromkeys(models, Throughput(1, 1, 1, 1, 1, 1, rounds))
 
@@ -356,7 +366,7 @@ def test_help(capsys):
 def test_table(capsys, monkeypatch):
     """The command line prints the rows of ``compare``: here 2.5 times faster at the MAC ratio of the counters."""
 
-    def times(models, images, *, baseline, rounds):
+    def times(models, images, *, baseline, rounds, limit_seconds):
         full, half = Throughput(10, 10, 10, 1, 1, 1, rounds), Throughput(25, 20, 30, 2.5, 2.25, 3, rounds)
         ceiling = Throughput(32, 32, 32, 3.2, 3.2, 3.2, rounds)
         slices = {key: ceiling for key, model in models.items() if isinstance(model, FirstTokens)}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import math
 import sys
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -33,7 +34,11 @@ from common.tokens import Selection, Tokens
 from common.training import torch_device
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+GPU_SECONDS = 1.0  # of timed passes, after which a slow model has been seen often enough: GPUs are lent by the minute
 Dtype = Literal["float32", "bfloat16", "float16"]
+
+
+Variant = tuple[Method, float]  # and its keep rate
 
 
 @dataclass(frozen=True)
@@ -54,7 +59,7 @@ class Candidate:
     lengths: Lengths | None
 
     @property
-    def variant(self) -> tuple[Method, float]:
+    def variant(self) -> Variant:
         return self.method, self.keep_rate
 
 
@@ -121,7 +126,7 @@ def compare_all(
         img_size: pixels; default that of the backbone.
         dtypes: of weights and images.
         device: default "cuda" when there is one.
-        rounds: passes of each model.
+        rounds: passes of each model; on a GPU three, if together they take longer than ``GPU_SECONDS``.
         seed: of weights, images and samplers.
         compiled: all models by torch.compile, the unreduced one too.
         backend: of torch.compile.
@@ -139,28 +144,39 @@ def compare_all(
     where, parsed = torch_device(device), [Method.parse(method) for method in methods]
     torch.manual_seed(seed)
     vit = create_backbone(backbone, num_classes=10, img_size=img_size).eval()
+    models = {(m, rate): _reduced(vit, m, rate) for m, rate in _variants(parsed, keep_rates)}
+    assert_identity(vit, _images(1, vit, seed))
+    candidates = _counted_on(where, vit, models)
+    rows = []
+    for dtype, batch in product(dtypes, batch_sizes):
+        for model in models.values():
+            model.to(DTYPES[dtype])
+        images = _images(batch, vit, seed).to(where, DTYPES[dtype])
+        measured = _measure(vit, candidates, images, rounds, backend if compiled else None)
+        rows += [{"dtype": dtype, "batch": batch, **row} for row in measured]
+    del vit, model, models, candidates, images
+    _free(where)
+    return rows
+
+
+def _images(batch: int, vit: VisionTransformer, seed: int) -> Tensor:
+    return torch.randn(batch, 3, *vit.patch_embed.img_size, generator=torch.Generator().manual_seed(seed))
+
+
+def _reduced(vit: VisionTransformer, method: Method, keep_rate: float) -> ReducedVisionTransformer:
+    return reduce_tokens(vit, method.name, keep_rate=keep_rate, **dict(method.options))
+
+
+def _counted_on(
+    device: torch.device, vit: VisionTransformer, models: Mapping[Variant, ReducedVisionTransformer]
+) -> list[Candidate]:
+    """All ``models`` and what they cost; the first one, which reduces nothing, is ``vit`` itself."""
     side = vit.patch_embed.img_size
-    variants = _variants(parsed, keep_rates)
-    models = {(m, rate): reduce_tokens(vit, m.name, keep_rate=rate, **dict(m.options)) for m, rate in variants}
-    assert_identity(vit, torch.randn(1, 3, *side, generator=torch.Generator().manual_seed(seed)))
-    candidates = [_counted(*variant, model.to(where).eval(), side) for variant, model in models.items()]
-    candidates[0] = replace(candidates[0], model=vit, lengths=None)
-    try:
-        rows = []
-        for dtype, batch in product(dtypes, batch_sizes):
-            images = torch.randn(batch, 3, *side, generator=torch.Generator().manual_seed(seed))
-            for candidate in candidates:
-                candidate.model.to(DTYPES[dtype])
-            images = images.to(where, DTYPES[dtype])
-            measured = _measure(vit, candidates, images, rounds, backend if compiled else None)
-            rows += [{"dtype": dtype, "batch": batch, **row} for row in measured]
-        return rows
-    finally:
-        del candidates, models, vit
-        _free(where)
+    first, *others = (_counted(*variant, model.to(device).eval(), side) for variant, model in models.items())
+    return [replace(first, model=vit, lengths=None), *others]
 
 
-def _variants(methods: Sequence[Method], keep_rates: Sequence[float]) -> list[tuple[Method, float]]:
+def _variants(methods: Sequence[Method], keep_rates: Sequence[float]) -> list[Variant]:
     reduced = [(method, rate) for method in methods if method.name != "none" for rate in keep_rates]
     return [(Method("none"), 1.0), *reduced]
 
@@ -188,7 +204,8 @@ def _measure(
             models = {key: torch.compile(model, dynamic=False, backend=backend) for key, model in models.items()}
         starts = _started(models, images, baseline, backend is not None)
         ready = {key: models[key] for key in starts}
-        times = interleaved(ready, images, baseline=baseline, rounds=rounds)
+        limit = GPU_SECONDS if images.is_cuda else math.inf
+        times = interleaved(ready, images, baseline=baseline, rounds=rounds, limit_seconds=limit)
     return [
         {
             "method": each.method.name,
@@ -250,9 +267,11 @@ def _room_to_compile(compiled: bool) -> Iterator[None]:
     torch.compiler.reset()
     import torch._dynamo as dynamo  # takes seconds
 
-    with dynamo.config.patch(recompile_limit=10_000, accumulated_recompile_limit=100_000):
-        yield
-    torch.compiler.reset()
+    try:
+        with dynamo.config.patch(recompile_limit=10_000, accumulated_recompile_limit=100_000):
+            yield
+    finally:
+        torch.compiler.reset()
 
 
 def _told(key: Hashable) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
+
+FEW = 3  # passes that have a median
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,12 @@ class Throughput:
 
 
 def interleaved(
-    models: Mapping[Hashable, Callable[[Tensor], object]], images: Tensor, *, baseline: Hashable, rounds: int = 10
+    models: Mapping[Hashable, Callable[[Tensor], object]],
+    images: Tensor,
+    *,
+    baseline: Hashable,
+    rounds: int = 10,
+    limit_seconds: float = math.inf,
 ) -> dict[Hashable, Throughput]:
     """Time all ``models`` in turn, A B C A B C ..., on the same batch.
 
@@ -45,15 +53,19 @@ def interleaved(
         images: (B, 3, H, W).
         baseline: key of the model that is the 1.0 of the speed-up.
         rounds: measured passes of each model.
+        limit_seconds: after ``FEW`` timed passes a model, unless it is the baseline, stops taking part once all that
+            it had took this long together.
     """
     seconds = {name: [] for name in models}
     with torch.inference_mode():
         for turn in tqdm(range(rounds), desc="rounds", leave=False):
             for name, model in models.items():
+                if turn >= FEW and name != baseline and sum(seconds[name]) > limit_seconds:
+                    continue
                 if turn == 0 or not images.is_cuda:
                     model(images)
                 seconds[name].append(seconds_of(model, images))
-    return {name: _summary(own, seconds[baseline], len(images)) for name, own in seconds.items()}
+    return {name: _summary(own, seconds[baseline][: len(own)], len(images)) for name, own in seconds.items()}
 
 
 def seconds_of(model: Callable[[Tensor], object], images: Tensor) -> float:
