@@ -11,12 +11,14 @@ import timm
 import torch
 from backbones import ADAPTIVE, FAMILIES, IDLING, VARIANTS, images, make, reducing
 from elsewhere import MixedDevicesError, device
-from small_training import ManyLabels, Pictures, config, lively
+from small_training import ManyLabels, Pictures, config, lively, small_vit
 from torch.utils._pytree import tree_leaves
 
 from common.budget import keep_rate_for
+from common.cost.ceiling import FirstTokens
 from common.cost.counter import count_macs, mean_macs
-from common.data import make_loader
+from common.data import load_dataset, make_loader
+from common.data.on_device import DeviceLoader
 from common.evaluation import evaluate_model
 from common.explain import create_explainer, list_explainers
 from common.explain.agreement import agreement, decisions_of
@@ -34,6 +36,7 @@ from common.slimming.ranking import SCORES, network_scores
 from common.slimming.scores import Feature, HeadHandling, Scoring, significance
 from common.slimming.top_down import search
 from common.training import predict, train
+from rehearsal_data import write_datasets
 
 OPTIONS = ["l2:contiguous=true", "idle_mlp:influence=rollout", "patch_slimming:keys=selected"]
 METHODS = [*list_reducers(), *VARIANTS, *IDLING, *ADAPTIVE, *OPTIONS]
@@ -222,6 +225,26 @@ def trained(model, where, teacher=None, data=Pictures, **settings):
 )
 def test_training(settings):
     same_everywhere(lambda where: trained(small("topk"), where, **settings), 1e-3)
+
+
+def test_batches_made_on_the_device(tmp_path, monkeypatch):
+    """Pictures that lie there, and an epoch of training on them."""
+    write_datasets(tmp_path, ["fashion-mnist"])
+    opened = {"root": tmp_path, "img_size": 16, "memory_gb": 1.0, "limit": 20}
+    data, held = (load_dataset("fashion-mnist", split, train=split == "train", **opened) for split in ("train", "val"))
+    same_everywhere(lambda where: [*DeviceLoader(make_loader(data, 8, shuffle=True, seed=0), where)])
+    monkeypatch.setattr("common.training.engine.on_device", DeviceLoader)
+
+    def epoch(where):
+        model = reduce_tokens(small_vit(img_size=16, patch_size=4, num_classes=10), "tome", keep_rate=0.5)
+        return [each.val_loss for each in train(model, data, held, config(device=str(where)))]
+
+    same_everywhere(epoch, 1e-3)
+
+
+def test_the_first_tokens_alone():
+    lengths = ((17, 9), (9, 9), (9, 5), (5, 5))
+    same_everywhere(lambda where: FirstTokens(lively().to(where), lengths)(pictures(where)))
 
 
 def test_moving_average(monkeypatch):
