@@ -149,12 +149,12 @@ def compare_all(
     candidates = _counted_on(where, vit, models)
     rows = []
     for dtype, batch in product(dtypes, batch_sizes):
-        for model in models.values():
-            model.to(DTYPES[dtype])
+        for candidate in candidates:
+            candidate.model.to(DTYPES[dtype])
         images = _images(batch, vit, seed).to(where, DTYPES[dtype])
         measured = _measure(vit, candidates, images, rounds, backend if compiled else None)
         rows += [{"dtype": dtype, "batch": batch, **row} for row in measured]
-    del vit, model, models, candidates, images
+    del vit, models, candidates, candidate, images
     _free(where)
     return rows
 
@@ -171,7 +171,7 @@ def _counted_on(
     device: torch.device, vit: VisionTransformer, models: Mapping[Variant, ReducedVisionTransformer]
 ) -> list[Candidate]:
     """All ``models`` and what they cost; the first one, which reduces nothing, is ``vit`` itself."""
-    side = vit.patch_embed.img_size
+    side = vit.to(device).patch_embed.img_size
     first, *others = (_counted(*variant, model.to(device).eval(), side) for variant, model in models.items())
     return [replace(first, model=vit, lengths=None), *others]
 
