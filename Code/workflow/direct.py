@@ -1,6 +1,6 @@
 """Run a profile without Snakemake and Jupyter: the text notebooks, as Python, until the time is up.
 
-    python Code/workflow/direct.py gpu --results results/gpu/MY_CARD --minutes 9 [--cores 16] [--only STUDY ...]
+    python Code/workflow/direct.py gpu --results results/gpu/MY_CARD --minutes 9 [--cores 16] [--only TEXT ...]
 
 For a machine that is lent for minutes: it needs the package's own dependencies and jupytext. Runs start in the order of
 the profile. One that takes all cores (no ``threads`` in the profile: it measures speed) has the machine for itself;
@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -81,8 +83,13 @@ class Machine:
             self.jobs.remove(job)
             yield job.run, job.end()
 
-    def stop(self) -> None:
+    def __enter__(self) -> None:
+        stop = partial(sys.exit, 128 + signal.SIGTERM)  # by way of __exit__
+        self._before = signal.signal(signal.SIGTERM, lambda *_: stop())
+
+    def __exit__(self, *_: object) -> None:
         """End what still runs."""
+        signal.signal(signal.SIGTERM, self._before)
         for job in self.jobs:
             job.process.terminate()
         for job in self.jobs:
@@ -94,7 +101,7 @@ def run_plans(plans: Sequence[Plan], machine: Machine, minutes: float) -> tuple[
     end = time.monotonic() + 60 * minutes
     waiting = [(plan, run) for plan in plans for run in plan.runs if not (ROOT / run.csv).is_file()]
     failed: list[Run] = []
-    with tqdm(total=len(waiting), desc="runs") as bar:
+    with tqdm(total=len(waiting), desc="runs") as bar, machine:
         while (waiting or machine.jobs) and time.monotonic() < end:
             for run, status in machine.ended():
                 bar.update()
@@ -107,8 +114,7 @@ def run_plans(plans: Sequence[Plan], machine: Machine, minutes: float) -> tuple[
                 machine.start(run)
                 waiting.remove((plan, run))
             time.sleep(POLL)
-    left = [job.run for job in machine.jobs] + [run for _, run in waiting]
-    machine.stop()
+        left = [job.run for job in machine.jobs] + [run for _, run in waiting]
     return failed, left
 
 
@@ -144,7 +150,7 @@ def main() -> int:
     parser.add_argument("--results", help="results folder instead of results/PROFILE")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="end after so many, whatever runs then")
     parser.add_argument("--cores", type=int, default=os.cpu_count() or 1, help="default: all")
-    parser.add_argument("--only", nargs="+", metavar="STUDY", help="runs of these studies")
+    parser.add_argument("--only", nargs="+", metavar="TEXT", help="runs whose names (STUDY--RUN) contain one of these")
     parser.add_argument("--rehearse", nargs="?", const=SAMPLES[0], choices=SAMPLES, help="small; see rehearsal.py")
     parser.add_argument("--notebook", type=Path, help=argparse.SUPPRESS)  # one run, in this process
     parser.add_argument("--parameters", type=Path, help=argparse.SUPPRESS)
@@ -169,8 +175,8 @@ def main() -> int:
     return 1 if failed else 0
 
 
-def _only(plan: Plan, studies: Sequence[str]) -> Plan:
-    return replace(plan, runs=tuple(run for run in plan.runs if run.study in studies))
+def _only(plan: Plan, texts: Sequence[str]) -> Plan:
+    return replace(plan, runs=tuple(run for run in plan.runs if any(text in run.name for text in texts)))
 
 
 def _execute_one(arguments: argparse.Namespace) -> int:
