@@ -24,6 +24,7 @@ _PARTS = {
     "score": ("score of the tokens", "#332288"),
 }
 _SPEED_COLUMNS = ("method", "backbone", "dtype", "batch", "keep_rate", "speedup", "speedup_q1", "speedup_q3", "gmac")
+ROOM = 8  # percent of keep rate that the points of one rate may lie apart
 _AGREEMENT = 0.05
 
 
@@ -138,7 +139,7 @@ def _at_keep_rates(ax: Axes, reduced: list[Series], rates: set[float]) -> list[n
     """Make x the keep rate; the places of every method's points, a little beside each other."""
     frames.keep_rate_axis(ax, rates)
     ax.plot(100, 1, **baseline_point())
-    offsets = frames.spread(len(reduced), 0.9)
+    offsets = frames.spread(len(reduced), min(0.9, ROOM / len(reduced)))
     return [100 * np.sort(series.rows["keep_rate"])[::-1] + by for series, by in zip(reduced, offsets, strict=True)]
 
 

@@ -118,7 +118,8 @@ def facts(runs: pd.DataFrame, explaining: Sequence[str] = (), accepted: Sequence
     explainers = dict.fromkeys(explainer_label(method) for method in runs.loc[explained, "method"])
     solved = reduced["mac_cut"].notna() if "mac_cut" in reduced else pd.Series(False, index=reduced.index)
     chosen = reduced[~solved]  # where a budget was given, the keep rate is what came out
-    budgets = [percent(share) for share in sorted(reduced.loc[solved, "mac_cut"].unique())] if solved.any() else []
+    shares = sorted(set(reduced.loc[solved, "mac_cut"].round(2))) if solved.any() else []
+    budgets = [percent(share) for share in shares]
     found = {
         "Profile": _several(runs["profile"]),
         "Runs": f"{runs['run_id'].groupby(runs['study']).nunique().sum()}",
