@@ -38,6 +38,7 @@ from common.slimming.rows import (
     tolerance_rows,
 )
 from common.slimming.top_down import search
+from common.studies._slimming_seeds import over_seeds, seeds_point
 from common.studies.slimming import Slimming
 
 LENGTHS = (40, 30, 20, 10, 5, 1)
@@ -435,3 +436,30 @@ def test_a_run_measured_twice_is_refused(setup, table):
     rows = list(stage_rows(setup, {}, 0.6))
     with pytest.raises(UsageError, match=r"the same condition \(dataset=noise, .*mac_budget=0\.6.* more than once"):
         table(rows * 2)
+
+
+def test_seeds_are_one_row_with_the_interval_of_the_mean_gain(tmp_path) -> None:
+    """Student's t of three differences 1, 2, 3: 2 +- 4.303 / sqrt(3); tokens are compared at the last stage."""
+    rows = [
+        {"seed": seed, "method": "patch_slimming", "mac_budget": 0.55, "lengths": lengths, "score": "significance"}
+        | {"training": training, "accuracy": 98.0, "accuracy_full": 70.0 + seed, "mac_cut": 0.45, "gain": gain}
+        for seed in (1, 2, 3)
+        for lengths, gain in (("learned", float(seed)), ("uniform", 0.0))
+        for training in ("none", "network")
+    ]
+    table = over_seeds(pd.DataFrame(rows)).set_index(["lengths", "training"])
+    learned = table.loc[("learned", "network")]
+    assert (learned["n"], learned["gain"], learned["accuracy_full"], learned["accuracy_full_sd"]) == (3, 2, 72, 1)
+    assert [learned["gain_low"], learned["gain_high"]] == pytest.approx([2 - 2.4842, 2 + 2.4842], abs=1e-3)
+    cells = table.loc[["learned"]].reset_index()
+    said = seeds_point(cells, 74.0, {"none": "before", "network": "after"})
+    assert said == (
+        "learned tokens, 45 % of the multiplications saved: points lost 2.00 before, 2.00 after; not told apart from "
+        "uniform lengths at the last stage (+2.00 [-0.48, +4.48])"
+    )
+    cells["gain_low"] = 0.1
+    assert "; told apart from uniform" in seeds_point(cells, 74.0, {"none": "before", "network": "after"})
+    one = over_seeds(pd.DataFrame(rows[:4])).query("lengths == 'learned'")
+    assert seeds_point(one, 74.0, {"none": "before", "network": "after"}).endswith(
+        "points lost 3.00 before, 3.00 after"
+    )

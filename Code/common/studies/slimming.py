@@ -23,10 +23,12 @@ from common.studies._slimming_published import (
     comparability,
     with_published,
 )
+from common.studies._slimming_seeds import over_seeds, seeds_point, seeds_section
 from common.studies.base import Study, register_study
 from common.studies.throughput import quartiles_of
 
-SETTING = ["dataset", "backbone", "img_size", "seed"]
+SEEDLESS = ["dataset", "backbone", "img_size"]
+SETTING = [*SEEDLESS, "seed"]
 _SEARCHED, _ONE_BLOCK = ("stages", "tolerances", "budgets"), ("sensitivity", "single_block")
 _MEASURED = (*_SEARCHED, "dynamic", *_ONE_BLOCK)
 _search = field_kinds(SearchSettings)
@@ -107,30 +109,26 @@ class Slimming(Study):
         return with_published(runs)[shown].reset_index(drop=True)
 
     def sections(self, data: pd.DataFrame) -> Iterator[Section]:
+        """Plans over seeds first, where there are several; then every seed with all that was measured of it."""
+        for _, rows in data[data["part"] == "stages"].groupby(SEEDLESS, sort=False, dropna=False):
+            yield from seeds_section(rows, _TRAININGS)
         for _, rows in data.groupby(SETTING, sort=False, dropna=False):
             title, parts = setting_title(rows), dict(list(rows.groupby("part", sort=False)))
             for part, (what, frame_of, notes) in _TABLES.items():
                 if part in parts:
                     notes = (*notes, *comparability(parts[part]))
-                    yield Section(f"{title}: {what}", frame_of(parts[part]), notes, folded=part == "heads")
+                    seed = f", seed {rows['seed'].iloc[0]}" if _of_several(data, rows) else ""
+                    folded = part == "heads" or (part == "stages" and bool(seed))
+                    yield Section(f"{title}{seed}: {what}", frame_of(parts[part]), notes, folded=folded)
 
     def answers(self, data: pd.DataFrame) -> Iterator[Answer]:
-        """Per setting: what all lengths cost and lose, before and after training."""
-        for _, rows in data[data["part"] == "stages"].groupby(SETTING, sort=False, dropna=False):
+        """Per setting: what all lengths cost and lose, before and after training, over its seeds."""
+        for _, rows in data[data["part"] == "stages"].groupby(SEEDLESS, sort=False, dropna=False):
             baseline = rows.loc[rows["method"] == "none", "accuracy_full"].iloc[0]
-            points = []
-            for (lengths, score, cut), cells in rows[rows["method"] != "none"].groupby(
-                ["lengths", "score", "mac_cut"], sort=False
-            ):
-                lost = zip(
-                    numbers(baseline - cells["accuracy_full"], 2), cells["training"].map(_TRAININGS), strict=True
-                )
-                name = lengths if score == "significance" else f"{lengths}, {score}"
-                points.append(
-                    f"{name} tokens, {_percent(cut)} of the multiplications saved: points lost "
-                    f"{', '.join(map(' '.join, lost))}{_no_labels(cells)}"
-                )
-            text = f"{setting_title(rows)}: {baseline:.2f} % without reduction, among all classes of the head."
+            goals = over_seeds(rows).groupby(["mac_budget", "lengths", "score"], sort=False)
+            points = [seeds_point(cells, baseline, _TRAININGS) + _no_labels(cells) for _, cells in goals]
+            seeds = f", mean of {rows['seed'].nunique()} seeds" if rows["seed"].nunique() > 1 else ""
+            text = f"{setting_title(rows)}{seeds}: {baseline:.2f} % without reduction, among all classes of the head."
             yield Answer(text, tuple(points))
 
 
@@ -144,6 +142,12 @@ _TOKENS = "Tokens by block"
 # Columns that stand only where a row of the table has a value.
 _WHERE_ANY = {"Published (%)": PUBLISHED, "Tokens, published": PUBLISHED_TOKENS}
 _WHERE_ANY |= {"Top-5 (%)": "top5", "Published top-5 (%)": PUBLISHED_TOP5, "Images/s": "fps", "Speed-up": "speedup"}
+
+
+def _of_several(data: pd.DataFrame, rows: pd.DataFrame) -> bool:
+    """Whether the setting of ``rows`` has other seeds in ``data``."""
+    same = (data[SEEDLESS] == rows[SEEDLESS].iloc[0]).all(axis=1)
+    return data.loc[same, "seed"].nunique() > 1
 
 
 def _no_labels(cells: pd.DataFrame) -> str:
