@@ -8,7 +8,7 @@ import torch
 from backbones import applicable_reducers, images, make
 
 import common
-from common.budget import Solution, keep_rate_for, reduce_tokens
+from common.budget import BudgetSolver, Solution, keep_rate_for, reduce_tokens, solver
 from common.cost.counter import count_macs, mean_macs
 from common.errors import UsageError
 from common.reducers import Schedule, list_reducers, reducer_class
@@ -58,6 +58,20 @@ def test_nothing_nearer_is_left():
     for rate in (found.keep_rate + 1e-4, found.keep_rate - 1e-4):
         cut = 1 - count_macs(reduce_tokens(vit, "topk", keep_rate=rate), 64).total / whole
         assert abs(cut - 0.35) >= abs(found.mac_cut - 0.35)
+
+
+def test_nothing_is_counted_twice_for_the_budgets_of_a_method(monkeypatch):
+    """The unreduced model once, and no token counts again: the second budget is bracketed by what the first one saw."""
+    counted = []
+    monkeypatch.setattr(solver, "count_macs", lambda model, size: counted.append(model) or count_macs(model, size))
+    vit = make("vit")
+    own = BudgetSolver(vit, "tome")
+    found = [own.solve(mac_cut=cut) for cut in (0.2, 0.4, 0.2)]
+    seen = [model.reducer.schedule.counts(16) for model in counted if model is not vit]
+    assert counted.count(vit) == 1 and len(seen) == len(set(seen)) == len(counted) - 1
+    counted.clear()
+    assert own.solve(mac_cut=0.4) == found[1] == keep_rate_for(vit, "tome", mac_cut=0.4)
+    assert len(own._costs) == len(seen)  # the free call has counted for itself, the solver nothing
 
 
 def test_both_words_mean_the_same():

@@ -11,7 +11,7 @@ import pytest
 COMMON = Path(__file__).parents[1] / "Code" / "common"
 # From the bottom to the top; a part imports itself and those before it.
 LAYERS = (
-    *("errors", "processes", "precision", "rows", "options", "yaml_files", "registry", "schedule", "schema"),
+    *("errors", "processes", "precision", "rows", "options", "devices", "yaml_files", "registry", "schedule", "schema"),
     *("provenance", "results", "tokens", "attention", "weights", "data", "reducers", "models", "cost", "budget"),
     *("training", "benchmark", "setup", "evaluation", "idling", "slimming", "explain", "plots", "analysis"),
     *("report", "parameters", "studies"),

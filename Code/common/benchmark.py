@@ -14,7 +14,6 @@ from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from itertools import product
-from typing import Literal
 
 import torch
 from timm.models.vision_transformer import VisionTransformer
@@ -23,6 +22,7 @@ from torch import Tensor, nn
 from common.cost.ceiling import FirstTokens, Lengths, has_ceiling, recorded_lengths
 from common.cost.counter import count_macs
 from common.cost.throughput import interleaved, seconds_of
+from common.devices import DTYPES, Dtype, torch_device
 from common.errors import UsageError, command
 from common.models.factory import create_backbone
 from common.models.reduced import ReducedVisionTransformer, attach, reduce_tokens
@@ -31,13 +31,8 @@ from common.reducers import Method, Reducer, Schedule, Signals, list_reducers
 from common.reducers.base import Signal
 from common.schedule import keep_rate_text
 from common.tokens import Selection, Tokens
-from common.training import torch_device
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 GPU_SECONDS = 1.0  # of timed passes, after which a slow model has been seen often enough: GPUs are lent by the minute
-Dtype = Literal["float32", "bfloat16", "float16"]
-
-
 Variant = tuple[Method, float]  # and its keep rate
 
 

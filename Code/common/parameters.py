@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from common.benchmark import DTYPES
+from common.devices import Dtype
 from common.explain.base import ExplainerText
 from common.explain.explanations import Areas
 from common.explain.metrics import Baseline
@@ -27,7 +27,7 @@ PARAMETERS: dict[str, Any] = {
     "img_size": Count | None,
     "images": Count | Many[Whole] | str | None,
     "areas": Areas,
-    "dtype": Literal[tuple(DTYPES)],
+    "dtype": Dtype,
     "dropped": Literal["black", "dim"],
     "explainer": ExplainerText,
     "reduced_explainer": ExplainerText,

@@ -16,11 +16,12 @@ from torch.utils.data import DataLoader
 from common.data import load_dataset, make_loader, subset
 from common.data.base import LabelledDataset
 from common.data.on_device import on_device
+from common.devices import torch_device
 from common.models.factory import create_backbone
 from common.models.reduced import ReducedVisionTransformer, reduce_tokens
 from common.reducers import Method
 from common.results import resolve
-from common.training import Epoch, TrainConfig, torch_device, train
+from common.training import Epoch, TrainConfig, train
 from common.training.digits_backbone import resolve_weights
 from common.training.distillation import DISTILLATION, Data, in_the_heads_classes
 from common.weights import NORM, weights_label

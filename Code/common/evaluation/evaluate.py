@@ -17,6 +17,7 @@ from common.cost.counter import count_macs
 from common.data import head_classes, make_loader
 from common.data.base import LabelledDataset
 from common.data.on_device import on_device
+from common.devices import torch_device
 from common.errors import UsageError, require_choice
 from common.evaluation.record import Record, Setting, Stage
 from common.models.reduced import ReducedVisionTransformer
@@ -26,7 +27,7 @@ from common.reducers import Method, Reducer, reducer_class
 from common.results import conditions
 from common.rows import Rows
 from common.tokens import GONE
-from common.training import inference_pass, mean_average_precision, torch_device
+from common.training import inference_pass, mean_average_precision
 
 TOP = 5
 PRECISIONS = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}

@@ -23,14 +23,13 @@ from typing import Literal
 
 from tqdm import tqdm
 
+from common.devices import Device, torch_device
 from common.errors import UsageError, command
 from common.evaluation.evaluate import PRECISIONS, evaluate_model
 from common.evaluation.export import cls_name, export_cls, export_json, json_name
 from common.evaluation.record import Record, Setting, peek
 from common.evaluation.runs import Run, find_runs
 from common.options import Count, Many, Whole, check_fields
-from common.training import torch_device
-from common.training.accelerator import Device
 
 DECISIONS = "decisions.npz"
 

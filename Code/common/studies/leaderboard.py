@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from common import plots
-from common.budget import OutOfReachError, Solution, keep_rate_for
+from common.budget import BudgetSolver, OutOfReachError, Solution
 from common.cost.counter import count_macs
 from common.reducers import Method, reducer_class
 from common.reducers.base import divergence
@@ -257,9 +257,10 @@ def _drawn(reducers: Sequence[str], seed: int, seeds: Sequence[int]) -> Iterator
 def _solutions(setup: Setup, method: Method, mac_cuts: Sequence[float]) -> Iterator[tuple[float, Solution]]:
     adaptive = reducer_class(method.name).adaptive
     images = setup.some(min(COST_IMAGES, len(setup.val_set))).stack() if adaptive else None
+    solver = BudgetSolver(setup.vit, method.name, images=images, **dict(method.options))
     for cut in mac_cuts:
         try:
-            yield cut, keep_rate_for(setup.vit, method.name, mac_cut=cut, images=images, **dict(method.options))
+            yield cut, solver.solve(mac_cut=cut)
         except OutOfReachError as refusal:
             print(f"no row: {refusal}")
 

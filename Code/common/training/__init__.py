@@ -4,7 +4,7 @@
 ``python -m common.training CONFIG.yaml`` the same from the command line, also under ``torchrun``.
 """
 
-from common.training.accelerator import torch_device
+from common.devices import torch_device
 from common.training.config import TrainConfig, protocol
 from common.training.engine import Epoch, train
 from common.training.losses import asymmetric_loss, distillation_loss

@@ -5,47 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated
 
 import numpy as np
-import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import ProjectConfiguration, gather_object, patch_environment, set_seed
 from torch import Tensor
 from tqdm import tqdm
 
-from common.errors import UsageError
-from common.options import accepted_by
-
-
-def torch_device(name: str | None = None) -> torch.device:
-    """The device called ``name``; by default "cuda" when there is one, else "cpu".
-
-    Raises:
-        UsageError: there is no such device here.
-    """
-    name = name or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        if device.type == "cuda":  # asked without making a context on it, which every process would do on the first GPU
-            if (device.index or 0) >= torch.cuda.device_count():
-                raise RuntimeError(f"{torch.cuda.device_count()} CUDA devices are visible")
-        else:
-            torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UsageError(f"device {name!r} is not to be had here: {str(error).splitlines()[0]}") from error
-    return device
-
-
-def _check_device_name(name: str) -> None:
-    try:
-        torch.device(name)
-    except RuntimeError as error:
-        raise UsageError(f"unknown device {name!r}: {str(error).splitlines()[0]}") from error
-
-
-Device = Annotated[str, accepted_by(_check_device_name)]  # "cpu", "cuda:1" ..., whether this machine has it or not
+from common.devices import torch_device
 
 
 def make_accelerator(

@@ -9,9 +9,9 @@ from typing import Annotated, Literal
 from pydantic import Strict
 from timm.optim import list_optimizers
 
+from common.devices import Device, torch_device
 from common.errors import UsageError, require_choice
 from common.options import Count, Many, NonNegative, Positive, Share, Whole, check_fields, check_names, field_kinds
-from common.training.accelerator import Device, torch_device
 
 MUON = "muon"
 SECOND_ORDER = ("adahessian",)  # want the graph of the gradients, which nothing else here needs

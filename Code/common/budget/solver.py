@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
@@ -48,13 +49,81 @@ class Solution:
     wanted: float
 
 
-@checked
+class BudgetSolver:
+    """Keep rates of one method on one backbone for any number of budgets; what was counted once is not counted again.
+
+    >>> import timm
+    >>> solver = BudgetSolver(timm.create_model("vit_tiny_patch16_224"), "tome")
+    >>> [solver.solve(mac_cut=share).counts for share in (0.2, 0.4)]
+    [(166, 142, 121), (127, 82, 53)]
+
+    Args:
+        vit, reducer, images, reduction_loc, reducer_options: see :func:`keep_rate_for`.
+
+    Raises:
+        UsageError: a method that has no keep rate; one whose cost depends on the images, and none are given.
+    """
+
+    def __init__(
+        self,
+        vit: VisionTransformer,
+        reducer: str,
+        *,
+        images: Tensor | None = None,
+        reduction_loc: tuple[int, ...] | None = None,
+        **reducer_options,
+    ) -> None:
+        _check_method(reducer, images)
+        self.vit, self.reducer, self.images, self.options = vit, reducer, images, reducer_options
+        self.blocks = reduction_loc or default_reduction_loc(len(vit.blocks))
+        self._costs: dict[tuple[int, ...], float] = {}
+
+    @checked
+    def solve(self, *, mac_cut: ShareBelow1 | None = None, gmac: Positive | None = None) -> Solution:
+        """The keep rate for one budget, see :func:`keep_rate_for`."""
+        if (mac_cut is None) == (gmac is None):
+            raise UsageError(f"give one budget: mac_cut or gmac; given mac_cut={mac_cut}, gmac={gmac}")
+        wanted = mac_cut if gmac is None else 1 - gmac * 1e9 / self._whole
+        if wanted < 0:
+            raise UsageError(f"gmac={gmac} is more than the unreduced model costs: {self._whole / 1e9:.4g}")
+        what = f"{self.reducer} in blocks {list(self.blocks)} cannot save {wanted:.1%} of the MAC"
+        if (most := self._cut_at(10.0**-DIGITS)) < wanted - CLOSE_ENOUGH:
+            raise OutOfReachError(f"{what}; at most {most:.1%}")
+        rate = _nearest(self._cut_at, wanted)
+        found = self._cut_at(rate)
+        if abs(found - wanted) > COARSEST:
+            raise OutOfReachError(f"{what}; the nearest that it can is {found:.1%}, at keep rate {rate}")
+        return Solution(rate, self._counts_at(rate), (1 - found) * self._whole / 1e9, found, wanted)
+
+    @cached_property
+    def _whole(self) -> int:
+        """MAC of the unreduced model."""
+        return count_macs(self.vit, self.vit.patch_embed.img_size).total
+
+    def _counts_at(self, rate: float) -> tuple[int, ...]:
+        return Schedule(rate, self.blocks).counts(self.vit.patch_embed.num_patches)
+
+    def _cut_at(self, rate: float) -> float:
+        if (counts := self._counts_at(rate)) not in self._costs:
+            self._costs[counts] = self._cost(self._model_at(rate))
+        return 1 - self._costs[counts] / self._whole
+
+    def _cost(self, model: ReducedVisionTransformer) -> float:
+        """MAC of an image."""
+        if self.images is None:
+            return count_macs(model, self.vit.patch_embed.img_size).total
+        return mean_macs(model, self.images)
+
+    def _model_at(self, rate: float) -> ReducedVisionTransformer:
+        return reduced.reduce_tokens(self.vit, self.reducer, keep_rate=rate, reduction_loc=self.blocks, **self.options)
+
+
 def keep_rate_for(
     vit: VisionTransformer,
     reducer: str,
     *,
-    mac_cut: ShareBelow1 | None = None,
-    gmac: Positive | None = None,
+    mac_cut: float | None = None,
+    gmac: float | None = None,
     images: Tensor | None = None,
     reduction_loc: tuple[int, ...] | None = None,
     **reducer_options,
@@ -82,36 +151,8 @@ def keep_rate_for(
         UsageError: not exactly one budget; a method that has no keep rate; one whose cost depends on the images, and
             none are given.
     """
-    if (mac_cut is None) == (gmac is None):
-        raise UsageError(f"give one budget: mac_cut or gmac; given mac_cut={mac_cut}, gmac={gmac}")
-    _check_method(reducer, images)
-    whole = count_macs(vit, vit.patch_embed.img_size).total
-    wanted = mac_cut if gmac is None else 1 - gmac * 1e9 / whole
-    if wanted < 0:
-        raise UsageError(f"gmac={gmac} is more than the unreduced model costs: {whole / 1e9:.4g}")
-    blocks = reduction_loc or default_reduction_loc(len(vit.blocks))
-
-    known: dict[tuple[int, ...], float] = {}
-
-    def counts_at(rate: float) -> tuple[int, ...]:
-        return Schedule(rate, blocks).counts(vit.patch_embed.num_patches)
-
-    def cut_at(rate: float) -> float:
-        if (counts := counts_at(rate)) not in known:
-            model = reduced.reduce_tokens(vit, reducer, keep_rate=rate, reduction_loc=blocks, **reducer_options).eval()
-            size = vit.patch_embed.img_size
-            cost = count_macs(model, size).total if images is None else mean_macs(model, images)
-            known[counts] = 1 - cost / whole
-        return known[counts]
-
-    what = f"{reducer} in blocks {list(blocks)} cannot save {wanted:.1%} of the MAC"
-    if (most := cut_at(10.0**-DIGITS)) < wanted - CLOSE_ENOUGH:
-        raise OutOfReachError(f"{what}; at most {most:.1%}")
-    rate = _nearest(cut_at, wanted)
-    found = cut_at(rate)
-    if abs(found - wanted) > COARSEST:
-        raise OutOfReachError(f"{what}; the nearest that it can is {found:.1%}, at keep rate {rate}")
-    return Solution(rate, counts_at(rate), (1 - found) * whole / 1e9, found, wanted)
+    solver = BudgetSolver(vit, reducer, images=images, reduction_loc=reduction_loc, **reducer_options)
+    return solver.solve(mac_cut=mac_cut, gmac=gmac)
 
 
 def _check_method(reducer: str, images: Tensor | None) -> None:
