@@ -28,6 +28,7 @@ FAMILIES = {
 VARIANTS = [
     "topk:head_fusion=mean",
     "ats:parity=true",
+    "ats:padding=budget",
     "patchmerger:parity=true",
     "tome:parity=true",
     "kmedoids:parity=true",

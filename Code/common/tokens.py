@@ -52,13 +52,16 @@ class Selection:
     keys: Keys = "all"
 
     @classmethod
-    def of_mask(cls, mask: Tensor, **how) -> Selection:
-        """The True positions of ``mask`` (B, n) in order; rows are padded, at the end, to the longest, at least 1."""
+    def of_mask(cls, mask: Tensor, length: int | None = None, **how) -> Selection:
+        """The True positions of ``mask`` (B, n) in order; rows are padded, at the end, to the longest, at least 1.
+
+        With ``length``, which no row exceeds, they are padded to that: no shape depends on the values of ``mask``.
+        """
         count = mask.sum(1)
-        longest = max([1, *count.tolist()])
+        longest = max([1, *count.tolist()]) if length is None else length
         index = (~mask).byte().argsort(dim=1, stable=True)[:, :longest]  # (B, K)
         valid = torch.arange(index.shape[1], device=mask.device) < count[:, None]
-        return cls(index, None if valid.all() else valid, **how)
+        return cls(index, None if length is None and valid.all() else valid, **how)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ decides when that is: before the block computes anything, once the keys are ther
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from timm.models.vision_transformer import Block
@@ -38,7 +38,7 @@ class Attended:
     choice: Choice
     normed: Tensor
     mixed: Tensor
-    signals: Signals = field(default_factory=Signals)
+    signals: Signals
 
 
 def reduced_block(block: Block, tokens: Tokens, layer: int, reducer: Reducer) -> Tokens:
@@ -101,7 +101,8 @@ def _attend(block: Block, tokens: Tokens, selection: Selection | None) -> Attend
     if selection is not None and selection.keys == "prefix":
         bias = tokens.bias_of_selected(selection, bias)
     rows = None if selection is None else tokens.rows(selection)  # (B, prefix + K)
-    return Attended(tokens, selection, normed, attention.mix(attn, Heads.of(attn, normed, rows), bias))
+    mixed = attention.mix(attn, Heads.of(attn, normed, rows), bias)  # (B, K, H·d)
+    return Attended(tokens, selection, normed, mixed, Signals())
 
 
 def _choose_by_keys(block: Block, tokens: Tokens, layer: int, reducer: Reducer) -> Attended:
@@ -111,7 +112,7 @@ def _choose_by_keys(block: Block, tokens: Tokens, layer: int, reducer: Reducer) 
         logits, keys = attention.cls_logits(attn, normed)  # (B, N), (B, H, N, d)
     tokens, selection = _select(reducer, tokens, Signals(cls_logits=logits), layer)
     mixed = attention.mix(attn, Heads.around(attn, normed, tokens.rows(selection), keys), None)  # (B, K, H·d)
-    return Attended(tokens, selection, normed, mixed)
+    return Attended(tokens, selection, normed, mixed, Signals())
 
 
 def _choose_by_signals(

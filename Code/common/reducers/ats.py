@@ -60,6 +60,8 @@ class Ats(Reducer):
         sampler: "grid" reads the inverse CDF at regular points, deterministic and independent of the batch; "random"
             draws the budget with replacement, in evaluation too, as in vit-pytorch (which TRAM compares against).
         parity: with "grid", the reference implementation's grid, which under-samples the tail of the CDF.
+        padding: "batch" pads images to the longest of their batch; "budget" always to the budget, which gives the same
+            numbers by the same cost for every image, and a graph that ``torch.compile`` and exports take whole.
     """
 
     needs_class_token = True
@@ -69,11 +71,20 @@ class Ats(Reducer):
     signals = frozenset({"cls_attention", "value_norm"})
     scored = "share of CLS attention times value norm, sum over heads; the shares of an image sum to 1"
 
-    def __init__(self, vit, schedule, *, sampler: Literal["grid", "random"] = "grid", parity: bool = False) -> None:
+    def __init__(
+        self,
+        vit,
+        schedule,
+        *,
+        sampler: Literal["grid", "random"] = "grid",
+        parity: bool = False,
+        padding: Literal["batch", "budget"] = "batch",
+    ) -> None:
         super().__init__(vit, schedule)
         if parity and sampler != "grid":
             raise UsageError("ATS parity=True is about the grid; sampler='random' is the published one as it is")
         self.sampler, self.parity, self.draws = sampler, parity, sampler == "random"
+        self.padding = padding
 
     @torch.no_grad()
     def select_queries(self, tokens: Tokens, signals: Signals, layer: int) -> tuple[Tokens, Selection | None]:
@@ -85,7 +96,8 @@ class Ats(Reducer):
         sampled = self._sample(share, alive, budget)  # (B, budget)
         chosen = torch.zeros_like(alive).scatter_(1, sampled, True)  # (B, n)
         few = tokens.count()[:, None] <= budget
-        return tokens.with_scores(share), Selection.of_mask(torch.where(few, alive, chosen & alive))
+        length = budget if self.padding == "budget" else None
+        return tokens.with_scores(share), Selection.of_mask(torch.where(few, alive, chosen & alive), length)
 
     def _sample(self, share: Tensor, alive: Tensor, budget: int) -> Tensor:
         if self.sampler == "random":

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from common.reducers.base import Signals, register_reducer
 from common.reducers.idling import Idling
+from common.reducers.random_drop import drawn
 from common.reducers.similarity import IdlingBySimilarity
 from common.tokens import Tokens
 
@@ -56,6 +57,5 @@ class IdleRandom(Idling):
         self.seed = seed
 
     def score(self, tokens: Tokens, signals: Signals, layer: int) -> tuple[Tokens, Tensor]:
-        generator = torch.Generator().manual_seed(self.seed * self.depth + layer)
-        drawn = torch.rand(tokens.num_patches, generator=generator).to(tokens.x.device)
-        return tokens, drawn.expand(len(tokens.x), -1)
+        every = drawn(tokens.num_patches, self.seed * self.depth + layer).to(tokens.x.device)  # (P,)
+        return tokens, every.expand(len(tokens.x), -1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from itertools import pairwise
 from typing import Literal
 
@@ -80,7 +79,7 @@ class Idling(Reducer):
         if self.counts is not None:
             count = self.counts[layer]
         else:
-            stage = bisect_right(self.schedule.reduction_loc, layer)
+            stage = sum(block <= layer for block in self.schedule.reduction_loc)
             count = self.schedule.counts(num_patches)[stage - 1] if stage else num_patches
         return count if count < num_patches else None
 

@@ -10,6 +10,7 @@ from common.reducers.base import NO_SIGNALS, Reducer, Signals, register_reducer
 from common.tokens import Selection, Tokens
 
 
+@torch.compiler.assume_constant_result  # a compiled model has it as a constant
 def drawn(num_patches: int, seed: int) -> Tensor:
     """A number (P,) in [0, 1) for every position of the grid, drawn on the CPU: the same on every device."""
     return torch.rand(num_patches, generator=torch.Generator().manual_seed(seed))
