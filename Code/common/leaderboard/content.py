@@ -1,0 +1,125 @@
+"""Boards as the numbers of the page: lists that its script draws, sorts and looks up, and computes nothing with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from common.leaderboard.answers import Lead, interval, leads, measured_on, name, sentences
+from common.leaderboard.board import Board, Place
+from common.leaderboard.calls import call_text
+from common.leaderboard.lines import METRICS, NULLS, SECOND, Line
+from common.leaderboard.verified import VERIFIED
+from common.plots.frames import backbone_name
+from common.plots.style import METHODS, method_style
+from common.reducers.base import reducer_class
+
+# matplotlib's markers -> names of d3's symbols
+SYMBOLS = {"o": "circle", "s": "square", "^": "triangle", "D": "diamond", "v": "triangle2", "P": "plus", "<": "wye"}
+SYMBOLS |= {">": "asterisk", "p": "hexagon", "h": "hexagon", "*": "star", "d": "diamond2", "H": "square2", "X": "times"}
+SYMBOLS |= {"8": "circle"}
+OTHER = ("#777777", "circle")  # of a method without a look of its own
+SPEED = {"speedup": "measured speed-up", "promise": "share of the MAC promise", "memory": "peak memory, 10⁶ bytes"}
+
+
+def board_content(board: Board, speeds: Mapping[tuple, Mapping[str, float]]) -> dict[str, Any]:
+    """One board for the page.
+
+    Args:
+        speeds: what was measured of a model, by :func:`speed_key`; names as in :data:`SPEED`.
+    """
+    contest, place = board.contest, board.contest.place
+    nulls = [null for null in NULLS if any(line.method == null for line in contest.lines)]
+    lines = [_line(board, number, nulls, speeds) for number in range(len(contest.lines))]
+    return {
+        "name": f"{place['dataset']}, {backbone_name(place['backbone'])}, {METRICS[contest.metric]}",
+        "about": measured_on(board),
+        "sentences": sentences(board),
+        "leads": [_lead(board, lead) for lead in leads(board)],
+        "whole": {"accuracy": _round(contest.whole[contest.metric]), "gmac": _round(contest.whole["gmac"], 4)},
+        "budgets": [round(100 * budget, 2) for budget in board.budgets],
+        "positions": [round(100 * position) for position in board.positions],
+        "nulls": nulls,
+        "speed": any(point["speed"] for line in lines for point in line["points"]),
+        "lines": lines,
+    }
+
+
+def speed_key(backbone: str, img_size: int, device: str, row: Mapping[str, Any]) -> tuple:
+    """What a speed and an accuracy must share to be of one model on one machine."""
+    return backbone.partition(".")[0], img_size, device, row["method"], row["options"], row["keep_rate"]
+
+
+def _line(
+    board: Board, number: int, nulls: Sequence[str], speeds: Mapping[tuple, Mapping[str, float]]
+) -> dict[str, Any]:
+    line, place = board.contest.lines[number], board.contest.place
+    color, symbol = OTHER
+    if line.method in METHODS:
+        style = method_style(line.method)
+        color, symbol = style.color, SYMBOLS[style.marker]
+    reducer, verified = reducer_class(line.method), VERIFIED.get(line.method)
+    points = []
+    for place_there, (_, row) in zip(board.measured[number], line.points.iterrows(), strict=True):
+        speed = speeds.get(speed_key(place["backbone"], place["img_size"], line.how["device"], row), {})
+        points.append({**_point(place_there, row), "call": _call(board, line, row), "speed": dict(speed)})
+    return {
+        "key": f"{line.method}:{line.options}:{line.how['epochs']}",
+        "label": line.label,
+        "method": line.method,
+        "color": color,
+        "symbol": symbol,
+        "family": reducer.family,
+        "null": line.method in NULLS,
+        "trained": line.trained,
+        "cls": reducer.needs_class_token,
+        "verified": verified.text if verified else "not by this package",
+        "tests": list(verified.tests) if verified else [],
+        "how": f"{line.training}; {line.how['recipe']}, {line.how['dtype']}, {line.how['device']}",
+        "places": [None if there is None else _numbers(there, nulls) for there in board.places[number]],
+        "points": points,
+    }
+
+
+def _call(board: Board, line: Line, row: pd.Series) -> str:
+    place = board.contest.place
+    return call_text(place["backbone"], place["weights"], line.method, line.options, row["keep_rate"])
+
+
+def _numbers(place: Place, nulls: Sequence[str]) -> list[float | None]:
+    """A place as the script reads it: accuracy, lost, above each of ``nulls``, behind (three numbers each), second."""
+    empty = (float("nan"),) * 3
+    differences = [place.lost, *(place.above.get(null, empty) for null in nulls), place.behind or empty]
+    second = [_round(place.second[name], 4) for name in SECOND]
+    return [_round(place.accuracy), *(_round(value) for difference in differences for value in difference), *second]
+
+
+def _point(place: Place, row: pd.Series) -> dict[str, Any]:
+    return {
+        "accuracy": _round(place.accuracy),
+        "lost": [_round(value) for value in place.lost],
+        "above": {null: [_round(value) for value in difference] for null, difference in place.above.items()},
+        **{name: _round(value, 4) for name, value in place.second.items()},
+        "saved": _round(100 * row["saved"]),
+        "gmac": _round(row["gmac"], 4),
+        "keep_rate": str(row["keep_rate"]),
+        "counts": "" if pd.isna(row["counts"]) else str(row["counts"]),
+        "seeds": int(row["seeds"]),
+    }
+
+
+def _lead(board: Board, lead: Lead) -> dict[str, Any]:
+    lines = board.contest.lines
+    text = f"{100 * lead.budget:g} % saved: {name(lines[lead.best])} {lead.place.accuracy:.2f} %"
+    if lead.runner is not None:
+        other, place = lead.runner
+        text += f", {interval(place.behind or (0.0, 0.0, 0.0), 2)} points to {name(lines[other])}"
+        text += "" if lead.p is None else f", McNemar p = {lead.p:.2g}"
+    return {"text": text, "sure": lead.runner is not None and not lead.tied}
+
+
+def _round(value: float, digits: int = 2) -> float | None:
+    """``value`` for JSON, which knows no NaN."""
+    return None if pd.isna(value) else round(float(value), digits)
