@@ -76,7 +76,7 @@ def test_merged_tokens_are_the_means_of_their_patches():
     patches = torch.arange(12).expand(2, -1)
     tokens, metric = Tokens(x, 1, grid_size=(3, 4), assignment=patches, origin=patches), x[:, 1:]
     for num_merged in (5, 3):
-        tokens, metric = merge(tokens, metric, num_merged)
+        tokens, metric = merge(tokens, metric, num_merged, again=True)
     assert tokens.num_patch_tokens == 4
     for image in range(2):
         for token in range(4):
@@ -115,6 +115,6 @@ def test_size_is_used_from_the_block_after_the_first_merge_on():
 def test_gradients_flow_through_the_values_only():
     x = torch.randn(1, 9, 4, requires_grad=True)
     metric = torch.randn(1, 8, 3, requires_grad=True)
-    tokens, _ = merge(Tokens(x, 1, grid_size=(2, 4)), metric, 3)
+    tokens, _ = merge(Tokens(x, 1, grid_size=(2, 4)), metric, 3, again=False)
     tokens.x.sum().backward()
     assert metric.grad is None and (x.grad != 0).all()

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from timm.layers.attention import Attention
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.modules.module import _has_any_global_hook
 
 from common.precision import without_autocast
 from common.rows import Rows
@@ -69,16 +70,21 @@ def _heads(attn: Attention, x: Tensor, first: int, last: int) -> tuple[Tensor, .
     """Those of queries, keys and values numbered ``first`` to ``last`` - 1, (B, H, N, d) each, of ``x`` (B, N, D).
 
     Only these are computed, unless ``attn.qkv`` is more than a plain linear layer (an adapter, a quantised one). Its
-    hooks see the call.
+    hooks see the call where there are any.
     """
     dim = attn.num_heads * attn.head_dim
     wanted = slice(first * dim, last * dim)
-    if type(attn.qkv) is nn.Linear and last - first < 3:
-        part = {name: value[wanted] for name, value in attn.qkv.named_parameters()}
-        projected = functional_call(attn.qkv, part, (x,))  # (B, N, parts·H·d)
+    qkv = attn.qkv
+    if type(qkv) is nn.Linear and last - first < 3:
+        part = {name: value[wanted] for name, value in qkv.named_parameters()}
+        projected = functional_call(qkv, part, (x,)) if _watched(qkv) else F.linear(x, **part)  # (B, N, parts·H·d)
     else:
         projected = attn.qkv(x)[..., wanted]
     return projected.unflatten(-1, (last - first, attn.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+
+
+def _watched(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks or _has_any_global_hook())
 
 
 def cls_logits(attn: Attention, normed: Tensor) -> tuple[Tensor, Tensor]:

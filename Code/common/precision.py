@@ -9,5 +9,5 @@ import torch
 
 def without_autocast(device: torch.device) -> AbstractContextManager:
     """Inside, operations on ``device`` keep the precision of their inputs."""
-    known = torch.amp.is_autocast_available(device.type)
-    return torch.autocast(device.type, enabled=False) if known else nullcontext()
+    active = torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
+    return torch.autocast(device.type, enabled=False) if active else nullcontext()

@@ -32,6 +32,7 @@ class Attended:
         normed: (B, N, D) what attention saw of them.
         mixed: (B, K, H·d) A·V of the chosen ones; of all under a gate.
         signals: what the reducer asked for.
+        rows: (B, K) where the chosen ones were in ``tokens``; None under a gate, and when all go on.
     """
 
     tokens: Tokens
@@ -39,6 +40,7 @@ class Attended:
     normed: Tensor
     mixed: Tensor
     signals: Signals
+    rows: Tensor | None
 
 
 def reduced_block(block: Block, tokens: Tokens, layer: int, reducer: Reducer) -> Tokens:
@@ -102,7 +104,7 @@ def _attend(block: Block, tokens: Tokens, selection: Selection | None) -> Attend
         bias = tokens.bias_of_selected(selection, bias)
     rows = None if selection is None else tokens.rows(selection)  # (B, prefix + K)
     mixed = attention.mix(attn, Heads.of(attn, normed, rows), bias)  # (B, K, H·d)
-    return Attended(tokens, selection, normed, mixed, Signals())
+    return Attended(tokens, selection, normed, mixed, Signals(), rows)
 
 
 def _choose_by_keys(block: Block, tokens: Tokens, layer: int, reducer: Reducer) -> Attended:
@@ -111,8 +113,9 @@ def _choose_by_keys(block: Block, tokens: Tokens, layer: int, reducer: Reducer) 
     with _learning(reducer):
         logits, keys = attention.cls_logits(attn, normed)  # (B, N), (B, H, N, d)
     tokens, selection = _select(reducer, tokens, Signals(cls_logits=logits), layer)
-    mixed = attention.mix(attn, Heads.around(attn, normed, tokens.rows(selection), keys), None)  # (B, K, H·d)
-    return Attended(tokens, selection, normed, mixed, Signals())
+    rows = tokens.rows(selection)  # (B, K)
+    mixed = attention.mix(attn, Heads.around(attn, normed, rows, keys), None)  # (B, K, H·d)
+    return Attended(tokens, selection, normed, mixed, Signals(), rows)
 
 
 def _choose_by_signals(
@@ -129,6 +132,7 @@ def _choose_by_signals(
         signals = Signals(**maps, **attention.cheap_signals(attn, heads, bias, wanted))
 
     tokens, choice = _select(reducer, tokens, signals, layer)
+    rows = None
     if isinstance(choice, Gate):
         mixed = attention.mix(attn, heads, tokens.bias_of_gate(choice, bias))
     else:
@@ -137,22 +141,22 @@ def _choose_by_signals(
             mixed = attention.mix(attn, heads.at(rows), bias)  # (B, K, H·d)
         elif rows is not None:
             mixed = take_rows(mixed, rows)  # (B, K, H·d)
-    return Attended(tokens, choice, normed, mixed, signals)
+    return Attended(tokens, choice, normed, mixed, signals, rows)
 
 
 def _finish(block: Block, attended: Attended, layer: int, reducer: Reducer) -> Tokens:
     """Projection, residual, ``after_attention`` where no token idles, and MLP."""
     tokens, choice, residual, normed = attended.tokens, attended.choice, attended.tokens.x, attended.normed
-    if isinstance(choice, Selection):
-        rows = tokens.rows(choice)
+    rows = attended.rows
+    if rows is not None:
         residual = take_rows(residual, rows)
         normed = take_rows(normed, rows) if attention.is_gated(block.attn) else normed
     x = residual + block.drop_path1(block.ls1(attention.project(block.attn, attended.mixed, normed)))  # (B, K, D)
     if isinstance(choice, Gate):
         return tokens.blend(choice, _mlp(block, x))
     if choice is not None and choice.idle:
-        return tokens.put(choice, _mlp(block, x))
-    tokens = tokens.with_x(x) if choice is None else tokens.keep(choice, x)
+        return tokens.put(choice, _mlp(block, x), rows)
+    tokens = tokens.with_x(x) if choice is None else tokens.keep(choice, x, rows)
     tokens = reducer.after_attention(tokens, attended.signals, layer)
     return tokens.with_x(_mlp(block, tokens.x))
 

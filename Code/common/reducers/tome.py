@@ -6,6 +6,7 @@ Bolya et al., "Token Merging: Your ViT But Faster", ICLR 2023.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -86,8 +87,8 @@ class ToMe(Reducer):
         excess, metric = self._excess(layer, tokens), signals.key_mean[:, tokens.num_prefix_tokens :]
         while excess > 0:
             num_merged = min(excess, tokens.num_patch_tokens // 2)
-            tokens, metric = merge(tokens, metric, num_merged)
             excess = 0 if self.parity else excess - num_merged
+            tokens, metric = merge(tokens, metric, num_merged, again=excess > 0)
         return tokens
 
     def _excess(self, layer: int, tokens: Tokens) -> int:
@@ -117,12 +118,18 @@ def matched_down_to(count: int, metric: Tensor, size: Tensor) -> Tensor:
     return group
 
 
-def merge(tokens: Tokens, metric: Tensor, num_merged: int) -> tuple[Tokens, Tensor]:
-    """One matching: merged tokens, and their ``metric`` (B, n, d), means over the patches that a token stands for."""
-    length, size = tokens.num_patch_tokens, patch_sizes(tokens)
+def merge(tokens: Tokens, metric: Tensor, num_merged: int, *, again: bool) -> tuple[Tokens, Tensor | None]:
+    """One matching: merged tokens, and to match ``again`` their ``metric`` (B, n, d).
+
+    Both are means over the patches that a token stands for.
+    """
+    size = patch_sizes(tokens)[..., None]  # (B, n, 1), float32, so that half precision adds up
     with torch.no_grad():
         matching = Matching.of(metric, num_merged)
-        new_size = matching.sum(size[..., None])  # (B, n - r, 1)
-        new_metric = matching.sum(metric * size[..., None]) / new_size
-    patches = matching.sum(tokens.patches * size[..., None]) / new_size  # float32, so that half precision adds up
-    return tokens.merged(patches.to(tokens.x.dtype), matching.destination(length), size=new_size[..., 0]), new_metric
+    weighted = torch.cat([tokens.patches * size, size], dim=-1)  # (B, n, D + 1): one sum for both
+    total = matching.sum(weighted)  # (B, n - r, D + 1)
+    patches, new_size = total[..., :-1] / total[..., -1:], total[..., -1].detach()
+    destination = partial(matching.destination, tokens.num_patch_tokens)
+    merged = tokens.merged(patches.to(tokens.x.dtype), destination, size=new_size)
+    with torch.no_grad():
+        return merged, matching.sum(metric * size) / new_size[..., None] if again else None
