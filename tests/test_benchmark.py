@@ -319,6 +319,10 @@ BAD_INPUT = [
     (["--reducer", "topk:head_fusion"], "option 'head_fusion' of 'topk:head_fusion' has no value"),
     (["--keep-rate", "1.2"], "keep_rate=1.2 is not allowed; give a ratio in (0, 1]"),
     (["--keep-rate", "0.5", "0"], "keep_rate=0.0 is not allowed; give a ratio in (0, 1]"),
+    (["--mac-cut", "1.2"], "mac_cut=1.2 is not allowed; give a number from 0 to below 1"),
+    (["--mac-cut", "0.95"], "tram in blocks [1, 3, 4] cannot save 95.0% of the MAC; at most "),
+    (["--speedup", "fast"], "speedup='fast' is not allowed; give a number >= 1"),
+    (["--latency-ms", "0"], "latency_ms=0.0 is not allowed; give a number > 0"),
     (["--dtype", "float8"], "unknown dtype 'float8'; allowed: bfloat16, float16, float32"),
     (["--backbone", "vit_digit"], "unknown backbone 'vit_digit'; similar: vit_digits"),
     (["--backbone", "swin_tiny_patch4_window7_224"], "backbone 'swin_tiny_patch4_window7_224' is not supported"),
@@ -344,6 +348,20 @@ def test_a_missing_gpu_is_one_line_and_exit_code_2(capsys):
     assert main(["--backbone", "vit_digits", "--device", "cuda"]) == 2
     err = capsys.readouterr().err
     assert err.startswith("error: ") and "cuda" in err and len(err.splitlines()) == 1
+
+
+def test_each_method_has_its_own_keep_rate_for_a_budget():
+    rows = compare("vit_digits", ["tome", "topk"], ["mac_cut=0.3", 0.5], **QUICK)
+    whole, *reduced = [row["gmac"] for row in rows]
+    assert [cost / whole for cost in reduced[::2]] == pytest.approx([0.7, 0.7], abs=0.01)
+    assert len({row["keep_rate"] for row in rows}) == 4 and rows[2]["keep_rate"] == rows[4]["keep_rate"] == 0.5
+
+
+def test_a_budget_of_time_is_for_one_format_and_batch():
+    with pytest.raises(
+        UsageError, match=r"keep_rate='speedup=1\.5' holds for one number format and one batch; given 2"
+    ):
+        compare_all("vit_digits", ["tome"], ["speedup=1.5"], batch_sizes=(1, 2), device="cpu")
 
 
 def test_compare_refuses_like_the_command_line():

@@ -107,7 +107,7 @@ def count_macs_of(vit: torch.nn.Module, found: Solution, image: torch.Tensor) ->
 @pytest.mark.parametrize(
     ("name", "given", "message"),
     [
-        ("tome", {}, "give one budget: mac_cut or gmac; given mac_cut=None, gmac=None"),
+        ("tome", {}, "give one budget: mac_cut, gmac, latency_ms, speedup; given none"),
         ("tome", {"mac_cut": 0.1, "gmac": 1.0}, "give one budget"),
         ("tome", {"mac_cut": 1.0}, "mac_cut=1.0 is not allowed; give a number from 0 to below 1"),
         ("tome", {"gmac": 5.0}, "gmac=5.0 is more than the unreduced model costs: "),
@@ -127,5 +127,5 @@ def test_what_cannot_be_solved_is_one_line(name, given, message):
 
 
 def test_a_keep_rate_and_a_budget_are_too_much():
-    with pytest.raises(UsageError, match=r"give a keep_rate, or one of mac_cut and gmac .*; given keep_rate, mac_cut"):
+    with pytest.raises(UsageError, match=r"give a keep_rate, or one of mac_cut, gmac, .*; given keep_rate, mac_cut"):
         reduce_tokens(make("vit"), "tome", keep_rate=0.5, mac_cut=0.2)

@@ -1,9 +1,12 @@
 """What a study opens: images as the weights expect them, and how many of them."""
 
+import pytest
 import torch
 
+from common.cost.counter import count_macs, mean_macs
 from common.data import load_dataset
 from common.data.transforms import IMAGENET_MEAN, IMAGENET_STD
+from common.errors import UsageError
 from common.models.factory import create_backbone
 from common.setup import Setup
 from common.weights import save_state
@@ -31,6 +34,17 @@ def test_images_are_normalised_as_a_checkpoint_says(tmp_path):
     expected = load_dataset("digits", "val", img_size=32, limit=10, **unusual)
     assert (setup.val_set.mean, setup.train_set.std) == (unusual["mean"], unusual["std"])
     assert torch.equal(setup.val_set.stack(), expected.stack())
+
+
+def test_a_budget_in_place_of_a_keep_rate_is_solved():
+    """For ATS on validation images; none of it for what has no keep rate."""
+    setup = Setup("vit_digits", "", "digits", img_size=32, limit_val=2, device="cpu")
+    for text in ("tome", "ats"):
+        model = setup.reduced(text, keep_rate="mac_cut=0.2")
+        cost = mean_macs(model, setup.cost_images()) / count_macs(setup.vit, 32).total
+        assert cost == pytest.approx(0.8, abs=0.02) and 0 < model.reducer.schedule.keep_rate < 1
+    with pytest.raises(UsageError, match="'idle_mlp' has no keep rate to solve for"):
+        setup.reduced("idle_mlp", keep_rate="mac_cut=0.2")
 
 
 def test_what_weights_leave_open_is_drawn_by_the_seed(tmp_path):

@@ -12,10 +12,11 @@ import pytest
 import torch
 
 from common import create_model, load_dataset
+from common.budget import keep_rate_for
 from common.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from common.errors import UsageError
 from common.models.factory import create_backbone, expected_norm
-from common.training import TrainConfig, digits_backbone, protocol
+from common.training import TrainConfig, digits_backbone, experiment, protocol
 from common.training.__main__ import main
 from common.training.experiment import Experiment, restrict_head
 from common.weights import save_state
@@ -224,6 +225,42 @@ def test_a_folder_of_another_experiment_is_refused(file, capsys):
     assert main([str(file), "epochs=0", "keep_rate=0.7"]) == 2
     message = capsys.readouterr().err
     assert message.startswith("error: experiment ") and "made with keep_rate=0.5, this run has 0.7" in message
+
+
+def test_a_run_keeps_the_keep_rate_that_its_budget_meant(file, monkeypatch, capsys):
+    """Its record has both: whoever evaluates it, or goes on with it, solves nothing."""
+    budget = ["epochs=1", "keep_rate=mac_cut=0.3"]
+    assert main([str(file), *budget]) == 0
+    record = json.loads((file.parent / "run/experiment.json").read_text())
+    rate = record["experiment"]["keep_rate"]
+    vit = create_model("vit_digits")
+    assert rate == keep_rate_for(create_backbone("vit_digits"), "topk", mac_cut=0.3).keep_rate
+    assert record["budget"] == "mac_cut=0.3" and vit.reducer.schedule.keep_rate == 1.0
+    monkeypatch.setattr(experiment, "solved", lambda *_, **__: pytest.fail("solved again"))
+    assert main([str(file), *budget]) == 0
+    assert main([str(file), "epochs=1", f"keep_rate={rate}"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("keep_rate=mac_cut=1.3", "mac_cut=1.3 is not allowed; give a number from 0 to below 1"),
+        ("keep_rate=speedup=", "speedup='' is not allowed; give a number >= 1"),
+        ("keep_rate=macs=0.3", "keep_rate='macs=0.3' is not allowed; give a ratio in (0, 1]"),
+    ],
+)
+def test_a_budget_that_is_none_is_refused_before_anything_is_opened(file, override, message, monkeypatch, capsys):
+    monkeypatch.setattr(experiment, "load_dataset", lambda *_, **__: pytest.fail("data opened"))
+    assert main([str(file), override]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {message}")
+    assert main([str(file), "reducer=idle_mlp", "keep_rate=mac_cut=0.3"]) == 2
+    assert "'idle_mlp' has no keep rate to solve for" in capsys.readouterr().err
+
+
+def test_each_process_alone_would_measure_another_speed(file, monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UsageError, match=r"keep_rate='speedup=1\.5' is measured by one process alone"):
+        Experiment.from_yaml(file, ["keep_rate=speedup=1.5"]).model()
 
 
 def test_a_folder_of_a_refused_experiment_is_free(file, capsys):

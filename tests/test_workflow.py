@@ -336,6 +336,14 @@ REFUSALS = {
         [{"parameters": {"reducer": "tram", "keep_rate": [0.9, 0.5]}}],
         "profile toy: keep_rate=(0.9, 0.5) for 3 stages is not allowed; give " + KEEP_RATES,
     ),
+    "budget above all": (
+        [{"grid": {"reducer": ["tram"], "keep_rate": ["mac_cut=1.5"]}}],
+        "profile toy: mac_cut=1.5 is not allowed; give a number from 0 to below 1",
+    ),
+    "budget of what has no keep rate": (
+        [{"parameters": {"reducer": "idle_mlp", "keep_rate": "mac_cut=0.5"}}],
+        "profile toy: 'idle_mlp' has no keep rate to solve for; allowed: methods that follow a schedule",
+    ),
     "weights of no file": (
         [{"parameters": {"weights": 5}}],
         "profile toy: weights=5 is not allowed; give text or a list, each text",

@@ -1,7 +1,7 @@
 """Throughput against the honest baseline: the same backbone with fused attention, measured in turn.
 
 ``python -m common.benchmark --backbone vit_small_patch16_224 --reducer tram --keep-rate 0.5`` prints the same numbers
-as the throughput notebook.
+as the throughput notebook. ``--mac-cut 0.4`` or ``--speedup 1.5`` in place of the keep rates solves for them.
 """
 
 from __future__ import annotations
@@ -13,12 +13,14 @@ import sys
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from itertools import product
 
 import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from common.budget import solved
 from common.cost.ceiling import FirstTokens, Lengths, has_ceiling, recorded_lengths
 from common.cost.counter import count_macs
 from common.cost.throughput import interleaved, seconds_of
@@ -29,9 +31,16 @@ from common.models.reduced import ReducedVisionTransformer, attach, reduce_token
 from common.options import Count, Many, check, checked
 from common.reducers import Method, Reducer, Schedule, Signals, list_reducers
 from common.reducers.base import Signal
-from common.schedule import keep_rate_text
+from common.schedule import is_budget, keep_rate_text, read_budget, read_keep_rate
 from common.tokens import Selection, Tokens
 
+KEEP_RATES = ("0.75", "0.5")
+BUDGET_HELP = {
+    "mac_cut": "share of the multiply-accumulates to save",
+    "gmac": "10^9 multiply-accumulates of an image",
+    "latency_ms": "milliseconds of a pass over a batch at the most",
+    "speedup": "over the unreduced model at the least",
+}
 GPU_SECONDS = 1.0  # of timed passes, after which a slow model has been seen often enough: GPUs are lent by the minute
 Variant = tuple[Method, float]  # and its keep rate
 
@@ -75,7 +84,7 @@ class Start:
 def compare(
     backbone: str,
     methods: Sequence[str],
-    keep_rates: Sequence[float],
+    keep_rates: Sequence[float | str],
     *,
     img_size: Count | None = None,
     dtype: Dtype = "float32",
@@ -96,7 +105,7 @@ def compare(
 def compare_all(
     backbone: str,
     methods: Sequence[str],
-    keep_rates: Sequence[float],
+    keep_rates: Sequence[float | str],
     *,
     img_size: Count | None = None,
     dtypes: Many[Dtype] = ("float32",),
@@ -117,7 +126,8 @@ def compare_all(
 
     Args:
         methods: written as for :class:`common.reducers.Method`; "none" is always measured.
-        keep_rates: see :class:`common.reducers.Schedule`.
+        keep_rates: see :class:`common.reducers.Schedule`; or budgets ("mac_cut=0.4", "speedup=1.5"), for which each
+            method has a keep rate of its own. One of time is for one format and one batch.
         img_size: pixels; default that of the backbone.
         dtypes: of weights and images.
         device: default "cuda" when there is one.
@@ -137,9 +147,13 @@ def compare_all(
         UsageError: bad input, or the backbone itself does not run.
     """
     where, parsed = torch_device(device), [Method.parse(method) for method in methods]
+    rates = [_checked_rate(rate, len(dtypes) * len(batch_sizes)) for rate in keep_rates]
     torch.manual_seed(seed)
     vit = create_backbone(backbone, num_classes=10, img_size=img_size).eval()
-    models = {(m, rate): _reduced(vit, m, rate) for m, rate in _variants(parsed, keep_rates)}
+    some = partial(_images, max(batch_sizes), vit, seed)
+    how = {"batch_size": batch_sizes[0], "dtype": dtypes[0], "device": str(where)}
+    found = [(method, solved(vit, method, rate, some, **how)) for method, rate in _variants(parsed, rates)]
+    models = {(method, rate): _reduced(vit, method, rate) for method, rate in found}
     assert_identity(vit, _images(1, vit, seed))
     candidates = _counted_on(where, vit, models)
     rows = []
@@ -152,6 +166,14 @@ def compare_all(
     del vit, models, candidates, candidate, images
     _free(where)
     return rows
+
+
+def _checked_rate(rate: float | str, conditions: int) -> float | tuple[float, ...] | str:
+    """The keep rate or the budget ``rate``, to be measured under so many ``conditions``."""
+    rate = read_keep_rate(rate)
+    if is_budget(rate) and read_budget(rate).keys() & {"latency_ms", "speedup"} and conditions > 1:
+        raise UsageError(f"keep_rate={rate!r} holds for one number format and one batch; given {conditions} of them")
+    return rate
 
 
 def _images(batch: int, vit: VisionTransformer, seed: int) -> Tensor:
@@ -171,7 +193,7 @@ def _counted_on(
     return [replace(first, model=vit, lengths=None), *others]
 
 
-def _variants(methods: Sequence[Method], keep_rates: Sequence[float]) -> list[Variant]:
+def _variants(methods: Sequence[Method], keep_rates: Sequence[float | str]) -> list[Variant]:
     reduced = [(method, rate) for method in methods if method.name != "none" for rate in keep_rates]
     return [(Method("none"), 1.0), *reduced]
 
@@ -309,7 +331,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m common.benchmark", description=__doc__.splitlines()[0])
     parser.add_argument("--backbone", default="vit_small_patch16_224", help="a timm VisionTransformer")
     parser.add_argument("--reducer", nargs="+", default=["tram"], help=f"of: {', '.join(list_reducers())}")
-    parser.add_argument("--keep-rate", nargs="+", type=float, default=[0.75, 0.5])
+    parser.add_argument("--keep-rate", nargs="+", metavar="R", help=f"default: {' '.join(KEEP_RATES)}")
+    for word, what in BUDGET_HELP.items():
+        parser.add_argument(
+            f"--{word.replace('_', '-')}",
+            nargs="+",
+            metavar="X",
+            help=f"in place of keep rates, for each method: {what}",
+        )
     parser.add_argument("--img-size", type=int, help="pixels; default: the backbone's")
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--dtype", default="float32", help=f"of: {', '.join(DTYPES)}")
@@ -321,7 +350,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if args.threads is not None:
         torch.set_num_threads(check("threads", args.threads, Count))
     settings = {name: getattr(args, name) for name in ("img_size", "dtype", "batch_size", "device", "rounds")}
-    rows = compare(args.backbone, args.reducer, args.keep_rate, compiled=args.compile, **settings)
+    budgets = [f"{word}={value}" for word in BUDGET_HELP for value in getattr(args, word) or ()]
+    rates = [*(args.keep_rate or ()), *budgets] or KEEP_RATES
+    rows = compare(args.backbone, args.reducer, rates, compiled=args.compile, **settings)
     how = f"{args.dtype}{', compiled' if args.compile else ''}, batch {args.batch_size}"
     print(f"{args.backbone}, {how}, {args.rounds} rounds, median and quartiles")
     for line in _lines(rows):
@@ -339,7 +370,7 @@ def _lines(rows: Sequence[Mapping[str, object]]) -> Iterator[list[str]]:
         quartiles = f"{row['speedup_q1']:.2f}-{row['speedup_q3']:.2f}"
         ceiling = "-" if row["ceiling"] is None else f"{row['ceiling']:.2f}x"
         yield [
-            f"{name:<24}{row['keep_rate']:>6g}{row['fps']:>10.2f}{row['speedup']:>9.2f}x{quartiles:>14}",
+            f"{name:<24}{keep_rate_text(row['keep_rate']):>6}{row['fps']:>10.2f}{row['speedup']:>9.2f}x{quartiles:>14}",
             f"{row['gmac']:>10.4f}{rows[0]['gmac'] / row['gmac']:>10.2f}x{ceiling:>9}",
             *(f"{row[name]:>11.1f}" for name in more),
         ]

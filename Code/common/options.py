@@ -36,6 +36,7 @@ Count = Annotated[int, Ge(1), "a whole number >= 1"]
 NonNegative = Annotated[float, Ge(0), "a number >= 0"]
 Positive = Annotated[float, Gt(0), "a number > 0"]
 Share = Annotated[float, Ge(0), Le(1), "a number from 0 to 1"]
+AtLeast1 = Annotated[float, Ge(1), "a number >= 1"]
 ShareBelow1 = Annotated[float, Ge(0), Lt(1), "a number from 0 to below 1"]
 Many = Annotated[tuple[T, ...], Strict(False)]
 

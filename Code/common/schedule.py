@@ -14,25 +14,26 @@ from annotated_types import Gt, Le, MinLen, Predicate
 from pydantic import AfterValidator, Strict
 
 from common.errors import UsageError
-from common.options import Many, Whole, accepted_by, check, check_fields
+from common.options import AtLeast1, Many, Positive, ShareBelow1, Whole, accepted_by, check, check_fields
 
 ALLOWED = (
     "a ratio in (0, 1] that compounds, one ratio in (0, 1] per stage, one count > 1 per stage, "
-    'or a rule such as "r=13", "r=13 decreasing" or "q=0.9"'
+    'a rule such as "r=13", "r=13 decreasing" or "q=0.9", or a budget such as "mac_cut=0.4" or "speedup=1.5"'
 )
+BUDGETS = {"mac_cut": ShareBelow1, "gmac": Positive, "latency_ms": Positive, "speedup": AtLeast1}
 RULE = re.compile(r"(r)=([1-9]\d*)( decreasing)?|(q)=(0?\.\d+)")
 
 
 def default_reduction_loc(depth: int, keep_rate: float | tuple[float, ...] | str = 1.0) -> tuple[int, ...]:
     """The blocks at 1/4, 1/2 and 3/4 of the depth; every block where ``keep_rate`` is a rule such as "r=13".
 
-    >>> default_reduction_loc(12), default_reduction_loc(3, "r=13")
-    ((3, 6, 9), (0, 1, 2))
+    >>> default_reduction_loc(12), default_reduction_loc(3, "r=13"), default_reduction_loc(8, "mac_cut=0.4")
+    ((3, 6, 9), (0, 1, 2), (2, 4, 6))
 
     Raises:
         UsageError: when the transformer has fewer than four blocks.
     """
-    if isinstance(keep_rate, str):
+    if isinstance(keep_rate, str) and not is_budget(keep_rate):
         return tuple(range(depth))
     if depth < 4:
         raise UsageError(f"a backbone of depth {depth} has no default reduction_loc; give the 0-based blocks")
@@ -68,8 +69,43 @@ def counts_by_rule(rule: str, num_patches: int, stages: int) -> Iterator[int]:
         yield left
 
 
+def is_budget(keep_rate: object) -> bool:
+    """Whether ``keep_rate`` is the text of a budget, which :mod:`common.budget` makes a keep rate of.
+
+    >>> is_budget("mac_cut=0.4"), is_budget("r=13"), is_budget(0.5)
+    (True, False, False)
+    """
+    return isinstance(keep_rate, str) and keep_rate.partition("=")[0] in BUDGETS
+
+
+def read_budget(text: str) -> dict[str, float]:
+    """The word and the number of a budget.
+
+    >>> read_budget("mac_cut=0.4")
+    {'mac_cut': 0.4}
+
+    Raises:
+        UsageError: the number is none, or not one that the word may have.
+    """
+    word, _, number = text.partition("=")
+    try:
+        value = float(number)
+    except ValueError:
+        value = number
+    return {word: check(word, value, BUDGETS[word])}
+
+
 def _check_rule(rule: str) -> None:
+    if is_budget(rule):
+        raise UsageError(f"keep_rate={rule!r} is a budget, which is not solved here; give the keep rate that it means")
     list(counts_by_rule(rule, 1, 1))
+
+
+def _check_text(text: str) -> None:
+    if is_budget(text):
+        read_budget(text)
+    elif not RULE.fullmatch(text):
+        raise UsageError(f"keep_rate={text!r} is not allowed; give {ALLOWED}")
 
 
 def _single(rates: float | tuple[float, ...]) -> float | tuple[float, ...]:
@@ -85,6 +121,8 @@ _Ratios = Annotated[tuple[_Ratio, ...], Strict(False), MinLen(1)]
 _Counts = Annotated[tuple[Annotated[int, Gt(1)], ...], Strict(False), MinLen(1)]
 _Rule = Annotated[str, accepted_by(_check_rule)]
 KeepRate = Annotated[_Ratio | _Ratios | _Counts | _Rule, AfterValidator(_single), ALLOWED]
+_Text = Annotated[str, accepted_by(_check_text)]
+KeepRateOrBudget = Annotated[_Ratio | _Ratios | _Counts | _Text, AfterValidator(_single), ALLOWED]
 Blocks = Annotated[Many[Whole], MinLen(1), Predicate(_increasing), "increasing 0-based block indices"]
 
 
@@ -160,8 +198,8 @@ def keep_rate_text(keep_rate: float | Sequence[float] | str) -> str:
 
     >>> keep_rate_text(0.5), keep_rate_text(1.0), keep_rate_text((0.9, 0.7, 0.5)), keep_rate_text((147, 98, 49))
     ('0.5', '1', '0.9 0.7 0.5', '147 98 49')
-    >>> keep_rate_text("r=13")
-    'r=13'
+    >>> keep_rate_text("r=13"), keep_rate_text("mac_cut=0.4")
+    ('r=13', 'mac_cut=0.4')
     """
     rates = read_keep_rate(keep_rate)
     if isinstance(rates, str):
@@ -179,10 +217,11 @@ def read_keep_rate(keep_rate: float | Sequence[float] | str) -> float | tuple[fl
         UsageError: what is no keep rate.
     """
     if isinstance(keep_rate, str):
-        with suppress(ValueError):  # a rule; any other text is refused below
+        with suppress(ValueError):  # a rule or a budget; any other text is refused below
             numbers = [float(part) for part in keep_rate.split()]
-            keep_rate = [int(number) if number > 1 and number.is_integer() else number for number in numbers]
-    return check("keep_rate", keep_rate, KeepRate)
+            numbers = [int(number) if number > 1 and number.is_integer() else number for number in numbers]
+            keep_rate = numbers[0] if len(numbers) == 1 and isinstance(numbers[0], float) else numbers
+    return check("keep_rate", keep_rate, KeepRateOrBudget)
 
 
 def ratio_of(keep_rate: float | Sequence[float] | str) -> float:

@@ -13,6 +13,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from common.budget import COST_IMAGES, solved
 from common.data import load_dataset, make_loader, subset
 from common.data.base import LabelledDataset
 from common.data.on_device import on_device
@@ -21,6 +22,7 @@ from common.models.factory import create_backbone
 from common.models.reduced import ReducedVisionTransformer, reduce_tokens
 from common.reducers import Method
 from common.results import resolve
+from common.schedule import is_budget
 from common.training import Epoch, TrainConfig, train
 from common.training.digits_backbone import resolve_weights
 from common.training.distillation import DISTILLATION, Data, in_the_heads_classes
@@ -136,6 +138,10 @@ class Setup:
         """``count`` validation images, the classes as even as possible; None = all."""
         return subset(self.val_set, count, self.seed).remembered(self.memory_gb)
 
+    def cost_images(self) -> Tensor:
+        """Images (n, 3, H, W) that the cost of a method is counted on which keeps more of some than of others."""
+        return self.some(min(COST_IMAGES, len(self.val_set))).stack()
+
     def training(self, count: int | None = None) -> Data:
         """``count`` training images, None = all, and a batch of validation images to follow the loss on."""
         few = self.some(min(self.batch_size, len(self.val_set)))
@@ -144,10 +150,14 @@ class Setup:
     def reduced(self, text: str, **options: object) -> ReducedVisionTransformer:
         """A model on the weights of the backbone, in eval mode, whose method is written as ``text``.
 
-        A method that draws by a seed which neither ``text`` nor ``options`` give has that of this setup.
+        A method that draws by a seed which neither ``text`` nor ``options`` give has that of this setup. A budget in
+        place of a keep rate ("mac_cut=0.4") is solved; one of time for the batches and the device of this setup.
         """
         method = Method.parse(text)
         given = {**dict(method.seeded(self.seed).options), **options}
+        if is_budget(given.get("keep_rate")):
+            how = {"reduction_loc": given.get("reduction_loc"), "batch_size": self.batch_size}
+            given["keep_rate"] = solved(self.vit, method, given["keep_rate"], self.cost_images, **how)
         return reduce_tokens(self.vit, method.name, **given).to(self.where).eval()
 
     def settings(self, config: TrainConfig) -> TrainConfig:

@@ -72,9 +72,15 @@ def _wrong_values(run: Run) -> Iterator[str]:
 
 
 def _schedules(run: Run) -> Iterator[str]:
-    from common.reducers import Schedule, default_reduction_loc
+    from common.budget import check_solvable
+    from common.reducers import Method, Schedule, default_reduction_loc
+    from common.schedule import is_budget
 
     for keep_rate in run.values("keep_rate"):
+        if is_budget(keep_rate):
+            for reducer in set(run.values("reducer")) - {"none"}:
+                yield from refusal(lambda text: check_solvable(Method.parse(text).name), reducer)
+            continue
         blocks = run.options.get("reduction_loc") or default_reduction_loc(12, keep_rate)
         yield from refusal(Schedule, keep_rate, tuple(blocks))
 
@@ -92,8 +98,10 @@ def _model_refusal(backbone: str, img_size: int | None, reducer: str, keep_rate:
 
     from common import create_model
     from common.reducers import Method
+    from common.schedule import is_budget
 
     method = Method.parse(reducer)
+    keep_rate = 1.0 if is_budget(keep_rate) else keep_rate
     options = {"reducer": method.name, "keep_rate": keep_rate, "img_size": img_size, **dict(method.options)}
     with torch.device("meta"):
         return tuple(refusal(create_model, backbone, **options))

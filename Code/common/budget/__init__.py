@@ -1,3 +1,12 @@
 """A keep rate for a budget, in place of one that is given: :func:`keep_rate_for`, :func:`reduce_tokens`."""
 
-from common.budget.solver import BudgetSolver, OutOfReachError, Solution, keep_rate_for, reduce_tokens
+from common.budget.solver import (
+    COST_IMAGES,
+    BudgetSolver,
+    Solution,
+    check_solvable,
+    keep_rate_for,
+    reduce_tokens,
+    solved,
+)
+from common.budget.timing import OutOfReachError

@@ -6,27 +6,34 @@ too. So methods are compared at an equal number of multiply-accumulates, which t
 
 from __future__ import annotations
 
+import copy
+import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
+from pathlib import Path
 
+import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
+from common.budget.timing import DEFAULT_CACHE, WHOLE, Limit, Measure, OutOfReachError, Timed, TimedRates, in_turn
+from common.cost.closed_form import Shape
 from common.cost.counter import count_macs, mean_macs
+from common.devices import DTYPES, Dtype, torch_device
 from common.errors import UsageError
 from common.models import reduced
 from common.models.reduced import ReducedVisionTransformer
-from common.options import Positive, ShareBelow1, checked
-from common.reducers import Schedule, default_reduction_loc, reducer_class
+from common.options import AtLeast1, Count, Positive, ShareBelow1, checked
+from common.provenance import describe_device
+from common.reducers import Method, Schedule, default_reduction_loc, reducer_class
+from common.schedule import BUDGETS, is_budget, read_budget
 
 DIGITS = 4  # of a keep rate: fine enough to move one token of 1,000 in any stage
+COST_IMAGES = 32  # on which the cost of a method is solved that keeps more of some images than of others
 CLOSE_ENOUGH = 1e-4  # of the unreduced cost; below what a token is worth
+BESIDE = ("images", "batch_size", "device", "dtype", "cache")  # what only a budget needs
 COARSEST = 0.06  # of the unreduced cost; what half a step of a small image's grid may miss
-
-
-class OutOfReachError(UsageError):
-    """A budget that no keep rate of a method meets."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +46,9 @@ class Solution:
         gmac: 10^9 multiply-accumulates of an image, attention and scoring included, mean over the images for methods
             whose cost depends on them.
         mac_cut: share of the unreduced model's cost that is saved.
-        wanted: the share that was asked for.
+        wanted: what was asked for: a share of the MAC to be saved, milliseconds, or a speed-up.
+        timed: of a budget of time, what was measured for this keep rate.
+        sure: of a budget of time, whether measuring again gave the same within 5 %.
     """
 
     keep_rate: float
@@ -47,23 +56,28 @@ class Solution:
     gmac: float
     mac_cut: float
     wanted: float
+    timed: Timed | None = None
+    sure: bool = True
 
 
 class BudgetSolver:
     """Keep rates of one method on one backbone for any number of budgets; what was counted once is not counted again.
 
-    >>> import timm
-    >>> solver = BudgetSolver(timm.create_model("vit_tiny_patch16_224"), "tome")
+    >>> from common.models.factory import create_backbone
+    >>> solver = BudgetSolver(create_backbone("vit_digits"), "tome")
     >>> [solver.solve(mac_cut=share).counts for share in (0.2, 0.4)]
-    [(166, 142, 121), (127, 82, 53)]
+    [(54, 46, 40), (41, 27, 18)]
 
     Args:
-        vit, reducer, images, reduction_loc, reducer_options: see :func:`keep_rate_for`.
+        vit, reducer, images, reduction_loc, batch_size, device, dtype, cache, reducer_options: see
+            :func:`keep_rate_for`.
+        measure: in place of the clock, see :func:`common.budget.timing.in_turn`.
 
     Raises:
         UsageError: a method that has no keep rate; one whose cost depends on the images, and none are given.
     """
 
+    @checked
     def __init__(
         self,
         vit: VisionTransformer,
@@ -71,21 +85,50 @@ class BudgetSolver:
         *,
         images: Tensor | None = None,
         reduction_loc: tuple[int, ...] | None = None,
+        batch_size: Count = 1,
+        device: str | None = None,
+        dtype: Dtype | None = None,
+        cache: str | Path | None = None,
+        measure: Measure = in_turn,
         **reducer_options,
     ) -> None:
-        _check_method(reducer, images)
+        check_solvable(reducer)
+        _check_images(reducer, images)
+        self._where = {"batch_size": batch_size, "device": device, "dtype": dtype, "cache": cache}
+        self._measure = measure
         self.vit, self.reducer, self.images, self.options = vit, reducer, images, reducer_options
         self.blocks = reduction_loc or default_reduction_loc(len(vit.blocks))
         self._costs: dict[tuple[int, ...], float] = {}
 
     @checked
-    def solve(self, *, mac_cut: ShareBelow1 | None = None, gmac: Positive | None = None) -> Solution:
+    def solve(
+        self,
+        *,
+        mac_cut: ShareBelow1 | None = None,
+        gmac: Positive | None = None,
+        latency_ms: Positive | None = None,
+        speedup: AtLeast1 | None = None,
+    ) -> Solution:
         """The keep rate for one budget, see :func:`keep_rate_for`."""
-        if (mac_cut is None) == (gmac is None):
-            raise UsageError(f"give one budget: mac_cut or gmac; given mac_cut={mac_cut}, gmac={gmac}")
-        wanted = mac_cut if gmac is None else 1 - gmac * 1e9 / self._whole
+        budgets = {"mac_cut": mac_cut, "gmac": gmac, "latency_ms": latency_ms, "speedup": speedup}
+        given = {word: value for word, value in budgets.items() if value is not None}
+        if len(given) != 1:
+            told = ", ".join(f"{word}={value}" for word, value in given.items()) or "none"
+            raise UsageError(f"give one budget: {', '.join(BUDGETS)}; given {told}")
+        [(word, value)] = given.items()
+        if word in ("latency_ms", "speedup"):
+            return self._within(Limit(word, value))
+        return self._saving(value if word == "mac_cut" else self._share_of(value))
+
+    def _share_of(self, gmac: float) -> float:
+        """The share of the MAC that must be saved for ``gmac`` to be left."""
+        wanted = 1 - gmac * 1e9 / self._whole
         if wanted < 0:
             raise UsageError(f"gmac={gmac} is more than the unreduced model costs: {self._whole / 1e9:.4g}")
+        return wanted
+
+    def _saving(self, wanted: float) -> Solution:
+        """The solution whose share of the MAC saved is nearest to ``wanted``."""
         what = f"{self.reducer} in blocks {list(self.blocks)} cannot save {wanted:.1%} of the MAC"
         if (most := self._cut_at(10.0**-DIGITS)) < wanted - CLOSE_ENOUGH:
             raise OutOfReachError(f"{what}; at most {most:.1%}")
@@ -94,6 +137,46 @@ class BudgetSolver:
         if abs(found - wanted) > COARSEST:
             raise OutOfReachError(f"{what}; the nearest that it can is {found:.1%}, at keep rate {rate}")
         return Solution(rate, self._counts_at(rate), (1 - found) * self._whole / 1e9, found, wanted)
+
+    def _within(self, limit: Limit) -> Solution:
+        """The solution that keeps most within a budget of time."""
+        rate, timed, sure = self._times.rate_for(limit)
+        cut = self._cut_at(rate)
+        return Solution(rate, self._counts_at(rate), (1 - cut) * self._whole / 1e9, cut, limit.value, timed, sure)
+
+    @cached_property
+    def _times(self) -> TimedRates:
+        """Of a copy of the backbone, as ``batch_size``, ``device`` and ``dtype`` want it."""
+        weight, device, dtype = next(self.vit.parameters()), self._where["device"], self._where["dtype"]
+        where = weight.device if device is None else torch_device(device)
+        vit = copy.deepcopy(self.vit).to(where, weight.dtype if dtype is None else DTYPES[dtype]).eval()
+        images = self._batch().to(next(vit.parameters()))
+        conditions = {
+            "device": describe_device(where),
+            "torch": torch.__version__,
+            "threads": torch.get_num_threads(),
+            "dtype": str(images.dtype).removeprefix("torch."),
+            "batch": len(images),
+            "backbone": {**asdict(Shape.of(vit)), "img_size": vit.patch_embed.img_size, "pool": vit.global_pool},
+            "method": str(Method(self.reducer, tuple(sorted(self.options.items())))),
+            "reduction_loc": self.blocks,
+            "images": "" if self.images is None else hashlib.sha256(images.float().cpu().numpy().tobytes()).hexdigest(),
+        }
+
+        def model_at(rate: float) -> VisionTransformer:
+            return vit if rate == WHOLE else self._model_at(rate, vit).eval()
+
+        folder = Path(self._where["cache"] or DEFAULT_CACHE).expanduser()
+        return TimedRates(model_at, self._counts_at, images, conditions, folder, self._measure)
+
+    def _batch(self) -> Tensor:
+        """Images (batch_size, 3, H, W) to be timed: random, or the user's where the method keeps more of some."""
+        batch = self._where["batch_size"]
+        if self.images is None:
+            return torch.randn(batch, self.vit.in_chans, *self.vit.patch_embed.img_size)
+        if len(self.images) < batch:
+            raise UsageError(f"{self.reducer!r} is timed on your images: give batch_size={batch} of them or more")
+        return self.images[:batch]
 
     @cached_property
     def _whole(self) -> int:
@@ -114,8 +197,10 @@ class BudgetSolver:
             return count_macs(model, self.vit.patch_embed.img_size).total
         return mean_macs(model, self.images)
 
-    def _model_at(self, rate: float) -> ReducedVisionTransformer:
-        return reduced.reduce_tokens(self.vit, self.reducer, keep_rate=rate, reduction_loc=self.blocks, **self.options)
+    def _model_at(self, rate: float, vit: VisionTransformer | None = None) -> ReducedVisionTransformer:
+        return reduced.reduce_tokens(
+            vit or self.vit, self.reducer, keep_rate=rate, reduction_loc=self.blocks, **self.options
+        )
 
 
 def keep_rate_for(
@@ -124,11 +209,11 @@ def keep_rate_for(
     *,
     mac_cut: float | None = None,
     gmac: float | None = None,
-    images: Tensor | None = None,
-    reduction_loc: tuple[int, ...] | None = None,
-    **reducer_options,
+    latency_ms: float | None = None,
+    speedup: float | None = None,
+    **how,
 ) -> Solution:
-    """The keep rate at which a method's cost comes nearest to a budget, counted by running one image.
+    """The keep rate at which a method's cost comes nearest to a budget of MAC, or that keeps most within one of time.
 
     Token counts are whole, so the cost is met to a token: within 0.2 % of the unreduced model for 196 patches and
     stages at 3, 6 and 9. Smaller images go in larger steps, ``downsample`` in those of its grid.
@@ -138,28 +223,40 @@ def keep_rate_for(
     >>> found.keep_rate, found.counts, round(found.gmac, 3), round(found.mac_cut, 4)
     (0.648, (127, 82, 53), 0.753, 0.3994)
 
+    Time is measured here: a few keep rates in turn with the unreduced model, once, and again for what is chosen. It
+    holds for this machine, batch and number format (:mod:`common.budget.timing`).
+
     Args:
         vit: unreduced.
         mac_cut: share of the multiply-accumulates to save, 0 to below 1.
         gmac: or what an image may cost, in 10^9.
+        latency_ms: or how long a pass over a batch may take at the most, in milliseconds.
+        speedup: or how many times as fast as the unreduced model it must be at the least.
         images: (n, 3, H, W) of your data, for methods that keep more of some images than of others (ATS): their mean
-            cost is solved for, and holds for images like these.
+            cost is solved for, or the first ``batch_size`` timed, and the answer holds for images like these.
         reduction_loc: blocks of the stages; default 1/4, 1/2 and 3/4 of the depth.
+        batch_size, device, dtype: what time is measured for; default: one image, where and as ``vit`` is.
+        cache: folder where times are kept; default ``~/.cache/token-reduction/timings``.
+        **how: these, and the options of the method.
 
     Raises:
-        OutOfReachError: no keep rate meets the budget; the message has the most that can be saved.
+        OutOfReachError: no keep rate meets the budget; the message has the nearest.
         UsageError: not exactly one budget; a method that has no keep rate; one whose cost depends on the images, and
             none are given.
     """
-    solver = BudgetSolver(vit, reducer, images=images, reduction_loc=reduction_loc, **reducer_options)
-    return solver.solve(mac_cut=mac_cut, gmac=gmac)
+    solver = BudgetSolver(vit, reducer, **how)
+    return solver.solve(mac_cut=mac_cut, gmac=gmac, latency_ms=latency_ms, speedup=speedup)
 
 
-def _check_method(reducer: str, images: Tensor | None) -> None:
+def check_solvable(reducer: str) -> None:
+    """Refuse a budget for a method that has no keep rate."""
     method = reducer_class(reducer)
     if reducer == "none" or method.idles or method.reads_prefix_only:
         raise UsageError(f"{reducer!r} has no keep rate to solve for; allowed: methods that follow a schedule")
-    if method.adaptive and images is None:
+
+
+def _check_images(reducer: str, images: Tensor | None) -> None:
+    if reducer_class(reducer).adaptive and images is None:
         raise UsageError(f"what {reducer!r} keeps depends on the images; give some of yours as images=(n, 3, H, W)")
 
 
@@ -175,16 +272,32 @@ def _nearest(cut_at: Callable[[float], float], wanted: float) -> float:
     return min((high / steps, low / steps), key=lambda rate: abs(cut_at(rate) - wanted))
 
 
+def solved(
+    vit: VisionTransformer,
+    method: Method,
+    keep_rate: float | tuple[float, ...] | str,
+    images: Callable[[], Tensor],
+    **how,
+) -> float | tuple[float, ...] | str:
+    """``keep_rate`` as it is, or that of the budget which it is the text of.
+
+    Args:
+        images: gives some (n, 3, H, W), for methods whose cost depends on them.
+        **how: ``reduction_loc``, ``batch_size``, ``device``, ``dtype`` and ``cache`` of :func:`keep_rate_for`.
+    """
+    if not is_budget(keep_rate):
+        return keep_rate
+    given = {"images": images()} if reducer_class(method.name).adaptive else {}
+    return keep_rate_for(vit, method.name, **read_budget(keep_rate), **given, **how, **dict(method.options)).keep_rate
+
+
 def reduce_tokens(
     vit: VisionTransformer,
     reducer: str,
     *,
     keep_rate: float | tuple[float, ...] | str | None = None,
-    mac_cut: float | None = None,
-    gmac: float | None = None,
-    images: Tensor | None = None,
     reduction_loc: tuple[int, ...] | None = None,
-    **reducer_options,
+    **options,
 ) -> ReducedVisionTransformer:
     """Make a timm VisionTransformer run on fewer tokens: for a keep rate, or for a budget.
 
@@ -197,18 +310,24 @@ def reduce_tokens(
     0.6
 
     Args:
-        vit, reducer, keep_rate, reduction_loc, reducer_options: see :func:`common.models.reduced.reduce_tokens`.
-        mac_cut, gmac, images: in place of a keep rate, see :func:`keep_rate_for`.
+        vit, reducer, keep_rate, reduction_loc: see :func:`common.models.reduced.reduce_tokens`. A text such as
+            "mac_cut=0.4" is a budget too.
+        **options: in place of a keep rate one of ``mac_cut``, ``gmac``, ``latency_ms`` and ``speedup``, with what
+            :func:`keep_rate_for` takes beside it; and the method's own options.
 
     Raises:
         UsageError: as both of them do; a keep rate beside a budget.
     """
-    budget = {"mac_cut": mac_cut, "gmac": gmac, "images": images}
-    if keep_rate is None and (mac_cut is not None or gmac is not None):
-        solution = keep_rate_for(vit, reducer, **budget, reduction_loc=reduction_loc, **reducer_options)
-        keep_rate = solution.keep_rate
-    elif any(value is not None for value in budget.values()):
-        given = ", ".join(name for name, value in {"keep_rate": keep_rate, **budget}.items() if value is not None)
-        raise UsageError(f"give a keep_rate, or one of mac_cut and gmac (with images or without); given {given}")
+    words = {word: options.pop(word, None) for word in (*BUDGETS, *BESIDE)}
+    budget = {word: value for word, value in words.items() if value is not None}
+    if is_budget(keep_rate):
+        budget, keep_rate = {**budget, **read_budget(keep_rate)}, None
+    if budget and (keep_rate is not None or not budget.keys() & set(BUDGETS)):
+        given = ", ".join([*(["keep_rate"] if keep_rate is not None else []), *budget])
+        raise UsageError(
+            f"give a keep_rate, or one of {', '.join(BUDGETS)} (alone or with {', '.join(BESIDE)}); given {given}"
+        )
+    if budget:
+        keep_rate = keep_rate_for(vit, reducer, **budget, reduction_loc=reduction_loc, **options).keep_rate
     rate = 1.0 if keep_rate is None else keep_rate
-    return reduced.reduce_tokens(vit, reducer, keep_rate=rate, reduction_loc=reduction_loc, **reducer_options)
+    return reduced.reduce_tokens(vit, reducer, keep_rate=rate, reduction_loc=reduction_loc, **options)

@@ -38,9 +38,10 @@ def full_name(method: str, backbone: str) -> str:
     return "-".join(filter(None, parts))
 
 
-def ratios(keep_rate: float | Sequence[float]) -> list[float]:
-    """A keep rate as a list: one value that compounds, or one per stage."""
-    return list(keep_rate) if isinstance(keep_rate, Sequence) else [keep_rate]
+def ratios(keep_rate: float | Sequence[float] | str) -> list[float | str]:
+    """A keep rate as a list: one value that compounds, or one per stage; a rule ("r=13") is one value."""
+    single = isinstance(keep_rate, str) or not isinstance(keep_rate, Sequence)
+    return [keep_rate] if single else list(keep_rate)
 
 
 def run_key(method: str, backbone: str, keep_rate: float | Sequence[float], reduction_loc: Sequence[int]) -> str:
@@ -50,6 +51,8 @@ def run_key(method: str, backbone: str, keep_rate: float | Sequence[float], redu
 
     >>> run_key("topk", "deit_small_patch16_224", 0.9, (3, 6, 9))
     'topk_small_patch16_224-3_6_9-_0.9'
+    >>> run_key("tome", "deit_small_patch16_224", "r=13", (3, 6, 9))
+    'tome_small_patch16_224-3_6_9-_r=13'
     """
     if Method.parse(method).name == "none":
         keep_rate, reduction_loc = (), ()

@@ -24,6 +24,7 @@ from common.report import sections as show
 from common.report.rows import VARIANT, over_seeds
 from common.report.sections import NONE, WHOLE, Answer, Section, number, numbers
 from common.results import BY_IMAGE
+from common.schedule import KeepRate
 from common.schema import FLOAT, REQUIRED, SEM, means
 from common.setup import Setup
 from common.studies.base import Study, register_study
@@ -77,6 +78,7 @@ class Idling(Study):
     """Which patches may skip a block, and what it costs to let them."""
 
     name, title = "idling", "Patches that idle and come back"
+    parameters = {"keep_rate": KeepRate}
     question = "Which patches may skip a block, and what does it cost to let them?"
     place = 130
     columns = {

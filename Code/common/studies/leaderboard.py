@@ -26,7 +26,6 @@ from common.training.metrics import hits_by_image
 
 SETTING = ["dataset", "backbone", "weights", "recipe", "img_size", "dtype", "n_val"]
 MODEL = ["method", "options"]
-COST_IMAGES = 32  # on which the cost of a method is solved that keeps more of some images than of others
 NULL_ROWS = ("random", "downsample")  # what a method has to beat
 _GAIN = (
     "Points of accuracy above random patches at the same budget, mean paired difference over the images, ± half of its "
@@ -256,7 +255,7 @@ def _drawn(reducers: Sequence[str], seed: int, seeds: Sequence[int]) -> Iterator
 
 def _solutions(setup: Setup, method: Method, mac_cuts: Sequence[float]) -> Iterator[tuple[float, Solution]]:
     adaptive = reducer_class(method.name).adaptive
-    images = setup.some(min(COST_IMAGES, len(setup.val_set))).stack() if adaptive else None
+    images = setup.cost_images() if adaptive else None
     solver = BudgetSolver(setup.vit, method.name, images=images, **dict(method.options))
     for cut in mac_cuts:
         try:

@@ -14,6 +14,7 @@ from common.analysis.runs import RunData
 from common.report import sections as show
 from common.report.rows import VARIANT, in_order
 from common.report.sections import Answer, Section
+from common.schedule import KeepRate
 from common.schema import REQUIRED, accuracy_name, count, intervals, number, text
 from common.studies import _pattern_claims
 from common.studies._patterns import setting_row
@@ -47,6 +48,7 @@ class PatternProxies(Study):
     """Which similarity to another model tells how much accuracy is lost."""
 
     name, title = "pattern_proxies", "Which similarity predicts accuracy?"
+    parameters = {"keep_rate": KeepRate}
     question = (
         "Does the similarity of two models, of their features or of their tokens, tell how their accuracies differ?"
     )

@@ -14,6 +14,7 @@ from common.plots.frames import backbone_name
 from common.report import sections as show
 from common.report.rows import VARIANT, in_order
 from common.report.sections import Answer, Section
+from common.schedule import KeepRate
 from common.schema import REQUIRED, count, intervals, number, text
 from common.studies import _pattern_claims
 from common.studies._across import (
@@ -95,7 +96,7 @@ class PatternsAcrossData(Study):
         "the same.",
     }
     run_figures = "*/*.png"  # the figure of the run itself is among the summary figures
-    parameters = {"resamples": Count, "limits": Many[Count | None]}
+    parameters = {"resamples": Count, "limits": Many[Count | None], "keep_rate": KeepRate}
 
     claims = _pattern_claims.ACROSS_CLAIMS
 

@@ -22,7 +22,7 @@ from common.reducers.method import MethodText
 from common.report import sections as show
 from common.report.rows import VARIANT, in_order
 from common.report.sections import Answer, Section
-from common.schedule import keep_rate_text
+from common.schedule import KeepRate, keep_rate_text
 from common.schema import REQUIRED, count, text
 from common.setup import Setup
 from common.studies import _pattern_claims
@@ -89,7 +89,8 @@ class ReductionPatterns(Study):
         "that agree stand side by side.",
     }
     run_figures = "**/*.png"
-    parameters = {"pair": Many[MethodText], "image": Whole}
+    # records are found by their keep rates, so these are no budgets
+    parameters = {"pair": Many[MethodText], "image": Whole, "keep_rate": KeepRate}
 
     def summarise(self, runs: pd.DataFrame) -> pd.DataFrame:
         """All rows, methods in their fixed order."""

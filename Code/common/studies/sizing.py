@@ -9,6 +9,7 @@ import pandas as pd
 from common.plots.frames import backbone_name
 from common.report.rows import VARIANT
 from common.report.sections import NONE, Answer, Section, numbers, percent
+from common.schedule import KeepRate
 from common.schema import count, number, text
 from common.studies.base import Study, register_study
 
@@ -24,6 +25,7 @@ class Sizing(Study):
     """Whether the arithmetic saved is what the authors say."""
 
     name, title = "sizing", "Arithmetic"
+    parameters = {"keep_rate": KeepRate}
     question = "Is the arithmetic saved what the authors say?"
     place = 20
     columns = {

@@ -13,20 +13,22 @@ import torch
 from pydantic import InstanceOf
 from torch import nn
 
-from common.data import head_classes, load_dataset
+from common.budget import COST_IMAGES, check_solvable, solved
+from common.data import head_classes, load_dataset, subset
 from common.data.base import LabelledDataset
 from common.data.catalog import Dataset
 from common.data.transforms import Mean, Recipe, Std
+from common.devices import torch_device
 from common.errors import UsageError
 from common.models.factory import create_backbone, create_model, expected_norm
 from common.models.published import start_pretrained, start_random
 from common.models.reduced import ReducedVisionTransformer
 from common.options import Count, NonNegative, ShareBelow1, check_fields, check_names, field_kinds
-from common.processes import is_main_process
+from common.processes import is_alone, is_main_process
 from common.reducers import Method
 from common.reducers.method import MethodText
 from common.results import conditions, resolve
-from common.schedule import Blocks, KeepRate, keep_rate_text
+from common.schedule import Blocks, KeepRateOrBudget, is_budget, keep_rate_text, read_budget
 from common.training.checkpoint import STATE, refuse_difference, write_json
 from common.training.config import TrainConfig, protocol
 from common.training.digits_backbone import NO_PATH, resolve_weights
@@ -35,6 +37,7 @@ from common.weights import weights_label
 from common.yaml_files import parse_yaml, read_yaml
 
 RECORD = "experiment.json"
+ASKED = "budget"  # the key of the record for what the keep rate was solved for
 DTYPES = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}
 PATHS = {"output_dir", "weights", "teacher_weights"}  # relative ones of a YAML file start from the working directory
 CIRCUMSTANCES = ("device", "threads", "torch", "timm", "commit", "date")
@@ -50,7 +53,9 @@ class Experiment:
         config: how to train.
         weights: "" = random, "timm" = the hub's, "digits" = the small ViT of this package, or a .safetensors file.
         reducer: method with its options as text, e.g. ``topk`` or ``dynamicvit:ratio_weight=2``.
-        keep_rate, reduction_loc: see :class:`common.reducers.Schedule`.
+        keep_rate, reduction_loc: see :class:`common.reducers.Schedule`; or a budget, "mac_cut=0.4" or "speedup=1.5", of
+            the model in evaluation, on this machine, with ``batch_size`` images in the format of ``mixed_precision``.
+            A run that goes on has the keep rate that was found when it was begun.
         mean, std: of the images; by default what the weights expect, without any the teacher's, or else the recipe's.
         limit_train, limit_val: number of images; None = all.
         drop_path: stochastic depth of the backbone.
@@ -70,7 +75,7 @@ class Experiment:
     config: InstanceOf[TrainConfig] = field(default_factory=lambda: protocol("tram"))
     weights: str = ""
     reducer: MethodText = "none"
-    keep_rate: KeepRate = 1.0
+    keep_rate: KeepRateOrBudget = 1.0
     reduction_loc: Blocks | None = None
     img_size: Count = 224
     recipe: Recipe = "pretrained"
@@ -88,6 +93,8 @@ class Experiment:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        if is_budget(self.keep_rate):
+            check_solvable(Method.parse(self.reducer).name)
         if bool(self.teacher) != bool(self.teacher_weights):
             raise UsageError(
                 f"teacher={self.teacher!r} with teacher_weights={self.teacher_weights!r} is not possible; give both"
@@ -168,11 +175,12 @@ class Experiment:
         dataset = dataset or self.val_set()
         head = self.with_head(dataset).head
         method, weights = Method.parse(self.reducer), resolve_weights(self.weights, self.backbone)
+        keep_rate = self._solved(dataset) if is_budget(self.keep_rate) else self.keep_rate
         torch.manual_seed(self.config.seed)
         model = create_model(
             self.backbone,
             reducer=method.name,
-            keep_rate=self.keep_rate,
+            keep_rate=keep_rate,
             reduction_loc=self.reduction_loc,
             weights=weights,
             num_classes=dataset.num_classes if head == "fresh" else None,
@@ -185,6 +193,21 @@ class Experiment:
         if head == "dataset":
             restrict_head(model, dataset)
         return model
+
+    def _solved(self, dataset: LabelledDataset) -> float:
+        """The keep rate for the budget: that of the run in ``output_dir``, or a new one."""
+        if (found := self._begun()) is not None and found.get(ASKED) == self.keep_rate:
+            return found["experiment"]["keep_rate"]
+        if read_budget(self.keep_rate).keys() & {"latency_ms", "speedup"} and not is_alone():
+            raise UsageError(
+                f"keep_rate={self.keep_rate!r} is measured by one process alone; find it first, and give it"
+            )
+        method, weights = Method.parse(self.reducer), resolve_weights(self.weights, self.backbone)
+        vit = create_backbone(self.backbone, weights=weights, img_size=self.img_size)
+        few = subset(dataset, min(COST_IMAGES, len(dataset)), 0)
+        how = {"batch_size": self.config.batch_size, "device": str(torch_device(self.config.device))}
+        how |= {"dtype": DTYPES[self.config.mixed_precision], "reduction_loc": self.reduction_loc}
+        return solved(vit, method, self.keep_rate, few.stack, **how)
 
     def teacher_model(self, dataset: LabelledDataset) -> ReducedVisionTransformer | None:
         """The unreduced teacher with the dataset's classes, if there is one."""
@@ -211,7 +234,7 @@ class Experiment:
         model, teacher = model or self.model(val_set), self.teacher_model(val_set)
         folder = resolve(self.output_dir) if self.output_dir else None
         if folder:
-            self._record(folder)
+            self._record(folder, model)
         yield from train(model, train_set, val_set, self.config, teacher=teacher, output_dir=folder)
 
     def clear(self) -> None:
@@ -238,16 +261,25 @@ class Experiment:
             "batch": self.config.batch_size,
         }
 
-    def _record(self, folder: Path) -> None:
-        """Write experiment.json, or refuse a folder of another experiment."""
-        mine = json.loads(json.dumps(asdict(replace(self, output_dir=""))))
+    def _begun(self) -> dict[str, Any] | None:
+        """The record of the run in ``output_dir``, if one was begun there."""
+        folder = resolve(self.output_dir) if self.output_dir else None
+        # one that was refused before its first epoch left no state
+        if folder is None or not (folder / RECORD).is_file() or not (folder / STATE).is_file():
+            return None
+        return json.loads((folder / RECORD).read_text(encoding="utf-8"))
+
+    def _record(self, folder: Path, model: ReducedVisionTransformer) -> None:
+        """Write experiment.json, or refuse a folder of another experiment. A budget stands beside its keep rate."""
+        asked = {ASKED: self.keep_rate} if is_budget(self.keep_rate) else {}
+        same = replace(self, output_dir="", **({"keep_rate": model.reducer.schedule.keep_rate} if asked else {}))
+        mine = json.loads(json.dumps(asdict(same)))
         path = folder / RECORD
-        if path.is_file() and (folder / STATE).is_file():  # one that was refused before its first epoch left no state
-            found = json.loads(path.read_text(encoding="utf-8"))["experiment"]
-            refuse_difference(_comparable(found), _comparable(mine), f"experiment {str(path)!r}")
+        if (begun := self._begun()) is not None:
+            refuse_difference(_comparable(begun["experiment"]), _comparable(mine), f"experiment {str(path)!r}")
         elif is_main_process():
             around = conditions(device=self.config.device)
-            write_json(path, {"experiment": mine, **{key: around[key] for key in CIRCUMSTANCES}})
+            write_json(path, {"experiment": mine, **asked, **{key: around[key] for key in CIRCUMSTANCES}})
 
 
 def restrict_head(model: nn.Module, dataset: LabelledDataset) -> None:
