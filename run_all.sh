@@ -84,23 +84,12 @@ install_packages() { # nothing to do unless the requirements changed since the l
     echo "$wanted" >"$stamp"
 }
 
-run_tests() { # pytest options; without any everything runs, on two cores or more in two processes
-    local pytest=("$PYTHON" -m pytest --nbval-lax --nbval-current-env) status=0 log notebooks
+run_tests() { # pytest options; without any everything runs, on two cores or more in several processes
+    local pytest=("$PYTHON" -m pytest --nbval-lax --nbval-current-env)
     if [[ $# -gt 0 || $(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN) -lt 2 ]]; then
         exec "${pytest[@]}" "$@"
     fi
-    log=$(mktemp)
-    echo "the notebooks run beside the tests; what they say comes after them"
-    OMP_NUM_THREADS=1 "${pytest[@]}" notebooks >"$log" 2>&1 &
-    notebooks=$!
-    trap "kill $notebooks" EXIT
-    trap "exit 130" INT
-    OMP_NUM_THREADS=1 "${pytest[@]}" tests || status=$?
-    wait "$notebooks" || status=$?
-    trap - EXIT
-    cat "$log"
-    rm "$log"
-    return "$status"
+    OMP_NUM_THREADS=1 exec "${pytest[@]}" --numprocesses logical --maxprocesses 4 --dist loadfile
 }
 
 open_lab() { # JupyterLab options
