@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from backbones import images, make
+from timm.models.vision_transformer import VisionTransformer
 
 from common.cost.closed_form import Shape
 from common.cost.methods import slim_macs
@@ -336,3 +337,12 @@ def test_a_gate_that_is_the_score_chooses_by_the_score(vit, x):
     first = model.reducer.blocks[0]
     highest = trace.scores[first].topk(32).indices.sort().values
     assert torch.equal(highest, torch.stack([row.nonzero()[:, 0] for row in trace.kept(first)]))
+
+
+def test_a_gate_in_the_last_block_is_refused():
+    vit = VisionTransformer(img_size=32, patch_size=8, embed_dim=32, depth=4, num_heads=2, num_classes=10)
+    model = reduce_tokens(vit, "dynamic_slimming", keep_rate=0.5)  # in blocks 1, 2 and 3
+    with pytest.raises(UsageError, match=r"a gate in block 3, the last one.*allowed: reduction_loc with blocks 0 to 2"):
+        fit_gates(model, torch.rand(4, 3, 32, 32))
+    model = reduce_tokens(vit, "dynamic_slimming", keep_rate=0.5, reduction_loc=(1, 2))
+    assert len(fit_gates(model, torch.rand(4, 3, 32, 32), epochs=1)) == 1

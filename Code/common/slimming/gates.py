@@ -46,11 +46,19 @@ def fit_gates(
 
     Returns:
         Mean loss of every epoch, summed over the gates.
+
+    Raises:
+        UsageError: a gate stands in the last block, whose patches no head reads: they have no significance.
     """
     gates = _reducer(model).gates
     layers, whole = sorted(map(int, gates)), attach(model, NoReduction(model, Schedule(1.0, (0,))))
     if not layers:
         return []
+    if layers[-1] >= len(model.blocks) - 1:
+        raise UsageError(
+            f"a gate in block {layers[-1]}, the last one, has nothing to learn: no head reads its patches; allowed: "
+            f"reduction_loc with blocks 0 to {len(model.blocks) - 2}"
+        )
     span = range(layers[0], layers[-1] + 1)
     losses, targets = [], {}
     with untouched(model):
