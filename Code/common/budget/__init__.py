@@ -1,5 +1,6 @@
 """A keep rate for a budget, in place of one that is given: :func:`keep_rate_for`, :func:`reduce_tokens`."""
 
+from common.budget.search import FoundSchedule, search_schedule
 from common.budget.solver import (
     COST_IMAGES,
     BudgetSolver,

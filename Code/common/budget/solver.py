@@ -11,6 +11,7 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 
 import torch
@@ -31,6 +32,7 @@ from common.schedule import BUDGETS, is_budget, read_budget
 
 DIGITS = 4  # of a keep rate: fine enough to move one token of 1,000 in any stage
 COST_IMAGES = 32  # on which the cost of a method is solved that keeps more of some images than of others
+TINY = 1e-9  # a keep rate that leaves one token of any number
 CLOSE_ENOUGH = 1e-4  # of the unreduced cost; below what a token is worth
 BESIDE = ("images", "batch_size", "device", "dtype", "cache")  # what only a budget needs
 COARSEST = 0.06  # of the unreduced cost; what half a step of a small image's grid may miss
@@ -41,7 +43,7 @@ class Solution:
     """What was found for a budget.
 
     Attributes:
-        keep_rate: one ratio that compounds, see :class:`common.reducers.Schedule`.
+        keep_rate: one ratio that compounds, see :class:`common.reducers.Schedule`; a ratio per stage of uneven shares.
         counts: patch tokens left after each stage, by the schedule.
         gmac: 10^9 multiply-accumulates of an image, attention and scoring included, mean over the images for methods
             whose cost depends on them.
@@ -51,7 +53,7 @@ class Solution:
         sure: of a budget of time, whether measuring again gave the same within 5 %.
     """
 
-    keep_rate: float
+    keep_rate: float | tuple[float, ...]
     counts: tuple[int, ...]
     gmac: float
     mac_cut: float
@@ -98,7 +100,22 @@ class BudgetSolver:
         self._measure = measure
         self.vit, self.reducer, self.images, self.options = vit, reducer, images, reducer_options
         self.blocks = reduction_loc or default_reduction_loc(len(vit.blocks))
+        self._shares: tuple[float, ...] | None = None
         self._costs: dict[tuple[int, ...], float] = {}
+
+    def shaped(self, blocks: tuple[int, ...], shares: tuple[float, ...]) -> BudgetSolver:
+        """The same method that reduces in other ``blocks``, unevenly; the unreduced model is not counted again.
+
+        Args:
+            shares: of each block in the logarithm of what is kept at the end, in any unit. Equal ones are the one ratio
+                that compounds; the solutions have a ratio per stage.
+        """
+        other = copy.copy(self)
+        other.blocks, other._costs = blocks, {}
+        other._shares = tuple(len(shares) * share / sum(shares) for share in shares)
+        vars(other).pop("_times", None)
+        vars(other)["_whole"] = self._whole
+        return other
 
     @checked
     def solve(
@@ -136,13 +153,15 @@ class BudgetSolver:
         found = self._cut_at(rate)
         if abs(found - wanted) > COARSEST:
             raise OutOfReachError(f"{what}; the nearest that it can is {found:.1%}, at keep rate {rate}")
-        return Solution(rate, self._counts_at(rate), (1 - found) * self._whole / 1e9, found, wanted)
+        gmac = (1 - found) * self._whole / 1e9
+        return Solution(self._keep_rate_at(rate), self._counts_at(rate), gmac, found, wanted)
 
     def _within(self, limit: Limit) -> Solution:
         """The solution that keeps most within a budget of time."""
         rate, timed, sure = self._times.rate_for(limit)
         cut = self._cut_at(rate)
-        return Solution(rate, self._counts_at(rate), (1 - cut) * self._whole / 1e9, cut, limit.value, timed, sure)
+        gmac, counts = (1 - cut) * self._whole / 1e9, self._counts_at(rate)
+        return Solution(self._keep_rate_at(rate), counts, gmac, cut, limit.value, timed, sure)
 
     @cached_property
     def _times(self) -> TimedRates:
@@ -160,6 +179,7 @@ class BudgetSolver:
             "backbone": {**asdict(Shape.of(vit)), "img_size": vit.patch_embed.img_size, "pool": vit.global_pool},
             "method": str(Method(self.reducer, tuple(sorted(self.options.items())))),
             "reduction_loc": self.blocks,
+            "shares": self._shares,
             "images": "" if self.images is None else hashlib.sha256(images.float().cpu().numpy().tobytes()).hexdigest(),
         }
 
@@ -183,8 +203,12 @@ class BudgetSolver:
         """MAC of the unreduced model."""
         return count_macs(self.vit, self.vit.patch_embed.img_size).total
 
+    def _keep_rate_at(self, rate: float) -> float | tuple[float, ...]:
+        """``rate`` itself, or for uneven shares the part of all patches that each stage keeps."""
+        return rate if self._shares is None else tuple(max(rate**power, TINY) for power in accumulate(self._shares))
+
     def _counts_at(self, rate: float) -> tuple[int, ...]:
-        return Schedule(rate, self.blocks).counts(self.vit.patch_embed.num_patches)
+        return Schedule(self._keep_rate_at(rate), self.blocks).counts(self.vit.patch_embed.num_patches)
 
     def _cut_at(self, rate: float) -> float:
         if (counts := self._counts_at(rate)) not in self._costs:
@@ -199,7 +223,7 @@ class BudgetSolver:
 
     def _model_at(self, rate: float, vit: VisionTransformer | None = None) -> ReducedVisionTransformer:
         return reduced.reduce_tokens(
-            vit or self.vit, self.reducer, keep_rate=rate, reduction_loc=self.blocks, **self.options
+            vit or self.vit, self.reducer, keep_rate=self._keep_rate_at(rate), reduction_loc=self.blocks, **self.options
         )
 
 
