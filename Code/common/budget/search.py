@@ -27,7 +27,7 @@ from common.reducers import Method, Schedule, reducer_class
 from common.reducers.base import divergence
 
 PARENTS = 5  # the best ones, which others are made from
-CLOSE = 0.01  # of the unreduced cost; a candidate whose whole token counts miss the budget by more does not count
+CLOSE = 0.005  # of the unreduced cost; a candidate whose whole token counts miss the budget by more does not count
 NEAR = 2  # blocks by which a stage moves at the most
 SPREAD = 0.5  # of the logarithm of a share when it changes
 

@@ -189,6 +189,12 @@ def divergence(logits: Tensor, teacher_logits: Tensor) -> Tensor:
     return F.kl_div(own, wanted, reduction="batchmean", log_target=True)
 
 
+def divergence_by_image(logits: Tensor, teacher_logits: Tensor) -> Tensor:
+    """What :func:`divergence` is the mean of, (B,)."""
+    own, wanted = logits.float().log_softmax(-1), teacher_logits.float().log_softmax(-1)
+    return F.kl_div(own, wanted, reduction="none", log_target=True).sum(-1)
+
+
 REDUCERS: Registry[type[Reducer]] = Registry("reducer")
 register_reducer = REDUCERS.register
 list_reducers = REDUCERS.names
