@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -45,46 +45,56 @@ CONDITIONS = (
 )
 
 
-def compare(setup: Setup, text: str, mac_cut: float, *, candidates: int, seed: int = 0) -> list[dict[str, object]]:
-    """A row for the default schedule of a method and one for what is found, both on the validation images.
+def compare(
+    setup: Setup, methods: Sequence[str], mac_cut: float, *, candidates: int, seed: int = 0
+) -> list[dict[str, object]]:
+    """For each method a row for its default schedule and one for what is found, on the validation images.
 
     >>> setup = Setup("vit_digits", "", "digits", img_size=32, limit_val=20, limit_calibration=8)
-    >>> rows = compare(setup, "tome", 0.3, candidates=4)
+    >>> rows = compare(setup, ["tome"], 0.3, candidates=4)
     >>> [row["schedule"] for row in rows], rows[0]["reduction_loc"]
     (['default', 'found'], '1 3 4')
 
     Args:
         setup: ``limit_calibration`` training images are searched on.
-        text: method in its written form.
+        methods: in their written form.
         mac_cut, candidates, seed: see :func:`common.budget.search_schedule`.
     """
-    how = {"candidates": candidates, "seed": seed, "batch_size": setup.batch_size}
-    found = search_schedule(setup.vit, text, setup.calibration_images, mac_cut=mac_cut, **how)
-    return list(_rows(setup, Method.parse(text), found, mac_cut))
-
-
-def _rows(setup: Setup, method: Method, found: FoundSchedule, mac_cut: float) -> Iterator[dict[str, object]]:
-    chosen = {"default": found.default, "found": found.best}
-    models = {name: setup.reduced(str(method), **each.settings) for name, each in chosen.items()}
+    how, found = {"candidates": candidates, "seed": seed, "batch_size": setup.batch_size}, {}
+    for text in methods:
+        found[text] = search_schedule(setup.vit, text, setup.calibration_images, mac_cut=mac_cut, **how)
+        best = found[text].best
+        where = f"blocks {list(best.schedule.reduction_loc)} keep {best.schedule.keep_rate}"
+        print(f"{text}: {where}; divergence {best.divergence:.4f}, by default {found[text].default.divergence:.4f}")
+    models = {
+        (text, name): setup.reduced(text, **each.settings)
+        for text, one in found.items()
+        for name, each in (("default", one.default), ("found", one.best))
+    }
     predictions, labels = predict({"none": setup.reduced("none"), **models}, setup.loader(setup.val_set))
-    whole, default = predictions["none"].logits, predictions["default"].logits
-    for name, each in chosen.items():
-        logits = predictions[name].logits
-        yield {
-            "method": method.name,
-            "options": method.options_text,
-            "budget": mac_cut,
-            "schedule": name,
-            **_told(each, len(found.tried), len(setup.calibration)),
-            **accuracies(logits, labels, setup.val_set),
-            "agreement": (logits.argmax(1) == whole.argmax(1)).double().mean().item(),
-            "divergence": divergence_by_image(logits, whole).mean().item(),
-            **(_changes(logits, default, whole, labels, setup) if name == "found" else {}),
-            "n_val": len(setup.val_set),
-        }
+    logits = {key: each.logits for key, each in predictions.items()}
+    rows = [_row(setup, text, found[text], name, logits, labels) for text, name in models]
+    return [{**row, "budget": mac_cut} for row in rows]
 
 
-def _told(candidate: Candidate, tried: int, images: int) -> dict[str, object]:
+def _row(
+    setup: Setup, text: str, found: FoundSchedule, name: str, logits: Mapping[Hashable, Tensor], labels: Tensor
+) -> dict[str, object]:
+    method, own, default, whole = Method.parse(text), logits[text, name], logits[text, "default"], logits["none"]
+    return {
+        "method": method.name,
+        "options": method.options_text,
+        "schedule": name,
+        **_told(found.best if name == "found" else found.default, len(found.tried)),
+        **accuracies(own, labels, setup.val_set),
+        "agreement": (own.argmax(1) == whole.argmax(1)).double().mean().item(),
+        "divergence": divergence_by_image(own, whole).mean().item(),
+        **(_changes(own, default, whole, labels, setup) if name == "found" else {}),
+        "n_val": len(setup.val_set),
+    }
+
+
+def _told(candidate: Candidate, tried: int) -> dict[str, object]:
     schedule = candidate.schedule
     return {
         "keep_rate": keep_rate_text(schedule.keep_rate),
@@ -92,7 +102,7 @@ def _told(candidate: Candidate, tried: int, images: int) -> dict[str, object]:
         "mac_cut": candidate.mac_cut,
         "divergence_searched": candidate.divergence,
         "tried": tried,
-        "n_search": images,
+        "n_search": candidate.images,
     }
 
 
@@ -139,13 +149,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         torch.set_num_threads(check("threads", args.threads, Count))
     sizes = {"img_size": args.img_size, "recipe": args.recipe, "limit_val": args.limit, "batch_size": 64}
     more = {"limit_calibration": args.images, "seed": args.seed, "device": args.device}
-    setup, rows = Setup(args.backbone, from_here(args.weights), args.dataset, **sizes, **more), []
-    for text in methods:
-        rows += compare(setup, text, args.mac_cut, candidates=args.candidates, seed=args.seed)
-        write(Path(args.out), rows, setup)
-        for row in rows[-2:]:
-            where = f"blocks {row['reduction_loc']} keep {row['keep_rate']}"
-            print(f"{text}, {row['schedule']}: {where}; divergence {row['divergence']:.4f} on {row['n_val']} images")
+    setup = Setup(args.backbone, from_here(args.weights), args.dataset, **sizes, **more)
+    rows = compare(setup, methods, args.mac_cut, candidates=args.candidates, seed=args.seed)
+    write(Path(args.out), rows, setup)
+    for row in rows:
+        print(f"{row['method']}, {row['schedule']}: divergence {row['divergence']:.4f} on {row['n_val']} images")
 
 
 if __name__ == "__main__":

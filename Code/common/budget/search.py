@@ -7,6 +7,7 @@ whose class probabilities are nearest to the unreduced model's.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,10 +25,11 @@ from common.models import reduced
 from common.models.observe import untouched
 from common.options import Count, Positive, ShareBelow1, Whole, checked
 from common.reducers import Method, Schedule, reducer_class
-from common.reducers.base import divergence
+from common.reducers.base import divergence_by_image
 
 PARENTS = 5  # the best ones, which others are made from
 CLOSE = 0.005  # of the unreduced cost; a candidate whose whole token counts miss the budget by more does not count
+RACE = 1.5  # times the divergence of the best on the first batch: who is farther off there sees no other images
 NEAR = 2  # blocks by which a stage moves at the most
 SPREAD = 0.5  # of the logarithm of a share when it changes
 
@@ -52,12 +54,14 @@ class Candidate:
         schedule: a ratio per stage, each a fraction of all patches.
         mac_cut: share of the unreduced model's multiply-accumulates that it saves.
         divergence: Kullback-Leibler divergence of the class probabilities from the unreduced model's, mean over the
-            images, nats.
+            images that it has seen, nats.
+        images: so many; fewer than the others have, if it was given up.
     """
 
     schedule: Schedule
     mac_cut: float
     divergence: float
+    images: int
 
     @property
     def settings(self) -> dict[str, object]:
@@ -95,7 +99,8 @@ def search_schedule(
     """Search the blocks and the ratios at which a method comes nearest to the unreduced model at a given cost.
 
     An evolution without crossing: the default, reduction in every second block and in all of them are tried first;
-    then one of the best moves, gains or loses a stage, or shifts work between them. It has seen the images that it
+    then one of the best moves, gains or loses a stage, or shifts work between them. What is far off on the first batch
+    is given up. It has seen the images that it
     chose by: judge what it found on others.
 
     >>> from common.models.factory import create_backbone
@@ -110,7 +115,7 @@ def search_schedule(
         method: in its written form, e.g. ``topk:head_fusion=mean``.
         images: (n, 3, H, W), normalised as ``vit`` expects; they need no labels.
         mac_cut, gmac: the budget, see :func:`common.keep_rate_for`.
-        candidates: schedules that are tried, each on all images.
+        candidates: schedules that are tried.
         seed: of what is tried.
         batch_size: images of a pass.
 
@@ -125,14 +130,16 @@ def search_schedule(
     budget = {name: value for name, value in (("mac_cut", mac_cut), ("gmac", gmac)) if value is not None}
     first = solver.solve(**budget)  # refuses, before anything runs, what cannot be met
     with untouched(vit):
-        judge = _Judge(vit, parsed, images, batch_size)
+        order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))  # a batch of all classes
+        judge = _Judge(vit, parsed, images[order], batch_size)
         default = judge(solver, first)
         tried = {Shape.even(solver.blocks): default}
         shapes = _Shapes(len(vit.blocks), tried, random.Random(seed))
         for shape in tqdm(islice(shapes, candidates - 1), f"schedules of {method}", candidates - 1, leave=False):
             tried[shape] = _tried(solver, shape, first.wanted, judge)
     found = tuple(each for each in tried.values() if each is not None)
-    return FoundSchedule(min(found, key=lambda each: each.divergence), default, found)
+    finished = (each for each in found if each.images == len(images))
+    return FoundSchedule(min(finished, key=lambda each: each.divergence), default, found)
 
 
 def _tried(solver: BudgetSolver, shape: Shape, mac_cut: float, judge: _Judge) -> Candidate | None:
@@ -150,8 +157,8 @@ class _Judge:
 
     def __init__(self, vit: VisionTransformer, method: Method, images: Tensor, batch_size: int) -> None:
         self.vit, self.method = vit, method
-        self.batches = images.split(batch_size)
-        self.wanted = self._logits(vit)
+        self.batches, self.best = images.split(batch_size), math.inf
+        self.wanted = [self._logits(vit, batch) for batch in self.batches]
 
     def __call__(self, solver: BudgetSolver, solution: Solution) -> Candidate:
         schedule = Schedule(solution.keep_rate, solver.blocks)
@@ -159,12 +166,23 @@ class _Judge:
         schedule = Schedule(tuple(_ratio(kept, patches) for kept in schedule.counts(patches)), solver.blocks)
         how = {"keep_rate": schedule.keep_rate, "reduction_loc": schedule.reduction_loc}
         model = reduced.reduce_tokens(self.vit, self.method.name, **how, **dict(self.method.options))
-        return Candidate(schedule, solution.mac_cut, divergence(self._logits(model), self.wanted).item())
+        seen = torch.cat(list(self._divergences(model)))
+        return Candidate(schedule, solution.mac_cut, seen.mean().item(), len(seen))
+
+    def _divergences(self, model: VisionTransformer) -> Iterator[Tensor]:
+        """Of every image, batch by batch; of the first batch alone, where it is far from the best there."""
+        for place, (batch, wanted) in enumerate(zip(self.batches, self.wanted, strict=True)):
+            found = divergence_by_image(self._logits(model, batch), wanted)
+            yield found
+            if not place:
+                first = found.mean().item()
+                if first > RACE * self.best:
+                    return
+                self.best = min(self.best, first)
 
     @torch.inference_mode()
-    def _logits(self, model: VisionTransformer) -> Tensor:
-        weight = next(model.parameters())
-        return torch.cat([model(batch.to(weight)).float().cpu() for batch in self.batches])
+    def _logits(self, model: VisionTransformer, batch: Tensor) -> Tensor:
+        return model(batch.to(next(model.parameters()))).float().cpu()
 
 
 class _Shapes:
@@ -182,7 +200,8 @@ class _Shapes:
             yield shape
 
     def _child(self) -> Shape:
-        judged = {shape: each.divergence for shape, each in self.tried.items() if each is not None}
+        most = max(each.images for each in self.tried.values() if each is not None)
+        judged = {shape: each.divergence for shape, each in self.tried.items() if each and each.images == most}
         parent = self.draw.choice(sorted(judged, key=judged.get)[:PARENTS])
         stages = dict(zip(parent.blocks, parent.shares, strict=True))
         change = self.draw.choice([self._move, self._add, self._drop, self._weigh, self._weigh])
