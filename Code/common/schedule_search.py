@@ -65,7 +65,8 @@ def compare(
         found[text] = search_schedule(setup.vit, text, setup.calibration_images, mac_cut=mac_cut, **how)
         best = found[text].best
         where = f"blocks {list(best.schedule.reduction_loc)} keep {best.schedule.keep_rate}"
-        print(f"{text}: {where}; divergence {best.divergence:.4f}, by default {found[text].default.divergence:.4f}")
+        apart = f"divergence {best.divergence:.4f}, by default {found[text].default.divergence:.4f}"
+        print(f"{text}: {where}; {apart}", file=sys.stderr)
     models = {
         (text, name): setup.reduced(text, **each.settings)
         for text, one in found.items()
