@@ -1,6 +1,7 @@
 """Records of one backbone under many methods, without a training."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from PIL import Image
 from common.analysis.pairs import pairs
 from common.analysis.runs import shelf_runs
 from common.data import load_dataset
-from common.data.digits import Digits
+from common.data.pictures import ImageFiles
 from common.errors import UsageError
 from common.evaluation import Record, evaluate_model, off_the_shelf
 from common.evaluation.__main__ import main
@@ -79,14 +80,18 @@ def test_records_are_those_of_the_models_one_by_one(weights, tmp_path):
                 np.testing.assert_array_equal(ours.stages[block].parts()[name], part)
 
 
-@pytest.mark.parametrize(("memory", "read"), [(1.0, N), (0.0, 3 * N)])
-def test_images_are_decoded_once_where_they_fit_into_memory(weights, tmp_path, monkeypatch, capsys, memory, read):
-    """20 images of 3 x 32 x 32 numbers of 4 bytes are 0.25 MB."""
-    seen, get = [], Digits.__getitem__
-    monkeypatch.setattr(Digits, "__getitem__", lambda data, index: seen.append(index) or get(data, index))
-    off_the_shelf(tmp_path, on_digits(weights), ["topk", "tome", "none"], [0.5], memory=memory)
-    assert len(seen) == read + 1  # one to see how large they are
-    assert ("need 0.0 GB of 0 allowed" in capsys.readouterr().out) == (memory == 0)
+@pytest.mark.parametrize(("memory", "read"), [(1.0, 4 + 1), (0.0, 3 * 4)])
+def test_images_are_decoded_once_where_they_fit_into_memory(weights, tmp_path, monkeypatch, memory, read):
+    """Four pictures for three models; one more time the first, to see how large they are."""
+    for number in range(4):
+        path = tmp_path / f"data/val/{'ab'[number % 2]}/{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (40, 32), (60 * number, 0, 0)).save(path)
+    seen, get = [], ImageFiles.__getitem__
+    monkeypatch.setattr(ImageFiles, "__getitem__", lambda data, index: seen.append(index) or get(data, index))
+    setup = replace(on_digits(weights), dataset=f"folder:{tmp_path / 'data'}", limit_val=None, memory_gb=memory)
+    off_the_shelf(tmp_path / "out", setup, ["topk", "tome", "none"], [0.5], decisions_only=True)
+    assert len(seen) == read
 
 
 def test_what_is_there_is_skipped_and_a_stop_loses_one_model(weights, tmp_path, capsys, monkeypatch):

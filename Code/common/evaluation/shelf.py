@@ -13,20 +13,16 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from common.data import has_classes_of, head_classes
-from common.data.base import LabelledDataset
-from common.data.on_device import takes
 from common.errors import UsageError
-from common.evaluation.decoded import Decoded, decoded_size
 from common.evaluation.evaluate import evaluate_model, stage_blocks
 from common.evaluation.names import run_key, unique_key
 from common.evaluation.record import Record
 from common.evaluation.runner import DECISIONS, Wanted, complete_setting, do_all, leave
 from common.models.factory import load_own
 from common.models.reduced import ReducedVisionTransformer
-from common.options import Many, NonNegative, Whole, check, check_names
+from common.options import Many, Whole, check, check_names
 from common.reducers import Method
 from common.schedule import KeepRate
 from common.setup import Setup
@@ -35,7 +31,6 @@ from common.training.digits_backbone import resolve_weights
 from common.weights import weights_label
 
 KEEP_RATES = (0.9, 0.7, 0.5, 0.25)  # those of "Which Tokens to Use?"
-MEMORY = 4.0  # GB: 6,600 images of 224 x 224 pixels
 OF_SETUP = ("batch_size", "workers", "device")
 
 
@@ -48,7 +43,6 @@ def off_the_shelf(
     seeds: Sequence[int] = (0,),
     reduction_loc: tuple[int, ...] | None = None,
     decisions_only: bool | None = False,
-    memory: float = MEMORY,
     **wanted: object,
 ) -> dict[Path, str]:
     """Evaluate the backbone of ``setup`` under every method at every keep rate on the validation images.
@@ -69,6 +63,7 @@ def off_the_shelf(
 
     Args:
         setup: backbone, weights, dataset (its ``limit_val`` images, normalised as the weights expect), loading, device.
+            Pictures are decoded once for all models where they fit into its ``memory_gb``.
         methods: as :class:`common.reducers.Method` writes them; "none" keeps everything, once.
         keep_rates: see :class:`common.reducers.Schedule`.
         seeds: of what is random in a model: parameters that its weights do not have, draws in evaluation, the option
@@ -77,7 +72,6 @@ def off_the_shelf(
         reduction_loc: blocks, from 0; default 1/4, 1/2 and 3/4 of the depth.
         decisions_only: as for :func:`common.evaluation.evaluate_model`: the dataset's classes are not the head's.
             None = only where they are not.
-        memory: GB that decoded images may take; more of them are decoded anew for every model.
         **wanted: other attributes of :class:`common.evaluation.runner.Wanted`: overwrite, json, cls_at, scores,
             soft_weights, mixed_precision.
 
@@ -90,10 +84,9 @@ def off_the_shelf(
     """
     check_names(wanted, [field.name for field in fields(Wanted) if field.name not in OF_SETUP], "option")
     full = Wanted(**wanted, **{name: getattr(setup, name) for name in OF_SETUP})
-    check("memory", memory, NonNegative)
     if decisions_only is None:
         decisions_only = not has_classes_of(setup.vit.num_classes, setup.val_set)
-    shelf = Shelf(setup, full, decisions_only, memory)
+    shelf = Shelf(setup, full, decisions_only)
     models = list(_models(setup, methods, keep_rates, seeds, reduction_loc))
     shelf.check(models)
     places = {Path(folder) / model.key: model for model in models}
@@ -148,18 +141,6 @@ class Shelf:
     setup: Setup
     wanted: Wanted
     decisions_only: bool
-    memory: float
-
-    @cached_property
-    def images(self) -> LabelledDataset:
-        """The validation images, decoded where they fit into memory; where they lie on the device, as they are."""
-        needed, images = decoded_size(self.setup.val_set), self.setup.val_set
-        if self.setup.where.type == "cuda" and takes(images):
-            return images
-        if needed <= self.memory:
-            return Decoded(images, self.setup.workers)
-        tqdm.write(f"decoded images need {needed:.1f} GB of {self.memory:g} allowed: decoded anew for every model")
-        return images
 
     def check(self, models: Sequence[ShelfModel]) -> None:
         """Refuse what :func:`evaluate_model` would, before it runs."""
@@ -199,11 +180,9 @@ class Shelf:
 
     def evaluate(self, model: ShelfModel, name: str) -> Record:
         """The record of ``model``."""
-        images = self.images
-        how = self.wanted.how | ({"workers": 0} if isinstance(images, Decoded) else {})
         return evaluate_model(
             model.model,
-            images,
+            self.setup.val_set,
             method=model.method,
             backbone=self.setup.backbone,
             name=name,
@@ -211,7 +190,7 @@ class Shelf:
             seed=model.setup.seed,
             decisions_only=self.decisions_only,
             details=self.conditions(model),
-            **how,
+            **self.wanted.how,
         )
 
 

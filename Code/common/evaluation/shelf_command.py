@@ -18,10 +18,10 @@ from common.data.transforms import RECIPES
 from common.errors import UsageError, command
 from common.evaluation.authors import authors_run
 from common.evaluation.runner import add_options, tell
-from common.evaluation.shelf import KEEP_RATES, MEMORY, OF_SETUP, off_the_shelf
+from common.evaluation.shelf import KEEP_RATES, OF_SETUP, off_the_shelf
 from common.models.authors import is_authors
 from common.models.factory import create_backbone
-from common.options import Count, check
+from common.options import Count, NonNegative, check
 from common.reducers import list_reducers
 from common.schedule import read_keep_rate
 from common.setup import Setup
@@ -46,7 +46,7 @@ def _run(folder: str, threads: int | None, limit: int | None, **given: object) -
     of_setup = {name: given.pop(name) for name in ("backbone", "weights", "dataset", "img_size", "recipe", *OF_SETUP)}
     rates = [read_keep_rate(rate) for rate in given.pop("keep_rates")]
     blocks = given.pop("reduction_loc")
-    setup = Setup(**of_setup, limit_val=limit)
+    setup = Setup(**of_setup, limit_val=limit, memory_gb=check("memory", given.pop("memory"), NonNegative))
     given["reduction_loc"] = None if blocks is None else tuple(blocks)
     return off_the_shelf(folder, setup, given.pop("methods"), rates, **given)
 
@@ -97,7 +97,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--recipe", help=f"of: {', '.join(RECIPES)}; default: {Setup.recipe}")
     parser.add_argument("--limit", type=int, help="validation images, the classes as even as possible; default: all")
     parser.add_argument("--decisions-only", action="store_true", help="the head's classes are not the dataset's")
-    parser.add_argument("--memory", type=float, default=MEMORY, help="GB that decoded images may take")
+    parser.add_argument("--memory", type=float, default=Setup.memory_gb, help="GB that decoded images may take")
     parser.add_argument("--threads", type=int, help="CPU threads; default: torch's")
     add_options(parser)
     return parser
