@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import re
@@ -12,17 +13,26 @@ import chromium
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from scipy.stats import binomtest, ttest_rel
 
 from common import list_reducers
+from common.errors import UsageError
 from common.leaderboard.__main__ import main
+from common.leaderboard.answers import sentences
 from common.leaderboard.board import Board
 from common.leaderboard.bootstrap import Bootstrap, mcnemar
 from common.leaderboard.calls import call_text
 from common.leaderboard.lines import contests
 from common.leaderboard.page import VENDOR
+from common.leaderboard.photographs import FUSED, GONE, patch_bytes, pictures
+from common.leaderboard.readme import END, START, markdown, write_readme
+from common.leaderboard.runs import boards_of
 from common.leaderboard.verified import VERIFIED
+from common.models.factory import create_backbone
+from common.models.reduced import reduce_tokens
 from common.results import BY_IMAGE, resolve
+from common.weights import save_state
 
 TESTS = Path(__file__).parent
 QUICK = "results/quick"
@@ -137,9 +147,9 @@ def test_differences_are_to_the_rows_at_the_same_cost(board):
     assert board.budgets == [0.2, 0.4] and board.mcnemar(0, 1, 0.4) < 1e-6 and board.mcnemar(0, 2, 0.4) is None
 
 
-def test_runs_without_the_unreduced_model_are_refused():
-    with pytest.raises(ValueError, match=r"the unreduced model \(method none\) has 0 rows on d with vit_digits"):
-        list(contests(pd.DataFrame([run("tome", 0.2, 0.8)]), pd.DataFrame()))
+def test_runs_without_the_unreduced_model_are_left_out_by_name(capsys):
+    assert not list(contests(pd.DataFrame([run("tome", 0.2, 0.8)]), pd.DataFrame()))
+    assert "left out: d with vit_digits, float32, cpu: the unreduced model" in capsys.readouterr().out
 
 
 def test_the_call_gives_the_model():
@@ -147,6 +157,60 @@ def test_the_call_gives_the_model():
     model = eval(text, {"common": __import__("common")})
     assert model.reducer.schedule.keep_rate == (48, 32, 16) and model.reducer.head_fusion == "mean"
     assert call_text("vit", "timm fb_in1k", "tome", "", "0.5").endswith("weights='timm')")
+
+
+# --- what is kept of pictures ---------------------------------------------------------------------------------------
+
+
+def test_bytes_of_patches_say_what_is_gone_merged_and_fused():
+    torch.manual_seed(0)
+    vit, x = create_backbone("vit_digits").eval(), torch.rand(2, 3, 32, 32)
+    for method, fuses in (("topk", False), ("tome", False), ("evit", True)):
+        _, trace = reduce_tokens(vit, method, keep_rate=0.5).eval().trace(x)
+        found, tokens = patch_bytes(trace, fuses=fuses), trace.num_tokens[-1].tolist()
+        assert found.shape == (2, 64) and found.dtype == np.uint8
+        assert [len(set(each) - {GONE}) for each in found.tolist()] == tokens
+        assert (found == GONE).any() == (method == "topk") and (found == FUSED).any() == fuses
+
+
+def test_pictures_are_of_every_untrained_line(board, tmp_path):
+    torch.manual_seed(0)
+    save_state(create_backbone("vit_digits"), tmp_path / "w.safetensors")
+    found = pictures(board, tmp_path / "w.safetensors")
+    assert len(found["images"]) == 6 and found["grid"] == [8, 8] and "china.jpg" in found["about"]
+    assert [len(each) for each in found["kept"].values()] == [2, 1, 1]
+    assert all(len(base64.b64decode(text)) == 64 for kept in found["kept"].values() for text in kept[0]["groups"])
+    left = set(base64.b64decode(found["kept"]["topk::0"][0]["groups"][0])) - {GONE}
+    assert len(left) == int(0.6**3 * 64)
+
+
+# --- README ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_sentences_say_what_the_intervals_say(board):
+    first, second, third = sentences(board)
+    at = board.at(0.4)
+    assert first.startswith("Most accurate at the same share of multiply-accumulates saved: ToMe at 20 to 40 % (")
+    low = f"{at[1].behind[1]:+.1f}"
+    assert "surely ahead of every other at 20 %, by " in second
+    assert f"; at 40 %, by {at[1].behind[0]:+.1f} ({low} to " in second
+    assert "points over Top-K" in second and third.endswith("than random patches: 2 of 2 at 20 % and 2 of 2 at 40 %.")
+
+
+def test_the_answer_of_readme_is_made_from_the_committed_runs():
+    text = resolve("README.md").read_text()
+    (board, *_) = boards_of("results/gpu/nvidia_h100_80gb_hbm3")
+    assert text.split(START)[1].split(END)[0] == markdown(board)
+
+
+def test_a_file_without_markers_is_refused(board, tmp_path):
+    path = tmp_path / "README.md"
+    path.write_text("nothing")
+    with pytest.raises(UsageError, match="has no part from '<!-- leaderboard -->' to '<!-- end -->' to write to"):
+        write_readme(path, board)
+    path.write_text(f"a\n{START}old{END}\nb\n{END}")
+    write_readme(path, board)
+    assert path.read_text() == f"a\n{START}{markdown(board)}{END}\nb\n{END}"
 
 
 # --- the page -------------------------------------------------------------------------------------------------------
@@ -161,7 +225,7 @@ def page(tmp_path_factory) -> Path:
 
 
 def data_of(page: Path) -> list[dict]:
-    return json.loads(re.search(r'id="data">(.*?)</script>', page.read_text(), re.DOTALL)[1])
+    return json.loads(re.search(r'id="data">(.*?)</script>', page.read_text(), re.DOTALL)[1])["boards"]
 
 
 def test_the_page_is_small_whole_and_the_same_again(page):

@@ -138,6 +138,13 @@ class Plan:
     def tables(self) -> list[str]:
         return sorted({run.study for run in self.runs})
 
+    @property
+    def pages(self) -> list[str]:
+        """What the report rule writes besides tables; the leaderboard where its runs have the unreduced model."""
+        boards = [run for run in self.runs if run.study == "leaderboard"]
+        whole = any("none" in run.options.get("reducers", ["none"]) for run in boards)
+        return [f"{self.results}/{name}.html" for name in ("report", *(["leaderboard"] if whole else []))]
+
     def waits_for(self, run: Run) -> list[str]:
         """The CSVs of the runs that leave the records which ``run`` reads."""
         read = set(run.reads)

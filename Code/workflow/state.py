@@ -43,7 +43,7 @@ def presentation_file(plan: Plan) -> str:
 
 
 def _presentation() -> str:
-    paths = sorted(path for path in (CODE / "common").rglob("*") if path.suffix in (".py", ".j2"))
+    paths = sorted(path for path in (CODE / "common").rglob("*") if path.suffix in (".py", ".j2", ".js", ".css"))
     return "".join(f"{path.relative_to(CODE)} {_digest(path.read_bytes())}\n" for path in paths)
 
 

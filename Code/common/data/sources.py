@@ -28,9 +28,14 @@ ARCHIVES = {"fashion-mnist": tv.FashionMNIST, "cifar10": tv.CIFAR10, "cifar100":
 IMAGENETTE_FOLDERS = ("imagenette2", "imagenette2-320", "imagenette2-160")
 
 
+def data_root(root: str | os.PathLike | None = None) -> Path:
+    """``root``, or the folder that the environment variable DATA_ROOT names, or the default one."""
+    return Path(root or os.environ.get("DATA_ROOT") or DEFAULT_ROOT).expanduser()
+
+
 def open_source(name: str, split: str, root: str | os.PathLike | None) -> Source:
     """Open ``name`` (already validated, not ``digits``), downloading it where that is allowed and needed."""
-    place = Path(root or os.environ.get("DATA_ROOT") or DEFAULT_ROOT).expanduser()
+    place = data_root(root)
     if name.startswith(FOLDER_PREFIX):
         return _folder(name, Path(name.removeprefix(FOLDER_PREFIX)).expanduser(), split)
     if name == TILES:

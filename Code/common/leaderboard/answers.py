@@ -12,6 +12,7 @@ from common.plots.frames import backbone_name
 from common.plots.style import METHODS
 
 _NAMED = 3  # tied models; more are counted
+_NOWHERE = "nowhere surely ahead of every other"
 _NULL = {"random": "random patches", "downsample": "a smaller image"}
 
 
@@ -98,7 +99,7 @@ def _certain(board: Board, found: Sequence[Lead]) -> str:
         elif lead.tied:
             names = [name(lines[i]) for i in lead.tied]
             tied.append(f"at {at} with {_list(names) if len(names) <= _NAMED else f'{len(names)} others'}")
-    first = f"surely ahead of every other only {'; '.join(sure)}" if sure else "nowhere surely ahead of every other"
+    first = f"surely ahead of every other {'only ' if tied else ''}{'; '.join(sure)}" if sure else _NOWHERE
     second = f"; tied {'; '.join(tied)}" if tied else ""
     return f"By the 95 % interval of the paired difference the leader is {first}{second}."
 
@@ -124,7 +125,8 @@ def _surely_above(board: Board, budget: float, null: str) -> tuple[int, int]:
 
 
 def interval(difference: tuple[float, float, float], digits: int = 1) -> str:
-    """
+    """A difference with its interval, in words.
+
     >>> interval((1.26, 0.4, 2.1))
     '+1.3 (+0.4 to +2.1)'
     """
@@ -133,7 +135,8 @@ def interval(difference: tuple[float, float, float], digits: int = 1) -> str:
 
 
 def _list(parts: Sequence[str]) -> str:
-    """
+    """What people write between the parts of a list.
+
     >>> _list(["a"]), _list(["a", "b", "c"])
     ('a', 'a, b and c')
     """

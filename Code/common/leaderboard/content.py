@@ -66,7 +66,7 @@ def _line(
         speed = speeds.get(speed_key(place["backbone"], place["img_size"], line.how["device"], row), {})
         points.append({**_point(place_there, row), "call": _call(board, line, row), "speed": dict(speed)})
     return {
-        "key": f"{line.method}:{line.options}:{line.how['epochs']}",
+        "key": line.key,
         "label": line.label,
         "method": line.method,
         "color": color,

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from common.errors import UsageError
 from common.report.rows import VARIANT, refuse_repeats
 from common.report.sections import method_label, training_text
 from common.results import BY_IMAGE
@@ -38,6 +37,10 @@ class Line:
     options: str
     how: Mapping[str, object]
     points: pd.DataFrame
+
+    @property
+    def key(self) -> str:
+        return f"{self.method}:{self.options}:{self.how['epochs']}"
 
     @property
     def trained(self) -> bool:
@@ -73,13 +76,11 @@ class Contest:
 def contests(untrained: pd.DataFrame, trained: pd.DataFrame) -> Iterator[Contest]:
     """One contest for each backbone, set of images, way to run the untrained models, and metric.
 
-    Runs without hits by image are left out: nothing could be paired.
+    Runs without hits by image are left out: nothing could be paired. So are, with a printed line, those of which the
+    unreduced model was not run in the same way.
 
     Args:
         untrained, trained: runs of studies that have columns as the leaderboard study has.
-
-    Raises:
-        UsageError: the unreduced model was not run in the same way.
     """
     untrained, trained = averaged(untrained), averaged(trained)
     for values, rows in untrained.groupby([*PLACE, "recipe", "dtype", "device"], sort=False):
@@ -88,7 +89,8 @@ def contests(untrained: pd.DataFrame, trained: pd.DataFrame) -> Iterator[Contest
         whole = rows[rows["method"] == NONE]
         if len(whole) != 1:
             where = f"{place['dataset']} with {place['backbone']}, {place['dtype']}, {place['device']}"
-            raise UsageError(f"the unreduced model (method none) has {len(whole)} rows on {where}; needed: 1")
+            print(f"left out: {where}: the unreduced model (method none) has {len(whole)} rows; needed: 1")
+            continue
         rows = pd.concat([rows, trained[same]], ignore_index=True) if np.any(same) else rows
         rows = rows.assign(saved=1 - rows["gmac"] / whole["gmac"].item())
         for metric in METRICS:

@@ -1,7 +1,7 @@
 "use strict";
 // Glue between the numbers in #data and the libraries that draw (Plot) and sort (sortable). It computes no statistics.
 (() => {
-  const boards = JSON.parse(document.getElementById("data").textContent);
+  const { boards, pictures: photos } = JSON.parse(document.getElementById("data").textContent);
   const get = (id) => document.getElementById(id);
   const NULLS = { random: "random", downsample: "smaller image" };
   const HINT = get("strip").textContent;
@@ -103,7 +103,7 @@
     })),
     { name: "KL, nats", sort: (line, there) => there.divergence, cell: (line, there) => [fixed(there.divergence, 3)] },
     { name: "Same class, %", sort: (line, there) => there.agreement, cell: (line, there) => [there.agreement == null ? "" : fixed(100 * there.agreement, 1)] },
-    { name: "A patch \u2026", left: true, sort: (line) => line.family, cell: (line) => [line.family] },
+    { name: "Family", left: true, sort: (line) => line.family, cell: (line) => [line.family] },
     { name: "CLS", left: true, sort: (line) => String(line.cls), cell: (line) => [line.cls ? "needs it" : ""] },
     { name: "Verified", left: true, wrap: true, sort: (line) => line.verified, cell: (line) => [line.verified] },
   ];
@@ -209,7 +209,7 @@
     const used = state.board.speed ? names : names.slice(0, -1);
     if (!state.board.speed) points.forEach((each) => each.lastChild.remove());
     get("details-body").replaceChildren(
-      node("p", { class: "note" }, `${line.how}. A patch that goes ${verb(line)}. Verified by: ${line.verified}${line.tests.length ? ` (${line.tests.join(", ")})` : ""}.`),
+      node("p", { class: "note" }, `${line.how}. ${FAMILIES[line.family]} Verified by: ${line.verified}${line.tests.length ? ` (${line.tests.join(", ")})` : ""}.`),
       node("p", {}, node("code", {}, nearest(line).call), line.trained ? ` ${line.how.split(";")[0]}` : ""),
       photographs(line),
       node("div", { class: "scroll" }, node("table", {}, node("thead", {}, node("tr", {}, ...used.map((name) => node("th", {}, name)))), node("tbody", {}, ...points))),
@@ -218,31 +218,40 @@
     update();
   }
 
-  const verb = (line) => ({ drops: "is dropped", merges: "is merged into another", mixes: "is mixed into all tokens", idles: "skips blocks and comes back", resizes: "was never cut: the image is smaller" })[line.family];
+  const FAMILIES = {
+    drops: "A patch that goes is dropped.", merges: "A patch that goes is merged into another.", mixes: "Patches are mixed into fewer tokens.",
+    idles: "A patch that goes skips blocks and comes back.", resizes: "No patch goes: the image is smaller.",
+  };
 
   function photographs(line) {
-    const pictures = state.board.pictures;
+    const pictures = photos[state.board.pictures];
     const kept = pictures?.kept[line.key];
-    if (!kept?.length) return node("p", { class: "note" }, pictures ? "What it keeps was not traced: its trained weights are not here." : "");
+    if (!kept?.length) return node("p", { class: "note" }, pictures ? "What it keeps was not traced: the weights that it was trained to are not part of the results." : "Photographs were not traced: the network's weights were not there when the page was made.");
     const shown = kept.reduce((best, each) => (Math.abs(each.saved - saved()) < Math.abs(best.saved - saved()) ? each : best));
     const figures = pictures.images.map((image, number) => node("figure", {}, picture(image, pictures.grid, shown.groups[number])));
-    return node("div", {}, node("p", { class: "note" }, `What is left after the last reduction at ${fixed(shown.saved, 1)} % saved: pale patches are gone, patches inside one outline share a token. ${pictures.about}`), node("div", { class: "photos" }, ...figures));
+    return node("div", {}, node("p", { class: "note" }, `What is left after the last reduction at ${fixed(shown.saved, 1)} % saved: pale patches are gone, patches inside one outline share a token, yellow ones share the token of all that is left over. ${pictures.about}`), node("div", { class: "photos" }, ...figures));
   }
 
-  // One byte a patch: 0 = gone, equal bytes = one token.
+  // One byte a patch: 0 = gone, 255 = in the one token of all that was left over, other equal bytes = one token.
   function picture(image, [rows, columns], text) {
     const groups = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
     const svg = d3.create("svg").attr("viewBox", `0 0 ${columns} ${rows}`).attr("role", "img").attr("aria-label", "patches that are kept");
     svg.append("image").attr("href", image).attr("width", columns).attr("height", rows).attr("preserveAspectRatio", "none");
-    let gone = "", edges = "";
+    const sizes = d3.rollup(groups, (those) => those.length, (group) => group);
+    const outlined = (group) => group !== 0 && group !== 255 && sizes.get(group) > 1;
+    let gone = "", fused = "", edges = "";
     groups.forEach((group, place) => {
       const [y, x] = [Math.floor(place / columns), place % columns];
       if (group === 0) gone += `M${x} ${y}h1v1h-1z`;
-      if (x + 1 < columns && groups[place + 1] !== group) edges += `M${x + 1} ${y}v1`;
-      if (y + 1 < rows && groups[place + columns] !== group) edges += `M${x} ${y + 1}h1`;
+      if (group === 255) fused += `M${x} ${y}h1v1h-1z`;
+      const border = (other) => groups[other] !== group && (outlined(group) || outlined(groups[other]));
+      if (x + 1 < columns && border(place + 1)) edges += `M${x + 1} ${y}v1`;
+      if (y + 1 < rows && border(place + columns)) edges += `M${x} ${y + 1}h1`;
     });
-    svg.append("path").attr("d", gone).attr("fill", "#fff").attr("fill-opacity", 0.82);
-    svg.append("path").attr("d", edges).attr("stroke", "#fff").attr("stroke-width", 0.07).attr("fill", "none");
+    svg.append("path").attr("d", gone).attr("fill", "#fff").attr("fill-opacity", 0.85);
+    svg.append("path").attr("d", fused).attr("fill", "#f0e442").attr("fill-opacity", 0.6);
+    svg.append("path").attr("d", edges).attr("stroke", "#fff").attr("stroke-width", 0.14).attr("stroke-linecap", "square");
+    svg.append("path").attr("d", edges).attr("stroke", "#d55e00").attr("stroke-width", 0.07).attr("stroke-linecap", "square");
     return svg.node();
   }
 

@@ -37,15 +37,16 @@ def render(
         pictures: of each board, see :mod:`common.leaderboard.photographs`; None or none given: there are none.
     """
     content = [board_content(board, speeds or {}) for board in boards]
-    for board, shown in zip(content, [*pictures, *[None] * len(content)], strict=False):
-        board["pictures"] = shown
+    different = [each for number, each in enumerate(pictures) if each is not None and each not in pictures[:number]]
+    for board, shown in zip(content, pictures or [None] * len(content), strict=True):
+        board["pictures"] = None if shown is None else different.index(shown)
     environment = Environment(
         loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     return environment.get_template("page.html.j2").render(
         title=title or "Which token reduction, at which cost?",
         boards=content,
-        data=Markup(json.dumps(content, separators=(",", ":"), ensure_ascii=False).replace("</", "<\\/")),
+        data=_json({"boards": content, "pictures": different}),
         styles=[_inlined(name) for name in STYLES],
         scripts=[_inlined(name) for name in SCRIPTS],
         licences={name: _inlined(file) for name, file in LICENCES.items()},
@@ -58,6 +59,11 @@ def write_page(results_dir: str | Path, html: str) -> Path:
     path = resolve(results_dir) / NAME
     write_atomically(path, lambda file: file.write(html))
     return path
+
+
+def _json(value: Any) -> Markup:
+    """``value`` inside a script element, which nothing in it can end."""
+    return Markup(json.dumps(value, separators=(",", ":"), ensure_ascii=False).replace("</", "<\\/"))
 
 
 def _inlined(name: str) -> Markup:

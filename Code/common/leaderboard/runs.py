@@ -22,7 +22,7 @@ def boards_of(results_dir: str | Path) -> list[Board]:
     """Boards of the runs of a folder, those among all classes of the head first.
 
     Raises:
-        UsageError: there is no folder, or no run with hits by image.
+        UsageError: there is no folder, no run with hits by image, or none of the unreduced model beside others.
     """
     studies = all_studies()
     runs = {name: _with_images(read_runs(results_dir, studies[name])) for name in UNTRAINED}
@@ -33,7 +33,10 @@ def boards_of(results_dir: str | Path) -> list[Board]:
             f"models without training; needed: a run of one of {', '.join(UNTRAINED)}"
         )
     grid = runs["method_grid"]
-    found = [Board.of(contest) for contest in contests(untrained, grid[grid["epochs"] > 0] if len(grid) else grid)]
+    trained = grid[grid["epochs"] > 0] if len(grid) else grid
+    found = [Board.of(contest) for contest in contests(untrained, trained)]
+    if not found:
+        raise UsageError(f"the runs of {str(results_dir)!r} lack the unreduced model (method none), or reduced ones")
     return sorted(found, key=lambda board: board.contest.metric != "accuracy_full")
 
 
