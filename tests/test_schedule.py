@@ -4,7 +4,7 @@ import pytest
 
 from common.errors import UsageError
 from common.reducers import Schedule, default_reduction_loc
-from common.schedule import keep_rate_text, read_keep_rate
+from common.schedule import keep_rate_text, placed_text, read_keep_rate
 
 LOC = (3, 6, 9)
 
@@ -33,6 +33,7 @@ LOC = (3, 6, 9)
         (196, "r=50", (146, 96, 48)),
         (196, "r=50 decreasing", (98, 49, 49)),
         (100, "q=0.9", (90, 81, 73)),
+        (196, "0.7@3 0.5@6 0.3@9", (137, 98, 58)),
         # whole in decimal, one less in binary without care: 100 * 0.29 = 28.999999999999996
         (100, (0.29, 0.29, 0.29), (29, 29, 29)),
     ],
@@ -63,6 +64,30 @@ def test_rules_reduce_in_every_block_as_published(rule, expected):
 def test_other_rules_are_refused_in_one_line(rule):
     with pytest.raises(UsageError, match="is not allowed; give a ratio in"):
         Schedule(rule, range(12))
+
+
+def test_ratios_with_their_blocks_are_those_in_these_blocks():
+    text = "0.7@2 0.5@5"
+    assert default_reduction_loc(12, text) == (2, 5)
+    assert Schedule(text, (2, 5)).drops(196) == Schedule((0.7, 0.5), (2, 5)).drops(196) == {2: 137, 5: 98}
+    assert keep_rate_text(read_keep_rate(text)) == placed_text(Schedule((0.7, 0.5), (2, 5))) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("0.7@5 0.5@2", r"blocks of keep_rate=\(5, 2\) is not allowed; give increasing 0-based block indices"),
+        ("0.7@2 1.5@5", r"keep_rate=\(0\.7, 1\.5\) is not allowed"),
+        ("0.7@2 0.5", "keep_rate='0.7@2 0.5' is not allowed; give a ratio in"),
+        ("0.7@3 0.5@6", r"keep_rate='0.7@3 0.5@6' says its blocks; reduction_loc=\(3, 6, 9\) are others"),
+        ("0.5@3 0.7@6 0.2@9", r"keeps \[98, 137, 39\] of 196 patches"),
+        ("mac_cut=0.4", "keep_rate='mac_cut=0.4' is a budget, which is not solved here"),
+    ],
+)
+def test_texts_that_are_no_schedule_for_these_blocks(text, message):
+    with pytest.raises(UsageError, match=message) as caught:
+        Schedule(text, LOC).counts(196)
+    assert "\n" not in str(caught.value)
 
 
 def test_target_and_last_drop():

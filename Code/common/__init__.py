@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from common import analysis, cost, data, evaluation, explain, idling, plots, reducers, slimming, studies, training
-    from common.budget import keep_rate_for, reduce_tokens
+    from common.budget import keep_rate_for, reduce_tokens, search_schedule
     from common.cost.counter import count_macs
     from common.data import load_dataset
     from common.models.factory import create_model
@@ -25,6 +25,7 @@ CALLS = {
     "list_reducers": "common.reducers",
     "load_dataset": "common.data",
     "reduce_tokens": "common.budget",
+    "search_schedule": "common.budget",
 }
 __all__ = sorted([*PACKAGES, *CALLS])
 

@@ -18,9 +18,11 @@ from common.options import AtLeast1, Many, Positive, ShareBelow1, Whole, accepte
 
 ALLOWED = (
     "a ratio in (0, 1] that compounds, one ratio in (0, 1] per stage, one count > 1 per stage, "
-    'a rule such as "r=13", "r=13 decreasing" or "q=0.9", or a budget such as "mac_cut=0.4" or "speedup=1.5"'
+    'a rule such as "r=13", "r=13 decreasing" or "q=0.9", ratios with their blocks such as "0.7@2 0.4@5", '
+    'or a budget such as "mac_cut=0.4" or "speedup=1.5"'
 )
 BUDGETS = {"mac_cut": ShareBelow1, "gmac": Positive, "latency_ms": Positive, "speedup": AtLeast1}
+PLACED = re.compile(r"(\d*\.?\d+)@(\d+)")
 RULE = re.compile(r"(r)=([1-9]\d*)( decreasing)?|(q)=(0?\.\d+)")
 
 
@@ -29,12 +31,14 @@ def default_reduction_loc(depth: int, keep_rate: float | tuple[float, ...] | str
 
     >>> default_reduction_loc(12), default_reduction_loc(3, "r=13"), default_reduction_loc(8, "mac_cut=0.4")
     ((3, 6, 9), (0, 1, 2), (2, 4, 6))
+    >>> default_reduction_loc(12, "0.7@2 0.4@5")
+    (2, 5)
 
     Raises:
         UsageError: when the transformer has fewer than four blocks.
     """
     if isinstance(keep_rate, str) and not is_budget(keep_rate):
-        return tuple(range(depth))
+        return tuple(placed_ratios(keep_rate) or range(depth))
     if depth < 4:
         raise UsageError(f"a backbone of depth {depth} has no default reduction_loc; give the 0-based blocks")
     return tuple(stage * depth // 4 for stage in (1, 2, 3))
@@ -69,6 +73,33 @@ def counts_by_rule(rule: str, num_patches: int, stages: int) -> Iterator[int]:
         yield left
 
 
+def placed_ratios(keep_rate: str) -> dict[int, float]:
+    """Block -> the part of all patches that it leaves; {} for a text that is a rule or a budget.
+
+    >>> placed_ratios("0.7@2 0.4@5"), placed_ratios("r=13")
+    ({2: 0.7, 5: 0.4}, {})
+
+    Raises:
+        UsageError: blocks that do not increase, or a ratio that is none.
+    """
+    parts = [PLACED.fullmatch(part) for part in keep_rate.split()]
+    if not parts or not all(parts):
+        return {}
+    blocks, ratios = tuple(int(part[2]) for part in parts), tuple(float(part[1]) for part in parts)
+    check("blocks of keep_rate", blocks, Blocks)
+    return dict(zip(blocks, check("keep_rate", ratios, _Ratios), strict=True))
+
+
+def placed_text(schedule: Schedule) -> str:
+    """The keep rate that says the blocks too, of a schedule with a ratio per stage.
+
+    >>> placed_text(Schedule((0.7, 0.4), (2, 5)))
+    '0.7@2 0.4@5'
+    """
+    pairs = zip(schedule.keep_rate, schedule.reduction_loc, strict=True)
+    return " ".join(f"{ratio:.9g}@{block}" for ratio, block in pairs)
+
+
 def is_budget(keep_rate: object) -> bool:
     """Whether ``keep_rate`` is the text of a budget, which :mod:`common.budget` makes a keep rate of.
 
@@ -98,13 +129,14 @@ def read_budget(text: str) -> dict[str, float]:
 def _check_rule(rule: str) -> None:
     if is_budget(rule):
         raise UsageError(f"keep_rate={rule!r} is a budget, which is not solved here; give the keep rate that it means")
-    list(counts_by_rule(rule, 1, 1))
+    if not placed_ratios(rule):
+        list(counts_by_rule(rule, 1, 1))
 
 
 def _check_text(text: str) -> None:
     if is_budget(text):
         read_budget(text)
-    elif not RULE.fullmatch(text):
+    elif not RULE.fullmatch(text) and not placed_ratios(text):
         raise UsageError(f"keep_rate={text!r} is not allowed; give {ALLOWED}")
 
 
@@ -137,7 +169,7 @@ class Schedule:
         keep_rate: one ratio r, which compounds (relative to P, not to the truncated count before: 96, not 95, of 196
             at 0.7 in stage 2): stage s keeps floor(P r^s) of the P patches, but at
             least one; or a ratio per stage, each a fraction of P; or an integer > 1 per stage, a count; or a rule of
-            the form "r=13", see :func:`counts_by_rule`.
+            the form "r=13", see :func:`counts_by_rule`; or a ratio per stage with its block, "0.7@2 0.4@5".
         reduction_loc: 0-based blocks of the stages, increasing.
 
     Raises:
@@ -152,6 +184,11 @@ class Schedule:
         stages = len(self.reduction_loc)
         if isinstance(self.keep_rate, tuple) and len(self.keep_rate) != stages:
             raise UsageError(f"keep_rate={self.keep_rate} for {stages} stages is not allowed; give {ALLOWED}")
+        placed = placed_ratios(self.keep_rate) if isinstance(self.keep_rate, str) else {}
+        if placed and tuple(placed) != self.reduction_loc:
+            raise UsageError(
+                f"keep_rate={self.keep_rate!r} says its blocks; reduction_loc={self.reduction_loc} are others"
+            )
 
     def counts(self, num_patches: int) -> tuple[int, ...]:
         """Patch tokens kept at each stage out of ``num_patches``; a ratio leaves at least one.
@@ -159,7 +196,9 @@ class Schedule:
         Raises:
             UsageError: when a stage would keep more than there are, or more than the stage before.
         """
-        if isinstance(self.keep_rate, str):
+        if isinstance(self.keep_rate, str) and (placed := placed_ratios(self.keep_rate)):
+            kept = [_share(num_patches, ratio) for ratio in placed.values()]
+        elif isinstance(self.keep_rate, str):
             kept = list(counts_by_rule(self.keep_rate, num_patches, len(self.reduction_loc)))
         elif not isinstance(self.keep_rate, tuple):
             kept = [_share(num_patches, self.keep_rate ** (stage + 1)) for stage in range(len(self.reduction_loc))]

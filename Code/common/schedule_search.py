@@ -24,7 +24,6 @@ from common.reducers import Method
 from common.reducers.base import divergence_by_image
 from common.report.paired import paired_difference
 from common.results import conditions, write_atomically
-from common.schedule import keep_rate_text
 from common.setup import Setup
 from common.training import accuracies, predict
 from common.training.digits_backbone import from_here
@@ -52,8 +51,8 @@ def compare(
 
     >>> setup = Setup("vit_digits", "", "digits", img_size=32, limit_val=20, limit_calibration=8)
     >>> rows = compare(setup, ["tome"], 0.3, candidates=4)
-    >>> [row["schedule"] for row in rows], rows[0]["reduction_loc"]
-    (['default', 'found'], '1 3 4')
+    >>> rows[0]["schedule"], rows[0]["keep_rate"], rows[1]["schedule"]
+    ('default', '0.75@1 0.5782@3 0.4375@4', 'found')
 
     Args:
         setup: ``limit_calibration`` training images are searched on.
@@ -64,11 +63,10 @@ def compare(
     for text in methods:
         found[text] = search_schedule(setup.vit, text, setup.calibration_images, mac_cut=mac_cut, **how)
         best = found[text].best
-        where = f"blocks {list(best.schedule.reduction_loc)} keep {best.schedule.keep_rate}"
         apart = f"divergence {best.divergence:.4f}, by default {found[text].default.divergence:.4f}"
-        print(f"{text}: {where}; {apart}", file=sys.stderr)
+        print(f"{text}: {best.keep_rate}; {apart}", file=sys.stderr)
     models = {
-        (text, name): setup.reduced(text, **each.settings)
+        (text, name): setup.reduced(text, keep_rate=each.keep_rate)
         for text, one in found.items()
         for name, each in (("default", one.default), ("found", one.best))
     }
@@ -96,10 +94,8 @@ def _row(
 
 
 def _told(candidate: Candidate, tried: int) -> dict[str, object]:
-    schedule = candidate.schedule
     return {
-        "keep_rate": keep_rate_text(schedule.keep_rate),
-        "reduction_loc": " ".join(map(str, schedule.reduction_loc)),
+        "keep_rate": candidate.keep_rate,
         "mac_cut": candidate.mac_cut,
         "divergence_searched": candidate.divergence,
         "tried": tried,

@@ -26,6 +26,7 @@ from common.models.observe import untouched
 from common.options import Count, Positive, ShareBelow1, Whole, checked
 from common.reducers import Method, Schedule, reducer_class
 from common.reducers.base import divergence_by_image
+from common.schedule import placed_text
 
 PARENTS = 5  # the best ones, which others are made from
 CLOSE = 0.005  # of the unreduced cost; a candidate whose whole token counts miss the budget by more does not count
@@ -64,9 +65,9 @@ class Candidate:
     images: int
 
     @property
-    def settings(self) -> dict[str, object]:
-        """For :func:`common.reduce_tokens`, a profile or the YAML of a training."""
-        return {"keep_rate": self.schedule.keep_rate, "reduction_loc": self.schedule.reduction_loc}
+    def keep_rate(self) -> str:
+        """The schedule as one keep rate, for :func:`common.reduce_tokens`, a profile or the YAML of a training."""
+        return placed_text(self.schedule)
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ def search_schedule(
     >>> found = search_schedule(vit, "tome", images, mac_cut=0.3, candidates=6)
     >>> len(found.tried), found.best.divergence <= found.default.divergence
     (6, True)
-    >>> model = reduced.reduce_tokens(vit, "tome", **found.best.settings)
+    >>> model = reduced.reduce_tokens(vit, "tome", keep_rate=found.best.keep_rate)  # such as "0.8@1 0.5@4"
 
     Args:
         vit: unreduced.
