@@ -7,6 +7,7 @@ import hashlib
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import chromium
@@ -23,19 +24,24 @@ from common.leaderboard.answers import sentences
 from common.leaderboard.board import Board
 from common.leaderboard.bootstrap import Bootstrap, mcnemar
 from common.leaderboard.calls import call_text
+from common.leaderboard.content import board_content
 from common.leaderboard.lines import contests
 from common.leaderboard.page import VENDOR
-from common.leaderboard.photographs import FUSED, GONE, patch_bytes, pictures
+from common.leaderboard.photographs import FUSED, GONE, find_weights, patch_bytes, pictures, traced
 from common.leaderboard.readme import END, START, markdown, write_readme
-from common.leaderboard.runs import boards_of
+from common.leaderboard.runs import speeds_of
 from common.leaderboard.verified import VERIFIED
 from common.models.factory import create_backbone
 from common.models.reduced import reduce_tokens
-from common.results import BY_IMAGE, resolve
+from common.reducers.base import REDUCERS
+from common.results import BY_IMAGE, read_runs, resolve, write_run
+from common.studies import all_studies
 from common.weights import save_state
+from plan import load_plans
 
 TESTS = Path(__file__).parent
 QUICK = "results/quick"
+STUDIES = all_studies()
 KEPT = {
     "d3.min.js": ("v7.9.2", "912111098ea99503a6f4967361d2bbdc9dbf58cf9c678c8e27e5b02d1a07f0c1"),
     "plot.umd.min.js": ("v0.6.17", "4358086467740777dd788d6b27a95cebdbaefdd50c730a3060117073bd7134cb"),
@@ -114,6 +120,17 @@ def run(method: str, saved: float, share: float, **given: object) -> dict[str, o
     return {**row, "divergence": saved, "agreement": 1 - saved, "accuracy" + BY_IMAGE: hits, **given}
 
 
+DIGITS = {"backbone": "vit_digits", "weights": "gone", "dataset": "digits", "recipe": "r", "img_size": 32}
+DIGITS |= {"dtype": "float32", "batch": 64, "device": "cpu", "profile": "p"}
+
+
+def made_up(method: str, cut: float) -> dict[str, object]:
+    """A row of the leaderboard study, on four images."""
+    row = {"method": method, "options": "", "keep_rate": 1 - cut, "seed": 0, "epochs": 0, "n_train": 0, "mac_cut": cut}
+    row |= {"saved": cut, "counts": None, "gmac": 2 * (1 - cut), "accuracy": 50.0, "accuracy_full": None, "n_val": 4}
+    return {**row, "agreement": 1.0, "divergence": 0.0, "accuracy" + BY_IMAGE: np.array([True, False, True, False])}
+
+
 @pytest.fixture
 def board() -> Board:
     rows = [run("none", 0.0, 0.9), run("tome", 0.2, 0.85), run("tome", 0.4, 0.8), run("topk", 0.4, 0.6)]
@@ -184,6 +201,70 @@ def test_pictures_are_of_every_untrained_line(board, tmp_path):
     assert len(left) == int(0.6**3 * 64)
 
 
+def test_weights_are_those_of_the_results_before_those_of_the_data(tmp_path, monkeypatch):
+    monkeypatch.setenv("DATA_ROOT", str(tmp_path / "data"))
+    assert find_weights("w.safetensors", tmp_path) is None and find_weights("timm fb_in1k", tmp_path) == "timm"
+    for folder in ("data/weights", "weights"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "w.safetensors").touch()
+        assert find_weights("w.safetensors", tmp_path) == str(tmp_path / folder / "w.safetensors")
+
+
+def test_without_weights_the_page_stands_and_says_why(board, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("DATA_ROOT", str(tmp_path))
+    assert list(traced([board, board], tmp_path)) == [None, None]
+    assert list(traced([board], tmp_path, tmp_path / "gone.safetensors")) == [None]
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.startswith("no photographs: no file w.safetensors in") and "does not exist" in second
+
+
+# --- speed and own methods ------------------------------------------------------------------------------------------
+
+
+def test_a_speed_belongs_to_the_same_model_on_the_same_machine(tmp_path, board):
+    same = {"backbone": "vit_digits", "img_size": 32, "dtype": "float32", "batch": 64, "device": "cpu", "profile": "p"}
+    fast = {"rounds": 3, "params": 1, "gmac_thop_compat": 1.0, "compiled": "eager", "seed": 0, "epochs": 0}
+    rows = [
+        {**fast, "method": method, "options": "", "keep_rate": rate, "gmac": gmac, "peak_memory_mb": 7.0}
+        | {f"{name}{end}": value for name in ("fps", "speedup") for end in ("", "_q1", "_q3")}
+        for method, rate, gmac, value in (("none", 1.0, 2.0, 1.0), ("tome", 0.6, 1.2, 1.5), ("tome", 0.5, 1.0, 1.9))
+    ]
+    write_run(rows, STUDIES["throughput"], tmp_path / "runs/throughput/a.csv", **same)
+    speeds = speeds_of(tmp_path)
+    assert len(speeds) == 2
+    device = next(iter(speeds))[2]
+    at_device = [replace(line, how={**line.how, "device": device}) for line in board.contest.lines]
+    here = replace(board, contest=replace(board.contest, lines=tuple(at_device)))
+    tome, topk, *_ = board_content(here, speeds)["lines"]
+    assert [point["speed"] for point in tome["points"]] == [{}, {"speedup": 1.5, "promise": 0.9, "memory": 7.0}]
+    assert topk["points"][0]["speed"] == {} and board_content(here, speeds)["speed"]
+    elsewhere = replace(
+        board.contest, lines=tuple(replace(line, how={**line.how, "device": "x"}) for line in at_device)
+    )
+    assert not board_content(replace(board, contest=elsewhere), speeds)["speed"]
+
+
+def test_methods_of_ones_own_stand_among_the_others(tmp_path, monkeypatch):
+    code = "from common.reducers.base import Reducer, register_reducer\n"
+    code += "@register_reducer('my_own')\nclass MyOwn(Reducer):\n    family = 'mixes'\n"
+    (tmp_path / "my_methods.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    rows = [made_up(name, cut) for name, cut in (("none", 0.0), ("my_own", 0.4), ("random", 0.4))]
+    write_run(rows, STUDIES["leaderboard"], tmp_path / "runs/leaderboard/a.csv", image_ids=list("abcd"), **DIGITS)
+    try:
+        assert not main([str(tmp_path), "--module", "my_methods"])
+    finally:
+        REDUCERS._classes.pop("my_own", None)
+    own, _ = data_of(tmp_path / "leaderboard.html")[0]["lines"]
+    assert (own["label"], own["family"], own["verified"]) == ("my_own", "mixes", "not by this package")
+
+
+def test_a_profile_with_a_leaderboard_makes_the_page():
+    pages = {name: [Path(page).name for page in load_plans(name)[0].pages] for name in ("gpu", "quick", "tram")}
+    both = ["report.html", "leaderboard.html"]
+    assert pages == {"gpu": both, "quick": both, "tram": both[:1]}
+
+
 # --- README ---------------------------------------------------------------------------------------------------------
 
 
@@ -198,9 +279,11 @@ def test_the_sentences_say_what_the_intervals_say(board):
 
 
 def test_the_answer_of_readme_is_made_from_the_committed_runs():
-    text = resolve("README.md").read_text()
-    (board, *_) = boards_of("results/gpu/nvidia_h100_80gb_hbm3")
-    assert text.split(START)[1].split(END)[0] == markdown(board)
+    runs = read_runs("results/gpu/nvidia_h100_80gb_hbm3", STUDIES["leaderboard"])
+    board = Board.of(next(contests(runs, pd.DataFrame())))
+    assert resolve("README.md").read_text().split(START)[1].split(END)[0] == markdown(board)
+    page = resolve("results/gpu/nvidia_h100_80gb_hbm3/leaderboard.html").read_text()
+    assert data_of_text(page)[0]["sentences"] == sentences(board) and len(page.encode()) < 1_000_000
 
 
 def test_a_file_without_markers_is_refused(board, tmp_path):
@@ -225,7 +308,11 @@ def page(tmp_path_factory) -> Path:
 
 
 def data_of(page: Path) -> list[dict]:
-    return json.loads(re.search(r'id="data">(.*?)</script>', page.read_text(), re.DOTALL)[1])["boards"]
+    return data_of_text(page.read_text())
+
+
+def data_of_text(page: str) -> list[dict]:
+    return json.loads(re.search(r'id="data">(.*?)</script>', page, re.DOTALL)[1])["boards"]
 
 
 def test_the_page_is_small_whole_and_the_same_again(page):

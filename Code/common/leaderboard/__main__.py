@@ -1,6 +1,6 @@
 """The leaderboard of a folder of results as one page: RESULTS_DIR/leaderboard.html.
 
-python -m common.leaderboard RESULTS_DIR [--title TITLE] [--weights FILE] [--readme README.md]
+python -m common.leaderboard RESULTS_DIR [--title TITLE] [--weights FILE] [--readme README.md] [--module NAME]
 
 RESULTS_DIR has runs/leaderboard/*.csv, or runs of off_the_shelf or method_grid, each with its hits by image beside it;
 trained models of method_grid stand beside the others, marked as trained.
@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 
 from common.errors import command
@@ -27,11 +28,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("results_dir", help="folder with runs/, e.g. results/quick")
     parser.add_argument("--title", default="", help="heading of the page")
     parser.add_argument("--weights", help="of the network, for what is kept of photographs; default: by its name")
+    parser.add_argument("--module", help="Python module that registers methods of your own, which the runs name")
     parser.add_argument("--readme", help="file that also gets the sentences and the table of the first board")
     given = parser.parse_args(arguments)
+    if given.module:
+        import_module(given.module)
     boards = boards_of(given.results_dir)
     weights = from_here(given.weights) if given.weights else None
-    html = render(boards, speeds_of(given.results_dir), list(traced(boards, weights)), title=given.title)
+    html = render(
+        boards, speeds_of(given.results_dir), list(traced(boards, given.results_dir, weights)), title=given.title
+    )
     print(write_page(given.results_dir, html))
     if given.readme:
         write_readme(Path(given.readme), boards[0])

@@ -91,7 +91,7 @@
   // Table
 
   const columns = () => [
-    { name: "#", plain: true, cell: (line, there, rank) => [rank ?? ""] },
+    { name: "#", plain: true, cell: (line, there, rank) => [`${rank}${rank > 1 && tied(line, there) ? " =" : ""}`] },
     { name: "Model", left: true, wrap: true, sort: (line) => line.label, cell: model },
     { name: "Accuracy, %", sort: (line, there) => there.accuracy, cell: (line, there) => [fixed(there.accuracy)] },
     { name: "To unreduced", sort: (line, there) => there.lost[0], cell: (line, there) => interval(there.lost), tone: (line, there) => there.lost },
@@ -138,10 +138,11 @@
     if (focused) get("table").querySelector(`tr[data-key="${CSS.escape(focused)}"]`)?.focus({ preventScroll: true });
   }
 
+  const tied = (line, there) => !line.trained && (there.behind == null || there.behind[1] <= 0);
+
   function row(line, rank) {
     const at = place(line);
-    const tied = !line.trained && (at.behind == null || at.behind[1] <= 0);
-    const made = node("tr", { "data-key": line.key, tabindex: 0, class: tied ? "tied" : null, "aria-label": `${line.label}: details` });
+    const made = node("tr", { "data-key": line.key, tabindex: 0, class: tied(line, at) ? "tied" : null, "aria-label": `${line.label}: details` });
     for (const column of columns()) {
       const tone = column.tone?.(line, at);
       const names = [column.left && "left", column.wrap && "wrap", tone && tone[1] > 0 && "sure", tone && tone[2] < 0 && "worse"];

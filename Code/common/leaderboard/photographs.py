@@ -17,6 +17,7 @@ from torch import Tensor
 from common.data import load_dataset
 from common.data.loading import one_class_after_the_other
 from common.data.sources import data_root
+from common.errors import UsageError
 from common.leaderboard.board import Board
 from common.leaderboard.lines import Line
 from common.models.factory import create_backbone, expected_norm
@@ -25,7 +26,6 @@ from common.models.trace import Trace
 from common.reducers import Method
 from common.results import resolve
 from common.schedule import read_keep_rate
-from common.training.digits_backbone import FOLDER
 from common.weights import HUB, NORM
 
 COUNT = 6
@@ -41,11 +41,11 @@ PHOTOGRAPHS = (
 )
 
 
-def find_weights(label: str) -> str | None:
-    """The weights that tables call ``label``, where they can be had: a path, "timm", or None."""
+def find_weights(label: str, results_dir: str | Path) -> str | None:
+    """The weights that tables call ``label``: those of the results, a file in DATA_ROOT/weights, "timm", or None."""
     if label.split(" ")[0] == HUB:
         return HUB
-    places = [resolve(FOLDER) / label, data_root() / "weights" / label]
+    places = [resolve(results_dir) / "weights" / label, data_root() / "weights" / label]
     return next((str(path) for path in places if path.is_file()), None)
 
 
@@ -129,10 +129,13 @@ def _jpeg(image: Tensor) -> str:
     return f"data:image/jpeg;base64,{base64.b64encode(stream.getvalue()).decode()}"
 
 
-def traced(boards: Sequence[Board], weights: str | Path | None = None) -> Iterator[dict[str, Any] | None]:
-    """:func:`pictures` of each board; None, and a printed line, where its weights are not here.
+def traced(
+    boards: Sequence[Board], results_dir: str | Path, weights: str | Path | None = None
+) -> Iterator[dict[str, Any] | None]:
+    """:func:`pictures` of each board; None, and a printed line, where its weights are not to be had.
 
     Args:
+        results_dir: where the runs are; their weights may be beside them.
         weights: of all boards, in place of those that are found by their name.
     """
     known: dict[tuple, dict[str, Any] | None] = {}
@@ -140,8 +143,18 @@ def traced(boards: Sequence[Board], weights: str | Path | None = None) -> Iterat
         place = board.contest.place
         key = tuple(place[name] for name in ("backbone", "weights", "img_size", "dataset"))
         if key not in known:
-            path = weights or find_weights(place["weights"])
-            if path is None:
-                print(f"no photographs: no file {place['weights']} in {data_root() / 'weights'}; give it as --weights")
-            known[key] = None if path is None else pictures(board, path)
+            known[key] = _pictures_or_reason(board, weights or find_weights(place["weights"], results_dir))
         yield known[key]
+
+
+def _pictures_or_reason(board: Board, weights: str | Path | None) -> dict[str, Any] | None:
+    """The page stands without photographs too, so that what is missing is printed and no error."""
+    if weights is None:
+        label = board.contest.place["weights"]
+        print(f"no photographs: no file {label} in {data_root() / 'weights'}; give it as --weights")
+        return None
+    try:
+        return pictures(board, weights)
+    except UsageError as refusal:
+        print(f"no photographs: {refusal}")
+        return None
