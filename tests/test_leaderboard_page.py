@@ -7,7 +7,6 @@ import hashlib
 import json
 import re
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import chromium
@@ -33,6 +32,7 @@ from common.leaderboard.runs import speeds_of
 from common.leaderboard.verified import VERIFIED
 from common.models.factory import create_backbone
 from common.models.reduced import reduce_tokens
+from common.provenance import describe_device
 from common.reducers.base import REDUCERS
 from common.results import BY_IMAGE, read_runs, resolve, write_run
 from common.studies import all_studies
@@ -41,7 +41,7 @@ from plan import load_plans
 
 TESTS = Path(__file__).parent
 QUICK = "results/quick"
-STUDIES = all_studies()
+STUDIES, DEVICE = all_studies(), describe_device("cpu")
 KEPT = {
     "d3.min.js": ("v7.9.2", "912111098ea99503a6f4967361d2bbdc9dbf58cf9c678c8e27e5b02d1a07f0c1"),
     "plot.umd.min.js": ("v0.6.17", "4358086467740777dd788d6b27a95cebdbaefdd50c730a3060117073bd7134cb"),
@@ -114,7 +114,7 @@ def test_mcnemar_counts_the_images_that_one_alone_has_right():
 def run(method: str, saved: float, share: float, **given: object) -> dict[str, object]:
     hits = np.random.default_rng(round(1000 * share)).random(400) < share
     row = {"dataset": "d", "backbone": "vit_digits", "weights": "w.safetensors", "img_size": 32, "images": "x"}
-    row |= {"n_val": 400, "recipe": "r", "dtype": "float32", "device": "cpu", "epochs": 0, "lr": None, "n_train": 0}
+    row |= {"n_val": 400, "recipe": "r", "dtype": "float32", "device": DEVICE, "epochs": 0, "lr": None, "n_train": 0}
     row |= {"method": method, "options": "", "keep_rate": str(round(1 - saved, 4)), "seed": 0, "run_id": method}
     row |= {"gmac": 2 * (1 - saved), "mac_cut": round(saved, 1), "counts": "", "accuracy": 100 * hits.mean()}
     return {**row, "divergence": saved, "agreement": 1 - saved, "accuracy" + BY_IMAGE: hits, **given}
@@ -166,7 +166,22 @@ def test_differences_are_to_the_rows_at_the_same_cost(board):
 
 def test_runs_without_the_unreduced_model_are_left_out_by_name(capsys):
     assert not list(contests(pd.DataFrame([run("tome", 0.2, 0.8)]), pd.DataFrame()))
-    assert "left out: d with vit_digits, float32, cpu: the unreduced model" in capsys.readouterr().out
+    assert f"left out: d with vit_digits, float32, {DEVICE}: the unreduced model" in capsys.readouterr().out
+
+
+def test_processors_share_a_board_and_number_formats_do_not():
+    rows = [run("none", 0.0, 0.9), run("tome", 0.2, 0.8, device="other"), run("none", 0.0, 0.9, dtype="bfloat16")]
+    (contest,) = contests(pd.DataFrame(rows), pd.DataFrame())
+    assert contest.place["device"] == f"{DEVICE} and other" and contest.lines[0].how["device"] == "other"
+
+
+def test_without_budgets_models_are_compared_at_every_tenth_and_told_apart_by_their_options():
+    rows = [run("none", 0.0, 0.9), run("tome", 0.35, 0.8, options="parity=true"), run("tome", 0.35, 0.7)]
+    (contest,) = contests(pd.DataFrame(rows).assign(mac_cut=None), pd.DataFrame())
+    board = Board.of(contest)
+    assert board.budgets == [0.1, 0.2, 0.3]
+    assert "ToMe (parity=true) at 10 to 30 % (" in sentences(board)[0] and " points over ToMe;" in sentences(board)[1]
+    assert sentences(board)[2].startswith("Neither random patches nor a smaller image was run")
 
 
 def test_the_call_gives_the_model():
@@ -231,17 +246,13 @@ def test_a_speed_belongs_to_the_same_model_on_the_same_machine(tmp_path, board):
     ]
     write_run(rows, STUDIES["throughput"], tmp_path / "runs/throughput/a.csv", **same)
     speeds = speeds_of(tmp_path)
-    assert len(speeds) == 2
-    device = next(iter(speeds))[2]
-    at_device = [replace(line, how={**line.how, "device": device}) for line in board.contest.lines]
-    here = replace(board, contest=replace(board.contest, lines=tuple(at_device)))
-    tome, topk, *_ = board_content(here, speeds)["lines"]
+    tome, topk, *_ = board_content(board, speeds)["lines"]
     assert [point["speed"] for point in tome["points"]] == [{}, {"speedup": 1.5, "promise": 0.9, "memory": 7.0}]
-    assert topk["points"][0]["speed"] == {} and board_content(here, speeds)["speed"]
-    elsewhere = replace(
-        board.contest, lines=tuple(replace(line, how={**line.how, "device": "x"}) for line in at_device)
-    )
-    assert not board_content(replace(board, contest=elsewhere), speeds)["speed"]
+    assert len(speeds) == 2 and topk["points"][0]["speed"] == {} and board_content(board, speeds)["speed"]
+    for other in ("another machine", "bfloat16"):
+        place = 2 if other == "another machine" else 3
+        elsewhere = {(*key[:place], other, *key[place + 1 :]): speed for key, speed in speeds.items()}
+        assert not board_content(board, elsewhere)["speed"]
 
 
 def test_methods_of_ones_own_stand_among_the_others(tmp_path, monkeypatch):

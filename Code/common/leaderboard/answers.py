@@ -1,7 +1,8 @@
-"""Boards in words: which method for which budget, in three sentences made from the numbers, and a table."""
+"""Boards in words: which method for which budget, in three sentences made from the numbers."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -70,35 +71,48 @@ def measured_on(board: Board) -> str:
     )
 
 
-def name(line: Line) -> str:
-    """Of a model in a sentence."""
-    return _NULL.get(line.method, METHODS.get(line.method, line.method)) + (" (trained)" if line.trained else "")
+def names(board: Board) -> list[str]:
+    """Of the lines in sentences; with the options of a method that is there several times."""
+    lines = board.contest.lines
+    times = Counter((line.method, line.trained) for line in lines)
+    return [_name(line, options=times[line.method, line.trained] > 1) for line in lines]
+
+
+def called_simply(method: str) -> str:
+    """Of a method in a sentence; one that has no name for readers keeps its own."""
+    return _NULL.get(method, METHODS.get(method, method))
+
+
+def _name(line: Line, *, options: bool) -> str:
+    label = called_simply(line.method)
+    label += f" ({line.options})" if options and line.options else ""
+    return label + (" (trained)" if line.trained else "")
 
 
 def _where(board: Board, found: Sequence[Lead]) -> str:
     """First sentence: the leader of each run of budgets."""
-    lines, parts = board.contest.lines, []
+    called, parts = names(board), []
     for best, group in groupby(found, key=lambda lead: lead.best):
         group = list(group)
         ends = (group[0], group[-1]) if len(group) > 1 else (group[0],)
         budgets = " to ".join(f"{100 * lead.budget:g}" for lead in ends)
         shown = " to ".join(f"{lead.place.accuracy:.1f}" for lead in ends)
-        parts.append(f"{name(lines[best])} at {budgets} % ({shown} %)")
+        parts.append(f"{called[best]} at {budgets} % ({shown} %)")
     whole = board.contest.whole[board.contest.metric]
     return f"Most accurate at the same share of multiply-accumulates saved: {_list(parts)}; unreduced {whole:.1f} %."
 
 
 def _certain(board: Board, found: Sequence[Lead]) -> str:
     """Second sentence: where the leader is surely ahead of all others, and with whom it is tied elsewhere."""
-    lines, sure, tied = board.contest.lines, [], []
+    called, sure, tied = names(board), [], []
     for lead in found:
         at = f"{100 * lead.budget:g} %"
         if lead.runner is not None and not lead.tied:
             other, place = lead.runner
-            sure.append(f"at {at}, by {interval(place.behind)} points over {name(lines[other])}")
+            sure.append(f"at {at}, by {interval(place.behind)} points over {called[other]}")
         elif lead.tied:
-            names = [name(lines[i]) for i in lead.tied]
-            tied.append(f"at {at} with {_list(names) if len(names) <= _NAMED else f'{len(names)} others'}")
+            others = [called[i] for i in lead.tied]
+            tied.append(f"at {at} with {_list(others) if len(others) <= _NAMED else f'{len(others)} others'}")
     first = f"surely ahead of every other {'only ' if tied else ''}{'; '.join(sure)}" if sure else _NOWHERE
     second = f"; tied {'; '.join(tied)}" if tied else ""
     return f"By the 95 % interval of the paired difference the leader is {first}{second}."

@@ -59,10 +59,11 @@ class Board:
 
     @property
     def budgets(self) -> list[float]:
-        """Shares to save that were asked for; those of all points where none was."""
+        """Shares to save that were asked for; where none was, every tenth at which two models can be compared."""
         points = pd.concat([line.points for line in self.contest.lines if not line.trained])
         asked = points["mac_cut"].dropna().astype(float)
-        return sorted(set(asked if len(asked) else points["saved"].round(2)))
+        tenths = [round(position, 2) for position in self.positions[10::10]]
+        return sorted(set(asked)) if len(asked) else [tenth for tenth in tenths if len(self.at(tenth)) > 1]
 
     def at(self, saved: float) -> dict[int, Place]:
         """Place of each line, by its number, that was measured on both sides of ``saved``; the best first."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from common.leaderboard.answers import Lead, interval, leads, measured_on, name, sentences
+from common.leaderboard.answers import Lead, interval, leads, measured_on, names, sentences
 from common.leaderboard.board import Board, Place
 from common.leaderboard.calls import call_text
 from common.leaderboard.lines import METRICS, NULLS, SECOND, Line
@@ -15,6 +15,7 @@ from common.leaderboard.verified import VERIFIED
 from common.plots.frames import backbone_name
 from common.plots.style import METHODS, method_style
 from common.reducers.base import reducer_class
+from common.report.rows import architecture
 
 # matplotlib's markers -> names of d3's symbols
 SYMBOLS = {"o": "circle", "s": "square", "^": "triangle", "D": "diamond", "v": "triangle2", "P": "plus", "<": "wye"}
@@ -47,9 +48,10 @@ def board_content(board: Board, speeds: Mapping[tuple, Mapping[str, float]]) -> 
     }
 
 
-def speed_key(backbone: str, img_size: int, device: str, row: Mapping[str, Any]) -> tuple:
+def speed_key(backbone: str, row: Mapping[str, Any]) -> tuple:
     """What a speed and an accuracy must share to be of one model on one machine."""
-    return backbone.partition(".")[0], img_size, device, row["method"], row["options"], row["keep_rate"]
+    shared = ("img_size", "device", "dtype", "method", "options", "keep_rate")
+    return architecture(backbone), *(row[name] for name in shared)
 
 
 def _line(
@@ -63,7 +65,7 @@ def _line(
     reducer, verified = reducer_class(line.method), VERIFIED.get(line.method)
     points = []
     for place_there, (_, row) in zip(board.measured[number], line.points.iterrows(), strict=True):
-        speed = speeds.get(speed_key(place["backbone"], place["img_size"], line.how["device"], row), {})
+        speed = speeds.get(speed_key(place["backbone"], row), {})
         points.append({**_point(place_there, row), "call": _call(board, line, row), "speed": dict(speed)})
     return {
         "key": line.key,
@@ -111,11 +113,11 @@ def _point(place: Place, row: pd.Series) -> dict[str, Any]:
 
 
 def _lead(board: Board, lead: Lead) -> dict[str, Any]:
-    lines = board.contest.lines
-    text = f"{100 * lead.budget:g} % saved: {name(lines[lead.best])} {lead.place.accuracy:.2f} %"
+    called = names(board)
+    text = f"{100 * lead.budget:g} % saved: {called[lead.best]} {lead.place.accuracy:.2f} %"
     if lead.runner is not None:
         other, place = lead.runner
-        text += f", {interval(place.behind or (0.0, 0.0, 0.0), 2)} points to {name(lines[other])}"
+        text += f", {interval(place.behind or (0.0, 0.0, 0.0), 2)} points to {called[other]}"
         text += "" if lead.p is None else f", McNemar p = {lead.p:.2g}"
     return {"text": text, "sure": lead.runner is not None and not lead.tied}
 

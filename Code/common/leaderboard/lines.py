@@ -14,7 +14,7 @@ from common.results import BY_IMAGE
 
 # Rows that share them are of one network on the same images: trained ones may be compared with the others.
 PLACE = ["dataset", "backbone", "weights", "img_size", "images", "n_val"]
-HOW = ["recipe", "dtype", "device", "epochs", "lr", "n_train"]
+HOW = ["recipe", "dtype", "epochs", "lr", "n_train"]
 METRICS = {"accuracy_full": "all classes of the head", "accuracy": "classes of the dataset"}
 SECOND = ("agreement", "divergence")
 NONE, RANDOM = "none", "random"
@@ -83,8 +83,8 @@ def contests(untrained: pd.DataFrame, trained: pd.DataFrame) -> Iterator[Contest
         untrained, trained: runs of studies that have columns as the leaderboard study has.
     """
     untrained, trained = averaged(untrained), averaged(trained)
-    for values, rows in untrained.groupby([*PLACE, "recipe", "dtype", "device"], sort=False):
-        place = dict(zip([*PLACE, "recipe", "dtype", "device"], values, strict=True))
+    for values, rows in untrained.groupby([*PLACE, "recipe", "dtype"], sort=False):
+        place = dict(zip([*PLACE, "recipe", "dtype"], values, strict=True)) | {"device": _devices(rows)}
         same = np.logical_and.reduce([trained[name] == place[name] for name in PLACE]) if len(trained) else []
         whole = rows[rows["method"] == NONE]
         if len(whole) != 1:
@@ -128,4 +128,8 @@ def _mean(seeds: pd.DataFrame) -> pd.Series:
 def _lines(rows: pd.DataFrame) -> Iterator[Line]:
     for (method, options, *_), points in rows.groupby(["method", "options", *HOW], sort=False, dropna=False):
         points = points.sort_values("saved", kind="stable").reset_index(drop=True)
-        yield Line(method, options, points.iloc[0][HOW].to_dict(), points)
+        yield Line(method, options, {**points.iloc[0][HOW].to_dict(), "device": _devices(points)}, points)
+
+
+def _devices(rows: pd.DataFrame) -> str:
+    return " and ".join(sorted(rows["device"].unique()))

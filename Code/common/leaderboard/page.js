@@ -90,6 +90,7 @@
 
   // Table
 
+  const known = (name) => state.board.lines.some((line) => line.points.some((point) => point[name] != null));
   const columns = () => [
     { name: "#", plain: true, cell: (line, there, rank) => [`${rank}${rank > 1 && tied(line, there) ? " =" : ""}`] },
     { name: "Model", left: true, wrap: true, sort: (line) => line.label, cell: model },
@@ -101,12 +102,12 @@
       cell: (line, there) => (there.above[name] ? interval(there.above[name]) : []),
       tone: (line, there) => there.above[name],
     })),
-    { name: "KL, nats", sort: (line, there) => there.divergence, cell: (line, there) => [fixed(there.divergence, 3)] },
-    { name: "Same class, %", sort: (line, there) => there.agreement, cell: (line, there) => [there.agreement == null ? "" : fixed(100 * there.agreement, 1)] },
+    known("divergence") && { name: "KL, nats", sort: (line, there) => there.divergence, cell: (line, there) => [fixed(there.divergence, 3)] },
+    known("agreement") && { name: "Same class, %", sort: (line, there) => there.agreement, cell: (line, there) => [there.agreement == null ? "" : fixed(100 * there.agreement, 1)] },
     { name: "Family", left: true, sort: (line) => line.family, cell: (line) => [line.family] },
     { name: "CLS", left: true, sort: (line) => String(line.cls), cell: (line) => [line.cls ? "needs it" : ""] },
     { name: "Verified", left: true, wrap: true, sort: (line) => line.verified, cell: (line) => [line.verified] },
-  ];
+  ].filter(Boolean);
 
   function model(line) {
     const badges = [line.null && "null row", line.trained && "trained"].filter(Boolean);

@@ -6,7 +6,7 @@ import textwrap
 from pathlib import Path
 
 from common.errors import UsageError
-from common.leaderboard.answers import leads, measured_on, name, sentences
+from common.leaderboard.answers import called_simply, leads, measured_on, sentences
 from common.leaderboard.board import Board, Place
 from common.leaderboard.lines import NULLS
 from common.leaderboard.verified import VERIFIED
@@ -60,7 +60,7 @@ def _row(board: Board, number: int, columns: list[dict[int, Place]]) -> str:
     for column, lead in zip(columns, leads(board), strict=True):
         text = f"{column[number].accuracy:.1f}" if number in column else ""
         cells.append(f"**{text}**" if text and number in (lead.best, *lead.tied) else text)
-    title = name(line) + (f" (`{line.options}`)" if line.options else "")
+    title = called_simply(line.method) + (f" (`{line.options}`)" if line.options else "")
     verified = VERIFIED[line.method].text if line.method in VERIFIED else ""
     return f"| {title} | {' | '.join(cells)} | {verified} |"
 

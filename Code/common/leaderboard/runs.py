@@ -51,10 +51,10 @@ def _untrained(runs: pd.DataFrame) -> pd.DataFrame:
 def speeds_of(results_dir: str | Path) -> dict[tuple, Mapping[str, float]]:
     """Speed-up, share of the MAC promise and peak memory by :func:`common.leaderboard.content.speed_key`.
 
-    Of eager models in float32 at the largest batch that was measured.
+    Of eager models, at the largest batch that was measured.
     """
     runs = read_runs(results_dir, all_studies()["throughput"])
-    runs = runs[(runs["dtype"] == "float32") & (runs["compiled"] == "eager")].sort_values("batch", kind="stable")
+    runs = runs[runs["compiled"] == "eager"].sort_values("batch", kind="stable")
     whole = runs[runs["method"] == "none"]
     found = {}
     for _, row in runs[is_reduced(runs)].iterrows() if len(runs) else ():
@@ -62,6 +62,6 @@ def speeds_of(results_dir: str | Path) -> dict[tuple, Mapping[str, float]]:
         speed = {"speedup": row["speedup"], "memory": row["peak_memory_mb"]}
         if len(beside):
             speed["promise"] = row["speedup"] * row["gmac"] / beside["gmac"].iloc[0]
-        key = speed_key(row["backbone"], row["img_size"], row["device"], row)
-        found[key] = {name: round(float(value), 3) for name, value in speed.items() if pd.notna(value)}
+        known = {name: round(float(value), 3) for name, value in speed.items() if pd.notna(value)}
+        found[speed_key(row["backbone"], row)] = known
     return found
