@@ -167,6 +167,17 @@ def test_speedup_panels_and_ideal():
     assert dotted[0].get_ydata() == pytest.approx([1 / 0.75, 2.0])
 
 
+def test_what_is_no_ratio_has_no_place_among_keep_rates():
+    """Two budgets and a rule are three models, which are no two of one keep rate, and no points of the line."""
+    table = runs(epochs=0)
+    others = [table[table["keep_rate"] == 0.5].assign(keep_rate=text) for text in ("mac_cut=0.4", "speedup=2", "r=8")]
+    (ax,) = plots.accuracy_vs_keep_rate(pd.concat([table, *others])).axes
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["100", "75", "50"]
+    assert [len(bars.lines[0].get_xdata()) for bars in ax.containers] == [2, 2]
+    with pytest.raises(UsageError, match=r"several rows for .*keep_rate=nan"):
+        plots.accuracy_vs_keep_rate(pd.concat([table, others[0], others[0]]))
+
+
 def test_methods_of_one_keep_rate_stand_side_by_side():
     table = throughput()
     fig = plots.speedup_vs_keep_rate(table[table["keep_rate"].isin([1.0, 0.5])])

@@ -193,7 +193,8 @@ class BudgetSolver:
         """Images (batch_size, 3, H, W) to be timed: random, or the user's where the method keeps more of some."""
         batch = self._where["batch_size"]
         if self.images is None:
-            return torch.randn(batch, self.vit.in_chans, *self.vit.patch_embed.img_size)
+            size, generator = self.vit.patch_embed.img_size, torch.Generator().manual_seed(0)
+            return torch.randn(batch, self.vit.in_chans, *size, generator=generator)
         if len(self.images) < batch:
             raise UsageError(f"{self.reducer!r} is timed on your images: give batch_size={batch} of them or more")
         return self.images[:batch]

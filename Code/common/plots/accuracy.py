@@ -52,7 +52,8 @@ def accuracy_vs_keep_rate(df: pd.DataFrame, value: str | Sequence[str] = "val_ac
 
     ``df`` holds rows of the finetune, scratch or off_the_shelf runs; of a run with epochs the last one counts. Points
     are means over seeds with bars of one standard deviation; method "none" is the dashed line. For off-the-shelf
-    runs give ``value=("accuracy", "accuracy_full")``; a value that a dataset does not have gets no panel.
+    runs give ``value=("accuracy", "accuracy_full")``; a value that a dataset does not have gets no panel. A keep rate
+    that is no ratio (counts, a rule, a budget) has no place on the axis.
     """
     values = [value] if isinstance(value, str) else list(value)
     panels = _panels(df, values, "accuracy_vs_keep_rate")

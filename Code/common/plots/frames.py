@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -14,7 +15,7 @@ from matplotlib.figure import Figure
 
 from common.errors import UsageError
 from common.plots.style import METHODS, MethodStyle, method_style
-from common.schedule import ratio_of
+from common.schedule import keep_rate_text, ratio_of
 
 _VARIANT_LINES = ("-", "--", "-.", (0, (5, 1, 1, 1, 1, 1)))
 _SIZES = {"tiny": "Ti", "small": "S", "base": "B", "large": "L", "huge": "H"}
@@ -73,9 +74,10 @@ def require_table(df: pd.DataFrame, columns: Sequence[str], keys: Sequence[str],
 
     Keys that are no column count as equal. Raises :class:`UsageError`, also for such two rows.
     """
-    df = require_columns(df, columns, what)
+    written, df = df.get("keep_rate"), require_columns(df, columns, what)
     keys = [key for key in keys if key in df.columns]
-    repeated = df[df.duplicated(keys)]
+    # what is no ratio (a rule, a budget) is NaN by now, and yet not the same as any other
+    repeated = df[(df if written is None else df.assign(keep_rate=written.map(keep_rate_text))).duplicated(keys)]
     if len(repeated):
         values = ", ".join(f"{key}={repeated.iloc[0][key]}" for key in keys)
         raise UsageError(f"{what} has several rows for {values}; give one run of each")
@@ -155,8 +157,8 @@ def outer_values(axes: Sequence[Axes], columns: int) -> None:
 
 
 def keep_rate_axis(ax: Axes, keep_rates: Sequence[float]) -> None:
-    """Make x the keep rate in percent, all tokens on the left, a tick at each rate that was run."""
-    percent = sorted({round(100 * rate, 6) for rate in keep_rates} | {100.0}, reverse=True)
+    """Make x the keep rate in percent, all tokens on the left, a tick at each rate that was run and is a ratio."""
+    percent = sorted({round(100 * rate, 6) for rate in keep_rates if not math.isnan(rate)} | {100.0}, reverse=True)
     ax.set_xticks(percent, [f"{value:g}" for value in percent])
     ax.set_xlim(percent[0] + 5, percent[-1] - 5)
     ax.set_xlabel("Keep rate per stage (%)")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from math import isnan
 
 import pandas as pd
 
@@ -90,8 +91,13 @@ def is_reduced(rows: pd.DataFrame) -> pd.Series:
 
 
 def falling(keep_rates: Iterable[str]) -> list[str]:
-    """Different keep rates, the one that keeps most first."""
-    return sorted(set(keep_rates), key=lambda text: (-ratio_of(text), text))
+    """Different keep rates, the one that keeps most first; those that are no ratio at the end.
+
+    >>> falling(["r=8", "0.5", "mac_cut=0.4", "1", "0.9 0.7 0.5"])
+    ['1', '0.9 0.7 0.5', '0.5', 'mac_cut=0.4', 'r=8']
+    """
+    ratios = {text: ratio_of(text) for text in keep_rates}
+    return sorted(ratios, key=lambda text: (isnan(ratios[text]), 0 if isnan(ratios[text]) else -ratios[text], text))
 
 
 def labels(rows: pd.DataFrame) -> list[str]:

@@ -224,7 +224,7 @@ def _leave_record(
 ) -> None:
     """Write what ``model`` decides, with the training that the last ``row`` of its ``cell`` tells of."""
     config = cell.config
-    key = run_key(cell.reducer, cell.backbone, cell.keep_rate, stage_blocks(model.reducer))
+    key = run_key(cell.reducer, cell.backbone, model.reducer.schedule.keep_rate, stage_blocks(model.reducer))
     record = evaluate_model(
         model,
         val_set,
