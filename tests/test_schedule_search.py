@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pandas as pd
 import pytest
 import timm
@@ -129,3 +131,23 @@ def test_the_comparison_is_on_other_images_and_paired(tmp_path, capsys):
     assert found["accuracy_change"] == pytest.approx(found["accuracy"] - default["accuracy"], abs=1e-3)
     assert found["divergence_searched"] <= default["divergence_searched"] and found["commit"] == default["commit"]
     assert "tome, found: divergence " in capsys.readouterr().out
+
+
+def test_readme_has_the_numbers_of_the_real_comparison():
+    root = Path(__file__).parents[1]
+    lines = []
+    for _, pair in pd.read_csv(root / "results/schedule_search.csv", keep_default_na=False).groupby(
+        "method", sort=False
+    ):
+        default, found = pair.to_dict("records")
+        name = ":".join(filter(None, (found["method"], found["options"])))
+        nats, points = (_change(found, name, digits) for name, digits in (("divergence", 3), ("accuracy_full", 1)))
+        numbers = f"{default['divergence']:.3f} | {found['divergence']:.3f} | {nats} | {points}"
+        lines.append(f"| `{name}` | `{found['keep_rate']}` | {numbers} |")
+    part = (root / "README.md").read_text().split("<!-- schedule search -->\n")[1].split("\n<!-- end -->")[0]
+    assert part.splitlines() == lines
+
+
+def _change(row: dict, name: str, digits: int) -> str:
+    mean, low, high = (f"{float(row[f'{name}_change{end}']):+.{digits}f}" for end in ("", "_low", "_high"))
+    return f"{mean} [{low}, {high}]"
