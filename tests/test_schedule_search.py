@@ -145,7 +145,7 @@ def test_readme_has_the_numbers_of_the_real_comparison():
         numbers = f"{default['divergence']:.3f} | {found['divergence']:.3f} | {nats} | {points}"
         lines.append(f"| `{name}` | `{found['keep_rate']}` | {numbers} |")
     part = (root / "README.md").read_text().split("<!-- schedule search -->\n")[1].split("\n<!-- end -->")[0]
-    assert part.splitlines() == lines
+    assert part.splitlines()[2:] == lines
 
 
 def _change(row: dict, name: str, digits: int) -> str:

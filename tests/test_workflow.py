@@ -336,6 +336,10 @@ REFUSALS = {
         [{"parameters": {"reducer": "tram", "keep_rate": [0.9, 0.5]}}],
         "profile toy: keep_rate=(0.9, 0.5) for 3 stages is not allowed; give " + KEEP_RATES,
     ),
+    "blocks that fall": (
+        [{"parameters": {"reducer": "tram", "keep_rate": "0.7@5 0.5@2"}}],
+        "profile toy: blocks of keep_rate=(5, 2) is not allowed; give increasing 0-based block indices",
+    ),
     "budget above all": (
         [{"grid": {"reducer": ["tram"], "keep_rate": ["mac_cut=1.5"]}}],
         "profile toy: mac_cut=1.5 is not allowed; give a number from 0 to below 1",

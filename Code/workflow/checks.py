@@ -76,13 +76,15 @@ def _schedules(run: Run) -> Iterator[str]:
     from common.reducers import Method, Schedule, default_reduction_loc
     from common.schedule import is_budget
 
+    def schedule(keep_rate: Any) -> Schedule:
+        return Schedule(keep_rate, tuple(run.options.get("reduction_loc") or default_reduction_loc(12, keep_rate)))
+
     for keep_rate in run.values("keep_rate"):
         if is_budget(keep_rate):
             for reducer in set(run.values("reducer")) - {"none"}:
                 yield from refusal(lambda text: check_solvable(Method.parse(text).name), reducer)
             continue
-        blocks = run.options.get("reduction_loc") or default_reduction_loc(12, keep_rate)
-        yield from refusal(Schedule, keep_rate, tuple(blocks))
+        yield from refusal(schedule, keep_rate)
 
 
 def _models(run: Run) -> Iterator[str]:
