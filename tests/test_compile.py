@@ -10,13 +10,7 @@ from torch._dynamo.exc import TorchDynamoException
 import common
 from common.reducers import list_reducers
 
-# What has no graph of fixed shapes, and why. A compiled model runs them piece by piece.
-IN_PIECES = {
-    "atc": "SciPy clusters each image",
-    "ats": "as many tokens as the batch's longest image; padding='budget' for one graph",
-    "idle_mlp:score_threshold=0.5": "as many patches as pass the threshold",
-    "idle_oracle:tau=0.5": "as many patches as change",
-}
+IN_PIECES = ["atc", "ats", "idle_mlp:score_threshold=0.5", "idle_oracle:tau=0.5"]  # as their reducers say
 WHOLE = {"ats": "ats:padding=budget"}
 PLANNED = {"patch_slimming", "dynamic_slimming"}  # not made without a plan
 
@@ -40,6 +34,7 @@ def compiled(reduced: torch.nn.Module, **how: object) -> torch.nn.Module:
 @pytest.mark.parametrize("name", [name for name in list_reducers() if name not in PLANNED | {"atc"}])
 def test_a_method_is_one_graph_with_the_same_logits(name) -> None:
     reduced, images = model(WHOLE.get(name, name)), torch.rand(2, 3, 32, 32)
+    assert not reduced.reducer.in_pieces
     with torch.inference_mode():
         torch.testing.assert_close(compiled(reduced)(images), reduced(images), rtol=0, atol=1e-6)
 
@@ -47,8 +42,10 @@ def test_a_method_is_one_graph_with_the_same_logits(name) -> None:
 @pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`")
 @pytest.mark.parametrize("text", IN_PIECES)
 def test_what_is_no_graph_of_fixed_shapes_is_known(text) -> None:
+    reduced = model(text)
+    assert reduced.reducer.in_pieces
     with pytest.raises(TorchDynamoException), torch.inference_mode():
-        compiled(model(text))(torch.rand(2, 3, 32, 32))
+        compiled(reduced)(torch.rand(2, 3, 32, 32))
 
 
 @pytest.mark.parametrize("name", ["none", "topk", "tome", "tram", "ats:padding=budget"])

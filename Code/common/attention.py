@@ -154,7 +154,7 @@ def mix_explicitly(
     chunk = batch
     if q.device.type == "cpu":
         q, k, v = q.float(), k.float(), v.float()
-        if not torch.is_grad_enabled():
+        if not torch.is_grad_enabled() and not torch.compiler.is_exporting():  # which is for all batch sizes
             chunk = max(1, MAP_CHUNK_ELEMENTS // (num_heads * length * length))
 
     def chunk_of(part: slice) -> tuple[Tensor, dict[str, Tensor]]:

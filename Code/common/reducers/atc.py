@@ -64,6 +64,7 @@ class ATC(Reducer):
 
     family = "merges"
     clusters = True
+    in_pieces = "SciPy clusters each image"
     signals = frozenset({"key_mean"})
 
     def __init__(self, vit, schedule, *, linkage: Linkage = "average") -> None:

@@ -85,6 +85,8 @@ class Ats(Reducer):
             raise UsageError("ATS parity=True is about the grid; sampler='random' is the published one as it is")
         self.sampler, self.parity, self.draws = sampler, parity, sampler == "random"
         self.padding = padding
+        if padding == "batch":
+            self.in_pieces = "images are padded to the longest of their batch; padding='budget' gives one graph"
 
     @torch.no_grad()
     def select_queries(self, tokens: Tokens, signals: Signals, layer: int) -> tuple[Tokens, Selection | None]:
@@ -97,7 +99,7 @@ class Ats(Reducer):
         chosen = torch.zeros_like(alive).scatter_(1, sampled, True)  # (B, n)
         few = tokens.count()[:, None] <= budget
         length = budget if self.padding == "budget" else None
-        return tokens.with_scores(share), Selection.of_mask(torch.where(few, alive, chosen & alive), length)
+        return tokens.with_scores(share), Selection.of_mask(alive & (few | chosen), length)
 
     def _sample(self, share: Tensor, alive: Tensor, budget: int) -> Tensor:
         if self.sampler == "random":

@@ -102,6 +102,8 @@ class Reducer(nn.Module):
         wants_teacher: its training loss uses the outputs of an unreduced teacher where there is one.
         pools_mean: it classifies from the mean of its patch tokens, whatever the backbone does.
         signals: what it reads in the blocks that drop patches; None = nothing (see :meth:`needs`).
+        in_pieces: why a graph of fixed shapes cannot hold it, in words: torch.compile runs it in pieces, and no file of
+            it can be made (:func:`common.export`). "" = one graph holds it.
     """
 
     family: Literal["drops", "merges", "mixes", "idles", "resizes"] = "drops"
@@ -119,6 +121,7 @@ class Reducer(nn.Module):
     wants_teacher = False
     pools_mean = False
     signals: frozenset[Signal] | None = None
+    in_pieces = ""
 
     def __init__(self, vit: VisionTransformer, schedule: Schedule) -> None:
         super().__init__()

@@ -24,8 +24,7 @@ def squared_distances(x: Tensor) -> Tensor:
     norm = x.square().sum(-1)  # (B, n)
     squared = torch.baddbmm(norm[:, :, None] + norm[:, None], x, x.transpose(1, 2), alpha=-2)  # (B, n, n)
     squared = ((squared + squared.transpose(1, 2)) / 2).clamp(min=0)
-    squared.diagonal(dim1=1, dim2=2).zero_()
-    return squared
+    return squared.masked_fill_(torch.eye(x.shape[1], dtype=torch.bool, device=x.device), 0.0)
 
 
 def nearest_center(distance: Tensor, centers: Tensor) -> Tensor:

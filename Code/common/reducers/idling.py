@@ -70,6 +70,10 @@ class Idling(Reducer):
             )
 
     @property
+    def in_pieces(self) -> str:
+        return "how many patches pass a threshold depends on the image" if self.by_score else ""
+
+    @property
     def blocks(self) -> tuple[int, ...]:
         """The blocks in which patches may idle."""
         return tuple(range(0 if self.counts or self.by_score else self.schedule.reduction_loc[0], self.depth))
