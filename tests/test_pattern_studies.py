@@ -15,7 +15,8 @@ from common.analysis import compare
 from common.analysis.runs import RunData
 from common.evaluation import Record, Stage
 from common.report import sections as show
-from common.results import write_run
+from common.results import read_runs, write_run
+from common.studies import find_study
 from common.studies.pattern_proxies import PatternProxies, correlation_figure, proxy_rows
 from common.studies.reduction_patterns import ReductionPatterns, agreement_figure, depth_maps, pattern_rows
 
@@ -199,3 +200,13 @@ def test_without_complete_pairs_one_sentence_says_so(run: Path) -> None:
 def drawn_text(figure: Figure) -> str:
     (text,) = figure.texts
     return text.get_text().replace("\n", " ")
+
+
+def test_of_several_settings_the_figure_is_of_the_one_with_the_most_images() -> None:
+    """The committed runs hold one off the shelf, on 3,925 images, and one of trained models, on 2,000."""
+    runs = read_runs("results/imagenette", find_study("pattern_proxies"))
+    assert set(runs["n_images"]) == {3925, 2000}
+    drawn = dict(find_study("pattern_proxies").figures(runs, {}))
+    alone = correlation_figure(runs[runs["n_images"] == 3925])
+    axes, wanted = (figure.axes[0].get_yticklabels() for figure in (drawn[""], alone))
+    assert list(drawn) == [""] and [label.get_text() for label in axes] == [label.get_text() for label in wanted]

@@ -224,6 +224,10 @@ def test_which_tokens_methods_keep() -> None:
     claims = (ROOT / "results/imagenette/tables/claims.md").read_text(encoding="utf-8")
     for said in ("Top-K 0.99", "EViT 1.00", "ATS 0.35", "ATS 0.03", "EViT 0.02"):
         assert said in claims
+    assert "(0.97, 0.97 and 0.16; 0.02 to 0.03 with fixed patterns; 2,000 images)" in " ".join(text.split())
+    trained = [line for line in claims.splitlines() if "after 1 epoch on 2,000 images" in line]
+    for said in ("Top-K (head_fusion=mean) 0.97", "EViT 0.97", "ATS 0.16", "Top-K (head_fusion=mean) 0.03", "ATS 0.02"):
+        assert any(said in line for line in trained)
     clothes = (ROOT / "results/gpu/nvidia_h100_80gb_hbm3/tables/claims.md").read_text(encoding="utf-8")
     for said in ("ATS 0.42", "Top-K 0.56", "EViT 0.63"):
         assert said in clothes

@@ -96,8 +96,11 @@ class PatternProxies(Study):
                 yield _similarities(title, similar[similar["block"] == similar["block"].max()])
 
     def figures(self, runs: pd.DataFrame, others: Mapping[str, pd.DataFrame]) -> Iterator[tuple[str, Figure]]:
-        if not without_correlation(runs):
-            yield "", correlation_figure(runs)
+        """The correlations of the setting with the most images, the first of those."""
+        most = runs[runs["n_images"] == runs["n_images"].max()]
+        _, first = next(iter(most.groupby(SETTING, sort=False, dropna=False)))
+        if not without_correlation(first):
+            yield "", correlation_figure(first)
 
     def measured_on(self, rows: pd.DataFrame) -> str:
         return show.measured_text(rows, "n_images")
