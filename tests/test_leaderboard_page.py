@@ -7,6 +7,7 @@ import hashlib
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import chromium
@@ -271,9 +272,12 @@ def test_methods_of_ones_own_stand_among_the_others(tmp_path, monkeypatch):
 
 
 def test_a_profile_with_a_leaderboard_makes_the_page():
-    pages = {name: [Path(page).name for page in load_plans(name)[0].pages] for name in ("gpu", "quick", "tram")}
+    plans = {name: load_plans(name)[0] for name in ("gpu", "quick", "tram")}
+    first = next(run for run in plans["gpu"].runs if run.study == "leaderboard")
+    plans["the unreduced model alone"] = replace(plans["gpu"], runs=(first,))
     both = ["report.html", "leaderboard.html"]
-    assert pages == {"gpu": both, "quick": both, "tram": both[:1]}
+    pages = {name: [Path(page).name for page in plan.pages] for name, plan in plans.items()}
+    assert pages == {"gpu": both, "quick": both, "tram": both[:1], "the unreduced model alone": both[:1]}
 
 
 # --- README ---------------------------------------------------------------------------------------------------------

@@ -140,10 +140,11 @@ class Plan:
 
     @property
     def pages(self) -> list[str]:
-        """What the report rule writes besides tables; the leaderboard where its runs have the unreduced model."""
+        """What the report rule writes besides tables; the leaderboard where the unreduced model and others are run."""
         boards = [run for run in self.runs if run.study == "leaderboard"]
-        whole = any("none" in run.options.get("reducers", ["none"]) for run in boards)
-        return [f"{self.results}/{name}.html" for name in ("report", *(["leaderboard"] if whole else []))]
+        models = {name for run in boards for name in run.options.get("reducers", ["none", "by default others"])}
+        compared = "none" in models and len(models) > 1
+        return [f"{self.results}/{name}.html" for name in ("report", *(["leaderboard"] if compared else []))]
 
     def waits_for(self, run: Run) -> list[str]:
         """The CSVs of the runs that leave the records which ``run`` reads."""
