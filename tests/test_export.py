@@ -8,7 +8,7 @@ from test_compile import PLANNED, WHOLE, model
 
 import common
 from common.errors import UsageError
-from common.export import export, main
+from common.exporting import export, main
 from common.reducers import list_reducers
 
 ONE_GRAPH = [name for name in list_reducers() if name not in PLANNED | {"atc"}]

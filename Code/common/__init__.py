@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from common.budget import keep_rate_for, reduce_tokens, search_schedule
     from common.cost.counter import count_macs
     from common.data import load_dataset
-    from common.export import export
+    from common.exporting import export
     from common.models.factory import create_model
     from common.reducers import list_reducers
 
@@ -22,7 +22,7 @@ PACKAGES += ("reducers", "slimming", "studies", "training")
 CALLS = {
     "count_macs": "common.cost.counter",
     "create_model": "common.models.factory",
-    "export": "common.export",
+    "export": "common.exporting",
     "keep_rate_for": "common.budget",
     "list_reducers": "common.reducers",
     "load_dataset": "common.data",

@@ -1,6 +1,6 @@
 """A reduced model as one file that runs without this package: torch.export's .pt2, or ONNX.
 
-``python -m common.export slim.onnx --backbone vit_small_patch16_224 --reducer tome --keep-rate 0.5 --weights timm``
+``python -m common.exporting slim.onnx --backbone vit_small_patch16_224 --reducer tome --keep-rate 0.5 --weights timm``
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ def _compare(model: nn.Module, runs: Callable[[Tensor], Tensor], images: Tensor,
 @command
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line: one model, one file."""
-    parser = argparse.ArgumentParser(prog="python -m common.export", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m common.exporting", description=__doc__.splitlines()[0])
     parser.add_argument("path", help=f"file to write, which ends in {' or '.join(FORMATS)}")
     parser.add_argument("--backbone", default="vit_small_patch16_224", help="a timm VisionTransformer")
     parser.add_argument("--weights", help="timm, or a .safetensors file; default: random ones")
