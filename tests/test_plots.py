@@ -178,6 +178,19 @@ def test_what_is_no_ratio_has_no_place_among_keep_rates():
         plots.accuracy_vs_keep_rate(pd.concat([table, others[0], others[0]]))
 
 
+def test_a_keep_rate_that_is_no_ratio_has_no_place_among_ratios() -> None:
+    """The points of the others are where they are without it."""
+    table = throughput()
+    rule = table[table["keep_rate"] == 0.5].assign(keep_rate="r=13", speedup=9.0)
+    drawn = plots.speedup_vs_keep_rate(pd.concat([table.astype({"keep_rate": object}), rule]))
+    wanted = plots.speedup_vs_keep_rate(table)
+    for ax, other in zip(drawn.axes, wanted.axes, strict=True):
+        points, expected = ([line.get_xydata() for line in each.lines] for each in (ax, other))
+        assert len(points) == len(expected)
+        for found, own in zip(points, expected, strict=True):
+            np.testing.assert_array_equal(found, own)
+
+
 def test_methods_of_one_keep_rate_stand_side_by_side():
     table = throughput()
     fig = plots.speedup_vs_keep_rate(table[table["keep_rate"].isin([1.0, 0.5])])

@@ -201,6 +201,28 @@ def test_slimming_over_seeds() -> None:
     assert "-0.07 (-1.21 to +1.07) at 45 %" in text
 
 
+def test_speed_of_one_image() -> None:
+    rows = printed("| ViT-S/16, batch 1, keep | speed-up (quartiles) | MAC ratio | of the ceiling |")
+    table = pd.read_csv(ROOT / "results/imagenette/tables/throughput.csv", keep_default_na=False)
+    table = table[(table["status"] == "measured") & (table["dtype"] == "float32")]
+    table = table[table["batch"].astype(float) == 1]
+    table = table[table["backbone"].isin(["vit_small_patch16_224", "deit_small_patch16_224"])]
+    assert len(rows) == len(table) - 2 == 18  # but for the unreduced model of each backbone
+    for name, cells in rows.items():
+        method, _, keep = name.partition(", ")
+        rate = {"50 %": "0.5"}.get(keep, f"r={keep.partition(' ')[0]}")
+        chosen = (table["method"] == METHODS[method][0]) & (table["keep_rate"] == rate)
+        (_, row), *others = table[chosen].iterrows()
+        whole = table[(table["method"] == "none") & (table["backbone"] == row["backbone"])].iloc[0]
+        speedup, ceiling = float(row["speedup"]), row["ceiling"]
+        assert not others and cells == [
+            f"{speedup:.2f} ({float(row['speedup_q1']):.2f}-{float(row['speedup_q3']):.2f})",
+            f"{float(whole['gmac']) / float(row['gmac']):.2f}",
+            *([f"{100 * speedup / float(ceiling):.0f} %"] if ceiling else []),
+        ]
+        assert rate != "0.5" or speedup > 1.5
+
+
 def test_speed_on_a_gpu() -> None:
     rows = printed("| method, keep 50 % | ViT-B, batch 256 | of the ceiling | ViT-S, batch 256 | batch 64 | batch 1 |")
     table = gpu_table("throughput").query("status == 'measured'")
