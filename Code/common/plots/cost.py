@@ -34,8 +34,8 @@ def speedup_vs_keep_rate(df: pd.DataFrame) -> Figure:
 
     ``df`` holds throughput rows. Bars span the quartiles; the dotted line of a method is the speed-up that its
     arithmetic alone would give (GMAC of "none" / GMAC of the method, attention included). Where all methods were run at
-    one keep rate they stand side by side. Every panel needs one row of method "none". Keep rates that are no ratio, such
-    as "r=13", have no place here and are left out.
+    one keep rate they stand side by side. Every panel needs one row of method "none". Keep rates that are no ratio,
+    such as "r=13", have no place here and are left out.
     """
     keys = ("backbone", *_CONDITIONS, "method", "options", "keep_rate")
     df = frames.require_table(df, _SPEED_COLUMNS, keys, "speedup_vs_keep_rate").dropna(subset=["keep_rate"])
