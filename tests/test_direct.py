@@ -17,6 +17,8 @@ number = 0
 fail = False
 seconds = 0.0
 log = ""
+weights = ""
+checkpoint = ""
 csv = ""
 figure = ""
 profile = ""
@@ -32,6 +34,9 @@ def note(what):
 note("start")
 time.sleep(seconds)
 assert not fail, "as asked"
+assert not weights or Path(weights).is_file()
+if checkpoint:
+    Path(checkpoint).write_text("weights")
 Path(csv).parent.mkdir(parents=True, exist_ok=True)
 Path(csv).write_text(str(number))
 note("end")
@@ -97,3 +102,13 @@ def test_an_unknown_parameter_is_refused_before_the_first_cell(profile, tmp_path
     with pytest.raises(ValueError, match="number"):
         direct.execute(Path(profile(([1], 1, {}))[0].runs[0].notebook), {"numbr": 2})
     assert not (tmp_path / "log").exists()
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_run_waits_for_its_weights_and_is_left_where_they_are_not_made(profile, tmp_path, fails):
+    file = str(tmp_path / "net.safetensors")
+    plans = profile(([2], 1, {"weights": file}), ([1], 1, {"checkpoint": file, "seconds": 0.5, "fail": fails}))
+    failed, left = direct.run_plans(plans, direct.Machine(2, narrow=False), minutes=1)
+    assert [run.run_id for run in failed] == ["n1-number1"] * fails
+    assert [run.run_id for run in left] == ["n2-number2"] * fails
+    assert said(tmp_path) == (["start 1"] if fails else ["start 1", "end 1", "start 2", "end 2"])

@@ -15,7 +15,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -69,9 +68,9 @@ class Machine:
         log.parent.mkdir(parents=True, exist_ok=True)
         threads = dict.fromkeys(ONE_THREAD, str(run.threads or self.cores))
         narrow = ["--narrow"] if self.narrow else []
-        with tempfile.NamedTemporaryFile("w", suffix=".yaml", delete=False) as file:
-            yaml.safe_dump(run.parameters, file)
-        command = [sys.executable, __file__, "--notebook", run.notebook, "--parameters", file.name, *narrow]
+        given = log.with_suffix(".yaml")
+        given.write_text(yaml.safe_dump(run.parameters), encoding="utf-8")
+        command = [sys.executable, __file__, "--notebook", run.notebook, "--parameters", str(given), *narrow]
         output = log.open("w", encoding="utf-8")
         environment = {"MPLBACKEND": "agg", **os.environ, **threads}
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment, cwd=ROOT)
@@ -97,7 +96,10 @@ class Machine:
 
 
 def run_plans(plans: Sequence[Plan], machine: Machine, minutes: float) -> tuple[list[Run], list[Run]]:
-    """Run what is not done until the time is up; returns the runs that failed and those that are left."""
+    """Run what is not done until the time is up; returns the runs that failed and those that are left.
+
+    A run that starts from what a failed one should have made is left.
+    """
     end = time.monotonic() + 60 * minutes
     waiting = [(plan, run) for plan in plans for run in plan.runs if not (ROOT / run.csv).is_file()]
     failed: list[Run] = []
@@ -108,7 +110,10 @@ def run_plans(plans: Sequence[Plan], machine: Machine, minutes: float) -> tuple[
                 if status:
                     failed.append(run)
                     bar.write(f"error: {run.name}: {_last_line(ROOT / run.log)} (see {run.log})", file=sys.stderr)
-            for plan, run in [each for each in waiting if _ready(*each)]:
+            ready = [each for each in waiting if _ready(*each)]
+            if not ready and not machine.jobs:
+                break  # what the others start from was not made
+            for plan, run in ready:
                 if not machine.takes(run):
                     break  # the next one in the profile's order comes first
                 machine.start(run)
@@ -120,7 +125,8 @@ def run_plans(plans: Sequence[Plan], machine: Machine, minutes: float) -> tuple[
 
 def _ready(plan: Plan, run: Run) -> bool:
     """Whether all is there that ``run`` starts from and other runs make."""
-    made = [run.checkpoint for run in plan.runs if run.checkpoint in run.weights_files]
+    makers = {other.checkpoint for other in plan.runs}
+    made = [file for file in run.weights_files if file in makers]
     return all((ROOT / path).is_file() for path in [*plan.waits_for(run), *made])
 
 
@@ -171,7 +177,7 @@ def main() -> int:
         plans = [_only(plan, arguments.only) for plan in plans]
     failed, left = run_plans(plans, Machine(arguments.cores, bool(arguments.rehearse)), arguments.minutes)
     if left:
-        print(f"the time is up; left: {', '.join(run.name for run in left)}")
+        print(f"left: {', '.join(run.name for run in left)}")
     return 1 if failed else 0
 
 
