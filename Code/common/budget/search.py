@@ -101,8 +101,7 @@ def search_schedule(
 
     An evolution without crossing: the default, reduction in every second block and in all of them are tried first;
     then one of the best moves, gains or loses a stage, or shifts work between them. What is far off on the first batch
-    is given up. It has seen the images that it
-    chose by: judge what it found on others.
+    is given up. It has seen the images that it chose by: judge what it found on others.
 
     >>> from common.models.factory import create_backbone
     >>> vit, images = create_backbone("vit_digits"), torch.rand(8, 3, 32, 32)

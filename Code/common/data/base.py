@@ -163,6 +163,11 @@ class ImageData(LabelledDataset):
         """Whether pictures are remembered."""
         return self._memory is not None
 
+    @property
+    def remembered_bytes(self) -> int:
+        """Of all pictures that are remembered, decoded yet or not; 0 where none are."""
+        return self._memory.nbytes if self.remembers else 0
+
     def pixels(self, threads: int) -> np.ndarray:
         """All pictures that are remembered, see :meth:`PictureMemory.all`."""
         return self._memory.all(self._picture, threads)

@@ -56,6 +56,11 @@ class PictureMemory:
         free = FREE_SHARE * psutil.virtual_memory().available
         return count * np.asarray(picture).nbytes <= min(gigabytes * GIGABYTE, free)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all pictures, filled or not."""
+        return self._pixels.nbytes
+
     def picture(self, index: int, make: Callable[[], Image.Image]) -> Image.Image:
         """The picture at ``index``, by ``make`` where it is not there yet; changing it changes nothing here.
 

@@ -29,7 +29,7 @@ def on_device(loader: DataLoader, device: torch.device) -> DataLoader | DeviceLo
     if device.type != "cuda" or not takes(data):
         return loader
     free, _ = torch.cuda.mem_get_info(device)
-    return DeviceLoader(loader, device) if data.pixels(_threads()).nbytes <= FREE_SHARE * free else loader
+    return DeviceLoader(loader, device) if data.remembered_bytes <= FREE_SHARE * free else loader
 
 
 def takes(data: object) -> bool:
@@ -51,7 +51,7 @@ class DeviceLoader:
         self.sampler: SeededSampler = loader.sampler
         self._batches = loader.batch_sampler
         self._labels = data.labels
-        self._pictures = torch.from_numpy(data.pixels(_threads())).to(device)
+        self._pictures = torch.from_numpy(data.pixels(threads=os.cpu_count() or 1)).to(device)
         steps = data.remaining_steps
         self._flips = [step.p for step in steps if isinstance(step, v2.RandomHorizontalFlip)]
         norm = next(step for step in steps if isinstance(step, v2.Normalize))
@@ -82,7 +82,3 @@ class DeviceLoader:
         """Whether an image is flipped: what torchvision draws after ``seed``."""
         generator = torch.Generator().manual_seed(seed)
         return sum(torch.rand(1, generator=generator).item() < share for share in self._flips) % 2 == 1
-
-
-def _threads() -> int:
-    return os.cpu_count() or 1

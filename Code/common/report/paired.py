@@ -74,11 +74,20 @@ def paired_difference(first: np.ndarray, second: np.ndarray) -> tuple[float, flo
 
     A single value has no interval: NaN ends.
     """
-    differences = np.asarray(first, float) - np.asarray(second, float)
-    mean, count = float(differences.mean()), len(differences)
+    return mean_interval(np.asarray(first, float) - np.asarray(second, float))
+
+
+def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """Mean of ``values`` (n,) and the ends of its 95 % interval (Student's t); NaN ends of a single one.
+
+    >>> [round(end, 3) for end in mean_interval([1.0, 2.0, 3.0])]  # 4.303 standard errors of two degrees of freedom
+    [2.0, -0.484, 4.484]
+    """
+    values = np.asarray(values, float)
+    mean, count = float(values.mean()), len(values)
     if count < 2:
         return mean, np.nan, np.nan
-    half = float(t.ppf(0.975, count - 1) * differences.std(ddof=1) / count**0.5)
+    half = float(t.ppf(0.975, count - 1) * values.std(ddof=1) / count**0.5)
     return mean, mean - half, mean + half
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import pandas as pd
-from scipy.stats import t as student
 
+from common.report.paired import mean_interval
 from common.report.sections import NONE, Section, percent, setting_title, spread
 
-CONFIDENCE = 0.95
 KEY = ["mac_budget", "lengths", "score", "training"]
 NOTE = (
     "± the standard deviation over seeds, which decide the images to calibrate, search and train on. Gain: mean over "
@@ -30,21 +29,9 @@ def over_seeds(rows: pd.DataFrame) -> pd.DataFrame:
         row = dict(zip(KEY, key, strict=True)) | {"n": cells["seed"].nunique()}
         for name in ("accuracy", "accuracy_full", "mac_cut", "gain"):
             row |= {name: cells[name].mean(), f"{name}_sd": cells[name].std(ddof=1)}
-        half = half_interval(cells["gain"])
-        found.append({**row, "gain_low": row["gain"] - half, "gain_high": row["gain"] + half})
+        _, low, high = mean_interval(cells["gain"])
+        found.append({**row, "gain_low": low, "gain_high": high})
     return pd.DataFrame(found)
-
-
-def half_interval(values: Sequence[float]) -> float:
-    """Half the width of the 95 % interval of the mean of ``values`` (n), by Student's t; NaN where n is 1.
-
-    >>> round(half_interval([1.0, 2.0, 3.0]), 3)  # 4.303 standard errors
-    2.484
-    """
-    values = pd.Series(list(values), dtype=float)
-    if len(values) < 2:
-        return math.nan
-    return float(student.ppf((1 + CONFIDENCE) / 2, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5)
 
 
 def seeds_section(rows: pd.DataFrame, trainings: dict[str, str]) -> Iterator[Section]:
