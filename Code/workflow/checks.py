@@ -7,7 +7,7 @@ from functools import cache
 from typing import Any
 
 from needs import data_of
-from notebooks import declared_by, undeclared_message
+from notebooks import declared_by, undeclared
 from plan import Plan, Run
 from profile_file import ROOT, ProfileError, refusal
 
@@ -54,9 +54,7 @@ def _undeclared(run: Run) -> Iterator[str]:
     except (ValueError, SyntaxError) as error:
         yield f"{run.notebook}: {error}"
         return
-    for name in run.parameters:
-        if name not in declared:
-            yield undeclared_message(name, ROOT / run.notebook, declared)
+    yield from undeclared(run.parameters, ROOT / run.notebook, declared)
 
 
 def _wrong_values(run: Run) -> Iterator[str]:

@@ -26,7 +26,7 @@ import yaml
 from tqdm import tqdm
 
 from common.yaml_files import read_yaml
-from notebooks import declared_parameters, read_notebook, undeclared_message
+from notebooks import declared_parameters, read_notebook, undeclared
 from plan import Plan, Run
 from profile_file import ROOT, ProfileError
 from rehearsal import SAMPLES, plans_to_run, set_the_stage
@@ -137,10 +137,8 @@ def _last_line(log: Path) -> str:
 
 def execute(notebook: Path, parameters: dict[str, Any]) -> None:
     """Run the code cells of a text notebook in this process, ``parameters`` after the cell that declares them."""
-    declared = declared_parameters(notebook)
-    for name in parameters:
-        if name not in declared:
-            raise ValueError(undeclared_message(name, notebook, declared))
+    for message in undeclared(parameters, notebook, declared_parameters(notebook)):
+        raise ValueError(message)
     namespace: dict[str, Any] = {"__name__": "__main__"}
     for number, cell in enumerate(read_notebook(notebook).cells):
         if cell.cell_type != "code":

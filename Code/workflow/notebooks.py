@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
@@ -59,6 +59,8 @@ def _assigned_names(statement: ast.stmt) -> list[str]:
     return [node.id for node in stored]
 
 
-def undeclared_message(given: str, source: Path, declared: list[str]) -> str:
-    """One line about a parameter that the notebook does not know."""
-    return f"unknown parameter {given!r} for {source.name}; allowed: {', '.join(sorted(declared))}"
+def undeclared(given: Iterable[str], source: Path, declared: Sequence[str]) -> Iterator[str]:
+    """One line about each parameter that the notebook does not know."""
+    for name in given:
+        if name not in declared:
+            yield f"unknown parameter {name!r} for {source.name}; allowed: {', '.join(sorted(declared))}"

@@ -29,7 +29,7 @@ from papermill import PapermillExecutionError, execute_notebook
 
 from common.options import check
 from common.yaml_files import read_yaml
-from notebooks import declared_parameters, read_notebook, undeclared_message
+from notebooks import declared_parameters, read_notebook, undeclared
 from profile_file import ROOT, Parameters
 
 NARROW = f"""\
@@ -75,10 +75,8 @@ def run_notebook(source: Path, executed: Path, parameters: dict[str, Any], *, na
 
     Raises RunError, with one line, for an unknown parameter, a cell that fails and a kernel that dies.
     """
-    declared = declared_parameters(source)
-    for name in parameters:
-        if name not in declared:
-            raise RunError(undeclared_message(name, source, declared))
+    for message in undeclared(parameters, source, declared_parameters(source)):
+        raise RunError(message)
     executed.parent.mkdir(parents=True, exist_ok=True)
     partial = executed.with_suffix(".partial.ipynb")
     with tempfile.TemporaryDirectory(prefix="nb", dir=_short_folder()) as folder:
