@@ -64,7 +64,7 @@ def test_tau_of_weighted_labels_lets_the_share_idle(setup):
 def test_candidates_are_what_they_say(setup):
     """Thresholds for a budget, bounds with the same counts, and a tuned copy that leaves the backbone as it was."""
     before = {name: value.clone() for name, value in setup.vit.state_dict().items()}
-    fitted = fit(setup, "idle_mlp:hidden=8", 0.75, config(epochs=2, lr=1e-2, label_weight=0.0, reducer_only=True))
+    fitted = fit(setup, "idle_mlp:hidden=8", config(epochs=2, lr=1e-2, label_weight=0.0, reducer_only=True), tau=0.75)
     frozen = within_budget(setup, variant(setup, fitted, {"attention": "standard"}, score_threshold=0.5), 0.15)
     tuned = tune(setup, frozen, 0.15, config(lr=1e-3, label_weight=0.0))
     rows, found = measure(setup, "tuning", [frozen, tuned], setup.calibration)
@@ -103,7 +103,7 @@ def test_rows_tell_the_paired_difference_from_the_unreduced_model(setup):
 
 def test_learning_rates_are_tried_on_images_that_nothing_is_trained_on(setup):
     """A rate of 0 changes nothing, so its row is that of the model it started from."""
-    fitted = fit(setup, "idle_mlp:hidden=8", 0.75, config(lr=1e-2, label_weight=0.0, reducer_only=True))
+    fitted = fit(setup, "idle_mlp:hidden=8", config(lr=1e-2, label_weight=0.0, reducer_only=True), tau=0.75)
     start = within_budget(setup, fitted, 0.15)
     rows = try_rates(setup, start, 0.15, config(label_weight=0.0), [1e-12, 1e-3], count=16)
     found, labels = outcomes([setup.reduced("none"), start.model], setup.loader())
@@ -130,6 +130,19 @@ def fake_rows():
     rows += [{**shared, "part": "input", "method": "none", "within_similarity": 0.75}]
     similar = {"block": 0, "similarity": 0.5, "within_similarity": 0.25}
     return [*rows, {**shared, "part": "similarity", "method": "none", **similar}]
+
+
+def test_seeds_are_averaged_although_tau_differs_and_a_given_tau_is_a_condition(tmp_path):
+    """A tau set for a share of idle patches comes out anew with every seed; a published one is what it is."""
+    model, *_ = [row for row in fake_rows() if row["method"] == "idle_mlp"]
+    rows = [
+        {**model, "seed": s, "tau": 0.84 + s * 1e-4, "idle_share": 0.2, "accuracy_full": 70.0 + s} for s in (0, 1, 2)
+    ]
+    rows += [{**model, "tau": tau, "mac_cut_target": None} for tau in (0.95, 0.9)]
+    write_run(rows, find_study("idling"), tmp_path / "runs/idling/a.csv", **BASE)
+    table = found_in(tmp_path, "idling").table
+    assert table["n"].tolist() == [3, 1, 1] and table["tau"].tolist() == pytest.approx([0.8401, 0.95, 0.9])
+    assert table["accuracy_full"].tolist() == [71.0, 70.0, 70.0] and table["accuracy_full_sd"].iloc[0] == 1.0
 
 
 def test_report_tells_losses_and_the_order_of_the_bounds(tmp_path):

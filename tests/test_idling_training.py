@@ -97,7 +97,7 @@ def test_stage_one_trains_the_predictors_alone_and_they_learn():
     before = {name: value.clone() for name, value in setup.vit.state_dict().items()}
     torch.manual_seed(setup.seed)
     start = predictor_quality(setup.reduced(TEXT, score_threshold=0.5, tau=0.75), loader(48))
-    fitted = fit(setup, TEXT, 0.75, config(epochs=12, lr=1e-2, label_weight=0.0, reducer_only=True))
+    fitted = fit(setup, TEXT, config(epochs=12, lr=1e-2, label_weight=0.0, reducer_only=True), tau=0.75)
     assert all(torch.equal(value, before[name]) for name, value in setup.vit.state_dict().items())
     end = predictor_quality(fitted.model, loader(48))
     mean = [sum(q[layer].auroc for layer in q) / len(q) for q in (start, end)]

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from common.errors import UsageError
 from common.idling.budget import solve_thresholds
 from common.idling.outcomes import acting_blocks, outcomes
 from common.idling.similarity import patch_similarities
@@ -30,6 +31,7 @@ class Candidate:
         model: the backbone under that method.
         stage: of the backbone, "frozen" or "tuned".
         tau: of the labels that its predictors learnt.
+        idle_share: share of all patches that may idle by these labels, where tau was set for that.
         cut: share of the MAC that its thresholds were solved to save.
         lr, n_train, epochs: of its last training.
         seed: of what is drawn.
@@ -39,6 +41,7 @@ class Candidate:
     model: ReducedVisionTransformer
     stage: str = "frozen"
     tau: float | None = None
+    idle_share: float | None = None
     cut: float | None = None
     lr: float | None = None
     n_train: int = 0
@@ -51,13 +54,26 @@ def tau_for(setup: Setup, text: str, share: float) -> float:
     return patch_similarities(setup.reduced(text, score_threshold=THRESHOLD), setup.loader()).tau(share)
 
 
-def fit(setup: Setup, text: str, tau: float, config: TrainConfig = LABEL_STAGE, count: int | None = None) -> Candidate:
+def fit(
+    setup: Setup,
+    text: str,
+    config: TrainConfig = LABEL_STAGE,
+    count: int | None = None,
+    *,
+    tau: float | None = None,
+    idle_share: float | None = None,
+) -> Candidate:
     """Stage 1: the predictors of an ``idle_mlp`` learn the labels of ``tau``; the backbone stays as it is.
 
     Args:
         config: how; it should train the reducer only.
         count: training images; None = all.
+        tau: of the labels; or, in its place,
+        idle_share: share of all patches in all blocks that may idle by the labels (:func:`tau_for`).
     """
+    if (tau is None) == (idle_share is None):
+        raise UsageError(f"tau={tau} with idle_share={idle_share} is not allowed; give one of them")
+    tau = tau_for(setup, text, idle_share) if tau is None else tau
     torch.manual_seed(setup.seed)
     model = setup.reduced(text, score_threshold=THRESHOLD, tau=tau)
     config, data, folder = setup.settings(config), setup.training(count), setup.place(f"{text}-tau{tau:.4f}-predictors")
@@ -66,7 +82,7 @@ def fit(setup: Setup, text: str, tau: float, config: TrainConfig = LABEL_STAGE, 
     follow(epochs, f"predictors of {text}, tau {tau:.3f}", config)
     model.reducer.learns = "task"
     trained = {"lr": config.lr, "n_train": len(data[0]), "epochs": config.epochs}
-    return Candidate(text, model.eval(), tau=tau, seed=setup.seed, **trained)
+    return Candidate(text, model.eval(), tau=tau, idle_share=idle_share, seed=setup.seed, **trained)
 
 
 def within_budget(setup: Setup, fitted: Candidate, cut: float) -> Candidate:

@@ -45,6 +45,7 @@ _OF_MODELS = {
     "attention": schema.text("what computed patches attend to, see common.reducers.idling"),
     "stage": schema.text("of the backbone: frozen, or tuned by distillation"),
     "tau": schema.number("similarity above which the labels let a patch idle", optional=True),
+    "idle_share": schema.number("share of patches that the labels let idle, where tau was set for it", optional=True),
     "mac_cut_target": schema.number("mac_cut that the thresholds were solved for", "share", optional=True),
     "reactivated": schema.number("share of idle patches that the next block computes", "share", optional=True),
     **means(
@@ -101,12 +102,27 @@ class Idling(Study):
     run_figures = "*.png"
 
     def summarise(self, runs: pd.DataFrame) -> pd.DataFrame:
-        """Every row in the order of the runs, mean over seeds where patches are drawn."""
-        key = [*SETTING, "part", *VARIANT, "attention", "stage", "tau", "mac_cut_target", "lr", "block"]
+        """Every row in the order of the runs, mean over seeds.
+
+        A tau that was set for a share of idle patches differs a little from seed to seed: there the share is the key.
+        """
+        runs = runs.assign(tau_given=runs["tau"].where(runs["idle_share"].isna()))
+        key = [
+            *SETTING,
+            "part",
+            *VARIANT,
+            "attention",
+            "stage",
+            "tau_given",
+            "idle_share",
+            "mac_cut_target",
+            "lr",
+            "block",
+        ]
         key += ["n_train", "n_val", "epochs"]
         metrics = [name for name, column in self.columns.items() if column.kind == FLOAT and name not in key]
         table = over_seeds(runs, key, metrics)
-        return table.loc[:, ~table.columns.str.endswith(f"{SEM}_sd")]
+        return table.loc[:, ~table.columns.str.endswith(f"{SEM}_sd")].drop(columns="tau_given")
 
     def sections(self, data: pd.DataFrame) -> Iterator[Section]:
         """One table for each comparison of each setting."""
@@ -240,6 +256,7 @@ def _row(candidate: Candidate, found: Outcome) -> dict[str, object]:
         "attention": getattr(reducer, "attention", "standard"),
         "stage": candidate.stage,
         "tau": candidate.tau,
+        "idle_share": candidate.idle_share,
         "mac_cut_target": candidate.cut,
         **means_with_errors(patches_idle=found.idle.mean(1), gmac=found.macs / 1e9, mac_cut=cut),
         "reactivated": found.reactivated,
