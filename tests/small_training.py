@@ -1,5 +1,6 @@
 """Small pictures and models to train in a moment."""
 
+import pytest
 import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
@@ -7,6 +8,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from common.data.base import LabelledDataset
 from common.data.transforms import Normalisation
 from common.training import TrainConfig
+from common.training.updates import Updater
 
 HALF = Normalisation((0.5,) * 3, (0.5,) * 3)
 
@@ -58,6 +60,29 @@ def same_weights(a, b):
     """Every number in the state dicts of two models is equal."""
     a, b = a.state_dict(), b.state_dict()
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def killed_at(monkeypatch, epoch, step, training):
+    """Run ``training`` until the update before ``step`` of ``epoch``, as if its process had been killed there."""
+    update = Updater.update
+
+    def killed(self, batches, at, number):
+        if (at, number) == (epoch, step):
+            raise KeyboardInterrupt
+        return update(self, batches, at, number)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Updater, "update", killed)
+        with pytest.raises(KeyboardInterrupt):
+            training()
+
+
+def updates_of(monkeypatch, training):
+    """What ``training`` returns, and the epoch of each of its updates."""
+    update, epochs = Updater.update, []
+    with monkeypatch.context() as patched:
+        patched.setattr(Updater, "update", lambda self, *args: epochs.append(args[1]) or update(self, *args))
+        return training(), epochs
 
 
 def record_updates():

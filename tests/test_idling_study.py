@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from fake_runs import BASE, answered, found_in
-from small_training import Pictures, config, lively
+from small_training import Pictures, config, killed_at, lively, same_weights, updates_of
 
 from common import plots
 from common.errors import UsageError
@@ -81,6 +81,24 @@ def test_candidates_are_what_they_say(setup):
     assert once.text == "idle_mlp:attention=standard,hidden=8,re_entry=false" and once.n_train == fitted.n_train > 0
     assert not once.model.reducer.re_entry and once.model.reducer.schedule.keep_rate == 0.5
     assert once.model.reducer.tau == once.tau == 0.75 and once.cut is None
+
+
+def test_predictors_and_distillation_go_on_after_a_kill(tmp_path, monkeypatch):
+    data = {"train_set": Pictures(24), "val_set": Pictures(12, seed=1), "calibration": Pictures(16)}
+    kept = Setup.around(lively().eval(), data, batch_size=8, device="cpu", folder=str(tmp_path))
+    none = Setup.around(kept.vit, data, batch_size=8, device="cpu")
+    labels, task = (config(epochs=2, label_weight=0.0, **how) for how in ({"reducer_only": True}, {}))
+
+    def resumed(training):
+        killed_at(monkeypatch, 2, 3, training)  # 24 images in batches of 4: in the middle of the second epoch
+        found, epochs = updates_of(monkeypatch, training)
+        assert epochs == [2] * 6
+        return found
+
+    fitted = resumed(lambda: fit(kept, "idle_mlp:hidden=8", labels, idle_share=0.3))
+    assert same_weights(fitted.model, fit(none, "idle_mlp:hidden=8", labels, idle_share=0.3).model)
+    tuned = resumed(lambda: tune(kept, fitted, 0.15, task))
+    assert same_weights(tuned.model, tune(none, fitted, 0.15, task).model)
 
 
 def test_rows_tell_the_paired_difference_from_the_unreduced_model(setup):

@@ -2,11 +2,13 @@
 
 import copy
 from dataclasses import replace
+from functools import partial
 
 import pandas as pd
 import pytest
 import torch
 from backbones import images, make, plan_for
+from small_training import killed_at, same_weights, updates_of
 from test_evaluation import Noise
 
 from common import plots
@@ -22,21 +24,18 @@ from common.report.published import published_slimming
 from common.results import read_runs, write_run
 from common.setup import Setup
 from common.slimming.allocation import uniform_lengths
+from common.slimming.measuring import measures
 from common.slimming.plans import PRUNING, one_block, one_block_lengths
 from common.slimming.rows import (
     SIGNIFICANCES,
-    Stage,
     budget_rows,
     correlation_rows,
-    distilled,
     dynamic_rows,
-    finetuned,
-    measures,
     one_block_rows,
-    searched,
     stage_rows,
     tolerance_rows,
 )
+from common.slimming.stages import Stage, distilled, finetuned, searched
 from common.slimming.top_down import search
 from common.studies._slimming_seeds import over_seeds, seeds_point
 from common.studies.slimming import Slimming
@@ -166,6 +165,17 @@ def test_fine_tuning_learns_the_labels_keeps_the_plan_and_goes_on_where_it_was_s
     assert [(row["training"], row["epochs"], row["n_train"]) for row in rows] == [("labels", 1, 12)]
 
 
+@pytest.mark.parametrize("trained", [distilled, finetuned])
+def test_a_network_that_was_killed_in_an_epoch_goes_on_from_the_one_before(setup, tmp_path, monkeypatch, trained):
+    data = dict.fromkeys(("train_set", "val_set", "calibration"), setup.val_set)
+    even, start = Setup.around(setup.vit, data, batch_size=4, device="cpu"), Stage(plan_for(setup.vit, 0.3), setup.vit)
+    whole = trained(even, start, epochs=3, lr=1e-3)
+    again = partial(trained, even, start, epochs=3, lr=1e-3, folder=tmp_path)
+    killed_at(monkeypatch, 2, 1, again)  # before the second of three updates of 4 images
+    found, epochs = updates_of(monkeypatch, again)
+    assert epochs == [2, 2, 2, 3, 3, 3] and same_weights(found.vit, whole.vit) and found.conditions == whole.conditions
+
+
 def test_speed_is_measured_when_asked_for_on_the_networks_that_the_rows_name(setup, table, monkeypatch):
     called = []
 
@@ -173,7 +183,7 @@ def test_speed_is_measured_when_asked_for_on_the_networks_that_the_rows_name(set
         called.append((list(models), tuple(images.shape), baseline, rounds))
         return {key: Throughput(90.0 + n, 80.0, 99.0, 1.0 + n, 0.9, 3.0, rounds) for n, key in enumerate(models)}
 
-    monkeypatch.setattr("common.slimming.rows.interleaved", fake)
+    monkeypatch.setattr("common.slimming.measuring.interleaved", fake)
     found = {("learned", "significance"): searched(setup, lengths=LENGTHS, epochs=0)}
     assert "fps" not in list(stage_rows(setup, found, 0.6))[1] and not called
     rows = list(stage_rows(setup, found, 0.6, rounds=3))

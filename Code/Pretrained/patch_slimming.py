@@ -65,7 +65,8 @@ from common.cost.closed_form import Shape
 from common.results import read_published, resolve, write_run
 from common.setup import Setup
 from common.slimming.allocation import uniform_lengths
-from common.slimming.rows import budget_rows, distilled, dynamic_rows, finetuned, searched, stage_rows
+from common.slimming.rows import budget_rows, dynamic_rows, stage_rows
+from common.slimming.stages import distilled, finetuned, searched
 from common.studies.slimming import Slimming
 from common.weights import save_state
 
@@ -146,14 +147,15 @@ masks
 # %% [markdown]
 # ## The whole network
 # Its logits under the plan are to be those of the unreduced network (`distill_epochs = 0` leaves this out). The paper
-# trains it on labels (`finetune_epochs`), by DeiT's recipe. Both start from the tuned blocks; a stopped training on
-# labels goes on from its last epoch.
+# trains it on labels (`finetune_epochs`), by DeiT's recipe. Both start from the tuned blocks; a stopped training
+# goes on from its last epoch.
 
 # %%
 tuned = {name: stages[-1] for name, stages in found.items()}
 if distill_epochs:
     for name, stage in tuned.items():
-        found[name].append(distilled(setup, stage, distill_epochs, distill_lr))
+        place = places[name] and places[name] / "network"
+        found[name].append(distilled(setup, stage, distill_epochs, distill_lr, folder=place))
 
 # %%
 if finetune_epochs:

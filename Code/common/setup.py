@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from timm.models.vision_transformer import VisionTransformer
@@ -23,7 +24,7 @@ from common.models.reduced import ReducedVisionTransformer, reduce_tokens
 from common.reducers import Method
 from common.results import resolve
 from common.schedule import is_budget
-from common.training import Epoch, TrainConfig, train
+from common.training import TrainConfig, train
 from common.training.digits_backbone import resolve_weights
 from common.training.distillation import DISTILLATION, Data, in_the_heads_classes
 from common.weights import NORM, weights_label
@@ -160,37 +161,44 @@ class Setup:
             given["keep_rate"] = solved(self.vit, method, given["keep_rate"], self.cost_images, **how)
         return reduce_tokens(self.vit, method.name, **given).to(self.where).eval()
 
-    def settings(self, config: TrainConfig) -> TrainConfig:
-        """``config`` with the seed and the device of this setup."""
-        return replace(config, seed=self.seed, device=self.device)
-
     def place(self, name: str) -> Path | None:
         """Where what is called ``name`` is kept."""
         return resolve(self.folder) / re.sub(r"[^A-Za-z0-9.]+", "-", name) if self.folder else None
 
-    def distil(
+    def learn(
         self,
         model: ReducedVisionTransformer,
         data: Data,
-        config: TrainConfig = DISTILLATION,
+        config: TrainConfig,
         *,
-        title: str = "distilled",
+        title: str = "fine-tuned",
+        teacher: ReducedVisionTransformer | None = None,
         folder: Path | None = None,
-    ) -> None:
-        """Train all of ``model``, in place, to agree with the unreduced backbone, without labels.
+    ) -> int:
+        """Train ``model``, in place, with the seed and on the device of this setup; a head keeps all its classes.
 
         Args:
             data: see :meth:`training`.
             title: before the loss of every epoch, which is printed.
-            folder: see :meth:`place`.
+            teacher: see :func:`common.training.train`.
+            folder: where a stopped training goes on from, see :meth:`place`.
+
+        Returns:
+            How many images it learnt from.
         """
-        config, teacher = self.settings(config), reduce_tokens(self.vit, "none")
-        epochs = train(model, *in_the_heads_classes(model, data), config, teacher=teacher, output_dir=folder)
-        follow(epochs, title, config)
+        config = replace(config, seed=self.seed, device=self.device)
+        for epoch in train(model, *in_the_heads_classes(model, data), config, teacher=teacher, output_dir=folder):
+            if epoch.epoch:
+                print(f"{title}: epoch {epoch.epoch} of {config.epochs}, loss {epoch.train_loss:.3f}")
+        return len(data[0])
 
+    def distil(
+        self, model: ReducedVisionTransformer, data: Data, config: TrainConfig = DISTILLATION, **how: Any
+    ) -> int:
+        """Train all of ``model``, in place, to agree with the unreduced backbone, without labels.
 
-def follow(epochs: Iterable[Epoch], title: str, config: TrainConfig) -> None:
-    """Go through a training by ``config`` and print the loss of every epoch."""
-    for epoch in epochs:
-        if epoch.epoch:
-            print(f"{title}: epoch {epoch.epoch} of {config.epochs}, loss {epoch.train_loss:.3f}")
+        Args:
+            **how: ``title`` and ``folder`` of :meth:`learn`.
+        """
+        how = {"title": "distilled", **how}
+        return self.learn(model, data, config, teacher=reduce_tokens(self.vit, "none"), **how)

@@ -14,9 +14,9 @@ from common.idling.outcomes import acting_blocks, outcomes
 from common.idling.similarity import patch_similarities
 from common.models.reduced import ReducedVisionTransformer
 from common.reducers import Method
-from common.setup import Setup, follow
-from common.training import TrainConfig, train
-from common.training.distillation import DISTILLATION, in_the_heads_classes
+from common.setup import Setup
+from common.training import TrainConfig
+from common.training.distillation import DISTILLATION
 
 LABEL_STAGE = TrainConfig(epochs=3, lr=1e-3, batch_size=32, label_weight=0.0, reducer_only=True, schedule="cosine")
 THRESHOLD = 0.5  # of p, before others are solved
@@ -76,12 +76,13 @@ def fit(
     tau = tau_for(setup, text, idle_share) if tau is None else tau
     torch.manual_seed(setup.seed)
     model = setup.reduced(text, score_threshold=THRESHOLD, tau=tau)
-    config, data, folder = setup.settings(config), setup.training(count), setup.place(f"{text}-tau{tau:.4f}-predictors")
+    folder = setup.place(f"{text}-tau{tau:.4f}-predictors")
     model.reducer.learns = "labels"
-    epochs = train(model, *in_the_heads_classes(model, data), config, output_dir=folder)
-    follow(epochs, f"predictors of {text}, tau {tau:.3f}", config)
+    learnt_from = setup.learn(
+        model, setup.training(count), config, title=f"predictors of {text}, tau {tau:.3f}", folder=folder
+    )
     model.reducer.learns = "task"
-    trained = {"lr": config.lr, "n_train": len(data[0]), "epochs": config.epochs}
+    trained = {"lr": config.lr, "n_train": learnt_from, "epochs": config.epochs}
     return Candidate(text, model.eval(), tau=tau, idle_share=idle_share, seed=setup.seed, **trained)
 
 
@@ -132,8 +133,8 @@ def tune(
         model.reducer.keep_target = found.active[:, acting_blocks(model)].double().mean().item()
     budget = model.reducer.schedule.keep_rate if cut is None else f"cut{cut}"
     folder = setup.place(f"{start.text}-{budget}-n{len(data[0])}-lr{config.lr}-distilled")
-    setup.distil(model, data, config, title=f"{start.text}, distilled", folder=folder)
+    learnt_from = setup.distil(model, data, config, title=f"{start.text}, distilled", folder=folder)
     if cut is not None:
         solve_thresholds(model, setup.loader(), cut)
-    trained = {"lr": config.lr, "n_train": len(data[0]), "epochs": config.epochs}
+    trained = {"lr": config.lr, "n_train": learnt_from, "epochs": config.epochs}
     return replace(start, model=model.eval(), stage="tuned", **trained)

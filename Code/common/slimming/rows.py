@@ -2,45 +2,30 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Hashable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
-from pathlib import Path
 from typing import Any, get_args
 
-import numpy as np
 import torch
 from scipy.stats import spearmanr
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from common.cost.closed_form import Shape
-from common.cost.methods import slim_macs
-from common.cost.throughput import interleaved
 from common.errors import require_choice
 from common.models.reduced import ReducedVisionTransformer, reduce_tokens
 from common.reducers.slimming_plan import SlimmingPlan
-from common.rows import Rows
-from common.setup import Setup, follow
+from common.setup import Setup
 from common.slimming.allocation import allocate, error_curves, sensitivity, uniform_lengths
 from common.slimming.gates import GATE_LR, calibrate_thresholds, fit_gates
-from common.slimming.plans import best_first, encode_all, nested, one_block, one_block_lengths, slimmed
+from common.slimming.measuring import Row, cost, hits_of, measures, speeds
+from common.slimming.plans import best_first, nested, one_block, one_block_lengths, slimmed
 from common.slimming.ranking import SCORES, network_scores
 from common.slimming.scores import HeadHandling, Scoring
-from common.slimming.top_down import search
-from common.training import inference_pass, protocol, train
-from common.training.distillation import DISTILLATION, in_the_heads_classes
-from common.training.experiment import DTYPES
-from common.training.metrics import hits_among, hits_by_image, means_with_errors
+from common.slimming.stages import Stage, finetuned, searched
 
-Row = dict[str, object]
 LEARNED, UNIFORM = "learned", "uniform"  # how a budget is shared out among the blocks
 _COUNTERS = {"all": "compact", "selected": "square"}  # what is executed, by the keys of a block
-# DeiT's recipe, as far as it is one of fine-tuning: no average of weights, which a few epochs leave where it started.
-FINETUNING = protocol(
-    "which_tokens", epochs=1, lr=1e-4, lr_batch_normalizer=None, grad_accum_steps=1, warmup_epochs=0.1, ema_decay=None
-)
 # Other ways to sum the paths of heads, to see the features and the shortcut.
 SIGNIFICANCES = {
     "significance, ln": Scoring(feature="ln"),
@@ -48,119 +33,6 @@ SIGNIFICANCES = {
     "significance, shortcut": Scoring(shortcut=True),
     **{f"significance, {name}": Scoring(name) for name in get_args(HeadHandling)[1:]},
 }
-
-
-@dataclass(frozen=True)
-class Stage:
-    """A plan and a backbone that was trained to follow it.
-
-    Attributes:
-        training: "none", of the "blocks" one by one, of the whole "network" from its old logits, or on "labels".
-        conditions: epochs, learning rate, number of images and number format of all training.
-    """
-
-    plan: SlimmingPlan
-    vit: VisionTransformer
-    training: str = "none"
-    conditions: Row = field(default_factory=dict)
-
-    @property
-    def model(self) -> ReducedVisionTransformer:
-        return reduce_tokens(self.vit, "patch_slimming", plan=self.plan)
-
-
-def searched(setup: Setup, folder: Path | None = None, **settings: Any) -> list[Stage]:
-    """The plan that a search finds, before the tuning of blocks and, where blocks are tuned, after it.
-
-    Args:
-        folder: where a stopped search goes on from.
-        **settings: of :class:`common.slimming.top_down.SearchSettings`.
-    """
-    vit = copy.deepcopy(setup.vit)
-    plan = search(vit, setup.calibration_images, output_dir=folder, seed=setup.seed, **settings)
-    how, images = plan.settings, plan.settings["images"]
-    given = {"epochs": how["epochs"], "lr": how["lr"], "n_train": images - round(images * how["held_out"])}
-    return [Stage(plan, setup.vit), Stage(plan, vit, "blocks", given)][: 2 if how["epochs"] else 1]
-
-
-def distilled(setup: Setup, stage: Stage, epochs: int, lr: float) -> Stage:
-    """``stage`` after its whole network learnt, on images alone, to agree with the unreduced one.
-
-    In place of the last step of Tang et al. (CVPR 2022), which is :func:`finetuned`.
-    """
-    after, data = replace(stage, vit=copy.deepcopy(stage.vit), training="network"), setup.training()
-    setup.distil(after.model, data, replace(DISTILLATION, epochs=epochs, lr=lr, batch_size=setup.batch_size))
-    after.vit.eval()
-    return replace(after, conditions=_trained(stage, epochs, lr, len(data[0])))
-
-
-def finetuned(
-    setup: Setup, stage: Stage, epochs: int, lr: float, *, mixed_precision: str = "no", folder: Path | None = None
-) -> Stage:
-    """``stage`` after its whole network learnt again on labels, its plan as it is: the last step of Tang et al.
-
-    The paper takes DeiT's recipe and does not say for how long. A head of 1000 classes keeps all of them.
-
-    Args:
-        folder: where a stopped training goes on from.
-    """
-    after = replace(stage, vit=copy.deepcopy(stage.vit), training="labels")
-    model, how = after.model, {"epochs": epochs, "lr": lr, "mixed_precision": mixed_precision}
-    data = in_the_heads_classes(model, setup.training())
-    sizes = {"batch_size": setup.batch_size, "workers": setup.workers}
-    config = setup.settings(replace(FINETUNING, **how, **sizes))
-    follow(train(model, *data, config, output_dir=folder), "fine-tuned", config)
-    after.vit.eval()
-    trained = _trained(stage, epochs, lr, len(data[0]))
-    return replace(after, conditions={**trained, "dtype": DTYPES[mixed_precision]})
-
-
-def _trained(stage: Stage, epochs: int, lr: float, images: int) -> Row:
-    """The conditions after ``stage`` was trained further."""
-    return {"epochs": stage.conditions.get("epochs", 0) + epochs, "lr": lr, "n_train": images}
-
-
-def hits_of(
-    setup: Setup, models: Mapping[Hashable, ReducedVisionTransformer], limit: int | None = None, *, shared: bool = False
-) -> dict[Hashable, Tensor]:
-    """Which validation images are right (n, 3), float64: among the classes of the dataset, among all of the head, and
-    among the five most probable of the latter.
-
-    Args:
-        limit: images; None = all.
-        shared: the models are of the backbone's own modules, see :func:`common.slimming.plans.encode_all`.
-    """
-    whole, loader = reduce_tokens(setup.vit, "none"), setup.loader(setup.some(limit))
-    found = {key: Rows(len(loader.sampler)) for key in models}
-    with inference_pass([whole, *models.values()], loader, "plans") as batches:
-        for images, labels in batches:
-            if shared:
-                outputs = ((key, whole.classify(tokens)) for key, tokens in encode_all(whole, models, images))
-            else:
-                outputs = ((key, model(images)) for key, model in models.items())
-            for key, logits in outputs:
-                logits = logits.cpu()
-                right = list(hits_by_image(logits, labels, setup.val_set).values())
-                top5 = hits_among(logits, labels, setup.val_set, 5)
-                found[key].add(torch.from_numpy(np.stack([right[0], right[-1], top5], axis=1)).double())
-    return {key: rows.rows for key, rows in found.items()}
-
-
-def measures(right: Tensor, other: Tensor | None) -> Row:
-    """Accuracies of ``right`` (n, 3), see :func:`hits_of`, and the gain over ``other`` on the same images."""
-    values = dict(zip(("accuracy", "accuracy_full", "top5"), right.T, strict=True))
-    if other is not None:
-        values["gain"] = right[:, 1] - other[:, 1]
-    return {"n_val": len(right), **means_with_errors(**{name: 100 * value for name, value in values.items()})}
-
-
-def cost(shape: Shape, lengths: Sequence[int], counter: str = "compact") -> Row:
-    """What is executed, by ``counter``, and what the authors count; what is saved of each; the tokens by block."""
-    row: Row = {"tokens": " ".join(map(str, lengths))}
-    for name, end in ((counter, ""), ("paper", "_paper")):
-        macs = slim_macs(shape, lengths, name)
-        row |= {f"gmac{end}": macs / 1e9, f"mac_cut{end}": 1 - macs / shape.unreduced}
-    return row
 
 
 def stage_rows(
@@ -188,20 +60,6 @@ def stage_rows(
         other = right.get((UNIFORM, *key[1:]))
         speed = timed.get(key, {})
         yield {**row, "mac_budget": mac_budget, **cost(shape, lengths), **speed, **measures(right[key], other)}
-
-
-def speeds(
-    setup: Setup, models: Mapping[Hashable, ReducedVisionTransformer], baseline: Hashable, rounds: int
-) -> dict[Hashable, Row]:
-    """Images per second of each of ``models``, and its speed-up over ``baseline``, on a batch of validation images.
-
-    Args:
-        rounds: passes of each, in turn; 0 = nothing is timed, and there is nothing in the result.
-    """
-    if not rounds:
-        return {}
-    images = setup.some(min(setup.batch_size, len(setup.val_set))).stack().to(setup.where)
-    return {key: asdict(each) for key, each in interleaved(models, images, baseline=baseline, rounds=rounds).items()}
 
 
 def tolerance_rows(
