@@ -15,7 +15,7 @@ import torch
 
 
 def run_module(name: str, *arguments: object) -> CompletedProcess[str]:
-    """What ``python -m NAME ARGUMENTS`` does; NAME is a module, not a package."""
+    """What ``python -m NAME ARGUMENTS`` does."""
 
     def run() -> None:
         sys.modules.pop(name, None)

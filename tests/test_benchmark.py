@@ -9,8 +9,8 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from common import benchmark
-from common.benchmark import compare, compare_all, main
+from common.benchmark import candidates, compare, compare_all, measured
+from common.benchmark.__main__ import main
 from common.cost import throughput
 from common.cost.ceiling import FirstTokens, recorded_lengths
 from common.cost.closed_form import Shape, total_macs
@@ -21,6 +21,7 @@ from common.errors import UsageError
 from common.models import reduced
 from common.models.factory import create_backbone, create_model
 from common.reducers.base import NO_SIGNALS
+from common.tokens import Selection
 
 QUICK = {"batch_size": 2, "rounds": 2, "device": "cpu"}
 
@@ -150,7 +151,7 @@ def test_image_size_and_dtype_reach_the_models(monkeypatch):
         seen.extend((images.shape, images.dtype, next(m.parameters()).dtype, m.training) for m in models.values())
         return dict.fromkeys(models, Throughput(1, 1, 1, 1, 1, 1, rounds))
 
-    monkeypatch.setattr(benchmark, "interleaved", watch)
+    monkeypatch.setattr(measured, "interleaved", watch)
     tram = compare("vit_digits", ["tram"], [0.5], img_size=48, dtype="bfloat16", **QUICK)[1]
     assert seen == [((2, 3, 48, 48), torch.bfloat16, torch.bfloat16, False)] * 3
     model = create_model("vit_digits", reducer="tram", keep_rate=0.5, img_size=48)
@@ -164,7 +165,7 @@ def test_the_baseline_is_the_untouched_backbone(monkeypatch):
         kinds.extend((key == baseline, type(model)) for key, model in models.items())
         return dict.fromkeys(models, Throughput(1, 1, 1, 1, 1, 1, rounds))
 
-    monkeypatch.setattr(benchmark, "interleaved", watch)
+    monkeypatch.setattr(measured, "interleaved", watch)
     compare("vit_digits", ["tram"], [0.5], **QUICK)
     others = [(False, reduced.ReducedVisionTransformer), (False, FirstTokens)]
     assert kinds == [(True, type(create_backbone("vit_digits"))), *others]
@@ -178,7 +179,7 @@ def test_nothing_is_timed_unless_the_reduced_model_is_the_backbone(monkeypatch):
         return tokens.with_x(tokens.x + torch.linspace(0, 1e-2, tokens.x.shape[-1]))
 
     monkeypatch.setattr(reduced, "reduced_block", broken)
-    monkeypatch.setattr(benchmark, "interleaved", lambda *args, **kwargs: pytest.fail("timed before identity held"))
+    monkeypatch.setattr(measured, "interleaved", lambda *args, **kwargs: pytest.fail("timed before identity held"))
     with pytest.raises(AssertionError, match="not close"):
         compare("vit_digits", ["tram"], [0.5], **QUICK)
 
@@ -189,9 +190,9 @@ def test_nothing_is_timed_unless_the_reduced_model_is_the_backbone(monkeypatch):
 def test_models_are_made_and_counted_once_for_all_formats_and_batches(monkeypatch):
     """TRAM at two rates and the backbone: three counts, not three for each of the four conditions."""
     counted, made = [], []
-    count, create = benchmark.count_macs, benchmark.create_backbone
-    monkeypatch.setattr(benchmark, "count_macs", lambda *given: counted.append(given) or count(*given))
-    monkeypatch.setattr(benchmark, "create_backbone", lambda *given, **how: made.append(given) or create(*given, **how))
+    count, create = candidates.count_macs, measured.create_backbone
+    monkeypatch.setattr(candidates, "count_macs", lambda *given: counted.append(given) or count(*given))
+    monkeypatch.setattr(measured, "create_backbone", lambda *given, **how: made.append(given) or create(*given, **how))
     several = {"dtypes": ["float32", "bfloat16"], "batch_sizes": [1, 3], "rounds": 1, "device": "cpu"}
     rows = compare_all("vit_digits", ["tram"], [0.75, 0.5], **several)
     assert (len(counted), len(made)) == (3, 1)
@@ -246,7 +247,7 @@ def test_the_first_tokens_are_those_that_a_selection_of_them_leaves():
         signals = NO_SIGNALS
 
         def select_queries(self, tokens, signals, layer):
-            return tokens, benchmark.Selection(torch.arange(self.drops_at(layer, tokens)).expand(len(tokens.x), -1))
+            return tokens, Selection(torch.arange(self.drops_at(layer, tokens)).expand(len(tokens.x), -1))
 
     vit, images = create_backbone("vit_digits").eval(), torch.randn(2, 3, 32, 32)
     model = reduced.attach(vit, First(vit, reduced.Schedule(0.5, (1, 3, 4))))
@@ -261,14 +262,14 @@ def test_there_is_no_ceiling_where_the_image_decides_or_tokens_come_back():
 
 
 def test_what_does_not_run_is_left_out_by_name(monkeypatch, capsys):
-    start = benchmark._start
+    start = measured._start
 
     def full(model, images, compiled):
         if type(model) is reduced.ReducedVisionTransformer and "Tome" in type(model.reducer).__name__.title():
             raise RuntimeError("\nout of memory: 3 bytes\nmore")
         return start(model, images, compiled)
 
-    monkeypatch.setattr(benchmark, "_start", full)
+    monkeypatch.setattr(measured, "_start", full)
     rows = compare("vit_digits", ["tome", "topk"], [0.5], **QUICK)
     assert [row["method"] for row in rows] == ["none", "topk"]
     said = "left out: tome, keep rate 0.5 does not run (torch.float32, batch 2): RuntimeError: out of memory: 3 bytes"
@@ -279,7 +280,7 @@ def test_nothing_is_measured_without_its_baseline(monkeypatch):
     def fails(model, images, compiled):
         raise RuntimeError("no compiler")
 
-    monkeypatch.setattr(benchmark, "_start", fails)
+    monkeypatch.setattr(measured, "_start", fails)
     with pytest.raises(UsageError, match=r"none, keep rate 1 does not run compiled .*: RuntimeError: no compiler"):
         compare("vit_digits", ["topk"], [0.5], compiled=True, backend="eager", **QUICK)
 
@@ -306,7 +307,7 @@ def test_compiled_logits_are_those_of_eager(reducer):
     torch.manual_seed(0)
     model = create_model("vit_digits", reducer=reducer, keep_rate=1.0 if reducer == "none" else 0.5).eval()
     images = torch.randn(2, 3, 32, 32)
-    with torch.inference_mode(), benchmark._room_to_compile(True):
+    with torch.inference_mode(), measured._room_to_compile(True):
         found = torch.compile(model, dynamic=False, backend="aot_eager")(images)
         torch.testing.assert_close(found, model(images), rtol=0, atol=1e-4)
 
@@ -336,7 +337,7 @@ BAD_INPUT = [
 
 @pytest.mark.parametrize(("arguments", "message"), BAD_INPUT, ids=[" ".join(args) for args, _ in BAD_INPUT])
 def test_bad_input_is_one_line_and_exit_code_2(arguments, message, capsys, monkeypatch):
-    monkeypatch.setattr(benchmark, "interleaved", lambda *args, **kwargs: pytest.fail("timed before it was refused"))
+    monkeypatch.setattr(measured, "interleaved", lambda *args, **kwargs: pytest.fail("timed before it was refused"))
     assert main(["--backbone", "vit_digits", *arguments]) == 2
     out, err = capsys.readouterr()
     assert out == "" and err.startswith(f"error: {message}")
@@ -390,7 +391,7 @@ def test_table(capsys, monkeypatch):
         slices = {key: ceiling for key, model in models.items() if isinstance(model, FirstTokens)}
         return {key: full if key == baseline else half for key in models} | slices
 
-    monkeypatch.setattr(benchmark, "interleaved", times)
+    monkeypatch.setattr(measured, "interleaved", times)
     assert main(["--backbone", "vit_digits", "--reducer", "topk:head_fusion=mean", "--keep-rate", "0.5"]) == 0
     title, header, *lines = capsys.readouterr().out.splitlines()
     assert title == "vit_digits, float32, batch 16, 10 rounds, median and quartiles"

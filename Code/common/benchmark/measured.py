@@ -1,18 +1,13 @@
-"""Throughput against the honest baseline: the same backbone with fused attention, measured in turn.
-
-``python -m common.benchmark --backbone vit_small_patch16_224 --reducer tram --keep-rate 0.5`` prints the same numbers
-as the throughput notebook. ``--mac-cut 0.4`` or ``--speedup 1.5`` in place of the keep rates solves for them.
-"""
+"""Rows of speed: every candidate in turn, in one number format and for one batch after the other."""
 
 from __future__ import annotations
 
-import argparse
 import gc
 import math
 import sys
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import product
 
@@ -20,51 +15,18 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from common.budget import solved
-from common.cost.ceiling import FirstTokens, Lengths, has_ceiling, recorded_lengths
-from common.cost.counter import count_macs
+from common.benchmark.candidates import Candidate, checked_rate, counted_on, models_of
+from common.benchmark.identity import assert_identity
+from common.cost.ceiling import FirstTokens
 from common.cost.throughput import interleaved, seconds_of
 from common.devices import DTYPES, Dtype, torch_device
-from common.errors import UsageError, command
+from common.errors import UsageError
 from common.models.factory import create_backbone
-from common.models.reduced import ReducedVisionTransformer, attach, reduce_tokens
-from common.options import Count, Many, check, checked
-from common.reducers import Method, Reducer, Schedule, Signals, list_reducers
-from common.reducers.base import Signal
-from common.schedule import is_budget, keep_rate_text, read_budget, read_keep_rate
-from common.tokens import Selection, Tokens
+from common.options import Count, Many, checked
+from common.reducers import Method
+from common.schedule import keep_rate_text
 
-KEEP_RATES = ("0.75", "0.5")
-BUDGET_HELP = {
-    "mac_cut": "share of the multiply-accumulates to save",
-    "gmac": "10^9 multiply-accumulates of an image",
-    "latency_ms": "milliseconds of a pass over a batch at the most",
-    "speedup": "over the unreduced model at the least",
-}
 GPU_SECONDS = 1.0  # of timed passes, after which a slow model has been seen often enough: GPUs are lent by the minute
-Variant = tuple[Method, float]  # and its keep rate
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A model to be timed, and what it costs.
-
-    Attributes:
-        method, keep_rate: of the row.
-        model: shares its weights with the others.
-        costs: params, gmac, gmac_thop_compat.
-        lengths: of the model that takes its first tokens; None = it has none, see :func:`has_ceiling`.
-    """
-
-    method: Method
-    keep_rate: float
-    model: nn.Module
-    costs: Mapping[str, float]
-    lengths: Lengths | None
-
-    @property
-    def variant(self) -> Variant:
-        return self.method, self.keep_rate
 
 
 @dataclass(frozen=True)
@@ -147,15 +109,14 @@ def compare_all(
         UsageError: bad input, or the backbone itself does not run.
     """
     where, parsed = torch_device(device), [Method.parse(method) for method in methods]
-    rates = [_checked_rate(rate, len(dtypes) * len(batch_sizes)) for rate in keep_rates]
+    rates = [checked_rate(rate, len(dtypes) * len(batch_sizes)) for rate in keep_rates]
     torch.manual_seed(seed)
     vit = create_backbone(backbone, num_classes=10, img_size=img_size).eval()
     some = partial(_images, max(batch_sizes), vit, seed)
     how = {"batch_size": batch_sizes[0], "dtype": dtypes[0], "device": str(where)}
-    found = [(method, solved(vit, method, rate, some, **how)) for method, rate in _variants(parsed, rates)]
-    models = {(method, rate): _reduced(vit, method, rate) for method, rate in found}
+    models = models_of(vit, parsed, rates, some, **how)
     assert_identity(vit, _images(1, vit, seed))
-    candidates = _counted_on(where, vit, models)
+    candidates = counted_on(where, vit, models)
     rows = []
     for dtype, batch in product(dtypes, batch_sizes):
         for candidate in candidates:
@@ -168,45 +129,8 @@ def compare_all(
     return rows
 
 
-def _checked_rate(rate: float | str, conditions: int) -> float | tuple[float, ...] | str:
-    """The keep rate or the budget ``rate``, to be measured under so many ``conditions``."""
-    rate = read_keep_rate(rate)
-    if is_budget(rate) and read_budget(rate).keys() & {"latency_ms", "speedup"} and conditions > 1:
-        raise UsageError(f"keep_rate={rate!r} holds for one number format and one batch; given {conditions} of them")
-    return rate
-
-
 def _images(batch: int, vit: VisionTransformer, seed: int) -> Tensor:
     return torch.randn(batch, 3, *vit.patch_embed.img_size, generator=torch.Generator().manual_seed(seed))
-
-
-def _reduced(vit: VisionTransformer, method: Method, keep_rate: float) -> ReducedVisionTransformer:
-    return reduce_tokens(vit, method.name, keep_rate=keep_rate, **dict(method.options))
-
-
-def _counted_on(
-    device: torch.device, vit: VisionTransformer, models: Mapping[Variant, ReducedVisionTransformer]
-) -> list[Candidate]:
-    """All ``models`` and what they cost; the first one, which reduces nothing, is ``vit`` itself."""
-    side = vit.to(device).patch_embed.img_size
-    first, *others = (_counted(*variant, model.to(device).eval(), side) for variant, model in models.items())
-    return [replace(first, model=vit, lengths=None), *others]
-
-
-def _variants(methods: Sequence[Method], keep_rates: Sequence[float | str]) -> list[Variant]:
-    reduced = [(method, rate) for method in methods if method.name != "none" for rate in keep_rates]
-    return [(Method("none"), 1.0), *reduced]
-
-
-def _counted(method: Method, keep_rate: float, model: ReducedVisionTransformer, side: tuple[int, int]) -> Candidate:
-    with recorded_lengths(model) as lengths:
-        macs = count_macs(model, side)
-    costs = {
-        "params": sum(parameter.numel() for parameter in model.parameters()),
-        "gmac": macs.total / 1e9,
-        "gmac_thop_compat": macs.thop_compat / 1e9,
-    }
-    return Candidate(method, keep_rate, model, costs, tuple(map(tuple, lengths)) if has_ceiling(model) else None)
 
 
 def _measure(
@@ -305,76 +229,3 @@ def _free(device: torch.device) -> None:
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
-
-
-class SelectAll(Reducer):
-    """Scores as TRAM does and selects every patch in every block: all of a method's path, none of its effect."""
-
-    def needs(self, layer: int, tokens: Tokens) -> frozenset[Signal]:
-        return frozenset({"head_max", "value_norm", "key_mean"})
-
-    def select_queries(self, tokens: Tokens, signals: Signals, layer: int) -> tuple[Tokens, Selection | None]:
-        everything = torch.arange(tokens.num_patch_tokens, device=tokens.x.device)
-        return tokens, Selection(everything.expand(len(tokens.x), -1))
-
-
-def assert_identity(vit: VisionTransformer, images: Tensor) -> None:
-    """Refuse to compare with ``vit`` unless selecting every patch of ``images`` gives its logits to 1e-5."""
-    model = attach(vit, SelectAll(vit, Schedule(1.0, (0,))))
-    with torch.inference_mode():
-        torch.testing.assert_close(model(images), vit(images), rtol=0, atol=1e-5)
-
-
-@command
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Command line: one backbone, any methods and keep rates."""
-    parser = argparse.ArgumentParser(prog="python -m common.benchmark", description=__doc__.splitlines()[0])
-    parser.add_argument("--backbone", default="vit_small_patch16_224", help="a timm VisionTransformer")
-    parser.add_argument("--reducer", nargs="+", default=["tram"], help=f"of: {', '.join(list_reducers())}")
-    parser.add_argument("--keep-rate", nargs="+", metavar="R", help=f"default: {' '.join(KEEP_RATES)}")
-    for word, what in BUDGET_HELP.items():
-        parser.add_argument(
-            f"--{word.replace('_', '-')}",
-            nargs="+",
-            metavar="X",
-            help=f"in place of keep rates, for each method: {what}",
-        )
-    parser.add_argument("--img-size", type=int, help="pixels; default: the backbone's")
-    parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--dtype", default="float32", help=f"of: {', '.join(DTYPES)}")
-    parser.add_argument("--device", help="default: cuda when there is one, else cpu")
-    parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--threads", type=int, help="CPU threads; default: torch's")
-    parser.add_argument("--compile", action="store_true", help="all models by torch.compile, the unreduced one too")
-    args = parser.parse_args(arguments)
-    if args.threads is not None:
-        torch.set_num_threads(check("threads", args.threads, Count))
-    settings = {name: getattr(args, name) for name in ("img_size", "dtype", "batch_size", "device", "rounds")}
-    budgets = [f"{word}={value}" for word in BUDGET_HELP for value in getattr(args, word) or ()]
-    rates = [*(args.keep_rate or ()), *budgets] or KEEP_RATES
-    rows = compare(args.backbone, args.reducer, rates, compiled=args.compile, **settings)
-    how = f"{args.dtype}{', compiled' if args.compile else ''}, batch {args.batch_size}"
-    print(f"{args.backbone}, {how}, {args.rounds} rounds, median and quartiles")
-    for line in _lines(rows):
-        print("".join(line))
-
-
-def _lines(rows: Sequence[Mapping[str, object]]) -> Iterator[list[str]]:
-    """Header and rows of the printed table; memory and compilation only where they were measured."""
-    more = {"peak_memory_mb": "MB", "compile_seconds": "compile s"}
-    more = {name: title for name, title in more.items() if rows[0][name] is not None}
-    header = [f"{'method':<24}{'keep':>6}{'FPS':>10}{'speed-up':>10}{'quartiles':>14}{'GMAC':>10}{'MAC ratio':>11}"]
-    yield [*header, f"{'ceiling':>9}", *(f"{title:>11}" for title in more.values())]
-    for row in rows:
-        name = row["method"] + (f":{row['options']}" if row["options"] else "")
-        quartiles = f"{row['speedup_q1']:.2f}-{row['speedup_q3']:.2f}"
-        ceiling = "-" if row["ceiling"] is None else f"{row['ceiling']:.2f}x"
-        yield [
-            f"{name:<24}{keep_rate_text(row['keep_rate']):>6}{row['fps']:>10.2f}{row['speedup']:>9.2f}x{quartiles:>14}",
-            f"{row['gmac']:>10.4f}{rows[0]['gmac'] / row['gmac']:>10.2f}x{ceiling:>9}",
-            *(f"{row[name]:>11.1f}" for name in more),
-        ]
-
-
-if __name__ == "__main__":
-    sys.exit(main())
