@@ -10,7 +10,7 @@ from small_training import Pictures, config, killed_at, lively, same_weights, up
 
 from common import plots
 from common.errors import UsageError
-from common.idling.candidates import Candidate, bounds, fit, tau_for, tune, variant, within_budget
+from common.idling.candidates import Candidate, bounds, fit_predictors, tau_for, tune, variant, within_budget
 from common.idling.outcomes import outcomes
 from common.idling.similarity import pairwise_cosine, patch_similarities
 from common.reducers.idle_mlp import LABELS
@@ -64,7 +64,9 @@ def test_tau_of_weighted_labels_lets_the_share_idle(setup):
 def test_candidates_are_what_they_say(setup):
     """Thresholds for a budget, bounds with the same counts, and a tuned copy that leaves the backbone as it was."""
     before = {name: value.clone() for name, value in setup.vit.state_dict().items()}
-    fitted = fit(setup, "idle_mlp:hidden=8", config(epochs=2, lr=1e-2, label_weight=0.0, reducer_only=True), tau=0.75)
+    fitted = fit_predictors(
+        setup, "idle_mlp:hidden=8", config(epochs=2, lr=1e-2, label_weight=0.0, reducer_only=True), tau=0.75
+    )
     frozen = within_budget(setup, variant(setup, fitted, {"attention": "standard"}, score_threshold=0.5), 0.15)
     tuned = tune(setup, frozen, 0.15, config(lr=1e-3, label_weight=0.0))
     rows, found = measure(setup, "tuning", [frozen, tuned], setup.calibration)
@@ -95,8 +97,8 @@ def test_predictors_and_distillation_go_on_after_a_kill(tmp_path, monkeypatch):
         assert epochs == [2] * 6
         return found
 
-    fitted = resumed(lambda: fit(kept, "idle_mlp:hidden=8", labels, idle_share=0.3))
-    assert same_weights(fitted.model, fit(none, "idle_mlp:hidden=8", labels, idle_share=0.3).model)
+    fitted = resumed(lambda: fit_predictors(kept, "idle_mlp:hidden=8", labels, idle_share=0.3))
+    assert same_weights(fitted.model, fit_predictors(none, "idle_mlp:hidden=8", labels, idle_share=0.3).model)
     tuned = resumed(lambda: tune(kept, fitted, 0.15, task))
     assert same_weights(tuned.model, tune(none, fitted, 0.15, task).model)
 
@@ -121,7 +123,7 @@ def test_rows_tell_the_paired_difference_from_the_unreduced_model(setup):
 
 def test_learning_rates_are_tried_on_images_that_nothing_is_trained_on(setup):
     """A rate of 0 changes nothing, so its row is that of the model it started from."""
-    fitted = fit(setup, "idle_mlp:hidden=8", config(lr=1e-2, label_weight=0.0, reducer_only=True), tau=0.75)
+    fitted = fit_predictors(setup, "idle_mlp:hidden=8", config(lr=1e-2, label_weight=0.0, reducer_only=True), tau=0.75)
     start = within_budget(setup, fitted, 0.15)
     rows = try_rates(setup, start, 0.15, config(label_weight=0.0), [1e-12, 1e-3], count=16)
     found, labels = outcomes([setup.reduced("none"), start.model], setup.loader())

@@ -10,7 +10,7 @@ from common.cost.methods import deciding_macs, idle_macs
 from common.data import make_loader
 from common.errors import UsageError
 from common.idling.budget import solve_thresholds
-from common.idling.candidates import fit
+from common.idling.candidates import fit_predictors
 from common.idling.outcomes import acting_blocks, outcomes, predictor_quality
 from common.models.reduced import reduce_tokens
 from common.setup import Setup
@@ -97,7 +97,7 @@ def test_stage_one_trains_the_predictors_alone_and_they_learn():
     before = {name: value.clone() for name, value in setup.vit.state_dict().items()}
     torch.manual_seed(setup.seed)
     start = predictor_quality(setup.reduced(TEXT, score_threshold=0.5, tau=0.75), loader(48))
-    fitted = fit(setup, TEXT, config(epochs=12, lr=1e-2, label_weight=0.0, reducer_only=True), tau=0.75)
+    fitted = fit_predictors(setup, TEXT, config(epochs=12, lr=1e-2, label_weight=0.0, reducer_only=True), tau=0.75)
     assert all(torch.equal(value, before[name]) for name, value in setup.vit.state_dict().items())
     end = predictor_quality(fitted.model, loader(48))
     mean = [sum(q[layer].auroc for layer in q) / len(q) for q in (start, end)]

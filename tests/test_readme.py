@@ -8,7 +8,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+from timm.models.vision_transformer import VisionTransformer
 
+import common
+from common.cost.closed_form import Shape
+from common.data import load_dataset, make_loader
+from common.idling.outcomes import outcomes
+from common.models.factory import create_backbone
 from common.report.paired import paired_difference
 from common.results import read_runs
 from common.studies import find_study
@@ -272,6 +279,38 @@ def test_which_tokens_methods_keep() -> None:
     assert sizes.min().to_dict() == {17: 0.89, 41: 0.98} and sizes.max().to_dict() == {17: 0.96, 41: 0.99}
     assert "of 41 models almost perfectly (0.98 to 0.99), that of the 17 fine-tuned ones" in " ".join(text.split())
     assert "nearly so (0.89 to 0.96)" in " ".join(text.split())
+
+
+@pytest.fixture
+def digits_network() -> VisionTransformer:
+    """A small network whose patches differ; trained ones take a minute to make."""
+    vit = create_backbone("vit_digits").eval()
+    for block in vit.blocks:
+        torch.nn.init.normal_(block.attn.qkv.weight, std=0.2)
+    return vit
+
+
+@pytest.mark.parametrize(("call", "cut"), [("common.idling.fit", 0.2), ("common.slimming.search", 0.45)])
+def test_examples_of_fitting_run(
+    call: str, cut: float, digits_network: VisionTransformer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As they are printed, on digits: the cut is met, and what is loaded is what was saved."""
+    (example,) = (
+        code for code in re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S) if call in code
+    )
+    assert f"mac_cut={cut}" in example and example.count("\n") == 3
+    monkeypatch.chdir(tmp_path)
+    data = load_dataset("digits", "train", img_size=32, limit=200)
+    names = {"common": common, "vit": digits_network, "images": data.stack()}
+    exec(example, names)
+    model, (file,) = names.get("fast") or names["slim"], tmp_path.iterdir()
+    again, others = common.load(file, digits_network), load_dataset("digits", "val", img_size=32, limit=100)
+    assert torch.equal(again(others.stack()), model(others.stack()))
+    (found,), _ = outcomes([model], make_loader(others, 50, shuffle=False, seed=0))
+    saved = 1 - found.macs.mean().item() / Shape.of(digits_network).unreduced
+    if "slim" in names:
+        saved = 1 - common.count_macs(model, 32).total / Shape.of(digits_network).unreduced
+    assert saved == pytest.approx(cut, abs=0.02)
 
 
 @pytest.mark.parametrize("figure", sorted(set(re.findall(r"\]\((results/[^)#]+)\)", (ROOT / "README.md").read_text()))))

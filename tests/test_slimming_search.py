@@ -6,17 +6,18 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from backbones import images, make
 from timm.models.vision_transformer import VisionTransformer
 
 from common.cost.closed_form import Shape
 from common.cost.methods import slim_macs
+from common.data.unlabelled import split
 from common.errors import UsageError
 from common.models.factory import create_backbone
 from common.models.reduced import reduce_tokens
 from common.slimming import SlimmingPlan, calibrate_thresholds, fit_gates, search, top_down, tuning
 from common.slimming.allocation import SHARES, added_error, allocate, error_curves, sensitivity, uniform_lengths
-from common.slimming.calibration import split
 from common.slimming.gates import standardised
 from common.slimming.plans import dropped_at, slimmed
 from common.slimming.scores import significances
@@ -72,7 +73,7 @@ def test_the_most_significant_patches_are_added(vit, x):
 def test_an_unreachable_tolerance_ends_with_the_best_candidate(vit, x):
     plan = search(vit, x, tolerance=0.0, **{**FAST, "step": 32})
     for layer, record in enumerate(plan.layers):
-        found = {c.num_tokens: c.after["rel"] for c in record.candidates}
+        found = {c.num_tokens: c.after["token"] for c in record.candidates}
         assert not record.reached and plan.lengths[layer] == min(found, key=found.get)
     assert tried(plan, 4) == [1, 33, 65]
 
@@ -86,8 +87,8 @@ def test_the_weights_are_those_of_the_best_candidate(vit, x):
         features = LayerFeatures(original, x, places, layer, plan.masks[layer + 1], chunk=4, cache=0)
         kept = [range(PATCHES)] * layer + list(plan.kept[layer:])
         model = slimmed(reduce_tokens(vit, "none"), SlimmingPlan.of_patches(kept, PATCHES))
-        best = min(candidate.after["rel"] for candidate in plan.layers[layer].candidates)
-        assert measure(model, layer, features)["rel"] == pytest.approx(best, rel=1e-4)
+        best = min(candidate.after["token"] for candidate in plan.layers[layer].candidates)
+        assert measure(model, layer, features)["token"] == pytest.approx(best, rel=1e-4)
 
 
 def test_without_epochs_nothing_is_tuned(vit, x):
@@ -116,7 +117,7 @@ def test_tuning_lowers_the_error_and_gives_gradient_to_its_block_alone(vit, x, m
     monkeypatch.setattr(torch.optim.AdamW, "step", lambda self: (seen.append(_with_gradient(vit)), step(self)))
     before = copy.deepcopy(vit.state_dict()), measure(model, 2, features)
     tune_block(model, 2, features, Tuning(epochs=4, lr=1e-3, batch_size=8), torch.Generator().manual_seed(0))
-    assert measure(model, 2, features)["rel"] < 0.9 * before[1]["rel"]
+    assert measure(model, 2, features)["token"] < 0.9 * before[1]["token"]
     assert len(seen) == 12 and set.union(*seen) == {"2"}
     changed = {key for key, value in vit.state_dict().items() if not torch.equal(value, before[0][key])}
     assert changed and all(key.startswith("blocks.2.") for key in changed)
@@ -157,6 +158,31 @@ def test_the_norms_of_an_error():
     found = target + torch.tensor([[[1.0, 2.0], [0.0, 1.0]]])
     values = {norm: errors(found, target, norm).item() for norm in tuning.ERRORS}
     assert values == pytest.approx({"raw": 6.0, "mse": 1.5, "rel": 6 / 29, "token": (5 / 25 + 1 / 4) / 2})
+
+
+def test_a_massive_token_hides_errors_from_rel_and_not_from_the_default():
+    """One patch ten times larger than the others is most of what "rel" divides by: plans err by four times as much."""
+    x = torch.randn(24, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    how = {"tolerance": 0.02, "epochs": 0, "step": 8}
+    for massive in (0.0, 300.0):
+        vit = create_backbone("vit_digits").eval()
+        for block in vit.blocks:
+            torch.nn.init.normal_(block.attn.qkv.weight, std=0.2)
+            torch.nn.init.normal_(block.attn.proj.weight, std=0.3)
+        with torch.no_grad():
+            vit.pos_embed[:, 21] += massive * F.normalize(torch.randn(64), dim=0)
+            plans = [search(vit, x, **how, **norm) for norm in ({"error_norm": "rel"}, {})]
+            whole, *slim = (
+                reduce_tokens(vit, "patch_slimming", plan=plan)(x) for plan in (SlimmingPlan.whole(vit), *plans)
+            )
+        error = [(logits - whole).norm() / whole.norm() for logits in slim]
+        assert all(layer.candidates[-1].after["rel"] <= 0.02 for plan in plans for layer in plan.layers)
+        assert all(layer.candidates[-1].after["token"] <= 0.02 for layer in plans[1].layers)
+        if not massive:
+            assert plans[0].masks == plans[1].masks
+            continue
+        assert plans[0].layers[0].candidates[-1].after["token"] > 4 * 0.02 and error[0] > 1.5 * error[1]
+        assert sum(plans[1].lengths) > 1.3 * sum(plans[0].lengths)
 
 
 def test_a_killed_search_goes_on_where_it_was(vit, x, tmp_path, monkeypatch):
@@ -244,8 +270,8 @@ def test_a_dataset_is_as_good_as_a_tensor(vit, x):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({}, r"a search needs one of tolerance, mac_budget and lengths; given: none"),
-        ({"tolerance": 0.1, "mac_budget": 0.5}, r"given: \['tolerance', 'mac_budget'\]"),
+        ({}, r"a search needs one of tolerance, mac_budget, mac_cut, lengths; given: none"),
+        ({"tolerance": 0.1, "mac_budget": 0.5}, r"given: tolerance, mac_budget"),
         ({"tolerance": -0.1}, r"tolerance=-0.1 is not allowed; give a number >= 0"),
         ({"tolerance": 0.1, "step": 0}, r"step=0 is not allowed; give a whole number >= 1"),
         ({"tolerance": 0.1, "error_norm": "l1"}, r"unknown error_norm 'l1'; allowed: mse, raw, rel, token"),

@@ -50,7 +50,7 @@ from dataclasses import replace
 import pandas as pd
 
 from common import plots
-from common.idling.candidates import LABEL_STAGE, THRESHOLD, Candidate, fit, oracle, variant, within_budget
+from common.idling.candidates import LABEL_STAGE, THRESHOLD, Candidate, fit_predictors, oracle, variant, within_budget
 from common.idling.similarity import patch_similarities
 from common.results import read_published, resolve, write_run
 from common.setup import Setup
@@ -132,7 +132,7 @@ config = replace(LABEL_STAGE, epochs=epochs, lr=lr, batch_size=batch_size)
 
 
 def fitted(text):
-    return [fit(setup, text, config, limit_labels, idle_share=share) for share in idle_shares]
+    return [fit_predictors(setup, text, config, limit_labels, idle_share=share) for share in idle_shares]
 
 
 def budgeted(candidates):
@@ -146,7 +146,7 @@ def attending(candidates, attention):
 by_change, by_influence = (fitted(f"idle_mlp:hidden={hidden},{label}") for label in labels)
 standard, same_cost, influential = map(budgeted, (attending(by_change, "standard"), by_change, by_influence))
 same_thresholds = attending(standard, "modified")
-given = [fit(setup, f"idle_mlp:hidden={hidden},{labels[0]}", config, limit_labels, tau=tau) for tau in taus]
+given = [fit_predictors(setup, f"idle_mlp:hidden={hidden},{labels[0]}", config, limit_labels, tau=tau) for tau in taus]
 given = [*attending(given, "standard"), *attending(given, "modified"), *(oracle(setup, each) for each in given)]
 models = [Candidate("none", dense, seed=seed), *standard, *same_thresholds, *same_cost, *influential, *given]
 table, found = measure(setup, "thresholds", models)

@@ -55,7 +55,7 @@ from operator import itemgetter
 import pandas as pd
 
 from common import plots
-from common.idling.candidates import LABEL_STAGE, Candidate, bounds, fit, tune, variant, within_budget
+from common.idling.candidates import LABEL_STAGE, Candidate, bounds, fit_predictors, tune, variant, within_budget
 from common.results import resolve, write_run
 from common.setup import Setup
 from common.studies.idling import Idling, idle_shares_by_block, measure, prediction, speeds, try_rates
@@ -121,7 +121,7 @@ print(f"{len(setup.val_set)} validation images of {dataset}, {len(few)} for the 
 
 # %%
 texts = [f"idle_mlp:hidden={hidden},{label}" for label in labels]
-fitted = [fit(setup, text, stage_1, limit_labels, idle_share=idle_share) for text in texts]
+fitted = [fit_predictors(setup, text, stage_1, limit_labels, idle_share=idle_share) for text in texts]
 frozen = [within_budget(setup, each, cut) for each in fitted]
 rates = try_rates(setup, frozen[-1], cut, stage_2, tune_rates, limit_variants)
 best = replace(stage_2, lr=min(rates, key=itemgetter("divergence"))["lr"])
@@ -157,7 +157,8 @@ table_of(bounded)
 
 # %%
 around = [
-    fit(setup, f"{texts[-1]},context={context}", stage_1, limit_labels, idle_share=idle_share) for context in contexts
+    fit_predictors(setup, f"{texts[-1]},context={context}", stage_1, limit_labels, idle_share=idle_share)
+    for context in contexts
 ]
 variants = [frozen[-1], *(within_budget(setup, each, cut) for each in around)]
 context, _ = measure(setup, "context", variants, few)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from common.data import load_dataset
     from common.exporting import export
     from common.models.factory import create_model
+    from common.models.saving import load, save
     from common.reducers import list_reducers
 
 PACKAGES = ("analysis", "cost", "data", "evaluation", "explain", "idling", "plots")
@@ -25,8 +26,10 @@ CALLS = {
     "export": "common.exporting",
     "keep_rate_for": "common.budget",
     "list_reducers": "common.reducers",
+    "load": "common.models.saving",
     "load_dataset": "common.data",
     "reduce_tokens": "common.budget",
+    "save": "common.models.saving",
     "search_schedule": "common.budget",
 }
 __all__ = sorted([*PACKAGES, *CALLS])

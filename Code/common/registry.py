@@ -13,6 +13,7 @@ from common.yaml_files import parse_yaml
 
 Class = TypeVar("Class", bound=type)
 Options = tuple[tuple[str, object], ...]
+ASKED = "_asked"  # where an instance keeps the name that its class was chosen by, and its options
 
 
 class Registry(Generic[Class]):
@@ -49,12 +50,28 @@ class Registry(Generic[Class]):
 
             @wraps(build)
             def checking(instance: object, *args: object, **options: object) -> None:
-                build(instance, *args, **self.checked(name, options))
+                found = self.checked(name, options)
+                build(instance, *args, **found)
+                # last, so that of a class and the one that it inherits from the name of the former stays
+                object.__setattr__(instance, ASKED, (name, found))
 
             cls.__init__ = checking
             return cls
 
         return register
+
+    def asked(self, instance: object) -> tuple[str, dict[str, Any]]:
+        """The name that the class of ``instance`` was chosen by, and the options that were given.
+
+        Raises:
+            UsageError: its class has no name here.
+        """
+        name, options = getattr(instance, ASKED, (None, {}))
+        if self._classes.get(name) is not type(instance):
+            raise UsageError(
+                f"{type(instance).__name__} is no registered {self._what}; allowed: {', '.join(self.names())}"
+            )
+        return name, dict(options)
 
     def names(self) -> list[str]:
         """All names, sorted."""

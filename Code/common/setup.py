@@ -46,6 +46,7 @@ class Setup:
         memory_gb: for the decoded pictures of each dataset, see :func:`common.load_dataset`; 0 = none.
         folder: of trainings and explanations, relative to the repository, so that what was done in a run that was
             stopped is not done again; "" = they are not kept.
+        quiet: the losses of trainings are not printed.
 
     Example:
         >>> setup = Setup("vit_digits", "", "digits", img_size=32, limit_val=20)
@@ -67,6 +68,7 @@ class Setup:
     limit_calibration: int | None = None
     memory_gb: float = 4.0
     folder: str = ""
+    quiet: bool = False
 
     @classmethod
     def around(cls, vit: VisionTransformer, data: Mapping[str, LabelledDataset], **given: object) -> Setup:
@@ -188,7 +190,7 @@ class Setup:
         """
         config = replace(config, seed=self.seed, device=self.device)
         for epoch in train(model, *in_the_heads_classes(model, data), config, teacher=teacher, output_dir=folder):
-            if epoch.epoch:
+            if epoch.epoch and not self.quiet:
                 print(f"{title}: epoch {epoch.epoch} of {config.epochs}, loss {epoch.train_loss:.3f}")
         return len(data[0])
 

@@ -94,8 +94,13 @@ def save_state(model: nn.Module, path: str | Path, dtype: torch.dtype = torch.fl
     whether it is the published network of TRAM.
     """
     state = {name: value.detach().to("cpu", dtype).contiguous() for name, value in model.state_dict().items()}
+    write_tensors(state, path, expectations(model))
+
+
+def expectations(model: nn.Module) -> dict[str, str]:
+    """What the header of a file keeps of ``model``, see :func:`save_state`."""
     known = {key: value for key, value in getattr(model, CFG, {}).items() if key in (*NORM, NETWORK)}
-    write_tensors(state, path, {CFG: json.dumps(known)})
+    return {CFG: json.dumps(known)}
 
 
 def write_tensors(tensors: Mapping[str, Tensor], path: str | Path, metadata: Mapping[str, str] | None = None) -> None:

@@ -64,6 +64,11 @@ def solve_thresholds(model: ReducedVisionTransformer, loader: DataLoader, cut: f
     return reducer.thresholds.tolist()
 
 
+def check_possible(model: ReducedVisionTransformer, cut: float) -> None:
+    """Refuse a ``cut`` that is more than the model saves where every patch idles wherever that pays."""
+    shares_of_budget(model, torch.zeros(len(model.blocks), 1, model.patch_embed.num_patches), cut)
+
+
 def _saved(model: ReducedVisionTransformer, states: list[Tokens], counts: list[float | None]) -> float:
     """Set the thresholds for ``counts`` on the embedded images ``states``; the share of the MAC that they save."""
     reducer, computed = model.reducer, {}
@@ -116,7 +121,7 @@ def shares_of_budget(model: ReducedVisionTransformer, chances: Tensor, cut: floa
 
     low, high = 0.0, 1.0 + 1e-6
     if cost(at(high)) > target:
-        raise UsageError(f"cut={cut!r} is not possible with {attention} attention; give less")
+        raise UsageError(f"mac_cut={cut!r} is not possible with {attention} attention; give less")
     for _ in range(40):
         middle = (low + high) / 2
         low, high = (middle, high) if cost(at(middle)) > target else (low, middle)

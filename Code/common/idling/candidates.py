@@ -54,7 +54,7 @@ def tau_for(setup: Setup, text: str, share: float) -> float:
     return patch_similarities(setup.reduced(text, score_threshold=THRESHOLD), setup.loader()).tau(share)
 
 
-def fit(
+def fit_predictors(
     setup: Setup,
     text: str,
     config: TrainConfig = LABEL_STAGE,

@@ -141,8 +141,12 @@ class SlimmingPlan:
 
     def save(self, path: str | Path) -> None:
         """Write the plan as JSON, whole or not at all."""
-        content = {"format": FORMAT, **asdict(self)}
-        write_atomically(Path(path), lambda file: file.write(json.dumps(content) + "\n"))
+        write_atomically(Path(path), lambda file: file.write(json.dumps(self.content) + "\n"))
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """All of it as plain values, for JSON."""
+        return {"format": FORMAT, **asdict(self)}
 
     @classmethod
     def load(cls, path: str | Path) -> SlimmingPlan:
@@ -153,16 +157,26 @@ class SlimmingPlan:
         """
         path = Path(path)
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            if content.pop("format") != FORMAT:
-                raise ValueError(f"its format is not {FORMAT!r}")
-            content["layers"] = tuple(record_of(layer) for layer in content["layers"])
-            return cls(**content)
+            return cls.of_content(json.loads(path.read_text(encoding="utf-8")))
         except UsageError:
             raise
         except (OSError, AttributeError, KeyError, TypeError, ValueError) as error:
             reason = " ".join(str(error).split())
             raise UsageError(f"slimming plan {str(path)!r} cannot be read: {reason}") from error
+
+    @classmethod
+    def of_content(cls, content: Mapping[str, Any]) -> SlimmingPlan:
+        """The plan of :attr:`content`.
+
+        Raises:
+            UsageError: masks that are no such thing.
+            KeyError, TypeError, ValueError: not a slimming plan.
+        """
+        content = dict(content)
+        if content.pop("format") != FORMAT:
+            raise ValueError(f"its format is not {FORMAT!r}")
+        content["layers"] = tuple(record_of(layer) for layer in content["layers"])
+        return cls(**content)
 
 
 def record_of(given: dict[str, Any]) -> LayerRecord:

@@ -23,9 +23,10 @@ from torch import Tensor
 
 from common.cost.closed_form import Shape
 from common.cost.methods import slim_block_macs, slim_macs
+from common.data.unlabelled import Calibration
 from common.models.reduced import ReducedVisionTransformer
 from common.options import check
-from common.slimming.calibration import Calibration, batches
+from common.slimming.calibration import batches
 from common.slimming.plans import dropped_at, encode_all, slimmed
 from common.slimming.tuning import errors
 
@@ -51,7 +52,7 @@ def sensitivity(
     for batch in batches(images, 16, model, "sensitivity"):
         target = model.encode(model.embed(batch)).prefix
         for cell, tokens in encode_all(model, slim, batch):
-            total[cell] += errors(tokens.prefix, target, "rel").double().sum().item()
+            total[cell] += errors(tokens.prefix, target).double().sum().item()
     return total / len(images)
 
 

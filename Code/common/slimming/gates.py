@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from common.data.unlabelled import Calibration
 from common.errors import UsageError
 from common.models.block import reduced_block
 from common.models.observe import untouched
@@ -14,7 +15,7 @@ from common.options import Count, Positive, Whole, checked
 from common.reducers.dynamic_slimming import DynamicSlimming, with_patches
 from common.reducers.none import NoReduction
 from common.schedule import Schedule
-from common.slimming.calibration import Calibration, batches
+from common.slimming.calibration import batches
 from common.slimming.scores import image_significances
 from common.tokens import Tokens
 from common.training.accelerator import progress

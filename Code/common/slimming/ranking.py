@@ -21,10 +21,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from common.data.unlabelled import Calibration
 from common.models.block import Heads
 from common.models.observe import watching
 from common.models.reduced import ReducedVisionTransformer
-from common.slimming.calibration import Calibration, batches
+from common.slimming.calibration import batches
 from common.slimming.scores import Scoring, image_significances, significances
 from common.tokens import Tokens
 from common.training.accelerator import progress

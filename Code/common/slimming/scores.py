@@ -21,6 +21,7 @@ import torch
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor
 
+from common.data.unlabelled import Calibration
 from common.errors import UsageError
 from common.models.block import Heads
 from common.models.observe import AttentionLayer, as_reduced, untouched, watching
@@ -28,7 +29,7 @@ from common.models.reduced import ReducedVisionTransformer, obstacle
 from common.options import Count, Whole, check, check_fields
 from common.reducers.patch_slimming import PatchSlimming
 from common.reducers.slimming_plan import SlimmingPlan
-from common.slimming.calibration import Calibration, batches
+from common.slimming.calibration import batches
 from common.tokens import Tokens
 
 HeadHandling = Literal["path_energy", "rollout", "same_head", "sampled"]

@@ -21,19 +21,21 @@ from tqdm import tqdm
 
 from common.cost.closed_form import Shape
 from common.cost.methods import COUNTERS
+from common.data.unlabelled import Calibration, Images, as_calibration, digest, split, take
 from common.errors import UsageError
 from common.models.observe import untouched
 from common.models.reduced import check_supported, reduce_tokens
 from common.options import Count, Many, NonNegative, Share, Whole, check_names, field_kinds
 from common.reducers.slimming_plan import Candidate, LayerRecord, SlimmingPlan, record_of
-from common.slimming.allocation import allocate, error_curves, sensitivity
-from common.slimming.calibration import Calibration, digest, split, take
+from common.slimming.allocation import allocate, error_curves, sensitivity, uniform_lengths
 from common.slimming.plans import best_first, slimmed
 from common.slimming.ranking import SCORES, block_scores, network_scores
 from common.slimming.scores import Scoring, check_backbone
 from common.slimming.tuning import LayerFeatures, Tuning, measure, tune_block
 from common.tokens import Tokens
 from common.training.checkpoint import RunFolder
+
+GOALS = ("tolerance", "mac_budget", "mac_cut", "lengths")
 
 
 @dataclass(frozen=True)
@@ -44,8 +46,9 @@ class SearchSettings(Tuning, Scoring):
         tolerance: error, by ``error_norm``, that a block may make; the paper's 0.01 to 0.02 are of an unknown norm.
         mac_budget: share of the multiplications to spend, by ``counter``; shared out among the
             blocks so that the least error reaches the output before tuning, see :mod:`common.slimming.allocation`.
+        mac_cut: the same as the share to save.
         lengths: tokens of every block, prefix tokens included; the last block computes these alone. One of these
-            three says how far to go.
+            four says how far to go.
         step: patches to add at a time (the paper's r0).
         counter: "compact", what the slim model executes, or "paper", see :func:`common.cost.methods.slim_block_macs`.
         reset: every candidate starts from the original weights, not from those tuned for the one before.
@@ -60,6 +63,7 @@ class SearchSettings(Tuning, Scoring):
 
     tolerance: NonNegative | None = None
     mac_budget: Share | None = None
+    mac_cut: Share | None = None
     lengths: Many[Count] | None = None
     step: Count = 10
     counter: Literal[COUNTERS] = "compact"
@@ -73,13 +77,18 @@ class SearchSettings(Tuning, Scoring):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        goals = [name for name in ("tolerance", "mac_budget", "lengths") if getattr(self, name) is not None]
+        goals = [name for name in GOALS if getattr(self, name) is not None]
         if len(goals) != 1:
-            raise UsageError(f"a search needs one of tolerance, mac_budget and lengths; given: {goals or 'none'}")
+            raise UsageError(f"a search needs one of {', '.join(GOALS)}; given: {', '.join(goals) or 'none'}")
+
+    @property
+    def budget(self) -> float | None:
+        """The share of the multiplications to spend, where the goal is one."""
+        return self.mac_budget if self.mac_cut is None else 1 - self.mac_cut
 
 
 def search(
-    model: VisionTransformer, calibration: Calibration, *, output_dir: str | Path | None = None, **settings: Any
+    model: VisionTransformer, images: Images, *, output_dir: str | Path | None = None, **settings: Any
 ) -> SlimmingPlan:
     """Find the plan of ``model`` and tune its blocks, in place, to follow it.
 
@@ -93,21 +102,27 @@ def search(
     Args:
         model: a timm backbone that classifies from its prefix tokens; afterwards its blocks are the tuned ones:
             ``reduce_tokens(model, "patch_slimming", plan=plan)`` is the slim model.
-        calibration: images (n, 3, H, W), or a dataset of this package; no labels are used.
+        images: (N, 3, H, W), normalised as the weights expect; a ``Dataset`` of images or of tuples that begin with
+            one; or a ``DataLoader``. No labels are used. A dataset of this package is decoded as it is needed.
         output_dir: a folder where the search keeps each finished block, and from where a stopped one goes on.
-        **settings: of :class:`SearchSettings`; ``tolerance``, ``mac_budget`` or ``lengths`` says how far to go.
+        **settings: of :class:`SearchSettings`; ``mac_cut``, ``mac_budget``, ``tolerance`` or ``lengths`` says how far
+            to go.
 
     Returns:
         The plan with its errors and scores. Where a tolerance cannot be met, the best candidate was taken, and its
         record says so (``LayerRecord.reached``).
 
     Raises:
-        UsageError: a backbone that averages its patches, settings that do not fit, a folder of another search.
+        UsageError: a backbone that averages its patches, settings or images that do not fit, a folder of another
+            search.
     """
     check_names(settings, field_kinds(SearchSettings), "setting of a search")
     how = SearchSettings(**settings)
     check_supported(model)
     check_backbone(model)
+    if how.budget is not None:
+        uniform_lengths(Shape.of(model), how.budget, how.counter)  # refuses what no lengths can meet
+    calibration = as_calibration(images, model)
     with untouched(model):
         return _Search(model, calibration, how, output_dir).run()
 
@@ -147,12 +162,12 @@ class _Search:
     def _given_lengths(self) -> Sequence[int] | None:
         """The tokens of every block by the settings: as they are given, or shared out by a budget."""
         how = self.how
-        if how.mac_budget is None:
+        if how.budget is None:
             return how.lengths if how.lengths is None else self._checked(how.lengths)
         scored, measured = self.tuned_on[: how.score_images], self.measured_on[: how.error_images]
         scores = network_scores(how.score, self.teacher, take(self.images, scored), how)
         curves = error_curves(sensitivity(self.teacher, take(self.images, measured), scores), self.num_patches)
-        return allocate(curves, self.shape, how.mac_budget, how.counter)
+        return allocate(curves, self.shape, how.budget, how.counter)
 
     def _checked(self, lengths: Sequence[int]) -> Sequence[int]:
         wanted = [self.prefix + self.num_patches, *lengths]

@@ -14,11 +14,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from common.data.unlabelled import Calibration, take
 from common.errors import require_choice
 from common.models.observe import untouched
 from common.models.reduced import ReducedVisionTransformer
 from common.options import Count, Positive, Whole, check_fields
-from common.slimming.calibration import Calibration, take
 from common.tokens import Tokens
 
 ERRORS = {
@@ -28,9 +28,10 @@ ERRORS = {
     "raw": lambda difference, target: difference.sum((1, 2)),
 }
 ErrorNorm = Literal[tuple(ERRORS)]
+ERROR_NORM = "token"
 
 
-def errors(found: Tensor, target: Tensor, norm: str = "rel") -> Tensor:
+def errors(found: Tensor, target: Tensor, norm: str = ERROR_NORM) -> Tensor:
     """Error (B,) of ``found`` against ``target`` (B, n, D), in float32.
 
     "raw" is the squared Frobenius norm of the difference, "mse" that per element, "rel" that as a share of the squared
@@ -50,13 +51,13 @@ class Tuning:
     Args:
         epochs: passes over the images to tune on; 0 leaves the weights alone.
         lr, batch_size: of AdamW.
-        error_norm: "rel", "token", "mse" or "raw", see :func:`errors`.
+        error_norm: "token", "rel", "mse" or "raw", see :func:`errors`.
     """
 
     epochs: Whole = 3
     lr: Positive = 1e-4
     batch_size: Count = 32
-    error_norm: ErrorNorm = "rel"
+    error_norm: ErrorNorm = ERROR_NORM
 
     def __post_init__(self) -> None:
         check_fields(self)
