@@ -83,7 +83,7 @@ def throughput_run(root: Path, speedups: dict[tuple[str, float], float], *, name
             "params": 21_579_658,
             "gmac": 4.6 / value,
             "gmac_thop_compat": 4.2577 / value,
-            "compiled": "eager",
+            "runtime": "eager",
         }
         for (method, keep_rate), value in speedups.items()
     ]

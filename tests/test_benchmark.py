@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from common.benchmark import candidates, compare, compare_all, measured
 from common.benchmark.__main__ import main
+from common.benchmark.engines import Compiled
 from common.cost import throughput
 from common.cost.ceiling import FirstTokens, recorded_lengths
 from common.cost.closed_form import Shape, total_macs
@@ -117,11 +118,12 @@ def test_rows_are_the_baseline_and_every_method_at_every_rate(rows):
 
 
 def test_columns(rows):
-    what = ["dtype", "batch", "method", "options", "keep_rate", "img_size", "params", "gmac", "gmac_thop_compat"]
+    what = ["runtime", "dtype", "batch", "img_size", "method", "options", "keep_rate"]
+    costs = ["params", "gmac", "gmac_thop_compat"]
     times = ["fps", "fps_q1", "fps_q3", "speedup", "speedup_q1", "speedup_q3", "rounds"]
     for row in rows:
-        assert list(row) == [*what, *times, "compiled", "compile_seconds", "peak_memory_mb", "ceiling"]
-        assert (row["compiled"], row["compile_seconds"], row["peak_memory_mb"]) == ("eager", None, None)
+        assert list(row) == [*what, *costs, *times, "compile_seconds", "peak_memory_mb", "ceiling"]
+        assert (row["runtime"], row["compile_seconds"], row["peak_memory_mb"]) == ("eager", None, None)
         assert (row["ceiling"] is None) == (row["method"] == "none")
         assert row["img_size"] == 32 and row["rounds"] == 2
         assert 0 < row["fps_q1"] <= row["fps"] <= row["fps_q3"]
@@ -264,25 +266,25 @@ def test_there_is_no_ceiling_where_the_image_decides_or_tokens_come_back():
 def test_what_does_not_run_is_left_out_by_name(monkeypatch, capsys):
     start = measured._start
 
-    def full(model, images, compiled):
+    def full(engine, model, images, dtype):
         if type(model) is reduced.ReducedVisionTransformer and "Tome" in type(model.reducer).__name__.title():
             raise RuntimeError("\nout of memory: 3 bytes\nmore")
-        return start(model, images, compiled)
+        return start(engine, model, images, dtype)
 
     monkeypatch.setattr(measured, "_start", full)
     rows = compare("vit_digits", ["tome", "topk"], [0.5], **QUICK)
     assert [row["method"] for row in rows] == ["none", "topk"]
-    said = "left out: tome, keep rate 0.5 does not run (torch.float32, batch 2): RuntimeError: out of memory: 3 bytes"
+    said = "left out: tome, keep rate 0.5 does not run (float32, batch 2): RuntimeError: out of memory: 3 bytes"
     assert said in capsys.readouterr().err.splitlines()
 
 
 def test_nothing_is_measured_without_its_baseline(monkeypatch):
-    def fails(model, images, compiled):
+    def fails(engine, model, images, dtype):
         raise RuntimeError("no compiler")
 
     monkeypatch.setattr(measured, "_start", fails)
     with pytest.raises(UsageError, match=r"none, keep rate 1 does not run compiled .*: RuntimeError: no compiler"):
-        compare("vit_digits", ["topk"], [0.5], compiled=True, backend="eager", **QUICK)
+        compare("vit_digits", ["topk"], [0.5], runtime="compiled", backend="eager", **QUICK)
 
 
 # compiled
@@ -290,7 +292,7 @@ def test_nothing_is_measured_without_its_baseline(monkeypatch):
 
 @pytest.fixture(scope="module")
 def compiled_rows():
-    return compare("vit_digits", COMPILED, [0.5], compiled=True, backend="eager", **QUICK)
+    return compare("vit_digits", COMPILED, [0.5], runtime="compiled", backend="eager", **QUICK)
 
 
 COMPILED = ["topk", "tram", "tome", "evit"]
@@ -299,7 +301,7 @@ COMPILED = ["topk", "tram", "tome", "evit"]
 def test_compiled_models_are_measured_against_the_compiled_backbone(compiled_rows):
     assert [row["method"] for row in compiled_rows] == ["none", *COMPILED]
     for row in compiled_rows:
-        assert row["compiled"] == "compiled" and row["compile_seconds"] > 10 / row["fps"]
+        assert row["runtime"] == "compiled" and row["compile_seconds"] > 10 / row["fps"]
 
 
 @pytest.mark.parametrize("reducer", ["none", *COMPILED])
@@ -307,7 +309,7 @@ def test_compiled_logits_are_those_of_eager(reducer):
     torch.manual_seed(0)
     model = create_model("vit_digits", reducer=reducer, keep_rate=1.0 if reducer == "none" else 0.5).eval()
     images = torch.randn(2, 3, 32, 32)
-    with torch.inference_mode(), measured._room_to_compile(True):
+    with torch.inference_mode(), Compiled().comparison():
         found = torch.compile(model, dynamic=False, backend="aot_eager")(images)
         torch.testing.assert_close(found, model(images), rtol=0, atol=1e-4)
 
@@ -324,7 +326,7 @@ BAD_INPUT = [
     (["--mac-cut", "0.95"], "tram in blocks [1, 3, 4] cannot save 95.0% of the MAC; at most "),
     (["--speedup", "fast"], "speedup='fast' is not allowed; give a number >= 1"),
     (["--latency-ms", "0"], "latency_ms=0.0 is not allowed; give a number > 0"),
-    (["--dtype", "float8"], "unknown dtype 'float8'; allowed: bfloat16, float16, float32"),
+    (["--dtype", "float8"], "unknown dtype 'float8'; allowed: bfloat16, float16, float32, int8"),
     (["--backbone", "vit_digit"], "unknown backbone 'vit_digit'; similar: vit_digits"),
     (["--backbone", "swin_tiny_patch4_window7_224"], "backbone 'swin_tiny_patch4_window7_224' is not supported"),
     (["--img-size", "30"], "img_size 30 is not a multiple of the patch size 4"),

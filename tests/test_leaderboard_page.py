@@ -239,7 +239,7 @@ def test_without_weights_the_page_stands_and_says_why(board, tmp_path, monkeypat
 
 def test_a_speed_belongs_to_the_same_model_on_the_same_machine(tmp_path, board):
     same = {"backbone": "vit_digits", "img_size": 32, "dtype": "float32", "batch": 64, "device": "cpu", "profile": "p"}
-    fast = {"rounds": 3, "params": 1, "gmac_thop_compat": 1.0, "compiled": "eager", "seed": 0, "epochs": 0}
+    fast = {"rounds": 3, "params": 1, "gmac_thop_compat": 1.0, "runtime": "eager", "seed": 0, "epochs": 0}
     rows = [
         {**fast, "method": method, "options": "", "keep_rate": rate, "gmac": gmac, "peak_memory_mb": 7.0}
         | {f"{name}{end}": value for name in ("fps", "speedup") for end in ("", "_q1", "_q3")}

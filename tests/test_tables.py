@@ -250,23 +250,23 @@ def test_a_speed_stands_beside_what_could_be_reached_where_that_was_measured(tmp
     section = found_in(tmp_path, "throughput").sections[0]
     shown = section.frame[["Share of promise", "Share of ceiling", "Peak MB"]]
     assert shown.values.tolist() == [["-", "-", "812"], ["100 %", "80 %", "640"]]
-    assert "Compile (s)" not in section.frame
+    assert "Ready in (s)" not in section.frame
     assert all(f"{said}: " in section.notes[0] for said in (*shown.columns[:2], "Peak memory"))
 
 
 def test_speeds_from_before_there_were_compiled_models_are_those_of_eager_ones(tmp_path: Path) -> None:
     path = throughput_run(tmp_path, {("none", 1.0): 1.0, ("tram", 0.5): 2.0})
-    new = ["compiled", "compile_seconds", "peak_memory_mb", "ceiling"]
+    new = ["runtime", "compile_seconds", "peak_memory_mb", "ceiling"]
     pd.read_csv(path).drop(columns=new).to_csv(path, index=False)
     runs = read_runs(tmp_path, find_study("throughput"))
-    assert set(runs["compiled"]) == {"eager"} and runs[new[1:]].isna().all(axis=None)
+    assert set(runs["runtime"]) == {"eager"} and runs[new[1:]].isna().all(axis=None)
 
 
 def test_compiled_models_have_their_own_table_and_sentence(tmp_path: Path) -> None:
     speeds = {("none", 1.0): 1.0, ("tram", 0.5): 1.5}
     throughput_run(tmp_path, speeds)
     path = throughput_run(tmp_path, {**speeds, ("tram", 0.5): 1.8}, name="b")
-    pd.read_csv(path).assign(compiled="compiled", compile_seconds=12.34).to_csv(path, index=False)
+    pd.read_csv(path).assign(runtime="compiled", compile_seconds=12.34).to_csv(path, index=False)
     found = found_in(tmp_path, "throughput")
     eager, compiled = found.sections[:2]
     assert [part.title for part in (eager, compiled)] == [
@@ -274,7 +274,7 @@ def test_compiled_models_have_their_own_table_and_sentence(tmp_path: Path) -> No
         "ViT-S/16, 224 px, float32, compiled, batch 16",
     ]
     assert [part.frame["Speed-up"].iloc[1][:4] for part in (eager, compiled)] == ["1.50", "1.80"]
-    assert compiled.frame["Compile (s)"].tolist() == ["12.3", "12.3"]
+    assert compiled.frame["Ready in (s)"].tolist() == ["12.3", "12.3"]
     first, second = found.study.answers(summarised(tmp_path, "throughput"))
     assert (first.text.split(",")[0], second.text.split(" c")[1]) == ("In float32", "ompiled,")
 

@@ -263,9 +263,9 @@ def test_shipped_profile_measures_no_baseline_twice(profile):
     measured = Counter()
     for run in (run for plan in load_plans(profile) for run in plan.runs):
         if run.study == "throughput":
-            given = {"dtypes": ["float32"], "batch_sizes": [4], "img_size": None, "compiled": False, **run.options}
-            same = [given["img_size"]], [given["compiled"]]
-            measured.update(product(given["backbones"], given["dtypes"], given["batch_sizes"], *same))
+            given = {"dtypes": ["float32"], "batch_sizes": [4], "img_size": None, "runtimes": ["eager"], **run.options}
+            several = (given[name] for name in ("backbones", "dtypes", "batch_sizes", "runtimes"))
+            measured.update(product(*several, [given["img_size"]]))
     assert [condition for condition, count in measured.items() if count > 1] == []
 
 

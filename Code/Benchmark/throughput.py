@@ -30,7 +30,9 @@
 # All methods by default. TRAM's authors compare against "topk" (maximum over heads), "ats:sampler=random" and
 # "patchmerger:parity=true" (no CLS token). GMAC counts attention, `gmac_thop_compat` does not: it is the "GFlops" of
 # TRAM's tables. The ceiling is the speed-up of the same network on as many tokens, always the first ones: no method
-# with these numbers of tokens can be faster. `compiled = True`: all models by torch.compile, the unreduced one too.
+# with these numbers of tokens can be faster. `runtimes`: what runs all models, the unreduced one too: "eager",
+# "compiled" (by torch.compile) or "onnxruntime" (exported, on a CPU; with `dtypes = ["int8"]` the weights of linear
+# layers are int8).
 
 # %% tags=["colab"]
 import runpy
@@ -76,7 +78,7 @@ dtypes = ["float32"]
 batch_sizes = [4]
 img_size = None
 rounds = 5
-compiled = False
+runtimes = ["eager"]
 seed = 0
 device = None
 csv = "results/notebook/throughput.csv"
@@ -87,7 +89,7 @@ figure = "results/notebook/throughput.png"
 # Before anything is timed, the reduced model that keeps everything must give the backbone's logits to 1e-5.
 
 # %%
-how = {"dtypes": dtypes, "batch_sizes": batch_sizes, "img_size": img_size, "device": device, "compiled": compiled}
+how = {"dtypes": dtypes, "batch_sizes": batch_sizes, "img_size": img_size, "device": device, "runtimes": runtimes}
 rows = []
 for backbone in tqdm(backbones):
     measured = compare_all(backbone, reducers, keep_rates, rounds=rounds, seed=seed, **how)
@@ -95,12 +97,13 @@ for backbone in tqdm(backbones):
 
 # %%
 table = pd.DataFrame(rows)
-table["MAC ratio"] = table.groupby(["backbone", "dtype", "batch"]).gmac.transform("first") / table.gmac
+table["MAC ratio"] = table.groupby(["backbone", "runtime", "dtype", "batch"]).gmac.transform("first") / table.gmac
 shown = [
     "backbone",
     "method",
     "options",
     "keep_rate",
+    "runtime",
     "dtype",
     "batch",
     "fps",

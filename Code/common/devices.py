@@ -1,8 +1,8 @@
-"""Where and in which number format a model runs."""
+"""Where a model runs, in which number format, and what runs it."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 import torch
 
@@ -11,6 +11,10 @@ from common.options import accepted_by
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 Dtype = Literal["float32", "bfloat16", "float16"]
+Format = Literal["float32", "bfloat16", "float16", "int8"]  # int8: of the weights of linear layers
+FORMATS = get_args(Format)
+Runtime = Literal["eager", "compiled", "onnxruntime"]
+RUNTIMES = get_args(Runtime)
 
 
 def torch_device(name: str | None = None) -> torch.device:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -20,12 +19,12 @@ from common.errors import UsageError, command
 from common.models.factory import create_model
 from common.models.reduced import ReducedVisionTransformer
 from common.onnx_operators import translations
+from common.onnx_sessions import open_onnx, require_onnx
 from common.options import checked
 from common.reducers import Method, list_reducers
 from common.schedule import read_keep_rate
 
 FORMATS = (".pt2", ".onnx")
-NEEDED = {".pt2": (), ".onnx": ("onnx", "onnxscript", "onnxruntime")}
 TOLERANCE = 1e-4  # of logits, which are of the order of 1 to 10
 TRACED, TRIED = 2, (1, 3)  # images of the batch that is traced, and of those that the file is tried on
 Batch = Annotated[int, Ge(1)] | Literal["dynamic"]
@@ -78,9 +77,8 @@ def export(model: nn.Module, path: str | Path, *, batch: Batch = "dynamic") -> P
 def _check(model: nn.Module, path: Path) -> None:
     if path.suffix not in FORMATS:
         raise UsageError(f"cannot export to {str(path)!r}; allowed: a file that ends in {' or '.join(FORMATS)}")
-    missing = [name for name in NEEDED[path.suffix] if find_spec(name) is None]
-    if missing:
-        raise UsageError(f"{path.suffix} needs {', '.join(missing)}: pip install 'token-reduction[export]'")
+    if path.suffix == ".onnx":
+        require_onnx(path.suffix)
     parameter = next(model.parameters())
     if parameter.device.type != "cpu" or parameter.dtype != torch.float32:
         raise UsageError(f"a model in {parameter.dtype} on {parameter.device} is given; allowed: float32 on cpu")
@@ -105,13 +103,9 @@ def _write_pt2(program: torch.export.ExportedProgram, path: Path) -> Callable[[T
 
 
 def _write_onnx(program: torch.export.ExportedProgram, path: Path) -> Callable[[Tensor], Tensor]:
-    import onnxruntime
-
     given = {"dynamo": True, "external_data": False, "verbose": False}
     torch.onnx.export(program, f=str(path), custom_translation_table=translations(), **given)
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    name = session.get_inputs()[0].name
-    return lambda images: torch.from_numpy(session.run(None, {name: images.numpy()})[0])
+    return open_onnx(path)
 
 
 def _compare(model: nn.Module, runs: Callable[[Tensor], Tensor], images: Tensor, path: Path) -> None:

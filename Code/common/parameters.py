@@ -46,7 +46,6 @@ PARAMETERS: dict[str, Any] = {
     **dict.fromkeys(("distill_lr", "finetune_lr", "tune_rate"), Positive),
     "cut_weight": NonNegative,
     "tau": float,
-    "compiled": bool,
 }
 
 

@@ -196,6 +196,8 @@ def read_run(path: str | Path, study: Table) -> pd.DataFrame:
 
 def _with_newer_columns(frame: pd.DataFrame, study: Table) -> pd.DataFrame:
     """``frame`` with the columns that came after it was written, as far as its rows can only be one thing there."""
+    renamed = {column.was: name for name, column in _all_columns(study).items() if column.was and name not in frame}
+    frame = frame.rename(columns=renamed)
     for place, (name, column) in enumerate(_all_columns(study).items()):
         if column.before is not None and name not in frame and place <= len(frame.columns):
             frame.insert(place, name, column.before)

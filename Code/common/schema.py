@@ -45,6 +45,7 @@ class Column:
         optional: may be empty.
         parts: those parts of a study whose rows have it, () = all; it is empty in the others.
         before: what it is in rows that were written before there was this column; None = such a CSV is refused.
+        was: its name in CSVs that were written before it was called as it is now.
     """
 
     kind: str
@@ -53,6 +54,7 @@ class Column:
     optional: bool = False
     parts: tuple[str, ...] = ()
     before: str | None = None
+    was: str = ""
 
     def only(self, *parts: str) -> Column:
         """The same column, for the rows of these parts of the study."""

@@ -144,7 +144,7 @@ def _throughput(given: Given) -> int:
 
     The unreduced one is among them, and those with as many tokens of which none is chosen. Each is counted on an image.
     """
-    conditions = len(given["backbones"]) * len(given["dtypes"]) * sum(given["batch_sizes"])
+    conditions = len(given["backbones"]) * len(given["dtypes"]) * len(given["runtimes"]) * sum(given["batch_sizes"])
     alike = {_counted_like(text.partition(":")[0]) for text in given["reducers"]} - {""}
     timed = 1 + given.models + len(alike) * len(given["keep_rates"])
     return timed * conditions * (1 + 2 * given["rounds"]) + len(given["backbones"]) * (3 + given.models)

@@ -6,7 +6,6 @@ import gc
 import math
 import sys
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import product
@@ -15,11 +14,11 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from common.benchmark.candidates import Candidate, checked_rate, counted_on, models_of
+from common.benchmark.candidates import Candidate, checked_rate, counted_on, models_of, timed_models
+from common.benchmark.engines import Call, Eager, engine_called
 from common.benchmark.identity import assert_identity
-from common.cost.ceiling import FirstTokens
-from common.cost.throughput import interleaved, seconds_of
-from common.devices import DTYPES, Dtype, torch_device
+from common.cost.throughput import Throughput, interleaved
+from common.devices import DTYPES, Format, Runtime, torch_device
 from common.errors import UsageError
 from common.models.factory import create_backbone
 from common.options import Count, Many, checked
@@ -34,11 +33,13 @@ class Start:
     """The first passes of a model.
 
     Attributes:
-        seconds: of the first one, compilation included.
+        call: what is timed in its place.
+        seconds: that it took to make this; None = it is the model itself.
         peak_mb: 10^6 bytes at the most during a pass, weights and images included; None without a GPU.
     """
 
-    seconds: float
+    call: Call
+    seconds: float | None
     peak_mb: float | None
 
 
@@ -48,19 +49,14 @@ def compare(
     methods: Sequence[str],
     keep_rates: Sequence[float | str],
     *,
-    img_size: Count | None = None,
-    dtype: Dtype = "float32",
+    dtype: Format = "float32",
     batch_size: Count = 16,
-    device: str | None = None,
-    rounds: Count = 10,
-    seed: int = 0,
-    compiled: bool = False,
-    backend: str = "inductor",
+    runtime: Runtime = "eager",
+    **how: object,
 ) -> list[dict[str, object]]:
-    """:func:`compare_all` for one number format and one batch size."""
-    how = {"img_size": img_size, "device": device, "rounds": rounds, "seed": seed}
-    how |= {"compiled": compiled, "backend": backend}
-    return compare_all(backbone, methods, keep_rates, dtypes=(dtype,), batch_sizes=(batch_size,), **how)
+    """:func:`compare_all` for one number format, one batch size and one runtime."""
+    conditions = {"dtypes": (dtype,), "batch_sizes": (batch_size,), "runtimes": (runtime,)}
+    return compare_all(backbone, methods, keep_rates, **conditions, **how)
 
 
 @checked
@@ -70,149 +66,135 @@ def compare_all(
     keep_rates: Sequence[float | str],
     *,
     img_size: Count | None = None,
-    dtypes: Many[Dtype] = ("float32",),
+    dtypes: Many[Format] = ("float32",),
     batch_sizes: Many[Count] = (16,),
+    runtimes: Many[Runtime] = ("eager",),
     device: str | None = None,
     rounds: Count = 10,
     seed: int = 0,
-    compiled: bool = False,
     backend: str = "inductor",
 ) -> list[dict[str, object]]:
     """Measure ``methods`` at ``keep_rates`` on a randomly initialised ``backbone`` against the backbone itself.
 
     Before anything is timed, a model that selects every patch in every block, through the same code as the methods,
-    must give the backbone's logits to 1e-5. Models are made and counted once, whatever the formats and batches.
+    must give the backbone's logits to 1e-5. Models are made and counted once, whatever the conditions, and exported
+    once for onnxruntime, where each file must give the logits of its model to 1e-4.
 
-    A model that does not run (out of memory, or torch.compile does not take it) is left out, and a line on stderr says
-    which and why.
+    A model that does not run (out of memory, or torch.compile or ONNX do not take it) is left out, and a line on stderr
+    says which and why.
 
     Args:
         methods: written as for :class:`common.reducers.Method`; "none" is always measured.
         keep_rates: see :class:`common.reducers.Schedule`; or budgets ("mac_cut=0.4", "speedup=1.5"), for which each
-            method has a keep rate of its own. One of time is for one format and one batch.
+            method has a keep rate of its own. One of time is of eager models, for one format and one batch.
         img_size: pixels; default that of the backbone.
-        dtypes: of weights and images.
+        dtypes: of weights and images; "int8" of the weights of linear layers, on onnxruntime.
+        runtimes: what runs all models, the unreduced one too: PyTorch as it is ("eager"), torch.compile ("compiled"),
+            or onnxruntime, on CPU.
         device: default "cuda" when there is one.
         rounds: passes of each model; on a GPU three, if together they take longer than ``GPU_SECONDS``.
         seed: of weights, images and samplers.
-        compiled: all models by torch.compile, the unreduced one too.
         backend: of torch.compile.
 
     Returns:
-        For each format and batch a row for the baseline (method "none") and one per method and keep rate: dtype, batch,
-        method, options, keep_rate, img_size, params, gmac (attention included), gmac_thop_compat, the fields of
-        :class:`common.cost.throughput.Throughput`, compiled ("eager" or "compiled"), compile_seconds (the first pass;
-        None in eager), peak_memory_mb (None without a GPU), and ceiling: the speed-up, in the same rounds, of
-        :class:`common.cost.ceiling.FirstTokens` with as many tokens, None where these depend on the image.
+        For each runtime, format and batch a row for the baseline (method "none") and one per method and keep rate:
+        runtime, dtype, batch, method, options, keep_rate, img_size, params, gmac (attention included),
+        gmac_thop_compat, the fields of :class:`common.cost.throughput.Throughput`, compile_seconds (of compilation, or
+        of export and loading; None in eager), peak_memory_mb (None without a GPU), and ceiling: the speed-up, in the
+        same rounds, of :class:`common.cost.ceiling.FirstTokens` with as many tokens, None where these depend on the
+        image.
 
     Raises:
-        UsageError: bad input, or the backbone itself does not run.
+        UsageError: bad input, a runtime that is not to be had, or the backbone itself does not run.
     """
     where, parsed = torch_device(device), [Method.parse(method) for method in methods]
-    rates = [checked_rate(rate, len(dtypes) * len(batch_sizes)) for rate in keep_rates]
+    rates = [checked_rate(rate, product(runtimes, dtypes, batch_sizes)) for rate in keep_rates]
+    engines = [engine_called(name, backend=backend) for name in runtimes]
+    for engine, dtype in product(engines, dtypes):
+        engine.check(dtype, where)
     torch.manual_seed(seed)
     vit = create_backbone(backbone, num_classes=10, img_size=img_size).eval()
     some = partial(_images, max(batch_sizes), vit, seed)
-    how = {"batch_size": batch_sizes[0], "dtype": dtypes[0], "device": str(where)}
+    how = {"batch_size": batch_sizes[0], "dtype": _torch_name(dtypes[0]), "device": str(where)}
     models = models_of(vit, parsed, rates, some, **how)
     assert_identity(vit, _images(1, vit, seed))
     candidates = counted_on(where, vit, models)
+    timed = timed_models(vit, candidates)
     rows = []
-    for dtype, batch in product(dtypes, batch_sizes):
-        for candidate in candidates:
-            candidate.model.to(DTYPES[dtype])
-        images = _images(batch, vit, seed).to(where, DTYPES[dtype])
-        measured = _measure(vit, candidates, images, rounds, backend if compiled else None)
-        rows += [{"dtype": dtype, "batch": batch, **row} for row in measured]
-    del vit, models, candidates, candidate, images
+    for engine, dtype, batch in product(engines, dtypes, batch_sizes):
+        vit_dtype = DTYPES[_torch_name(dtype)]
+        for model in timed.values():
+            model.to(vit_dtype)
+        images = _images(batch, vit, seed).to(where, vit_dtype)
+        with engine.comparison():
+            starts = _started(engine, timed, images, dtype)
+            times = _times(starts, images, rounds)
+        condition = {"runtime": engine.name, "dtype": dtype, "batch": batch, "img_size": images.shape[2]}
+        rows += [{**condition, **row} for row in _rows(candidates, starts, times)]
+    del vit, models, candidates, timed, model, images, starts
     _free(where)
     return rows
+
+
+def _torch_name(dtype: str) -> str:
+    """The number format of a model in PyTorch from which ``dtype`` is made."""
+    return dtype if dtype in DTYPES else "float32"
 
 
 def _images(batch: int, vit: VisionTransformer, seed: int) -> Tensor:
     return torch.randn(batch, 3, *vit.patch_embed.img_size, generator=torch.Generator().manual_seed(seed))
 
 
-def _measure(
-    vit: VisionTransformer, candidates: Sequence[Candidate], images: Tensor, rounds: int, backend: str | None
-) -> list[dict[str, object]]:
-    """The rows of one number format and one batch."""
-    models: dict[Hashable, nn.Module] = {each.variant: each.model for each in candidates}
-    models |= {each.lengths: FirstTokens(vit, each.lengths).eval() for each in candidates if each.lengths is not None}
-    baseline = candidates[0].variant
-    with _room_to_compile(backend is not None):
-        if backend is not None:
-            models = {key: torch.compile(model, dynamic=False, backend=backend) for key, model in models.items()}
-        starts = _started(models, images, baseline, backend is not None)
-        ready = {key: models[key] for key in starts}
-        limit = GPU_SECONDS if images.is_cuda else math.inf
-        times = interleaved(ready, images, baseline=baseline, rounds=rounds, limit_seconds=limit)
-    return [
-        {
-            "method": each.method.name,
-            "options": each.method.options_text,
-            "keep_rate": each.keep_rate,
-            "img_size": images.shape[2],
-            **each.costs,
-            **asdict(times[each.variant]),
-            "compiled": "eager" if backend is None else "compiled",
-            "compile_seconds": None if backend is None else starts[each.variant].seconds,
-            "peak_memory_mb": starts[each.variant].peak_mb,
-            "ceiling": times[each.lengths].speedup if each.lengths in times else None,
-        }
-        for each in candidates
-        if each.variant in times
-    ]
+def _times(starts: Mapping[Hashable, Start], images: Tensor, rounds: int) -> dict[Hashable, Throughput]:
+    calls = {key: start.call for key, start in starts.items()}
+    limit = GPU_SECONDS if images.is_cuda else math.inf
+    return interleaved(calls, images, baseline=next(iter(calls)), rounds=rounds, limit_seconds=limit)
 
 
-def _started(
-    models: Mapping[Hashable, nn.Module], images: Tensor, baseline: Hashable, compiled: bool
-) -> dict[Hashable, Start]:
-    """The first passes of those ``models`` that run; a line on stderr for each of the others."""
+def _rows(
+    candidates: Sequence[Candidate], starts: Mapping[Hashable, Start], times: Mapping[Hashable, Throughput]
+) -> Iterator[dict[str, object]]:
+    """The rows of one condition, without it."""
+    for each in candidates:
+        if each.variant in times:
+            yield {
+                "method": each.method.name,
+                "options": each.method.options_text,
+                "keep_rate": each.keep_rate,
+                **each.costs,
+                **asdict(times[each.variant]),
+                "compile_seconds": starts[each.variant].seconds,
+                "peak_memory_mb": starts[each.variant].peak_mb,
+                "ceiling": times[each.lengths].speedup if each.lengths in times else None,
+            }
+
+
+def _started(engine: Eager, models: Mapping[Hashable, nn.Module], images: Tensor, dtype: str) -> dict[Hashable, Start]:
+    """The first passes of those ``models`` that run, the first of which must; a line on stderr for each other."""
     starts = {}
     for key, model in models.items():
         try:
-            starts[key] = _start(model, images, compiled)
+            starts[key] = _start(engine, model, images, dtype)
         except Exception as error:  # whatever a compiler or a full memory raises: the others are measured
-            reason = f"{_told(key)} does not run{' compiled' if compiled else ''} ({images.dtype}, batch {len(images)})"
+            reason = f"{_told(key)} does not run{engine.told} ({dtype}, batch {len(images)})"
             reason += f": {type(error).__name__}: {_first_line(error)}"
-            if key == baseline:
+            if not starts:
                 raise UsageError(reason) from error
             print(f"left out: {reason}", file=sys.stderr)
     return starts
 
 
 @torch.inference_mode()
-def _start(model: nn.Module, images: Tensor, compiled: bool) -> Start:
-    seconds = seconds_of(model, images)
-    if compiled:
-        model(images)  # some remember what the first pass found, and are compiled anew
-        with torch.compiler.set_stance("fail_on_recompile"):
-            model(images)
+def _start(engine: Eager, model: nn.Module, images: Tensor, dtype: str) -> Start:
+    call, seconds = engine.ready(model, images, dtype)
     if not images.is_cuda:
-        return Start(seconds, None)
+        return Start(call, seconds, None)
     before = torch.cuda.memory_allocated(images.device)
     torch.cuda.reset_peak_memory_stats(images.device)
-    model(images)
+    call(images)
     during = torch.cuda.max_memory_allocated(images.device) - before
     own = sum(each.nbytes for each in (images, *model.parameters(), *model.buffers()))
-    return Start(seconds, (own + during) / 1e6)
-
-
-@contextmanager
-def _room_to_compile(compiled: bool) -> Iterator[None]:
-    """All models run through the same few functions, each of which is compiled for every model and block."""
-    if not compiled:
-        yield
-        return
-    torch.compiler.reset()
-    import torch._dynamo as dynamo  # takes seconds
-
-    try:
-        with dynamo.config.patch(recompile_limit=10_000, accumulated_recompile_limit=100_000):
-            yield
-    finally:
-        torch.compiler.reset()
+    return Start(call, seconds, (own + during) / 1e6)
 
 
 def _told(key: Hashable) -> str:

@@ -56,6 +56,11 @@ class FirstTokens(nn.Module):
         super().__init__()
         self.vit, self.lengths = vit, lengths
 
+    @property
+    def patch_embed(self) -> nn.Module:
+        """That of the ViT, which says what images it takes."""
+        return self.vit.patch_embed
+
     def forward(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) -> logits (B, classes)."""
         x = embed(self.vit, images)  # (B, N, D)

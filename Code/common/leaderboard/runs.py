@@ -54,7 +54,7 @@ def speeds_of(results_dir: str | Path) -> dict[tuple, Mapping[str, float]]:
     Of eager models, at the largest batch that was measured.
     """
     runs = read_runs(results_dir, all_studies()["throughput"])
-    runs = runs[runs["compiled"] == "eager"].sort_values("batch", kind="stable")
+    runs = runs[runs["runtime"] == "eager"].sort_values("batch", kind="stable")
     whole = runs[runs["method"] == "none"]
     found = {}
     for _, row in runs[is_reduced(runs)].iterrows() if len(runs) else ():

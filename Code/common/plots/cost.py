@@ -15,7 +15,7 @@ from common.plots import frames
 from common.plots.frames import Series
 from common.plots.style import RC, baseline_point, method_style, new_figure
 
-_CONDITIONS = ("profile", "img_size", "dtype", "compiled", "batch", "device", "threads")
+_CONDITIONS = ("profile", "img_size", "dtype", "runtime", "batch", "device", "threads")
 _PARTS = {
     "qkv": ("queries, keys, values", "#88CCEE"),
     "attention": ("attention", "#CC6677"),

@@ -13,6 +13,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from common.devices import FORMATS, RUNTIMES
 from common.errors import UsageError
 from common.plots.style import METHODS, MethodStyle, method_style
 from common.schedule import keep_rate_text, ratio_of
@@ -20,6 +21,7 @@ from common.schedule import keep_rate_text, ratio_of
 _VARIANT_LINES = ("-", "--", "-.", (0, (5, 1, 1, 1, 1, 1)))
 _SIZES = {"tiny": "Ti", "small": "S", "base": "B", "large": "L", "huge": "H"}
 _DTYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+PLACES = {"dtype": FORMATS, "runtime": RUNTIMES}  # of which the first come first
 _FORMS = {
     "batch": "batch {}",
     "img_size": "{} px",
@@ -192,8 +194,8 @@ def _rank(key: str, value: object) -> tuple:
     if key == "backbone":
         sizes = [size for size in _SIZES if f"_{size}_" in str(value)]
         return (int(str(value).startswith("simple_")), list(_SIZES).index(sizes[0]) if sizes else 0, str(value))
-    if key == "dtype":
-        return (0, [*_DTYPES, value].index(value), str(value))
+    if key in PLACES:
+        return (0, [*PLACES[key], value].index(value), str(value))
     if isinstance(value, (int, float, np.number)):
         return (0, float(value), "")
     return (1, 0.0, str(value))

@@ -10,6 +10,7 @@ import pandas as pd
 
 from common.errors import UsageError
 from common.plots import METHODS
+from common.plots.frames import PLACES
 from common.report.sections import falling, is_reduced
 from common.results import BY_IMAGE
 from common.schedule import ratio_of
@@ -26,13 +27,14 @@ def architecture(backbone: str) -> str:
 def in_order(frame: pd.DataFrame, first: list[str], methods: Iterable[str] = METHODS) -> pd.DataFrame:
     """Rows by ``first``, ``methods`` as in the figures, keep rates falling.
 
-    float32 stands before the shorter formats, eager before compiled.
+    float32 stands before the shorter formats, eager models before compiled ones and those on onnxruntime.
     """
     place = {method: number for number, method in enumerate(methods)}
     ranked = frame.assign(_rank=frame["method"].map(place).fillna(len(place)))
     by = [*first, "_rank", *VARIANT]
-    order = ranked.assign(keep_rate=ranked["keep_rate"].map(ratio_of)).sort_values(
-        by, ascending=[name not in ("keep_rate", "dtype", "compiled") for name in by], kind="stable"
+    ranks = {name: ranked[name].map(values.index) for name, values in PLACES.items() if name in by}
+    order = ranked.assign(keep_rate=ranked["keep_rate"].map(ratio_of), **ranks).sort_values(
+        by, ascending=[name != "keep_rate" for name in by], kind="stable"
     )
     return ranked.loc[order.index].drop(columns="_rank").reset_index(drop=True)
 
@@ -79,9 +81,9 @@ def _samples(seeds: pd.DataFrame, metric: str) -> tuple[np.ndarray | None, str]:
 def add_speedup(runs: pd.DataFrame, throughput: pd.DataFrame) -> pd.DataFrame:
     """``runs`` with the float32 ``speedup`` at the largest batch measured for the same model, else NaN.
 
-    Of models that were not compiled, as no others were trained or evaluated.
+    Of eager models, as no others were trained or evaluated.
     """
-    speed = throughput[(throughput["dtype"] == "float32") & (throughput["compiled"] == "eager")]
+    speed = throughput[(throughput["dtype"] == "float32") & (throughput["runtime"] == "eager")]
     speed = speed.sort_values("batch", kind="stable")
     speed = speed.assign(architecture=speed["backbone"].map(architecture))
     key = ["architecture", "img_size", *VARIANT]

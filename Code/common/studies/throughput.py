@@ -9,6 +9,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from common import plots
+from common.devices import Format, Runtime
+from common.options import Many
 from common.plots.frames import backbone_name
 from common.report import sections as show
 from common.report.rows import VARIANT, architecture, holes, in_order, refuse_repeats
@@ -18,7 +20,7 @@ from common.schedule import keep_rate_text
 from common.schema import REQUIRED, Column, count, number, text
 from common.studies.base import Study, register_study
 
-SETTING = ["dtype", "compiled", "batch", "device", "threads", "backbone", "img_size"]
+SETTING = ["dtype", "runtime", "batch", "device", "threads", "backbone", "img_size"]
 EFFICIENCY_KEY = ["backbone", "img_size", "method", "options", "keep_rate"]
 FPS_NOTE = "Published FPS: one CUDA GPU, type not recorded. Not comparable with the speeds measured here."
 GFLOPS_NOTE = (
@@ -30,6 +32,7 @@ CEILING_NOTE = (
     "Share of ceiling: speed-up / that of the same network on as many tokens, always the first ones, without choosing "
     "any; empty where the number of tokens depends on the image, or where they come back."
 )
+READY_NOTE = "Ready in: seconds of compilation, or of export and loading."
 MEMORY_NOTE = "Peak memory: 10⁶ bytes on the GPU during a pass, weights and images included."
 
 
@@ -56,8 +59,12 @@ class Throughput(Study):
         "params": count("parameters"),
         "gmac": number("multiply-accumulates of an image, attention included", "GMAC"),
         "gmac_thop_compat": number("the same as thop counts them, without attention's products", "GMAC"),
-        "compiled": text("eager, or compiled by torch.compile, as the unreduced model then is too", before="eager"),
-        "compile_seconds": number("of the first pass, where compiled", "s", optional=True, before=""),
+        "runtime": text(
+            "what runs the models, the unreduced one too: PyTorch (eager), torch.compile (compiled) or onnxruntime",
+            before="eager",
+            was="compiled",
+        ),
+        "compile_seconds": number("of compilation, or of the export and loading", "s", optional=True, before=""),
         "peak_memory_mb": number(
             "10^6 bytes on the GPU during a pass, weights included", "MB", optional=True, before=""
         ),
@@ -67,6 +74,7 @@ class Throughput(Study):
     }
     required = (*REQUIRED, "dtype", "batch")
     setting = SETTING
+    parameters = {"dtypes": Many[Format], "runtimes": Many[Runtime]}
     captions = {
         "": "Measured speed-up over the unreduced model. Bars: quartiles over rounds. Dotted: what the arithmetic "
         "alone would give.",
@@ -99,6 +107,7 @@ class Throughput(Study):
             )
             frame = _throughput_frame(rows)
             notes = {"Share of promise": PROMISE_NOTE, "Share of ceiling": CEILING_NOTE, "Peak MB": MEMORY_NOTE}
+            notes["Ready in (s)"] = READY_NOTE
             note = " ".join([note, *(said for column, said in notes.items() if column in frame)])
             yield Section(title, frame, (note, GFLOPS_NOTE, FPS_NOTE))
         rest = data[data["status"] == show.NOT_RUN]
@@ -123,7 +132,7 @@ class Throughput(Study):
     def answers(self, data: pd.DataFrame) -> Iterator[Answer]:
         reduced = data[(data["status"] != show.NOT_RUN) & show.is_reduced(data)]
         several = reduced["device"].nunique() > 1
-        for _, rows in reduced.groupby(["dtype", "compiled", "device"], sort=False):
+        for _, rows in reduced.groupby(["dtype", "runtime", "device"], sort=False):
             points = []
             for keep_rate, cells in rows.groupby("keep_rate", sort=False):
                 best, worst = cells.loc[cells["speedup"].idxmax()], cells.loc[cells["speedup"].idxmin()]
@@ -176,7 +185,7 @@ def _where_measured(rows: pd.DataFrame) -> dict[str, list[str]]:
         "Share of promise": (100 * promise.where(reduced), 0, " %"),
         "Share of ceiling": (100 * (rows["speedup"] / rows["ceiling"]).where(reduced), 0, " %"),
         "Peak MB": (rows["peak_memory_mb"], 0, ""),
-        "Compile (s)": (rows["compile_seconds"], 1, ""),
+        "Ready in (s)": (rows["compile_seconds"], 1, ""),
     }
     return {
         name: [show.NONE if pd.isna(value) else show.number(value, digits) + unit for value in values]
@@ -186,8 +195,8 @@ def _where_measured(rows: pd.DataFrame) -> dict[str, list[str]]:
 
 
 def _form(row: pd.Series) -> str:
-    """Number format, and whether the models were compiled."""
-    return row["dtype"] if row["compiled"] == "eager" else f"{row['dtype']}, {row['compiled']}"
+    """Number format, and what runs the models if that is not PyTorch itself."""
+    return row["dtype"] if row["runtime"] == "eager" else f"{row['dtype']}, {row['runtime']}"
 
 
 def _place(row: pd.Series) -> str:

@@ -1,0 +1,102 @@
+"""The models that are compared, and what they cost: made and counted once, whatever the conditions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from common.budget import solved
+from common.cost.ceiling import FirstTokens, Lengths, has_ceiling, recorded_lengths
+from common.cost.counter import count_macs
+from common.errors import UsageError
+from common.models.reduced import ReducedVisionTransformer, reduce_tokens
+from common.reducers import Method
+from common.schedule import is_budget, read_budget, read_keep_rate
+
+Variant = tuple[Method, float]  # and its keep rate
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A model to be timed, and what it costs.
+
+    Attributes:
+        method, keep_rate: of the row.
+        model: shares its weights with the others.
+        costs: params, gmac, gmac_thop_compat.
+        lengths: of the model that takes its first tokens; None = it has none, see :func:`has_ceiling`.
+    """
+
+    method: Method
+    keep_rate: float
+    model: nn.Module
+    costs: Mapping[str, float]
+    lengths: Lengths | None
+
+    @property
+    def variant(self) -> Variant:
+        return self.method, self.keep_rate
+
+
+def checked_rate(rate: float | str, conditions: Iterable[tuple[str, str, int]]) -> float | tuple[float, ...] | str:
+    """The keep rate or the budget ``rate``, to be measured by so many runtimes, number formats and batches."""
+    rate, conditions = read_keep_rate(rate), list(conditions)
+    if is_budget(rate) and read_budget(rate).keys() & {"latency_ms", "speedup"}:
+        if len(conditions) > 1:
+            there = f"one number format and one batch; given {len(conditions)} of them"
+            raise UsageError(f"keep_rate={rate!r} holds for {there}")
+        if conditions[0][0] != "eager":
+            raise UsageError(f"keep_rate={rate!r} holds for eager models; given runtime {conditions[0][0]!r}")
+    return rate
+
+
+def models_of(
+    vit: VisionTransformer,
+    methods: Sequence[Method],
+    keep_rates: Sequence[float | tuple[float, ...] | str],
+    images: Callable[[], Tensor],
+    **how: object,
+) -> dict[Variant, ReducedVisionTransformer]:
+    """``vit`` with each of ``methods`` at each of ``keep_rates``, or at those of a budget; first without reduction.
+
+    Args:
+        images, **how: of :func:`common.budget.solved`.
+    """
+    reduced = [(method, rate) for method in methods if method.name != "none" for rate in keep_rates]
+    variants = [(Method("none"), 1.0), *reduced]
+    found = [(method, solved(vit, method, rate, images, **how)) for method, rate in variants]
+    return {
+        (method, rate): reduce_tokens(vit, method.name, keep_rate=rate, **dict(method.options))
+        for method, rate in found
+    }
+
+
+def counted_on(
+    device: torch.device, vit: VisionTransformer, models: Mapping[Variant, ReducedVisionTransformer]
+) -> list[Candidate]:
+    """All ``models`` and what they cost; the first one, which reduces nothing, is ``vit`` itself."""
+    side = vit.to(device).patch_embed.img_size
+    first, *others = (_counted(*variant, model.to(device).eval(), side) for variant, model in models.items())
+    return [replace(first, model=vit, lengths=None), *others]
+
+
+def _counted(method: Method, keep_rate: float, model: ReducedVisionTransformer, side: tuple[int, int]) -> Candidate:
+    with recorded_lengths(model) as lengths:
+        macs = count_macs(model, side)
+    costs = {
+        "params": sum(parameter.numel() for parameter in model.parameters()),
+        "gmac": macs.total / 1e9,
+        "gmac_thop_compat": macs.thop_compat / 1e9,
+    }
+    return Candidate(method, keep_rate, model, costs, tuple(map(tuple, lengths)) if has_ceiling(model) else None)
+
+
+def timed_models(vit: VisionTransformer, candidates: Sequence[Candidate]) -> dict[Hashable, nn.Module]:
+    """The models of ``candidates`` by their variants, and those that take the first tokens by their lengths."""
+    models: dict[Hashable, nn.Module] = {each.variant: each.model for each in candidates}
+    lengths = dict.fromkeys(each.lengths for each in candidates if each.lengths is not None)
+    return models | {each: FirstTokens(vit, each).eval() for each in lengths}
