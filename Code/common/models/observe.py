@@ -13,7 +13,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from common.errors import UsageError
-from common.models.reduced import ReducedVisionTransformer, attach, is_reduced, reduce_tokens
+from common.models.reduced import ReducedVisionTransformer, attach, is_reduced, reduce_tokens, uncautioned
 from common.reducers.base import NO_SIGNALS, Reducer, Signal, Signals
 from common.tokens import GONE, Choice, Tokens
 
@@ -28,7 +28,8 @@ def untouched(model: nn.Module) -> Iterator[None]:
     gradients = {parameter: (parameter.requires_grad, parameter.grad) for parameter in model.parameters()}
     model.eval().requires_grad_(False)
     try:
-        yield
+        with uncautioned(model):
+            yield
     finally:
         for module, training in modes.items():
             module.training = training

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 
@@ -26,6 +28,7 @@ class _Reduced:
     """What a reduced model changes of its timm parent: the loop over blocks, pooling of padded tokens, ``trace``."""
 
     reducer: Reducer
+    cautioned = False  # whether its user was told what there is to be told
 
     def forward(self, x: Tensor, return_tokens: bool = False) -> Tensor | tuple[Tensor, Tokens]:
         """Images (B, 3, H, W) -> logits (B, classes); with ``return_tokens`` also the tokens after the final norm."""
@@ -58,8 +61,17 @@ class _Reduced:
 
         The end is after the last block and the final norm.
         """
+        self._caution()
         tokens = self.reducer.finish(self.advance(tokens, range(first, len(self.blocks)), trace))
         return tokens.with_x(self.norm(tokens.x))
+
+    def _caution(self) -> None:
+        """Say in the first evaluation what makes all decisions of the method void; graphs do not hold the question."""
+        if torch.compiler.is_compiling() or self.training or self.cautioned:
+            return
+        self.cautioned = True
+        if text := self.reducer.caution():
+            warnings.warn(text, stacklevel=2)
 
     def advance(self, tokens: Tokens, layers: range, trace: Trace | None = None) -> Tokens:
         """Tokens that enter the first of the blocks ``layers`` -> tokens after the last of them."""
@@ -185,7 +197,7 @@ def attach(vit: VisionTransformer, reducer: Reducer) -> ReducedVisionTransformer
     reduced = reduced_class.__new__(reduced_class)
     # buffers stay in one dict, so that moving one model moves the other's as it moves its parameters
     own = {key: value.copy() for key, value in vit.__dict__.items() if isinstance(value, dict) and key != "_buffers"}
-    reduced.__dict__.update({**vit.__dict__, **own})
+    reduced.__dict__.update({**vit.__dict__, **own, "cautioned": False})
     reduced.reducer = reducer.to(vit.blocks[0].attn.qkv.weight).train(vit.training)
     return reduced
 
@@ -193,6 +205,19 @@ def attach(vit: VisionTransformer, reducer: Reducer) -> ReducedVisionTransformer
 def is_reduced(model: nn.Module) -> bool:
     """Whether ``model`` came from :func:`reduce_tokens` (or ``create_model``)."""
     return isinstance(model, _Reduced)
+
+
+@contextmanager
+def uncautioned(model: nn.Module) -> Iterator[None]:
+    """Nothing is told of ``model``, which is tried or trained here; if there was something to tell, there still is."""
+    if not is_reduced(model):
+        yield
+        return
+    before, model.cautioned = model.cautioned, True
+    try:
+        yield
+    finally:
+        model.cautioned = before
 
 
 def check_supported(vit: nn.Module) -> None:

@@ -169,6 +169,10 @@ class Reducer(nn.Module):
         """
         return logits.new_zeros(())
 
+    def caution(self) -> str:
+        """What a user should know before the first evaluation, since decisions are void without it; "" = nothing."""
+        return ""
+
     def drops_at(self, layer: int, tokens: Tokens) -> int | None:
         """How many patch tokens block ``layer`` must keep, or None when it has nothing to drop."""
         target = self.schedule.target(layer, tokens.num_patches)

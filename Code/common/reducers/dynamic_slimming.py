@@ -18,6 +18,7 @@ from common.reducers.base import NO_SIGNALS, Reducer, Signal, Signals, init_line
 from common.reducers.clustering import counts_where_dropping
 from common.reducers.patch_slimming import fitting_plan
 from common.reducers.slimming_plan import SlimmingPlan
+from common.reducers.untrained import Fresh
 from common.schedule import Schedule
 from common.tokens import Selection, Tokens, top_in_order
 
@@ -92,6 +93,14 @@ class DynamicSlimming(Reducer):
         self.gates = nn.ModuleDict({str(layer): make(size) for layer, count in gated.items() if count})
         if budget == "threshold":
             self.register_buffer("thresholds", torch.full((len(vit.blocks),), float("nan"), device="cpu"))
+
+        self._fresh = Fresh(self.gates)
+
+    def caution(self) -> str:
+        untrained = self._fresh.is_untouched(self.gates)
+        return (
+            "which patches stay is random: the gates are untrained; common.slimming.fit_gates trains them" * untrained
+        )
 
     @property
     def blocks(self) -> tuple[int, ...]:

@@ -17,6 +17,7 @@ from common.precision import without_autocast
 from common.reducers.base import Signals, Teaching, divergence, register_reducer
 from common.reducers.idling import append_block
 from common.reducers.similarity import IdlingBySimilarity
+from common.reducers.untrained import Fresh
 from common.tokens import Tokens
 
 Context = Literal["none", "cls", "conv", "both"]
@@ -121,6 +122,22 @@ class IdleMlp(IdlingBySimilarity):
         acting = [layer for layer in self.blocks if always or self.count(layer, vit.patch_embed.num_patches)]
         self.predictors = nn.ModuleDict({str(layer): Predictor(vit.embed_dim, hidden, context) for layer in acting})
         self.register_load_state_dict_pre_hook(_leave_out_resting)
+        self._fresh = Fresh(self.predictors)
+
+    def caution(self) -> str:
+        if self._computes_all:
+            what = "thresholds of 0 in all blocks" if self.by_score else "no score_threshold and keep_rate 1"
+            return (
+                f"idle_mlp with {what} computes every patch and saves nothing; common.idling.fit makes one that saves"
+            )
+        untrained = self._fresh.is_untouched(self.predictors)
+        return "which patches idle is random: the predictors are untrained; common.idling.fit trains some" * untrained
+
+    @property
+    def _computes_all(self) -> bool:
+        if self.by_score:
+            return not (self.thresholds > 0).any()
+        return not self.predictors or (self.counts is None and self.schedule.keep_rate == 1.0)
 
     @property
     def compares(self) -> bool:

@@ -22,6 +22,7 @@ from common.data import make_loader, set_epoch
 from common.data.base import LabelledDataset
 from common.data.on_device import on_device
 from common.errors import UsageError
+from common.models.reduced import uncautioned
 from common.training.accelerator import make_accelerator, progress, seed_everything
 from common.training.checkpoint import Best, RunFolder
 from common.training.config import TrainConfig
@@ -82,10 +83,11 @@ def train(
     """
     trainer = Trainer(model, train_set, val_set, config, teacher, output_dir)
     try:
-        history = trainer.resume()
-        yield from history
-        for number in range(len(history), config.total_epochs + 1):
-            yield trainer.epoch(number)
+        with uncautioned(model):
+            history = trainer.resume()
+            yield from history
+            for number in range(len(history), config.total_epochs + 1):
+                yield trainer.epoch(number)
     finally:
         trainer.close()
 
