@@ -17,7 +17,7 @@ from common.cost.ceiling import FirstTokens, recorded_lengths
 from common.cost.closed_form import Shape, total_macs
 from common.cost.counter import count_macs
 from common.cost.methods import block_lengths, scheduled_parts
-from common.cost.throughput import Throughput, _quartiles, _summary, interleaved
+from common.cost.throughput import Throughput, _quartiles, interleaved, summary
 from common.errors import UsageError
 from common.models import reduced
 from common.models.factory import create_backbone, create_model
@@ -42,7 +42,7 @@ def test_median_and_quartiles(values, expected):
 
 def test_speed_up_is_computed_pair_by_pair():
     """Own 1, 2, 4 s against 3, 2, 20 s: 3, 1 and 5 times faster; the ratio of the medians would be 1.5."""
-    assert _summary([1, 2, 4], [3, 2, 20], batch=8) == Throughput(
+    assert summary([1, 2, 4], [3, 2, 20], batch=8) == Throughput(
         fps=4.0, fps_q1=3.0, fps_q3=6.0, speedup=3.0, speedup_q1=2.0, speedup_q3=4.0, rounds=3
     )
 

@@ -65,7 +65,7 @@ def interleaved(
                 if turn == 0 or not images.is_cuda:
                     model(images)
                 seconds[name].append(seconds_of(model, images))
-    return {name: _summary(own, seconds[baseline][: len(own)], len(images)) for name, own in seconds.items()}
+    return {name: summary(own, seconds[baseline][: len(own)], len(images)) for name, own in seconds.items()}
 
 
 def seconds_of(model: Callable[[Tensor], object], images: Tensor) -> float:
@@ -82,7 +82,8 @@ def _synchronize(images: Tensor) -> None:
         torch.cuda.synchronize(images.device)
 
 
-def _summary(own: Sequence[float], baseline: Sequence[float], batch: int) -> Throughput:
+def summary(own: Sequence[float], baseline: Sequence[float], batch: int) -> Throughput:
+    """Of passes over ``batch`` images that took these seconds, own and baseline in the same round."""
     fps = [batch / seconds for seconds in own]
     speedup = [base / seconds for base, seconds in zip(baseline, own, strict=True)]
     return Throughput(*_quartiles(fps), *_quartiles(speedup), rounds=len(own))
