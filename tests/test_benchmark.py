@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from common import precision
 from common.benchmark import candidates, compare, compare_all, measured
 from common.benchmark.__main__ import main
 from common.benchmark.engines import Compiled
@@ -101,6 +102,12 @@ def test_a_slow_model_takes_part_in_fewer_rounds(clock):
 # compare
 
 
+@pytest.fixture
+def any_processor(monkeypatch):
+    """Small models are fast enough in any format."""
+    monkeypatch.setattr(precision, "UNITS", {})
+
+
 @pytest.fixture(scope="module")
 def rows():
     return compare("vit_digits", ["tram", "topk:head_fusion=mean", "patchmerger", "none"], [0.75, 0.5], **QUICK)
@@ -146,6 +153,7 @@ def test_costs_equal_the_counters(rows):
     assert rows[-1]["params"] > rows[0]["params"] == rows[1]["params"]
 
 
+@pytest.mark.usefixtures("any_processor")
 def test_image_size_and_dtype_reach_the_models(monkeypatch):
     seen = []
 
@@ -189,6 +197,7 @@ def test_nothing_is_timed_unless_the_reduced_model_is_the_backbone(monkeypatch):
 # several conditions, and what is measured beside the time
 
 
+@pytest.mark.usefixtures("any_processor")
 def test_models_are_made_and_counted_once_for_all_formats_and_batches(monkeypatch):
     """TRAM at two rates and the backbone: three counts, not three for each of the four conditions."""
     counted, made = [], []

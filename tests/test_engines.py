@@ -10,9 +10,11 @@ from torch import nn
 from common import exporting, onnx_sessions
 from common.benchmark import compare, compare_all, engines, measured
 from common.benchmark.__main__ import main
+from common.devices import FORMATS
 from common.errors import UsageError
 from common.models.factory import create_backbone, create_model
 from common.onnx_sessions import open_onnx, quantised
+from common.precision import lacking
 
 DIGITS = {"rounds": 2, "device": "cpu"}
 
@@ -125,6 +127,51 @@ def test_what_a_runtime_has_not_is_refused(name, dtype, device, said):
     with pytest.raises(UsageError) as refused:
         engines.engine_called(name).check(dtype, torch.device(device))
     assert str(refused.value) == said
+
+
+@pytest.fixture
+def old_processor(monkeypatch) -> None:
+    """x86 with AVX2 and no more."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"architecture": "x86_64", "avx2": True, "dot": False})
+
+
+@pytest.mark.usefixtures("old_processor", "no_compute")
+@pytest.mark.parametrize(
+    ("arguments", "units"),
+    [
+        (["--dtype", "bfloat16"], "bfloat16 on this processor, which has none of: avx512_bf16, amx_bf16, bf16"),
+        (["--dtype", "float16"], "float16 on this processor, which has none of: avx512_fp16, amx_fp16, fp16_arith"),
+        (
+            ["--dtype", "int8", "--runtime", "onnxruntime"],
+            "int8 on this processor, which has none of: avx512_vnni, avx_vnni, amx_int8, dot, i8mm",
+        ),
+    ],
+)
+def test_a_format_that_the_processor_lacks_is_refused(arguments, units, capsys, monkeypatch):
+    monkeypatch.setattr(onnx_sessions, "find_spec", lambda name: name)
+    assert main(["--backbone", "vit_digits", "--device", "cpu", *arguments]) == 2
+    assert capsys.readouterr().err == f"error: not measured: {units}\n"
+
+
+@pytest.mark.usefixtures("old_processor")
+def test_a_format_that_the_processor_lacks_is_left_out_beside_others(capsys):
+    rows = compare_all("vit_digits", ["topk"], [0.5], dtypes=("float32", "bfloat16"), batch_sizes=(1,), **DIGITS)
+    assert {row["dtype"] for row in rows} == {"float32"} and len(rows) == 2
+    assert capsys.readouterr().err.startswith("left out: bfloat16 on this processor, which has none of: avx512_bf16, ")
+
+
+@pytest.mark.parametrize(
+    ("there", "device", "lacks"),
+    [
+        ({"avx512_bf16": True}, "cpu", {"float16", "int8"}),
+        ({"avx512_vnni": True, "amx_fp16": True}, "cpu", {"bfloat16"}),
+        ({"dot": True, "fp16_arith": True, "bf16": True}, "cpu", set()),
+        ({}, "cuda", set()),
+    ],
+)
+def test_any_of_its_units_makes_a_format(there, device, lacks, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: there)
+    assert {dtype for dtype in FORMATS if lacking(dtype, torch.device(device))} == lacks
 
 
 @pytest.mark.usefixtures("no_compute")

@@ -22,6 +22,7 @@ from common.devices import DTYPES, Format, Runtime, torch_device
 from common.errors import UsageError
 from common.models.factory import create_backbone
 from common.options import Count, Many, checked
+from common.precision import lacking
 from common.reducers import Method
 from common.schedule import keep_rate_text
 
@@ -88,7 +89,8 @@ def compare_all(
         keep_rates: see :class:`common.reducers.Schedule`; or budgets ("mac_cut=0.4", "speedup=1.5"), for which each
             method has a keep rate of its own. One of time is of eager models, for one format and one batch.
         img_size: pixels; default that of the backbone.
-        dtypes: of weights and images; "int8" of the weights of linear layers, on onnxruntime.
+        dtypes: of weights and images; "int8" of the weights of linear layers, on onnxruntime. One that the processor
+            has no units for is left out.
         runtimes: what runs all models, the unreduced one too: PyTorch as it is ("eager"), torch.compile ("compiled"),
             or onnxruntime, on CPU.
         device: default "cuda" when there is one.
@@ -112,6 +114,7 @@ def compare_all(
     engines = [engine_called(name, backend=backend) for name in runtimes]
     for engine, dtype in product(engines, dtypes):
         engine.check(dtype, where)
+    dtypes = _measurable(dtypes, where)
     torch.manual_seed(seed)
     vit = create_backbone(backbone, num_classes=10, img_size=img_size).eval()
     some = partial(_images, max(batch_sizes), vit, seed)
@@ -134,6 +137,16 @@ def compare_all(
     del vit, models, candidates, timed, model, images, starts
     _free(where)
     return rows
+
+
+def _measurable(dtypes: Sequence[str], device: torch.device) -> list[str]:
+    """Those that ``device`` has units for; a line on stderr for each of the others, an error if there are no more."""
+    missing = {dtype: reason for dtype in dtypes if (reason := lacking(dtype, device))}
+    if len(missing) == len(set(dtypes)):
+        raise UsageError(f"not measured: {'; '.join(missing.values())}")
+    for reason in missing.values():
+        print(f"left out: {reason}", file=sys.stderr)
+    return [dtype for dtype in dtypes if dtype not in missing]
 
 
 def _torch_name(dtype: str) -> str:
