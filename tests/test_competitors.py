@@ -203,7 +203,7 @@ def test_refusals():
     vit, simple = make("vit"), make("simple-vit")
     with pytest.raises(UsageError, match="unknown head_fusion 'min'; allowed: max, mean"):
         reduce_tokens(vit, "topk", keep_rate=0.5, head_fusion="min")
-    with pytest.raises(UsageError, match="reducer 'tram' has no option 'head_fusion'; allowed: none"):
+    with pytest.raises(UsageError, match="reducer 'tram' has no option 'head_fusion'; allowed: last_block"):
         reduce_tokens(vit, "tram", keep_rate=0.5, head_fusion="max")
     with pytest.raises(UsageError, match="'topk' reads the CLS token's attention, but this backbone has no CLS token"):
         reduce_tokens(simple, "topk", keep_rate=0.5)

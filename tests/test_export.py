@@ -12,8 +12,9 @@ from common.exporting import export, main
 from common.reducers import list_reducers
 
 ONE_GRAPH = [name for name in list_reducers() if name not in PLANNED | {"atc"}]
-USUAL = ("none", "topk", "tram", "ats")  # one for each way through a block; the others, and ONNX, when asked for
-CASES = [(name, ending) for name in ONE_GRAPH for ending in ("pt2", "onnx")]
+LEAN = "topk:last_block=cls"
+USUAL = ("none", "topk", "tram", "ats", LEAN)  # one for each way through a block; the others, and ONNX, when asked for
+CASES = [(name, ending) for name in (*ONE_GRAPH, LEAN) for ending in ("pt2", "onnx")]
 FULL = [case for case in CASES if case[0] not in USUAL or case[1] == "onnx"]
 
 

@@ -134,7 +134,7 @@ def test_other_modules_and_subclasses_are_refused_by_class():
     [
         ({"reducer": "trem"}, "'trem'", ", ".join(list_reducers())),
         ({"reducer": "topk", "fusion": "max"}, "'fusion'", "head_fusion"),
-        ({"reducer": "tram", "head_fusion": "max"}, "'head_fusion'", "none"),
+        ({"reducer": "tram", "head_fusion": "max"}, "'head_fusion'", "allowed: last_block"),
         ({"reducer": "topk", "head_fusion": "min"}, "'min'", "max, mean"),
         ({"reducer": "tram", "keep_rate": 0}, "keep_rate=0 ", "(0, 1]"),
         ({"reducer": "tram", "keep_rate": 1.2}, "keep_rate=1.2 ", "(0, 1]"),

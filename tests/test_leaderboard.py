@@ -8,7 +8,7 @@ import pytest
 from scipy.stats import ttest_rel
 
 from common import plots
-from common.report.page import facts
+from common.report.page import facts, render
 from common.results import read_runs, write_run
 from common.setup import Setup
 from common.studies.base import STUDIES
@@ -137,6 +137,13 @@ def test_the_page_tells_budgets_and_not_the_keep_rates_that_came_out(table, tmp_
     assert found["Budgets"] == "40 % of the multiply-accumulates saved"
     assert "Keep rates" not in found
     assert facts(runs.drop(columns="mac_cut"))["Keep rates"] == "60 %"
+
+
+def test_the_report_links_the_page_of_its_own_where_it_is(table, tmp_path):
+    (tmp_path / "leaderboard.html").write_text("")
+    assert '<a href="leaderboard.html">' in render(tmp_path, STUDIES)
+    (tmp_path / "leaderboard.html").unlink()
+    assert "leaderboard.html" not in render(tmp_path, STUDIES)
 
 
 def test_the_figure_of_the_unreduced_model_alone_has_its_mark(made_up):

@@ -55,10 +55,14 @@ class Heads:
         return cls(attn.q_norm(q), attn.k_norm(k), v)
 
     @classmethod
-    def around(cls, attn: Attention, normed: Tensor, rows: Tensor, k: Tensor) -> Heads:
-        """Of the ``rows`` (B, K) of the normalised tokens only, whose keys are among ``k`` (B, H, N, d) of all."""
+    def around(cls, attn: Attention, normed: Tensor, rows: Tensor, k: Tensor, count: int | None = None) -> Heads:
+        """Of the ``rows`` (B, K) of the normalised tokens only, whose keys are among ``k`` (B, H, N, d) of all.
+
+        Args:
+            count: queries of the first so many of them; None = of all.
+        """
         chosen = take_rows(normed, rows)  # (B, K, D)
-        (q,), (v,) = _heads(attn, chosen, 0, 1), _heads(attn, chosen, 2, 3)  # (B, H, K, d) each
+        (q,), (v,) = _heads(attn, chosen[:, :count], 0, 1), _heads(attn, chosen, 2, 3)  # (B, H, K, d) each
         return cls(attn.q_norm(q), take_rows(k.transpose(1, 2), rows).transpose(1, 2), v)
 
     def at(self, rows: Tensor | None) -> Heads:

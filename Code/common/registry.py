@@ -32,10 +32,13 @@ class Registry(Generic[Class]):
 
     Args:
         what: what the classes are, as messages call it: "reducer".
+        shared: its keyword-only parameters are options of every class, after its own; called with a new instance and
+            those of them that were given.
     """
 
-    def __init__(self, what: str) -> None:
+    def __init__(self, what: str, shared: Callable[..., None] | None = None) -> None:
         self._what = what
+        self._shared = shared
         self._classes: dict[str, Class] = {}
 
     def register(self, name: str) -> Callable[[Class], Class]:
@@ -51,7 +54,10 @@ class Registry(Generic[Class]):
             @wraps(build)
             def checking(instance: object, *args: object, **options: object) -> None:
                 found = self.checked(name, options)
-                build(instance, *args, **found)
+                shared = {option: found[option] for option in self._shared_options() & found.keys()}
+                build(instance, *args, **{option: found[option] for option in found.keys() - shared.keys()})
+                if shared:
+                    self._shared(instance, **shared)
                 # last, so that of a class and the one that it inherits from the name of the former stays
                 object.__setattr__(instance, ASKED, (name, found))
 
@@ -83,12 +89,12 @@ class Registry(Generic[Class]):
 
     def options(self, name: str) -> list[str]:
         """Names of the options that ``name`` takes."""
-        return list(_options(self.get(name)))
+        return list(self._options(name))
 
     def check_options(self, name: str, options: Mapping[str, object]) -> None:
         """Refuse what :meth:`checked` does, and that ``name`` lacks an option it cannot do without."""
         self.checked(name, options)
-        for option, parameter in _options(self.get(name)).items():
+        for option, parameter in self._options(name).items():
             if parameter.default is parameter.empty and option not in options:
                 raise UsageError(f"{self._what} {name!r} needs the option {option!r}: {name}:{option}=VALUE")
 
@@ -98,7 +104,7 @@ class Registry(Generic[Class]):
         Raises:
             UsageError: it does not have one of them, or not with this value.
         """
-        known, found = _options(self.get(name)), {}
+        known, found = self._options(name), {}
         for option, value in options.items():
             if option not in known:
                 allowed = ", ".join(known) or "none"
@@ -126,6 +132,12 @@ class Registry(Generic[Class]):
             options.append((key, parse_yaml(value, part)))
         self.checked(name, dict(options))
         return name, tuple(options)
+
+    def _options(self, name: str) -> dict[str, inspect.Parameter]:
+        return {**_options(self.get(name)), **self._shared_options()}
+
+    def _shared_options(self) -> dict[str, inspect.Parameter]:
+        return {} if self._shared is None else keywords(self._shared)
 
 
 def _options(cls: type) -> dict[str, inspect.Parameter]:

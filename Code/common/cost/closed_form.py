@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from common.errors import UsageError
 from common.models.simple_vit import NormalizedPatchEmbed
+from common.reducers.base import LastBlock
 
 Number = int | float | np.ndarray | Tensor  # of one image, or of many: a mean, or one entry for each
 
@@ -33,6 +34,7 @@ class Shape:
         num_outputs: of all heads together.
         attention_pool: one more query collects from all tokens what the head reads (SigLIP).
         normalized_embed: the patch embedding has a LayerNorm before and after (SimpleViT, vit-pytorch).
+        last_block: "cls": it computes the prefix tokens alone, see :func:`common.reducers.base.shared_options`.
     """
 
     num_patches: int
@@ -45,6 +47,7 @@ class Shape:
     num_outputs: int
     attention_pool: bool = False
     normalized_embed: bool = False
+    last_block: LastBlock = "whole"
 
     @classmethod
     def of(cls, vit: VisionTransformer, img_size: int | tuple[int, int] | None = None) -> Shape:
@@ -70,6 +73,7 @@ class Shape:
             num_outputs=sum(head.out_features for head in heads),
             attention_pool=isinstance(vit.attn_pool, AttentionPoolLatent),
             normalized_embed=isinstance(embed, NormalizedPatchEmbed),
+            last_block="whole" if reducer is None else reducer.last_block,
         )
 
     @property
@@ -77,9 +81,13 @@ class Shape:
         """N, prefix tokens included."""
         return self.num_patches + self.num_prefix_tokens
 
+    def only_prefix(self, layer: int) -> bool:
+        """Whether block ``layer`` computes the prefix tokens alone."""
+        return self.last_block == "cls" and layer == self.depth - 1
+
     @property
     def unreduced(self) -> int:
-        """MAC of the network when every block computes all tokens."""
+        """MAC of the network when every block computes all tokens, the last one too."""
         return total_macs(self, [block_macs(self, self.num_tokens, self.num_tokens)] * self.depth)
 
 

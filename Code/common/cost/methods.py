@@ -57,14 +57,19 @@ def scheduled_parts(shape: Shape, reducer: str, schedule: Schedule) -> list[dict
     last_scored, blocks = schedule.last_drop(shape.num_patches), []
     for block in block_lengths(shape, reducer, schedule):
         keys, rows = block.attention + shape.num_prefix_tokens, block.mlp + shape.num_prefix_tokens
-        queries, score = keys, 0
-        if reducer == "tram" and block.layer <= last_scored:
+        queries, score, projected = keys, 0, 3 * keys
+        if block.merged_from is not None:
+            score = 2 * block.attention * block.merged_from * shape.dim
+        elif shape.only_prefix(block.layer):
+            score = 0  # nobody is chosen whom the head would read
+        elif reducer == "tram" and block.layer <= last_scored:
             score = 2 * block.attention**2  # two products of a vector with the (n, n) adjacency
         elif reducer == "topk" and rows < keys:
             queries, score = rows, keys * shape.dim  # the CLS row once more; attention only for the kept queries
-        elif block.merged_from is not None:
-            score = 2 * block.attention * block.merged_from * shape.dim
-        blocks.append({**block_parts(shape, queries, keys, rows, projected=3 * keys), "score": score})
+        if shape.only_prefix(block.layer):
+            queries = rows = shape.num_prefix_tokens
+            projected = queries + 2 * keys
+        blocks.append({**block_parts(shape, queries, keys, rows, projected=projected), "score": score})
     return blocks
 
 
@@ -93,13 +98,17 @@ def slim_block_macs(shape: Shape, computed: Number, entering: Number, counter: s
 def slim_macs(shape: Shape, lengths: Sequence[int], counter: str = "compact") -> int:
     """MAC of one image whose blocks compute ``lengths`` tokens, prefix tokens included, by one of ``COUNTERS``."""
     entering = [shape.num_tokens, *lengths[:-1]]
-    return total_macs(shape, [slim_block_macs(shape, *each, counter) for each in zip(lengths, entering, strict=True)])
+    blocks = [slim_block_macs(shape, *each, counter) for each in zip(lengths, entering, strict=True)]
+    if shape.only_prefix(shape.depth - 1):
+        keys = lengths[-1] if counter == "square" else entering[-1]
+        blocks[-1] = block_macs(shape, shape.num_prefix_tokens, shape.num_tokens if counter == "paper" else keys)
+    return total_macs(shape, blocks)
 
 
 # Idle patches
 
 
-def idle_block_macs(shape: Shape, computed: Number, attention: str) -> Number:
+def idle_block_macs(shape: Shape, computed: Number, attention: str, *, only_prefix: bool = False) -> Number:
     """MAC of a block that computes n of its N tokens; with D the width, M that of the MLP, prefix tokens in both::
 
         standard                 n (4 D^2 + 2 D M) + 2 n^2 D
@@ -108,12 +117,14 @@ def idle_block_macs(shape: Shape, computed: Number, attention: str) -> Number:
 
     Args:
         computed: patches computed; all of them gives the unreduced block, whatever ``attention``, but for "by_keys".
+        only_prefix: of the patches only what prefix tokens see is computed, see :meth:`Shape.only_prefix`.
     """
     require_choice(attention, (*ATTENTION, BY_KEYS), "attention")
     n, whole = computed + shape.num_prefix_tokens, shape.num_tokens
+    queries = shape.num_prefix_tokens if only_prefix else n
     if attention == BY_KEYS:
-        return block_macs(shape, n, n, projected=2 * n + whole) + shape.dim**2 + whole * shape.dim
-    return block_macs(shape, n, n if attention == "standard" else whole)
+        return block_macs(shape, queries, n, projected=queries + n + whole) + shape.dim**2 + whole * shape.dim
+    return block_macs(shape, queries, n if attention == "standard" else whole)
 
 
 def idle_macs(shape: Shape, computed: Mapping[int, Number], attention: str) -> Number:
@@ -122,9 +133,11 @@ def idle_macs(shape: Shape, computed: Mapping[int, Number], attention: str) -> N
     Args:
         computed: block -> patches that it computes; a block that is left out computes all, in the ordinary way.
     """
-    blocks = [block_macs(shape, shape.num_tokens, shape.num_tokens)] * shape.depth
-    for layer, patches in computed.items():
-        blocks[layer] = idle_block_macs(shape, patches, attention)
+    blocks = []
+    for layer in range(shape.depth):
+        how = attention if layer in computed else "standard"
+        patches = computed.get(layer, shape.num_patches)
+        blocks.append(idle_block_macs(shape, patches, how, only_prefix=shape.only_prefix(layer)))
     return total_macs(shape, blocks)
 
 

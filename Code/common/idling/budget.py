@@ -107,13 +107,17 @@ def shares_of_budget(model: ReducedVisionTransformer, chances: Tensor, cut: floa
         chances: p (blocks, n, P).
     """
     shape, attention = Shape.of(model), model.reducer.attention
-    whole = idle_block_macs(shape, shape.num_patches, "standard")
     price = predictor_macs(model.reducer.predictors["0"], shape.num_patches)
     target = (1 - cut) * shape.unreduced
 
+    def pays(layer: int, count: float) -> bool:
+        only = shape.only_prefix(layer)
+        whole = idle_block_macs(shape, shape.num_patches, "standard", only_prefix=only)
+        return whole - idle_block_macs(shape, count, attention, only_prefix=only) > price
+
     def at(level: float) -> list[float | None]:
         counts = (chances >= level).sum(2).double().mean(1).tolist()
-        return [count if whole - idle_block_macs(shape, count, attention) > price else None for count in counts]
+        return [count if pays(layer, count) else None for layer, count in enumerate(counts)]
 
     def cost(counts: list[float | None]) -> float:
         asked = {layer: count for layer, count in enumerate(counts) if count is not None}

@@ -61,6 +61,32 @@ def reduced_block(block: Block, tokens: Tokens, layer: int, reducer: Reducer) ->
     return _finish(block, attended, layer, reducer)
 
 
+def prefix_block(block: Block, tokens: Tokens, layer: int, reducer: Reducer) -> Tokens:
+    """Run the last ``block`` for the prefix tokens alone: what a head that reads no patches reads of it.
+
+    Which patches go on then matters only where those that do see nobody else; where they see all, nothing is scored.
+    """
+    tokens, count = reducer.before_block(tokens, layer), tokens.num_prefix_tokens
+    wanted = reducer.needs(layer, tokens)
+    if wanted == BLOCK_OUTPUT and reducer.keys == "selected":
+        return _only_prefix(tokens, reduced_block(block, tokens, layer, reducer).prefix)
+    if wanted == NO_SIGNALS and reducer.keys == "selected":
+        tokens, choice = _select(reducer, tokens, Signals(), layer)
+        tokens = tokens if choice is None else tokens.keep(choice)
+    if wanted == CLS_LOGITS:
+        attended = _choose_by_keys(block, tokens, layer, reducer, count)
+        normed, mixed = attended.normed, attended.mixed  # (B, N, D), (B, prefix, H·d)
+    else:
+        normed = block.norm1(tokens.x)
+        mixed = attention.mix(block.attn, Heads.of_first(block.attn, normed, count), tokens.attention_bias())
+    x = tokens.prefix + block.ls1(attention.project(block.attn, mixed, normed[:, :count]))
+    return _only_prefix(tokens, _mlp(block, x))
+
+
+def _only_prefix(tokens: Tokens, x: Tensor) -> Tokens:
+    return Tokens(x, tokens.num_prefix_tokens, tokens.grid_size)
+
+
 def _choose_before_attention(
     block: Block, tokens: Tokens, layer: int, reducer: Reducer, wanted: frozenset[Signal]
 ) -> tuple[Tokens, Choice, Tensor | None]:
@@ -107,14 +133,18 @@ def _attend(block: Block, tokens: Tokens, selection: Selection | None) -> Attend
     return Attended(tokens, selection, normed, mixed, Signals(), rows)
 
 
-def _choose_by_keys(block: Block, tokens: Tokens, layer: int, reducer: Reducer) -> Attended:
-    """Keys of all, then the choice, then queries and values of the chosen, who see each other only."""
+def _choose_by_keys(block: Block, tokens: Tokens, layer: int, reducer: Reducer, queries: int | None = None) -> Attended:
+    """Keys of all, then the choice, then queries and values of the chosen, who see each other only.
+
+    Args:
+        queries: of the first so many of the chosen; None = of all.
+    """
     attn, normed = block.attn, block.norm1(tokens.x)
     with _learning(reducer):
         logits, keys = attention.cls_logits(attn, normed)  # (B, N), (B, H, N, d)
     tokens, selection = _select(reducer, tokens, Signals(cls_logits=logits), layer)
     rows = tokens.rows(selection)  # (B, K)
-    mixed = attention.mix(attn, Heads.around(attn, normed, rows, keys), None)  # (B, K, H·d)
+    mixed = attention.mix(attn, Heads.around(attn, normed, rows, keys, queries), None)  # (B, K, H·d)
     return Attended(tokens, selection, normed, mixed, Signals(), rows)
 
 

@@ -16,10 +16,10 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 from common.errors import UsageError
-from common.models.block import reduced_block
+from common.models.block import prefix_block, reduced_block
 from common.models.grids import at_grid, embed, merged_patches
 from common.models.trace import Trace
-from common.reducers.base import Reducer, check_options, reducer_class
+from common.reducers.base import LastBlock, Reducer, check_options, reducer_class
 from common.schedule import Schedule, default_reduction_loc
 from common.tokens import GONE, Tokens
 
@@ -32,8 +32,11 @@ class _Reduced:
 
     def forward(self, x: Tensor, return_tokens: bool = False) -> Tensor | tuple[Tensor, Tokens]:
         """Images (B, 3, H, W) -> logits (B, classes); with ``return_tokens`` also the tokens after the final norm."""
-        tokens = self.encode(self.embed(x))
-        return (self.classify(tokens), tokens) if return_tokens else self.classify(tokens)
+        if return_tokens:
+            tokens = self.encode(self.embed(x))
+            return self.classify(tokens), tokens
+        lean = self.reducer.last_block == "cls" and not self.training
+        return self.classify(self.encode_prefix(self.embed(x)) if lean else self.encode(self.embed(x)))
 
     def embed(self, images: Tensor, traced: bool = False) -> Tokens:
         """Images (B, 3, H, W) -> tokens with their positions, as they enter the first block.
@@ -63,6 +66,13 @@ class _Reduced:
         """
         self._caution()
         tokens = self.reducer.finish(self.advance(tokens, range(first, len(self.blocks)), trace))
+        return tokens.with_x(self.norm(tokens.x))
+
+    def encode_prefix(self, tokens: Tokens) -> Tokens:
+        """As :meth:`encode`, but only the prefix tokens: all that a head needs which reads no patches."""
+        last = len(self.blocks) - 1
+        tokens = self.advance(tokens, range(last))
+        tokens = prefix_block(self.blocks[last], tokens, last, self.reducer)
         return tokens.with_x(self.norm(tokens.x))
 
     def _caution(self) -> None:
@@ -168,7 +178,7 @@ def reduce_tokens(
         reducer: one of :func:`common.list_reducers`.
         keep_rate: see :class:`common.reducers.Schedule`.
         reduction_loc: 0-based blocks; default 1/4, 1/2 and 3/4 of the depth (3, 6, 9 of 12); all for a rule ("r=13").
-        **reducer_options: the method's own options.
+        **reducer_options: the method's own options, and :func:`common.reducers.base.shared_options`.
 
     Raises:
         UsageError: unknown method or option, schedule that does not fit, architecture that is not supported.
@@ -183,7 +193,7 @@ def reduce_tokens(
             f"allowed: blocks 0 to {depth - 1}"
         )
     schedule.counts(vit.patch_embed.num_patches)
-    if reason := obstacle(vit, reducer):
+    if reason := obstacle(vit, reducer, reducer_options.get("last_block", "whole")):
         raise UsageError(reason)
     return attach(vit, reducer_class(reducer)(vit, schedule, **reducer_options))
 
@@ -237,9 +247,14 @@ def check_supported(vit: nn.Module) -> None:
         raise UsageError("backbones with patch_drop_rate > 0 are not supported: two methods would drop patches")
 
 
-def obstacle(vit: VisionTransformer, reducer: str) -> str | None:
+def obstacle(vit: VisionTransformer, reducer: str, last_block: LastBlock = "whole") -> str | None:
     """Why ``reducer`` cannot run on ``vit``, in one line."""
     method = reducer_class(reducer)
+    if last_block == "cls" and (vit.global_pool != "token" or method.pools_mean):
+        pooled = "the mean of patches" if method.pools_mean else f"patches (global_pool={vit.global_pool!r})"
+        return (
+            f"last_block='cls' leaves patches out, but with reducer {reducer!r} the head reads {pooled}; allowed: whole"
+        )
     if method.needs_class_token and not vit.has_class_token:
         return f"reducer {reducer!r} reads the CLS token's attention, but this backbone has no CLS token"
     if method.reads_prefix_only and vit.global_pool != "token":

@@ -70,6 +70,10 @@ class Idling(Reducer):
             )
 
     @property
+    def keys(self) -> Keys:
+        return ATTENTION[self.attention]
+
+    @property
     def in_pieces(self) -> str:
         return "how many patches pass a threshold depends on the image" if self.by_score else ""
 
@@ -105,10 +109,9 @@ class Idling(Reducer):
         computed = self.passes(ranked, layer) if best is None else torch.zeros_like(ranked).scatter(1, best, 1.0) > 0
         if not self.re_entry:
             tokens = tokens.with_carry(**{IDLED: ~computed})
-        keys = ATTENTION[self.attention]
         if self.training:
-            return tokens, Gate(self.gate(computed, score), keys)
-        return tokens, ragged(computed, keys) if best is None else Selection(best, idle=True, keys=keys)
+            return tokens, Gate(self.gate(computed, score), self.keys)
+        return tokens, ragged(computed, self.keys) if best is None else Selection(best, idle=True, keys=self.keys)
 
     def score(self, tokens: Tokens, signals: Signals, layer: int) -> tuple[Tokens, Tensor]:
         """The tokens, and how much each patch (B, P) deserves to be computed; both may carry gradients."""

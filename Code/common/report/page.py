@@ -34,13 +34,17 @@ _OPEN_SECTIONS = 6
 
 @dataclass(frozen=True)
 class Chapter:
-    """One study as the page shows it; ``captions`` by the place of the figure, from the page's folder."""
+    """One study as the page shows it; ``captions`` by the place of the figure, from the page's folder.
+
+    ``own_page`` is its page beside this one, "" where there is none.
+    """
 
     found: Findings
     answers: list[Answer]
     captions: dict[PurePath, str]
     missing: list[str]
     left_out: list[str]
+    own_page: str
 
 
 def draw_summaries(results_dir: Path, found: Sequence[Findings]) -> dict[str, dict[str, Path]]:
@@ -66,7 +70,8 @@ def _chapters(results_dir: Path, found: Sequence[Findings]) -> Iterator[Chapter]
         left_out = [path.relative_to(results_dir).as_posix() for path in others]
         answers = list(study.answers(each.table)) if len(each.runs) else []
         captions = {path.relative_to(results_dir): caption for path, caption in captions.items()}
-        yield Chapter(each, answers, captions, shortened(list(each.missing)), shortened(left_out))
+        own_page = study.own_page if study.own_page and (results_dir / study.own_page).is_file() else ""
+        yield Chapter(each, answers, captions, shortened(list(each.missing)), shortened(left_out), own_page)
 
 
 def render(results_dir: str | Path, studies: Mapping[str, Study], *, title: str = "", about: str = "") -> str:

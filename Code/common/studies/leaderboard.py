@@ -53,6 +53,7 @@ class Leaderboard(Study):
     }
     required = (*REQUIRED, "dataset", "seed")
     setting = SETTING
+    own_page = "leaderboard.html"
     captions = {
         "": "Accuracy against the share of multiply-accumulates that is saved. Dotted: random patches, the range of "
         "their seeds shaded, and a smaller image."
