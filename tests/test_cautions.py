@@ -41,6 +41,7 @@ def made(reducer, **options):
     [
         ("idle_mlp", {"score_threshold": 0.5}, RANDOM),
         ("idle_mlp", {"keep_rate": 0.5}, RANDOM),
+        ("idle_mlp", {"keep_rate": 0.5, "last_block": "cls"}, RANDOM),
         ("idle_mlp", {"counts": (8, 8, 8, 8)}, RANDOM),
         ("idle_mlp", {}, NO_RATE),
         ("idle_mlp", {"keep_rate": (1.0, 1.0, 1.0)}, NO_RATE),

@@ -70,6 +70,7 @@ class _Reduced:
 
     def encode_prefix(self, tokens: Tokens) -> Tokens:
         """As :meth:`encode`, but only the prefix tokens: all that a head needs which reads no patches."""
+        self._caution()
         last = len(self.blocks) - 1
         tokens = self.advance(tokens, range(last))
         tokens = prefix_block(self.blocks[last], tokens, last, self.reducer)
