@@ -473,7 +473,7 @@ def test_context_by_formula():
         ({"attention": "some"}, "unknown attention 'some'; allowed: cls_sees_all, modified, standard"),
         ({"context": "some"}, "unknown context 'some'; allowed: both, cls, conv, none"),
         ({"similarity": "l2"}, "unknown similarity 'l2'; allowed: blend, raw_cos, rel_norm, rel_update, scaled_cos"),
-        ({"influence": "some"}, "unknown influence 'some'; allowed: none, rollout"),
+        ({"influence": "some"}, "unknown influence 'some'; allowed: fisher, none, rollout"),
         ({"learns": "it"}, "unknown learns 'it'; allowed: labels, task"),
     ],
 )
@@ -483,10 +483,10 @@ def test_refusals(options, message):
 
 
 def test_options_of_all_idling_methods():
-    """Those of the family first; IdleViT leaves nobody the choice of attention."""
+    """Those of the family first, those of all methods last; IdleViT leaves nobody the choice of attention."""
     shared = ["attention", "counts", "re_entry"]
-    assert reducer_options("idle_random") == [*shared, "seed"]
-    assert reducer_options("idle_oracle") == [*shared, "similarity", "influence", "tau"]
+    assert reducer_options("idle_random") == [*shared, "seed", "last_block"]
+    assert reducer_options("idle_oracle") == [*shared, "similarity", "influence", "tau", "last_block"]
     assert set(reducer_options("idle_oracle")) < set(reducer_options("idle_mlp"))
     assert "attention" not in reducer_options("idle_topk")
 

@@ -160,4 +160,4 @@ def test_thresholds_are_solved_for_what_the_model_then_costs(attention):
     solve_thresholds(model, loader, 0.25)
     assert mean_macs(model, x) / Shape.of(model).unreduced == pytest.approx(0.75, abs=0.01)
     # where idle patches are seen, the last block saves nothing by asking
-    assert (model.reducer.thresholds[-1] == 0) == (attention == "modified")
+    assert attention == "standard" or model.reducer.thresholds[-1] == 0

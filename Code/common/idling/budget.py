@@ -56,6 +56,7 @@ def solve_thresholds(model: ReducedVisionTransformer, loader: DataLoader, cut: f
         states, whole = [model.embed(images) for images, _ in batches], Reducer(model, reducer.schedule)
         found = [_chances(reducer, layer, entering) for layer, entering in _entering(model, states, whole)]
         chances, aim = torch.stack(found), cut  # (blocks, n, P)
+        chances = chances if reducer.re_entry else chances.cummin(0).values
         for _ in range(ROUNDS):
             missed = cut - _saved(model, states, shares_of_budget(model, chances, aim))
             if abs(missed) < CLOSE_ENOUGH:
@@ -74,20 +75,22 @@ def _saved(model: ReducedVisionTransformer, states: list[Tokens], counts: list[f
     reducer, computed = model.reducer, {}
     for layer, entering in _entering(model, states, reducer):
         reducer.thresholds[layer] = 0.0
+        if counts[layer] is None and (reducer.re_entry or not computed):  # who idled before comes back, or nobody has
+            continue
+        scores = _chances(reducer, layer, entering)  # (n, P)
         if counts[layer] is not None:
-            scores = _chances(reducer, layer, entering)  # (n, P)
-            rank = round(counts[layer] * len(scores))  # how many of all these patches are computed
-            falling = scores.flatten().sort(descending=True).values
+            falling = scores[~scores.isinf()].sort(descending=True).values  # of those that may be computed
+            rank = min(round(counts[layer] * len(scores)), len(falling))  # how many of them are
             reducer.thresholds[layer] = falling[rank - 1] if rank else NEVER
-            computed[layer] = reducer.passes(scores, layer).sum(1).double()
+        computed[layer] = reducer.passes(scores, layer).sum(1).double()
     shape = Shape.of(model)
     spent = idle_macs(shape, computed, reducer.attention) + deciding_macs(model, list(computed))
     return 1 - torch.as_tensor(spent / shape.unreduced).mean().item()
 
 
 def _chances(reducer: Reducer, layer: int, states: list[Tokens]) -> Tensor:
-    """p (n, P) of all images in block ``layer``."""
-    return torch.cat([reducer.score(tokens, Signals(), layer)[1] for tokens in states])
+    """p (n, P) of all images in block ``layer``, -inf where a patch idled that may not come back."""
+    return torch.cat([reducer.ranked(tokens, reducer.score(tokens, Signals(), layer)[1]) for tokens in states])
 
 
 def _entering(

@@ -144,7 +144,10 @@ class IdleMlp(IdlingBySimilarity):
         return self.training and self.learns == "labels"
 
     def acts(self, layer: int, tokens: Tokens) -> bool:
-        return bool(self.thresholds[layer] > 0) if self.by_score else super().acts(layer, tokens)
+        if not self.by_score:
+            return super().acts(layer, tokens)
+        asked = self.thresholds[layer] if self.re_entry else self.thresholds[: layer + 1].max()  # who idled stays idle
+        return bool(asked > 0)
 
     def score(self, tokens: Tokens, signals: Signals, layer: int) -> tuple[Tokens, Tensor]:
         logits = self.predictors[str(layer)](tokens.prefix.detach(), tokens.patches.detach(), tokens.grid_size)

@@ -102,8 +102,7 @@ class Idling(Reducer):
         tokens, score = self.score(tokens, signals, layer)
         ranked = score.detach()
         tokens = tokens.with_scores(ranked)
-        if IDLED in tokens.carry:
-            ranked = ranked.masked_fill(tokens.carry[IDLED], float("-inf"))
+        ranked = self.ranked(tokens, ranked)
         count = self.count(layer, tokens.num_patches)
         best = None if count is None else top_in_order(ranked, count)  # (B, K)
         computed = self.passes(ranked, layer) if best is None else torch.zeros_like(ranked).scatter(1, best, 1.0) > 0
@@ -112,6 +111,10 @@ class Idling(Reducer):
         if self.training:
             return tokens, Gate(self.gate(computed, score), self.keys)
         return tokens, ragged(computed, self.keys) if best is None else Selection(best, idle=True, keys=self.keys)
+
+    def ranked(self, tokens: Tokens, score: Tensor) -> Tensor:
+        """``score`` (B, P), -inf where a patch idled that may not come back."""
+        return score.masked_fill(tokens.carry[IDLED], float("-inf")) if IDLED in tokens.carry else score
 
     def score(self, tokens: Tokens, signals: Signals, layer: int) -> tuple[Tokens, Tensor]:
         """The tokens, and how much each patch (B, P) deserves to be computed; both may carry gradients."""
