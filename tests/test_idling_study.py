@@ -9,17 +9,20 @@ from fake_runs import BASE, answered, found_in
 from small_training import Pictures, config, killed_at, lively, same_weights, updates_of
 
 from common import plots
+from common.data import load_dataset
 from common.errors import UsageError
+from common.idling.boxes import idle_outside, patches_inside
 from common.idling.candidates import Candidate, bounds, fit_predictors, tau_for, tune, variant, within_budget
 from common.idling.outcomes import outcomes
+from common.idling.rows import idle_shares_by_block, measure, prediction, similarity_rows, try_rates
 from common.idling.similarity import pairwise_cosine, patch_similarities
+from common.models.factory import create_backbone
 from common.reducers.idle_mlp import LABELS
 from common.report.published import published_sections
 from common.report.tables import markdown
 from common.results import write_run
 from common.setup import Setup
 from common.studies import find_study
-from common.studies.idling import idle_shares_by_block, measure, prediction, similarity_rows, try_rates
 
 
 @pytest.fixture
@@ -163,6 +166,59 @@ def test_seeds_are_averaged_although_tau_differs_and_a_given_tau_is_a_condition(
     table = found_in(tmp_path, "idling").table
     assert table["n"].tolist() == [3, 1, 1] and table["tau"].tolist() == pytest.approx([0.8401, 0.95, 0.9])
     assert table["accuracy_full"].tolist() == [71.0, 70.0, 70.0] and table["accuracy_full_sd"].iloc[0] == 1.0
+
+
+def test_seeds_are_averaged_although_each_chose_its_learning_rate(tmp_path):
+    """A distillation takes the best of the rates that were tried; where they are compared they are a condition."""
+    model = {**fake_rows()[1], "part": "tuning", "stage": "tuned", "tau": None, "speedup": 1.1}
+    rows = [
+        {**model, "seed": seed, "lr": lr, "accuracy_full": 70.0 + seed} for seed, lr in enumerate((3e-5, 3e-5, 6e-5))
+    ]
+    tried = {**model, "part": "rates", "divergence": 0.1, "speedup": None}
+    rows += [{**tried, "seed": seed, "lr": lr} for seed in (0, 1) for lr in (3e-5, 6e-5)]
+    write_run(rows, find_study("idling"), tmp_path / "runs/idling/a.csv", **BASE)
+    table = found_in(tmp_path, "idling").table
+    assert table["n"].tolist() == [3, 2, 2] and table["lr"].tolist() == pytest.approx([4e-5, 3e-5, 6e-5])
+    assert table["accuracy_full"].iloc[0] == 71.0 and "lr_given" not in table
+
+
+def test_where_patches_idle_is_told_by_the_boxes_of_digits():
+    """Exactly: what idles around the box lies outside, what idles in it does not, and chance gives the share of all."""
+    digits = load_dataset("digits", "val", img_size=32, limit=60)
+    inside = patches_inside(digits, (8, 8))
+    images = digits.stack().mean(1).unfold(1, 4, 4).unfold(2, 4, 4)  # (n, 8, 8, 4, 4)
+    inked = (images > images.flatten(1).min(1).values[:, None, None, None, None]).flatten(3).any(3).flatten(1)
+    assert not (inked & ~inside).any() and (inside.sum(1) <= 16).all() and (inked.sum(1) / inside.sum(1)).mean() > 0.8
+    for idle, expected in ((~inside, 1.0), (inside, 0.0), (torch.ones_like(inside), None)):
+        active = torch.stack([torch.ones_like(idle), ~idle], dim=1)  # the first of two blocks computes all
+        found = idle_outside(active, inside)
+        assert torch.equal(found["outside"], (~inside).double().mean(1)) and len(found["outside"]) == 60
+        assert torch.equal(
+            found["idle_outside"], found["outside"] if expected is None else torch.full((60,), expected).double()
+        )
+    assert idle_outside(torch.ones(60, 2, 64, dtype=torch.bool), inside) == {}
+    assert patches_inside(Pictures(3), (2, 2)) is None and idle_outside(active, None) == {}
+
+
+def test_rows_and_sentences_of_boxes_stand_beside_chance(tmp_path):
+    digits = load_dataset("digits", "val", img_size=32, limit=100)
+    setup = Setup.around(create_backbone("vit_digits").eval(), {"val_set": digits, "calibration": digits}, device="cpu")
+    dense = Candidate("none", setup.reduced("none"))
+    chance = Candidate("idle_random", setup.reduced("idle_random", counts=[64, 40, 40, 40, 40, 40]))
+    rows, _ = measure(setup, "thresholds", [dense, chance])
+    assert "idle_outside" not in rows[0] and rows[1]["outside"] == pytest.approx(
+        (~patches_inside(digits, (8, 8))).double().mean()
+    )
+    assert abs(rows[1]["idle_outside"] - rows[1]["outside"]) < 0.05  # one draw for all images
+    sized = [{**row, "img_size": 32, "backbone": "vit_digits", "dataset": "digits", "batch": 32} for row in rows]
+    write_run(sized, find_study("idling"), tmp_path / "runs/idling/a.csv", **BASE)
+    study = found_in(tmp_path, "idling")
+    outside, all_of_them = (f"{100 * rows[1][name]:.1f}" for name in ("idle_outside", "outside"))
+    frame = study.sections[0].frame
+    assert frame["Outside (%)"].tolist() == ["-", outside]
+    assert frame["Outside by chance (%)"].tolist() == ["-", all_of_them]
+    (answer,) = answered("idling", study.table)
+    assert f"of its idle patches lie outside the box of the object, by chance {all_of_them} %" in answer.points[-1]
 
 
 def test_report_tells_losses_and_the_order_of_the_bounds(tmp_path):

@@ -51,10 +51,11 @@ import pandas as pd
 
 from common import plots
 from common.idling.candidates import LABEL_STAGE, THRESHOLD, Candidate, fit_predictors, oracle, variant, within_budget
+from common.idling.rows import computed_patches, idle_shares_by_block, measure, similarity_rows
 from common.idling.similarity import patch_similarities
 from common.results import read_published, resolve, write_run
 from common.setup import Setup
-from common.studies.idling import Idling, computed_patches, idle_shares_by_block, measure, similarity_rows
+from common.studies.idling import Idling
 
 # %% tags=["parameters"]
 profile = "notebook"

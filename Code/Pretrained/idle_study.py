@@ -56,9 +56,10 @@ import pandas as pd
 
 from common import plots
 from common.idling.candidates import LABEL_STAGE, Candidate, bounds, fit_predictors, tune, variant, within_budget
+from common.idling.rows import idle_shares_by_block, measure, prediction, speeds, try_rates
 from common.results import resolve, write_run
 from common.setup import Setup
-from common.studies.idling import Idling, idle_shares_by_block, measure, prediction, speeds, try_rates
+from common.studies.idling import Idling
 from common.training.distillation import DISTILLATION
 
 # %% tags=["parameters"]
