@@ -474,3 +474,48 @@ def test_seeds_are_one_row_with_the_interval_of_the_mean_gain(tmp_path) -> None:
     assert seeds_point(one, 74.0, {"none": "before", "network": "after"}).endswith(
         "points lost 3.00 before, 3.00 after"
     )
+
+
+def test_every_part_is_averaged_over_its_seeds_whatever_each_of_them_found(table):
+    """Lengths, cuts and tokens come out anew with every seed; what was asked for is one row."""
+    same = {"n_val": 4, "gmac": 1.0, "gmac_paper": 1.0, "mac_cut_paper": 0.4, "accuracy": 90.0}
+    asked = [
+        {"part": "tolerances", "tolerance": 0.02, "score": "significance", "training": "none"},
+        {"part": "budgets", "mac_budget": 0.55, "lengths": "learned", "score": "coverage", "keys": "all"},
+        {"part": "dynamic", "gates": "threshold", "score": "significance"},
+        {"part": "single_block", "pruning": "idle", "block": 2, "kept_share": 0.1, "score": "coverage"},
+    ]
+    found = [
+        {"accuracy_full": 70.0 + s, "gain": float(s), "mac_cut": 0.4 + s / 100, "tokens": f"{9 + s} 1"}
+        for s in range(3)
+    ]
+    rows = [{**same, **row, **each, "seed": s} for row in asked for s, each in enumerate(found)]
+    rows += [
+        {"part": "heads", "score": "coverage", "block": 1, "rank_correlation": 0.5 + s / 10, "seed": s} for s in (0, 1)
+    ]
+    frame = table(rows)
+    for row in asked:
+        averaged = over_seeds(frame[frame["part"] == row["part"]], row["part"])
+        assert len(averaged) == 1 and averaged.iloc[0]["n"] == 3 and averaged.iloc[0]["accuracy_full"] == 71.0
+        assert averaged.iloc[0][["gain", "gain_low"]].tolist() == pytest.approx([1, 1 - 2.4842], abs=1e-3)
+    sections = {section.title.rpartition(": ")[2]: section.frame for section in Slimming().sections(frame)}
+    shown = sections["patches for each image of 3 seeds"].to_dict("records")
+    assert shown == [
+        {
+            "Chosen by": "gates, threshold",
+            "Seeds": "3",
+            "Accuracy (%)": "90.00 ± 0.00",
+            "All classes (%)": "71.00 ± 1.00",
+        }
+        | {"Gain [95 %]": "+1.00 [-1.48, +3.48]", "Cut": "41 %"}
+    ]
+    heads = next(each for title, each in sections.items() if title.endswith("of 2 seeds"))
+    assert heads["Correlation"].tolist() == ["0.55 ± 0.07"] and heads["Block"].tolist() == ["1"]
+    assert [section.folded for section in Slimming().sections(frame)][:5] == [False] * 5
+
+
+def test_seeds_of_other_images_are_no_seeds_of_one_measurement(table):
+    row = {"part": "dynamic", "gates": "fixed", "score": "significance", "gmac": 1.0, "gmac_paper": 1.0, "mac_cut": 0.4}
+    row |= {"mac_cut_paper": 0.4, "tokens": "9 1", "accuracy_full": 70.0, "gain": 0.0}
+    frame = table([{**row, "n_val": 4, "seed": 0}, {**row, "n_val": 8, "seed": 1}])
+    assert over_seeds(frame, "dynamic")["n"].tolist() == [1, 1]

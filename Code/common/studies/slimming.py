@@ -23,7 +23,7 @@ from common.studies._slimming_published import (
     comparability,
     with_published,
 )
-from common.studies._slimming_seeds import over_seeds, seeds_point, seeds_section
+from common.studies._slimming_seeds import over_seeds, seeds_point, seeds_sections
 from common.studies.base import Study, register_study
 from common.studies.throughput import quartiles_of
 
@@ -109,16 +109,18 @@ class Slimming(Study):
         return with_published(runs)[shown].reset_index(drop=True)
 
     def sections(self, data: pd.DataFrame) -> Iterator[Section]:
-        """Plans over seeds first, where there are several; then every seed with all that was measured of it."""
-        for _, rows in data[data["part"] == "stages"].groupby(SEEDLESS, sort=False, dropna=False):
-            yield from seeds_section(rows, _TRAININGS)
+        """What was measured over seeds first, where there are several; then every seed with all of it."""
+        titles = {part: what for part, (what, *_) in _TABLES.items()}
+        words = {"training": _TRAININGS, "pruning": _OTHERS, "gates": _CHOOSERS}
+        for _, rows in data.groupby(SEEDLESS, sort=False, dropna=False):
+            yield from seeds_sections(rows, titles, words)
         for _, rows in data.groupby(SETTING, sort=False, dropna=False):
             title, parts = setting_title(rows), dict(list(rows.groupby("part", sort=False)))
             for part, (what, frame_of, notes) in _TABLES.items():
                 if part in parts:
                     notes = (*notes, *comparability(parts[part]))
                     seed = f", seed {rows['seed'].iloc[0]}" if _of_several(data, rows) else ""
-                    folded = part == "heads" or (part == "stages" and bool(seed))
+                    folded = part == "heads" or bool(seed)
                     yield Section(f"{title}{seed}: {what}", frame_of(parts[part]), notes, folded=folded)
 
     def answers(self, data: pd.DataFrame) -> Iterator[Answer]:
