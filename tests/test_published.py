@@ -197,7 +197,7 @@ def test_figures_of_patch_slimming() -> None:
     assert frame.groupby("part", sort=False).size().to_dict() == {
         "tolerances": 6,
         "stages": 1,
-        "sensitivity": 6,
+        "sensitivity": 12,
         "single_block": 9,
     }
     assert frame["source"].str.endswith("read by eye").all()
@@ -205,7 +205,8 @@ def test_figures_of_patch_slimming() -> None:
     assert swept["cut"].tolist() == [21, 32, 43, 49, 53, 54] and swept["accuracy"].tolist()[2] == 79.4
     assert (swept["accuracy"] - 79.8).round(1).tolist() == swept["drop"].tolist()
     fragile = frame[frame["part"] == "sensitivity"].pivot(index="block", columns="kept_share", values="accuracy")
-    assert fragile.to_dict("list") == {0.2: [35, 71], 0.5: [56, 75], 0.8: [74, 78]}
+    assert fragile.to_dict("list") == {0.2: [35, 71, 79, 79], 0.5: [56, 75, 79, 79], 0.8: [74, 78, 79, 79]}
+    assert fragile.index.tolist() == [0, 1, 9, 10]
     chosen = frame[frame["part"] == "single_block"].pivot(index="block", columns="score", values="accuracy")
     assert (chosen["significance"] > chosen["attention"]).all() and (chosen["attention"] > chosen["random"]).all()
     assert chosen.loc[2].to_dict() == {"attention": 71.6, "random": 71.1, "significance": 73.6}

@@ -216,13 +216,14 @@ def counterparts(table: str, runs: Sequence[Run]) -> pd.DataFrame:
 
 def reason(table: str, row: Row) -> str:
     """Why no run is a counterpart of a row; "" where none is listed."""
-    return next((entry["why"] for entry in read_yaml(NOT_RUN) if is_meant(entry, table, row)), "")
+    return next((entry["why"] for entry in read_yaml(NOT_RUN) if "rows" in entry and is_meant(entry, table, row)), "")
 
 
 def is_meant(entry: Mapping[str, Any], table: str, row: Row) -> bool:
     """Whether an entry of not_run.yaml is about a row: the table's name, and values of columns, one or several each."""
+    meant = entry.get("rows", entry.get("not_printed"))
     return entry["table"] == table and all(
-        row[column] in (values if isinstance(values, list) else [values]) for column, values in entry["rows"].items()
+        row[column] in (values if isinstance(values, list) else [values]) for column, values in meant.items()
     )
 
 
