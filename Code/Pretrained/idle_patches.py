@@ -156,7 +156,8 @@ table, found = measure(setup, "thresholds", models)
 # ### Measured
 
 # %%
-shown = ["options", "tau", "patches_idle", "reactivated", "mac_cut", "accuracy", "accuracy_full", "accuracy_change"]
+shown = ["options", "tau", "patches_idle", "reactivated", "idle_outside", "outside", "mac_cut", "accuracy"]
+shown += ["accuracy_full", "accuracy_change"]
 pd.DataFrame(table).reindex(columns=shown).style.format(precision=3, na_rep="").hide(axis="index")
 
 # %% [markdown]
@@ -167,7 +168,11 @@ read_published("patch_idling").query("table == 'thresholds'").drop(columns=["sou
 
 # %% [markdown]
 # ## Which patches idle in which block?
-# First by influence: what no other patch reads any more is left out.
+# First by influence: what no other patch reads any more is left out. The report of the Idling MLP calls what is left an
+# exact bounding of the object. Digits have exact boxes, so it can be measured: `idle_outside` is the share of the idle
+# patches that lie outside the box, `outside` what chance gives. At a fifth of the multiplications saved 90.6 ± 0.4 % of
+# the patches that idle by influence lie outside, of all patches 76.3 %; of those that idle by change, with standard
+# attention, 75.9 ± 0.7 %: no more than by chance (360 images, one seed, the error over images).
 
 # %%
 pictures, computed, names = computed_patches(setup, influential[-1].model, images)
