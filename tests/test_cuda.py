@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
+import common
 from common.evaluation import evaluate_model
 from common.explain import create_explainer, list_explainers
 from common.models.reduced import reduce_tokens
@@ -284,3 +285,21 @@ def test_records(text):
     assert found.gmac == expected.gmac and (found.predictions == expected.predictions).mean() > 0.9
     for block, stage in expected.stages.items():
         assert (stage.num_tokens == found.stages[block].num_tokens).all()
+
+
+@pytest.mark.parametrize("call", ["fit", "search"])
+def test_what_was_fitted_here_is_a_file_for_the_cpu(call, tmp_path):
+    """Images may lie anywhere; the same file gives the same logits on either device."""
+    vit, images = lively().eval(), torch.rand(24, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    there = copy.deepcopy(vit).to(DEVICE)
+    if call == "fit":
+        model = common.idling.fit(there, images.to(DEVICE), mac_cut=0.15, epochs=1, hidden=4)
+    else:
+        plan = common.slimming.search(there, images.to(DEVICE), mac_cut=0.3, epochs=1, error_images=4)
+        model = reduce_tokens(there, "patch_slimming", plan=plan).eval()
+    path = common.save(model, tmp_path / "model.safetensors")
+    here, again = common.load(path, vit), common.load(path, there)
+    with torch.inference_mode():
+        assert next(again.parameters()).device.type == torch.device(DEVICE).type
+        assert torch.equal(again(images.to(DEVICE)), model(images.to(DEVICE)))
+        torch.testing.assert_close(here(images), model(images.to(DEVICE)).cpu(), rtol=0, atol=1e-4)
