@@ -90,6 +90,17 @@ def test_a_reduced_model_for_a_budget_is_that_of_its_keep_rate():
         assert torch.equal(ours(images(vit)), same(images(vit)))
 
 
+@pytest.mark.parametrize("re_entry", [True, False])
+def test_idling_by_attention_follows_its_keep_rate(re_entry):
+    """Idle patches cost what their attention looks at; whether they come back does not change it."""
+    vit = make("vit")
+    found = keep_rate_for(vit, "idle_topk", mac_cut=0.3, re_entry=re_entry)
+    model = reduce_tokens(vit, "idle_topk", keep_rate=found.keep_rate, re_entry=re_entry)
+    assert count_macs(model, 64).total / 1e9 == pytest.approx(found.gmac) and found.mac_cut == pytest.approx(
+        0.3, abs=0.02
+    )
+
+
 def test_what_depends_on_the_images_is_solved_on_them():
     vit = make("vit")
     x = images(vit)
@@ -115,6 +126,7 @@ def count_macs_of(vit: torch.nn.Module, found: Solution, image: torch.Tensor) ->
         ("ats", {"mac_cut": 0.2}, "what 'ats' keeps depends on the images; give some of yours"),
         ("none", {"mac_cut": 0.2}, "'none' has no keep rate to solve for"),
         ("idle_mlp", {"mac_cut": 0.2}, "'idle_mlp' has no keep rate to solve for"),
+        ("idle_oracle", {"mac_cut": 0.2}, "'idle_oracle' has no keep rate to solve for"),
         ("patch_slimming", {"mac_cut": 0.2}, "'patch_slimming' has no keep rate to solve for"),
         ("tame", {"mac_cut": 0.2}, "unknown reducer 'tame'; allowed: "),
         ("tome", {"mac_cut": 0.2, "paritty": True}, "reducer 'tome' has no option 'paritty'; allowed: parity"),

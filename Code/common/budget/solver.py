@@ -275,8 +275,7 @@ def keep_rate_for(
 
 def check_solvable(reducer: str) -> None:
     """Refuse a budget for a method that has no keep rate."""
-    method = reducer_class(reducer)
-    if reducer == "none" or method.idles or method.reads_prefix_only:
+    if not reducer_class(reducer).by_rate:
         raise UsageError(f"{reducer!r} has no keep rate to solve for; allowed: methods that follow a schedule")
 
 

@@ -99,6 +99,8 @@ class Reducer(nn.Module):
         fuses: behind the patches that it keeps it appends one token made of the others.
         scored: what its scores of patches are (``Trace.scores``), in words; "" = it scores none.
         adaptive: it keeps more of some images than of others, so its cost depends on the images.
+        by_rate: its keep rate alone decides what it costs, so that one can be solved for a budget; else it goes by a
+            plan, by thresholds, or by predictors that must be trained first.
         draws: it draws at random in evaluation too.
         wants_teacher: its training loss uses the outputs of an unreduced teacher where there is one.
         pools_mean: it classifies from the mean of its patch tokens, whatever the backbone does.
@@ -120,6 +122,7 @@ class Reducer(nn.Module):
     fuses = False
     scored = ""
     adaptive = False
+    by_rate = True
     draws = False
     wants_teacher = False
     pools_mean = False

@@ -68,6 +68,7 @@ class DynamicSlimming(Reducer):
     selects = True
     masks = True
     reads_prefix_only = True
+    by_rate = False
     scored = "prediction of the block's gate"
 
     def __init__(

@@ -24,6 +24,7 @@ class IdleOracle(IdlingBySimilarity):
         shared: see :class:`common.reducers.similarity.IdlingBySimilarity`.
     """
 
+    by_rate = False
     learns_from_signals = True  # in training the block's own pass is that output
     scored = "minus the similarity of the patch before and after the block, or what would be lost if it idled, minus 1"
 

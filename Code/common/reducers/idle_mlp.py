@@ -89,6 +89,7 @@ class IdleMlp(IdlingBySimilarity):
         shared: see :class:`common.reducers.similarity.IdlingBySimilarity`.
     """
 
+    by_rate = False
     learns_from_signals = True
     scored = "predicted chance that the block changes the patch"
     wants_teacher = True

@@ -10,6 +10,8 @@ from common.reducers.base import Reducer, register_reducer
 class NoReduction(Reducer):
     """Keeps every token; refuses a keep_rate below 1, which it could not honour."""
 
+    by_rate = False
+
     def __init__(self, vit, schedule) -> None:
         super().__init__(vit, schedule)
         if schedule.keep_rate != 1.0:

@@ -34,6 +34,7 @@ class PatchSlimming(Reducer):
 
     selects = True
     reads_prefix_only = True
+    by_rate = False
     wants_teacher = True
 
     def __init__(
