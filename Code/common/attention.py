@@ -38,20 +38,13 @@ class Heads:
     v: Tensor
 
     @classmethod
-    def of(cls, attn: Attention, normed: Tensor, rows: Tensor | None = None) -> Heads:
-        """From the normalised tokens (B, N, D), with queries only of the ``rows`` (B, K) where these are given."""
-        if rows is None:
+    def of(cls, attn: Attention, normed: Tensor, asking: Tensor | None = None) -> Heads:
+        """From the normalised tokens (B, N, D), with queries only of those ``asking`` (B, K, D) if these are given."""
+        if asking is None:
             q, k, v = _heads(attn, normed, 0, 3)  # (B, H, N, d) each
         else:
-            (q,) = _heads(attn, take_rows(normed, rows), 0, 1)  # (B, H, K, d)
+            (q,) = _heads(attn, asking, 0, 1)  # (B, H, K, d)
             k, v = _heads(attn, normed, 1, 3)  # (B, H, N, d) each
-        return cls(attn.q_norm(q), attn.k_norm(k), v)
-
-    @classmethod
-    def of_first(cls, attn: Attention, normed: Tensor, count: int) -> Heads:
-        """From the normalised tokens (B, N, D), with queries of the first ``count`` only."""
-        (q,) = _heads(attn, normed[:, :count], 0, 1)  # (B, H, count, d)
-        k, v = _heads(attn, normed, 1, 3)  # (B, H, N, d) each
         return cls(attn.q_norm(q), attn.k_norm(k), v)
 
     @classmethod

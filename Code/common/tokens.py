@@ -226,9 +226,14 @@ class Tokens:
             patches = torch.where(padded, take_rows(self.patches, selection.index), x[:, self.num_prefix_tokens :])
             x = torch.cat([x[:, : self.num_prefix_tokens], patches], dim=1)  # (B, prefix + K, D)
         rows = self.rows(selection) if rows is None else rows
-        whole = self.x.scatter(1, rows[..., None].expand(-1, -1, x.shape[-1]), x.to(self.x.dtype))
+        return self.computed(
+            selection, self.x.scatter(1, rows[..., None].expand(-1, -1, x.shape[-1]), x.to(self.x.dtype))
+        )
+
+    def computed(self, selection: Selection, x: Tensor) -> Tokens:
+        """Features ``x`` (B, N, D), of which those of prefix and selected patch tokens are new."""
         active = None if self.assignment is None else look_up(self._places(selection), self.assignment, GONE) != GONE
-        return replace(self, x=whole, active=active)
+        return replace(self, x=x, active=active)
 
     def rows(self, selection: Selection) -> Tensor:
         """Positions (B, prefix + K) in the whole sequence of the prefix tokens and the selected patch tokens."""

@@ -74,7 +74,7 @@ def _shortened(block: Block, x: Tensor, leaving: int) -> Tensor:
     if leaving == x.shape[1]:
         return block(x)
     normed = block.norm1(x)
-    mixed = attention.mix(block.attn, Heads.of_first(block.attn, normed, leaving), None)
+    mixed = attention.mix(block.attn, Heads.of(block.attn, normed, normed[:, :leaving]), None)
     x = x[:, :leaving]
     x = x + block.ls1(attention.project(block.attn, mixed, normed[:, :leaving]))
     return x + block.ls2(block.mlp(block.norm2(x)))

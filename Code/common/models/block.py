@@ -8,6 +8,7 @@ decides when that is: before the block computes anything, once the keys are ther
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from timm.models.vision_transformer import Block
@@ -15,11 +16,11 @@ from torch import Tensor
 
 from common import attention
 from common.attention import Heads
+from common.models import packed
+from common.models.packed import Packing, Rows
 from common.precision import without_autocast
 from common.reducers.base import BLOCK_OUTPUT, CLS_LOGITS, NO_SIGNALS, Reducer, Signal, Signals
-from common.tokens import Choice, Gate, Selection, Tokens, take_rows
-
-GROUP = 8  # images of similar length that run together where each computes another number of tokens
+from common.tokens import Choice, Gate, Selection, Tokens
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,8 @@ class Attended:
         normed: (B, N, D) what attention saw of them.
         mixed: (B, K, H·d) A·V of the chosen ones; of all under a gate.
         signals: what the reducer asked for.
-        rows: (B, K) where the chosen ones were in ``tokens``; None under a gate, and when all go on.
+        rows: where the chosen ones were in ``tokens``; None under a gate, and when all go on. Where they are packed,
+            ``mixed`` is (1, T, H·d).
     """
 
     tokens: Tokens
@@ -40,7 +42,7 @@ class Attended:
     normed: Tensor
     mixed: Tensor
     signals: Signals
-    rows: Tensor | None
+    rows: Rows
 
 
 def reduced_block(block: Block, tokens: Tokens, layer: int, reducer: Reducer) -> Tokens:
@@ -48,7 +50,7 @@ def reduced_block(block: Block, tokens: Tokens, layer: int, reducer: Reducer) ->
     tokens = reducer.before_block(tokens, layer)
     wanted = reducer.needs(layer, tokens)
     if wanted is None and tokens.policy is None:
-        return tokens.with_x(block(tokens.x, attn_mask=tokens.attention_bias()))
+        return tokens.with_x(_whole(block, tokens))
     if tokens.policy is not None or wanted not in (NO_SIGNALS, BLOCK_OUTPUT, CLS_LOGITS):
         attended = _choose_by_signals(block, tokens, layer, reducer, wanted or NO_SIGNALS)
     elif wanted == CLS_LOGITS:
@@ -78,7 +80,8 @@ def prefix_block(block: Block, tokens: Tokens, layer: int, reducer: Reducer) -> 
         normed, mixed = attended.normed, attended.mixed  # (B, N, D), (B, prefix, H·d)
     else:
         normed = block.norm1(tokens.x)
-        mixed = attention.mix(block.attn, Heads.of_first(block.attn, normed, count), tokens.attention_bias())
+        heads = packed.heads_of(block, tokens, normed, normed[:, :count])
+        mixed = attention.mix(block.attn, heads, tokens.attention_bias())
     x = tokens.prefix + block.ls1(attention.project(block.attn, mixed, normed[:, :count]))
     return _only_prefix(tokens, _mlp(block, x))
 
@@ -94,7 +97,7 @@ def _choose_before_attention(
     output = None
     if wanted == BLOCK_OUTPUT:
         with _learning(reducer):
-            output = block(tokens.x, attn_mask=tokens.attention_bias())  # (B, N, D)
+            output = _whole(block, tokens)  # (B, N, D)
     return *_select(reducer, tokens, Signals(output=output), layer), output
 
 
@@ -104,32 +107,34 @@ def _run_whole(block: Block, tokens: Tokens, choice: Selection | Gate, output: T
         if output is None or choice.keys != "all":
             output = block(tokens.x, attn_mask=tokens.bias_of_gate(choice, tokens.attention_bias()))
         return tokens.blend(choice, output)
+    packing = Packing.of(block, tokens, choice) if choice.idle else None
+    if packing is not None:
+        return packed.put(tokens, choice, _packed(block, packing.take(tokens.x), packing), packing)
     active = tokens.keep(choice)
-    if choice.idle and choice.valid is not None and len(active.x) > GROUP:
-        return tokens.put(choice, _run_in_groups(block, active))
-    active = active.with_x(block(active.x, attn_mask=active.attention_bias()))
+    active = active.with_x(_whole(block, active))
     return tokens.put(choice, active.x) if choice.idle else active
 
 
-def _run_in_groups(block: Block, active: Tokens) -> Tensor:
-    """The block on images of similar length at a time, each group cut to its longest: less padding is computed.
+def _whole(block: Block, tokens: Tokens) -> Tensor:
+    """timm's own block on all tokens (B, N, D)."""
+    packing = Packing.of(block, tokens)
+    if packing is None:
+        return block(tokens.x, attn_mask=tokens.attention_bias())
+    return packing.put(tokens.x, _packed(block, packing.take(tokens.x), packing))
 
-    Padding comes last in ``active``; what is cut off stays as it is.
-    """
-    lengths, bias, x = active.valid.sum(1), active.attention_bias(), active.x.clone()
-    for group in lengths.argsort().split(GROUP):
-        longest = int(lengths[group].max())
-        x[group, :longest] = block(active.x[group, :longest], attn_mask=bias[group, ..., :longest])
-    return x
+
+def _packed(block: Block, x: Tensor, packing: Packing) -> Tensor:
+    """timm's block on packed tokens (1, T, D), who see those of their own image."""
+    normed = block.norm1(x)
+    return _mlp(block, _add(block, x, packed.mix_within(block.attn, Heads.of(block.attn, normed), packing), normed))
 
 
 def _attend(block: Block, tokens: Tokens, selection: Selection | None) -> Attended:
     """Attention of tokens that were chosen before it: the others do not even get queries."""
     attn, normed, bias = block.attn, block.norm1(tokens.x), tokens.attention_bias()
-    if selection is not None and selection.keys == "prefix":
-        bias = tokens.bias_of_selected(selection, bias)
-    rows = None if selection is None else tokens.rows(selection)  # (B, prefix + K)
-    mixed = attention.mix(attn, Heads.of(attn, normed, rows), bias)  # (B, K, H·d)
+    rows = packed.chosen_rows(block, tokens, selection)
+    heads = packed.heads_of(block, tokens, normed, None if rows is None else packed.take(normed, rows))
+    mixed = packed.mix(attn, heads, tokens, selection, rows, bias)
     return Attended(tokens, selection, normed, mixed, Signals(), rows)
 
 
@@ -153,7 +158,7 @@ def _choose_by_signals(
 ) -> Attended:
     """Signals of the attention first, then the choice, then A·V of what was chosen."""
     attn, normed, bias = block.attn, block.norm1(tokens.x), tokens.attention_bias()
-    heads, mixed, maps = Heads.of(attn, normed), None, {}
+    heads, mixed, maps = packed.heads_of(block, tokens, normed), None, {}
     if tokens.policy is not None:
         mixed = attention.mix_by_policy(attn, heads, tokens.policy)  # (B, N, H·d)
     elif wanted & attention.MAPS.keys():
@@ -166,29 +171,31 @@ def _choose_by_signals(
     if isinstance(choice, Gate):
         mixed = attention.mix(attn, heads, tokens.bias_of_gate(choice, bias))
     else:
-        rows = None if choice is None else tokens.rows(choice)
+        rows = packed.chosen_rows(block, tokens, choice)
         if mixed is None:
-            mixed = attention.mix(attn, heads.at(rows), bias)  # (B, K, H·d)
-        elif rows is not None:
-            mixed = take_rows(mixed, rows)  # (B, K, H·d)
+            mixed = packed.mix(attn, packed.at(heads, rows), tokens, choice, rows, bias)  # (B, K, H·d)
+        else:
+            mixed = packed.take(mixed, rows)  # (B, K, H·d)
     return Attended(tokens, choice, normed, mixed, signals, rows)
 
 
 def _finish(block: Block, attended: Attended, layer: int, reducer: Reducer) -> Tokens:
     """Projection, residual, ``after_attention`` where no token idles, and MLP."""
-    tokens, choice, residual, normed = attended.tokens, attended.choice, attended.tokens.x, attended.normed
-    rows = attended.rows
-    if rows is not None:
-        residual = take_rows(residual, rows)
-        normed = take_rows(normed, rows) if attention.is_gated(block.attn) else normed
-    x = residual + block.drop_path1(block.ls1(attention.project(block.attn, attended.mixed, normed)))  # (B, K, D)
+    tokens, choice, rows, normed = attended.tokens, attended.choice, attended.rows, attended.normed
+    normed = packed.take(normed, rows) if attention.is_gated(block.attn) else normed
+    x = _add(block, packed.take(tokens.x, rows), attended.mixed, normed)  # (B, K, D)
     if isinstance(choice, Gate):
         return tokens.blend(choice, _mlp(block, x))
     if choice is not None and choice.idle:
-        return tokens.put(choice, _mlp(block, x), rows)
-    tokens = tokens.with_x(x) if choice is None else tokens.keep(choice, x, rows)
+        return packed.put(tokens, choice, _mlp(block, x), rows)
+    tokens = packed.keep(tokens, choice, x, rows)
     tokens = reducer.after_attention(tokens, attended.signals, layer)
-    return tokens.with_x(_mlp(block, tokens.x))
+    return tokens.with_x(packed.one_by_one(block, partial(_mlp, block), tokens))
+
+
+def _add(block: Block, x: Tensor, mixed: Tensor, normed: Tensor) -> Tensor:
+    """The features ``x`` (B, K, D) and what attention adds to them."""
+    return x + block.drop_path1(block.ls1(attention.project(block.attn, mixed, normed)))
 
 
 def _mlp(block: Block, x: Tensor) -> Tensor:

@@ -53,15 +53,16 @@ def nearest_in_cdf(share: Tensor, alive: Tensor, points: Tensor) -> Tensor:
 class Ats(Reducer):
     """Samples patches by their share of CLS attention times value norm; equal samples collapse into one.
 
-    The number of survivors differs per image; shorter ones are padded and the padding is masked in attention and
-    pooling. An image that has no more patches than the budget keeps them all.
+    The number of survivors differs per image; shorter ones are padded, which is masked in attention and pooling, and
+    left out of the linear layers where that pays (:mod:`common.models.packed`). An image that has no more patches than
+    the budget keeps them all.
 
     Args:
         sampler: "grid" reads the inverse CDF at regular points, deterministic and independent of the batch; "random"
             draws the budget with replacement, in evaluation too, as in vit-pytorch (which TRAM compares against).
         parity: with "grid", the reference implementation's grid, which under-samples the tail of the CDF.
         padding: "batch" pads images to the longest of their batch; "budget" always to the budget, which gives the same
-            numbers by the same cost for every image, and a graph that ``torch.compile`` and exports take whole.
+            numbers, and a graph that ``torch.compile`` and exports take whole, at the same cost for every image.
     """
 
     needs_class_token = True

@@ -65,9 +65,9 @@ class IdleMlp(IdlingBySimilarity):
 
     A patch's label in a block is 1 (compute it) where the similarity of its features before and after the whole block,
     perhaps weighted by its influence, lies below ``tau``. With ``keep_rate`` below 1, or ``counts``, the patches of
-    largest p are computed. With a ``score_threshold`` instead, those with p >= threshold, however many: exactly, in one
-    batch padded to the image that computes most. Its buffer ``thresholds`` (depth,) holds one for each block, 0 =
-    compute all and predict nothing; :func:`common.idling.budget.solve_thresholds` fills it for a number of MACs.
+    largest p are computed. With a ``score_threshold`` instead, those with p >= threshold, in every image of a batch its
+    own number. Its buffer ``thresholds`` (depth,) holds one for each block, 0 = compute all and predict nothing;
+    :func:`common.idling.budget.solve_thresholds` fills it for a number of MACs.
 
     Training has two stages. ``learns="labels"``: binary cross-entropy against the labels, on the states that the gates
     of the blocks before lead to; predictors only (``reducer_only`` of :class:`common.training.TrainConfig`). "task":
