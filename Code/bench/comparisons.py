@@ -22,15 +22,15 @@ from common.data import load_dataset, make_loader
 from common.data.base import LabelledDataset
 from common.evaluation import Record, export_json
 from common.explain import Mutex
-from common.idling.budget import solve_thresholds
 from common.idling.outcomes import outcomes
 from common.models.factory import create_backbone
-from common.models.reduced import reduce_tokens
+from common.models.reduced import attach, reduce_tokens
 from common.reducers.clustering import largest_first, squared_distances
 from common.reducers.kmedoids import cluster
 from common.slimming import SlimmingPlan, significance
 from references import (
     FIGURE_5,
+    AsMeasured,
     confidences_one_by_one,
     intervals_by_deleting,
     kmedoids_by_loops,
@@ -98,14 +98,11 @@ def _slimmed(scale: Scale) -> Pair:
 
 
 def _idling(scale: Scale) -> Pair:
-    """Thresholds under which every image computes another number of patches."""
+    """Every image computes another number of patches, spread as they were found to be on photographs."""
     vit, images = _backbone(scale.backbone, scale)
     assert_identity(vit, images[:1])
-    model = reduce_tokens(vit, "idle_mlp", score_threshold=0.5, attention="standard").eval()
-    for predictor in model.reducer.predictors.values():
-        torch.nn.init.normal_(predictor.own.weight, std=0.2)
+    model = attach(vit, AsMeasured(vit, len(images))).eval()
     loader = make_loader([(image, 0) for image in images.cpu()], scale.images, shuffle=False, seed=0)
-    solve_thresholds(model, loader, 0.35)
     (unreduced, idle), _ = outcomes([reduce_tokens(vit, "none"), model], loader)
     return Pair(vit, model, images, (unreduced.macs.mean() / idle.macs.mean()).item())
 
@@ -227,7 +224,7 @@ COMPARISONS: Mapping[str, tuple[str, Callable[[Scale], Pair]]] = {
     "tram": ("ViT-S, 16 images: unreduced / TRAM at 50 %", partial(_reduced, "tram", keep_rate=0.5)),
     "tome": ("ViT-S, 16 images: unreduced / ToMe at 50 %", partial(_reduced, "tome", keep_rate=0.5)),
     "patch_slimming": ("ViT-S, 16 images: unreduced / published patch slimming", _slimmed),
-    "idle_mlp": ("ViT-S, 16 images: unreduced / idling, 35 % of the MAC saved", _idling),
+    "idle_mlp": ("ViT-S, 16 images: unreduced / idling, lengths of photographs", _idling),
     "kmedoids": ("196 tokens, 16 images: loops / 137 K-Medoids", partial(_kmedoids, parity=False)),
     "kmedoids_parity": ("the same by the reference's objective", partial(_kmedoids, parity=True)),
     "mutex": ("ViT-Ti, 54 masks: one by one / MUTEX", _mutex),
