@@ -167,6 +167,27 @@ def test_speedup_panels_and_ideal():
     assert dotted[0].get_ydata() == pytest.approx([1 / 0.75, 2.0])
 
 
+def test_speedup_stands_between_its_promise_and_its_ceiling():
+    """Ceilings of TRAM at both rates, of Top-K at one; none, and no word of it, where the column is empty."""
+    table = throughput()
+    table["ceiling"] = np.where(table["method"] == "tram", 1.5 / table["keep_rate"], np.nan)
+    table.loc[(table["method"] == "topk") & (table["keep_rate"] == 0.5), "ceiling"] = 1.9
+    ax = plots.speedup_vs_keep_rate(table).axes[0]
+    strokes = [drawn.get_ydata().tolist() for drawn in ax.lines if drawn.get_markersize() == 13]
+    assert [2.0, 3.0] in strokes and any(values[-1] == 1.9 for values in strokes)
+    assert any("ceiling" in str(drawn.get_label()) for drawn in ax.lines)
+    (ax, *_) = plots.speedup_vs_keep_rate(table.assign(ceiling=None)).axes
+    assert not [drawn for drawn in ax.lines if drawn.get_markersize() == 13]
+
+
+def test_runtimes_have_panels_of_their_own_eager_first():
+    table = throughput()
+    table = table[(table["dtype"] == "float32") & (table["backbone"] == "vit_tiny_patch16_224")]
+    several = pd.concat([table.assign(runtime=name) for name in ("onnxruntime", "compiled", "eager")])
+    titles = [ax.get_title().split("\n")[1] for ax in plots.speedup_vs_keep_rate(several).axes]
+    assert titles == [f"fp32 · {name} · batch 16" for name in ("eager", "compiled", "onnxruntime")]
+
+
 def test_what_is_no_ratio_has_no_place_among_keep_rates():
     """Two budgets and a rule are three models, which are no two of one keep rate, and no points of the line."""
     table = runs(epochs=0)

@@ -26,6 +26,7 @@ _PARTS = {
 _SPEED_COLUMNS = ("method", "backbone", "dtype", "batch", "keep_rate", "speedup", "speedup_q1", "speedup_q3", "gmac")
 ROOM = 8  # percent of keep rate that the points of one rate may lie apart
 _AGREEMENT = 0.05
+_CEILING = {"marker": "_", "markersize": 13, "markeredgewidth": 1.6, "linestyle": "none"}
 
 
 @rc_context(RC)
@@ -33,9 +34,10 @@ def speedup_vs_keep_rate(df: pd.DataFrame) -> Figure:
     """Draw the measured speed-up against keep rate, a column per backbone and a row per dtype and batch size.
 
     ``df`` holds throughput rows. Bars span the quartiles; the dotted line of a method is the speed-up that its
-    arithmetic alone would give (GMAC of "none" / GMAC of the method, attention included). Where all methods were run at
-    one keep rate they stand side by side. Every panel needs one row of method "none". Keep rates that are no ratio,
-    such as "r=13", have no place here and are left out.
+    arithmetic alone would give (GMAC of "none" / GMAC of the method, attention included), and a horizontal stroke its
+    ``ceiling``, where that column has one: as many tokens, none chosen. Where all methods were run at one keep rate
+    they stand side by side. Every panel needs one row of method "none". Keep rates that are no ratio, such as "r=13",
+    have no place here and are left out.
     """
     keys = ("backbone", *_CONDITIONS, "method", "options", "keep_rate")
     df = frames.require_table(df, _SPEED_COLUMNS, keys, "speedup_vs_keep_rate").dropna(subset=["keep_rate"])
@@ -122,6 +124,7 @@ def _speed_panel(ax: Axes, rows: pd.DataFrame, title: str) -> None:
     reduced = [series for series in frames.split_series(rows) if series.method != "none"]
     rates = {rate for series in reduced for rate in series.rows["keep_rate"]}
     places = _at_keep_rates(ax, reduced, rates) if len(rates) != 1 else _side_by_side(ax, reduced)
+    known = "ceiling" in rows and rows["ceiling"].notna().any()
     for series, x in zip(reduced, places, strict=True):
         points = series.rows.sort_values("keep_rate", ascending=False)
         y, ideal = points["speedup"], baseline["gmac"].item() / points["gmac"]
@@ -131,6 +134,10 @@ def _speed_panel(ax: Axes, rows: pd.DataFrame, title: str) -> None:
             ax.hlines(ideal, x - 0.4, x + 0.4, **dotted)
         else:
             ax.plot(x, ideal, **dotted)
+        if known:
+            ax.plot(x, points["ceiling"].astype(float), color=series.style.color, **_CEILING)
+    if known:
+        ax.plot([], [], color="#777777", label="ceiling (as many tokens, none chosen)", **_CEILING)
     ax.plot([], [], color="#777777", linestyle=":", linewidth=1.2, label="ideal (GMAC ratio)")
     ax.set_title(title if len(rates) != 1 else f"{title} \N{MIDDLE DOT} keep {100 * rates.pop():g} %")
     ax.set(ylabel="Speed-up (\N{MULTIPLICATION SIGN})")

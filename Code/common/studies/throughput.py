@@ -76,8 +76,8 @@ class Throughput(Study):
     setting = SETTING
     parameters = {"dtypes": Many[Format], "runtimes": Many[Runtime]}
     captions = {
-        "": "Measured speed-up over the unreduced model. Bars: quartiles over rounds. Dotted: what the arithmetic "
-        "alone would give.",
+        "": "Measured speed-up over the unreduced model in the same runtime. Bars: quartiles over rounds. Dotted: what "
+        "the arithmetic alone would give. Strokes: the ceiling, the same network on as many tokens, none chosen.",
     }
 
     def summarise(self, runs: pd.DataFrame) -> pd.DataFrame:
