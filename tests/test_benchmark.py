@@ -272,6 +272,11 @@ def test_there_is_no_ceiling_where_the_image_decides_or_tokens_come_back():
     assert [name for name, ceiling in ceilings.items() if ceiling is not None] == ["evit"]
 
 
+def test_there_is_no_ceiling_where_none_is_asked_for():
+    rows = compare("vit_digits", ["topk", "tram"], [0.5], ceilings=False, **QUICK)
+    assert len(rows) == 3 and {row["ceiling"] for row in rows} == {None}
+
+
 def test_what_does_not_run_is_left_out_by_name(monkeypatch, capsys):
     start = measured._start
 

@@ -9,9 +9,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from fake_runs import throughput_run
 from timm.models.vision_transformer import VisionTransformer
 
 import common
+import speed_table
 from common.cost.closed_form import Shape
 from common.data import load_dataset, make_loader
 from common.idling.outcomes import outcomes
@@ -212,7 +214,7 @@ def test_speed_of_one_image() -> None:
     rows = printed("| ViT-S/16, batch 1, keep | speed-up (quartiles) | MAC ratio | of the ceiling |")
     table = pd.read_csv(ROOT / "results/imagenette/tables/throughput.csv", keep_default_na=False)
     table = table[(table["status"] == "measured") & (table["dtype"] == "float32")]
-    table = table[table["batch"].astype(float) == 1]
+    table = table[(table["batch"].astype(float) == 1) & (table.get("runtime", "eager") == "eager")]
     table = table[table["backbone"].isin(["vit_small_patch16_224", "deit_small_patch16_224"])]
     assert len(rows) == len(table) - 2 == 18  # but for the unreduced model of each backbone
     for name, cells in rows.items():
@@ -228,6 +230,25 @@ def test_speed_of_one_image() -> None:
             *([f"{100 * speedup / float(ceiling):.0f} %"] if ceiling else []),
         ]
         assert rate != "0.5" or speedup > 1.5
+
+
+def test_speed_on_every_runtime() -> None:
+    _, found, after = speed_table.parts((ROOT / "README.md").read_text(encoding="utf-8"))
+    assert found == speed_table.table() and after
+
+
+def test_a_setting_of_the_speed_table_has_a_column_once_it_was_measured(tmp_path: Path) -> None:
+    """1.5 times as fast at a MAC ratio of 2 is 75 % of it, 1.8 times is 90 %; what was not measured is empty."""
+    for name, gain, given in (("a", 1.5, {}), ("b", 1.8, {"runtime": "onnxruntime", "dtype": "int8"})):
+        path = throughput_run(tmp_path, {("none", 1.0): 1.0, ("tram", 0.5): gain}, name=name)
+        pd.read_csv(path).assign(**given, gmac=[4.6, 2.3]).to_csv(path, index=False)
+    assert speed_table.table(tmp_path).splitlines()[:5] == [
+        "| ViT-S/16, keep 50 % | MAC ratio | eager, batch 16 | onnxruntime, int8, batch 16 |",
+        "| --- | --: | --: | --: |",
+        "| no reduction: images/s |  | 20.0 | 20.0 |",
+        "| TRAM | 2.00 | 1.50 (75 %) | 1.80 (90 %) |",
+        "| Top-K |  |  |  |",
+    ]
 
 
 def test_speed_on_a_gpu() -> None:

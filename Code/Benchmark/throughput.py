@@ -79,6 +79,7 @@ batch_sizes = [4]
 img_size = None
 rounds = 5
 runtimes = ["eager"]
+ceilings = True
 seed = 0
 device = None
 csv = "results/notebook/throughput.csv"
@@ -92,7 +93,7 @@ figure = "results/notebook/throughput.png"
 how = {"dtypes": dtypes, "batch_sizes": batch_sizes, "img_size": img_size, "device": device, "runtimes": runtimes}
 rows = []
 for backbone in tqdm(backbones):
-    measured = compare_all(backbone, reducers, keep_rates, rounds=rounds, seed=seed, **how)
+    measured = compare_all(backbone, reducers, keep_rates, rounds=rounds, seed=seed, ceilings=ceilings, **how)
     rows += [{"backbone": backbone, **row} for row in measured]
 
 # %%

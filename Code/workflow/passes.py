@@ -146,7 +146,7 @@ def _throughput(given: Given) -> int:
     """
     conditions = len(given["backbones"]) * len(given["dtypes"]) * len(given["runtimes"]) * sum(given["batch_sizes"])
     alike = {_counted_like(text.partition(":")[0]) for text in given["reducers"]} - {""}
-    timed = 1 + given.models + len(alike) * len(given["keep_rates"])
+    timed = 1 + given.models + given["ceilings"] * len(alike) * len(given["keep_rates"])
     return timed * conditions * (1 + 2 * given["rounds"]) + len(given["backbones"]) * (3 + given.models)
 
 

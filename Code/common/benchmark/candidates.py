@@ -95,8 +95,8 @@ def _counted(method: Method, keep_rate: float, model: ReducedVisionTransformer, 
     return Candidate(method, keep_rate, model, costs, tuple(map(tuple, lengths)) if has_ceiling(model) else None)
 
 
-def timed_models(vit: VisionTransformer, candidates: Sequence[Candidate]) -> dict[Hashable, nn.Module]:
-    """The models of ``candidates`` by their variants, and those that take the first tokens by their lengths."""
+def timed_models(vit: VisionTransformer, candidates: Sequence[Candidate], ceilings: bool) -> dict[Hashable, nn.Module]:
+    """The models of ``candidates`` by their variants; with ``ceilings`` also those of the first tokens, by lengths."""
     models: dict[Hashable, nn.Module] = {each.variant: each.model for each in candidates}
-    lengths = dict.fromkeys(each.lengths for each in candidates if each.lengths is not None)
+    lengths = dict.fromkeys(each.lengths for each in candidates if ceilings and each.lengths is not None)
     return models | {each: FirstTokens(vit, each).eval() for each in lengths}

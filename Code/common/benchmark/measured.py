@@ -73,6 +73,7 @@ def compare_all(
     device: str | None = None,
     rounds: Count = 10,
     seed: int = 0,
+    ceilings: bool = True,
     backend: str = "inductor",
 ) -> list[dict[str, object]]:
     """Measure ``methods`` at ``keep_rates`` on a randomly initialised ``backbone`` against the backbone itself.
@@ -96,6 +97,7 @@ def compare_all(
         device: default "cuda" when there is one.
         rounds: passes of each model; on a GPU three, if together they take longer than ``GPU_SECONDS``.
         seed: of weights, images and samplers.
+        ceilings: measure these too; without them half as much is compiled or exported.
         backend: of torch.compile.
 
     Returns:
@@ -104,7 +106,7 @@ def compare_all(
         gmac_thop_compat, the fields of :class:`common.cost.throughput.Throughput`, compile_seconds (of compilation, or
         of export and loading; None in eager), peak_memory_mb (None without a GPU), and ceiling: the speed-up, in the
         same rounds, of :class:`common.cost.ceiling.FirstTokens` with as many tokens, None where these depend on the
-        image.
+        image or ``ceilings`` is False.
 
     Raises:
         UsageError: bad input, a runtime that is not to be had, or the backbone itself does not run.
@@ -122,7 +124,7 @@ def compare_all(
     models = models_of(vit, parsed, rates, some, **how)
     assert_identity(vit, _images(1, vit, seed))
     candidates = counted_on(where, vit, models)
-    timed = timed_models(vit, candidates)
+    timed = timed_models(vit, candidates, ceilings)
     rows = []
     for engine, dtype, batch in product(engines, dtypes, batch_sizes):
         vit_dtype = DTYPES[_torch_name(dtype)]

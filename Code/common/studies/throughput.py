@@ -74,7 +74,7 @@ class Throughput(Study):
     }
     required = (*REQUIRED, "dtype", "batch")
     setting = SETTING
-    parameters = {"dtypes": Many[Format], "runtimes": Many[Runtime]}
+    parameters = {"dtypes": Many[Format], "runtimes": Many[Runtime], "ceilings": bool}
     captions = {
         "": "Measured speed-up over the unreduced model in the same runtime. Bars: quartiles over rounds. Dotted: what "
         "the arithmetic alone would give. Strokes: the ceiling, the same network on as many tokens, none chosen.",
