@@ -67,6 +67,13 @@ BY_HAND = [
         + 3 * 2 * 4 * 100  # thresholds for three kinds of models
         + (1 + 4 * 2 + 3 * 2) * 200,  # measured
     ),
+    # no published labels; the gradients of two classes, one pass ahead and one for the change
+    (
+        "idle_patches",
+        IDLE
+        | {"labels": ["", "influence=fisher"], "idle_shares": [0.2], "cuts": [0.2], "taus": [], "limit_states": 60},
+        (50 + 10 * (4 * 1000 + 50)) + (60 + 100 * (1 + 4)) + 4 * 100 + 2 * 200,
+    ),
     (
         "idle_study",
         IDLE

@@ -206,20 +206,24 @@ def _explain_agreement(given: Given) -> int:
 
 
 def _looks(label: str) -> int:
-    """Passes that tell which patches of an image may idle by ``label``: one compares them, one follows influence."""
-    return 2 if "influence=rollout" in label else 1
+    """Passes that tell which patches of an image may idle by ``label``: one compares them; one follows influence, or
+    one and two back give the gradients."""
+    return next((passes for kind, passes in {"rollout": 2, "fisher": 4}.items() if f"influence={kind}" in label), 1)
 
 
 def _idle_patches(given: Given) -> int:
     """Predictors for every kind of label and share, and for every tau; the backbone is not differentiated."""
-    looks = [_looks(label) for label in given["labels"]]
+    published, *others = given["labels"]
+    looks = [_looks(label) for label in given["labels"] if label]
     shares, taus = len(given["idle_shares"]), len(given["taus"])
     train = _limited_labels(given)
     fits = sum(given.trained(given["epochs"], train, look) * shares for look in looks)
     fits += given.trained(given["epochs"], train, looks[0]) * taus
     similarities = given.limited("limit_states", 1) + given.calibration * (1 + shares * sum(looks))
-    solved = 3 * shares * SOLVED * given.calibration  # standard attention, at the same cost, by influence
-    return fits + similarities + solved + (1 + 4 * shares + 3 * taus) * given.val
+    same = 2 if published else 0  # standard attention, at the same cost
+    solved = (same + len(others)) * shares * SOLVED * given.calibration
+    models = (same + bool(published) + len(others)) * shares + 3 * taus  # also with the same thresholds
+    return fits + similarities + solved + (1 + models) * given.val
 
 
 def _idle_study(given: Given) -> int:

@@ -19,7 +19,7 @@ from common.idling.outcomes import Outcome, outcomes, predictor_quality
 from common.idling.similarity import PatchSimilarities
 from common.models.reduced import ReducedVisionTransformer
 from common.reducers import Method
-from common.reducers.base import divergence
+from common.reducers.base import divergence_by_image
 from common.results import BY_IMAGE
 from common.setup import Setup
 from common.training import TrainConfig
@@ -29,12 +29,14 @@ from common.training.metrics import hits, hits_by_image, means_with_errors
 def described(row: Mapping[str, object]) -> str:
     """What the model of a row is, in words."""
     cut = f"{100 * row['mac_cut']:.0f} % of the MAC saved"
-    return f"{labels(row)}, {row['attention']} attention, {row['stage']}, {cut}"
+    back = ", for good" if "re_entry=false" in str(row["options"]) else ""
+    return f"{labels(row)}{back}, {row['attention']} attention, {row['stage']}, {cut}"
 
 
 def labels(row: Mapping[str, object]) -> str:
     """What the predictor of a model learnt."""
-    return "by influence" if "influence=rollout" in str(row["options"]) else "by change"
+    kinds = {"influence=rollout": "by influence", "influence=fisher": "by Fisher information"}
+    return next((kind for option, kind in kinds.items() if option in str(row["options"])), "by change")
 
 
 def similarity_rows(found: PatchSimilarities, seed: int) -> list[dict[str, object]]:
@@ -69,9 +71,16 @@ def measure(
         }
         if candidates[0].text == "none":
             measured["accuracy_change"] = 100 * (own - right[0])
+            measured |= from_unreduced(outcome.logits, found[0].logits)
         measured |= idle_outside(outcome.active, inside)
         rows.append({"part": part, **_row(candidate, outcome), **means_with_errors(**measured)})
     return rows, found
+
+
+def from_unreduced(logits: Tensor, unreduced: Tensor) -> dict[str, Tensor]:
+    """How far ``logits`` (n, classes) are from those of the unreduced model, image by image (n,), without labels."""
+    same = logits.argmax(1) == unreduced.argmax(1)
+    return {"agreement": same.double(), "divergence": divergence_by_image(logits, unreduced)}
 
 
 def _row(candidate: Candidate, found: Outcome) -> dict[str, object]:
@@ -107,10 +116,7 @@ def try_rates(
     """
     trials = [tune(setup, start, cut, replace(config, lr=rate), count) for rate in rates]
     dense = Candidate("none", setup.reduced("none"), seed=start.seed)
-    rows, found = measure(setup, "rates", [dense, *trials], setup.calibration)
-    for row, outcome in zip(rows, found, strict=True):
-        pairs = zip(outcome.logits.split(1), found[0].logits.split(1), strict=True)
-        row.update(means_with_errors(divergence=torch.stack([divergence(*pair) for pair in pairs])))
+    rows, _ = measure(setup, "rates", [dense, *trials], setup.calibration)
     return rows[1:]
 
 

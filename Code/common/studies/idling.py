@@ -43,7 +43,15 @@ _OF_MODELS = {
             "share of the idle patches that lie outside the box of the object", "share", optional=True, before=""
         ),
         outside=schema.number("the same of all patches: what chance gives", "share", optional=True, before=""),
-        divergence=schema.number("Kullback-Leibler, from the unreduced model").only("rates"),
+        agreement=schema.number(
+            "share of images whose most probable class, of all of the head, is the unreduced model's",
+            "share",
+            optional=True,
+            before="",
+        ),
+        divergence=schema.number(
+            "Kullback-Leibler, from the unreduced model over all classes of the head, nats", optional=True, before=""
+        ),
     ),
     "predictor_accuracy": schema.number("of decisions, over blocks", "percent").only("context"),
     "balanced_accuracy": schema.number("the same, both labels weighed alike", "percent").only("context"),
@@ -54,7 +62,8 @@ _NOTE = (
     "Idle: patches that skip a block, mean over blocks and images. Back: share of them that the next block computes. "
     "Outside: share of the idle patches that lie outside the box of the object, where the data have boxes; by chance: "
     "of all patches. MAC saved: against the unreduced model, predictors paid for, image by image; aim: that of the "
-    "thresholds. Top-1 in percent, with the head restricted to the dataset's classes and in full. Tuned: distilled "
+    "thresholds. Top-1 in percent, with the head restricted to the dataset's classes and in full; agreement and "
+    "divergence: with and from the unreduced model over all classes of its head, no labels. Tuned: distilled "
     "from the unreduced model, no labels. Learning rate, trained on: of the last training."
 )
 _SIMILARITY_NOTE = (
@@ -166,6 +175,7 @@ def _models(title: str, rows: pd.DataFrame) -> Section:
         "Top-1, all classes": [
             show.spread(*pair) for pair in zip(rows["accuracy_full"], rows["accuracy_full_sd"], strict=True)
         ],
+        "Agreement (%)": numbers(100 * rows["agreement"], 1),
         "Divergence": numbers(rows["divergence"], 4),
         "Balanced accuracy": numbers(rows["balanced_accuracy"], 1),
         "AUROC": numbers(rows["auroc"]),
