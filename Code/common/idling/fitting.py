@@ -52,7 +52,7 @@ def fit(
     Args:
         vit: a timm backbone in float32; it is put into eval mode, and its weights stay as they are.
         images: (N, 3, H, W), normalised as the weights expect; a ``Dataset`` of images or of tuples that begin with
-            one; or a ``DataLoader``. At least 16; a few hundred are of use.
+            one; or a ``DataLoader``. At least 16; thousands are of use.
         mac_cut: share of the multiply-accumulates to save, predictors paid for.
         idle_share: share of all patches in all blocks that may idle by the labels; None = ``mac_cut``.
         held_out: share of the images that thresholds are solved on, and no predictor learns from.
