@@ -25,6 +25,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 import common
+from common.cost.memory import peak_bytes
 from common.evaluation import evaluate_model
 from common.explain import create_explainer, list_explainers
 from common.models.reduced import reduce_tokens
@@ -226,16 +227,8 @@ def peak(text) -> int:
     rate = 1.0 if text in ADAPTIVE[1:] else 0.5
     how = {**reducing(large(), method.name, rate), **dict(method.options)}
     model = reduce_tokens(large(), method.name, **how).to(DEVICE).eval()
-    x = torch.zeros(64 if ON_GPU else 1, 3, 224, 224, device=DEVICE).normal_()
-    with torch.inference_mode():
-        if not ON_GPU:
-            return int(model(x).isfinite().sum())  # no counter: a rehearsal of the passes
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        model(x)
-        torch.cuda.synchronize()
-        return torch.cuda.max_memory_allocated() - before
+    x = torch.zeros(64 if ON_GPU else 4, 3, 224, 224, device=DEVICE).normal_()
+    return peak_bytes(model, x)
 
 
 @cache

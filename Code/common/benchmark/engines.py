@@ -28,9 +28,10 @@ class Eager:
         name: of the runtime.
         told: how a model runs on it, behind "does not run".
         dtypes: number formats that it has.
+        in_torch: PyTorch runs the models, and knows what memory they take.
     """
 
-    name, told = "eager", ""
+    name, told, in_torch = "eager", "", True
     dtypes = tuple(DTYPES)
 
     def check(self, dtype: str, device: torch.device) -> None:
@@ -92,7 +93,7 @@ class Onnxruntime(Eager):
     A model is exported once, whatever the batches; so one of these serves one set of models.
     """
 
-    name, told = "onnxruntime", " on onnxruntime"
+    name, told, in_torch = "onnxruntime", " on onnxruntime", False
     dtypes = ("float32", "int8")
 
     def __init__(self) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from common.benchmark.candidates import Candidate, checked_rate, counted_on, models_of, timed_models
 from common.benchmark.engines import Call, Eager, engine_called
 from common.benchmark.identity import assert_identity
+from common.cost.memory import peak_bytes
 from common.cost.throughput import Throughput, interleaved
 from common.devices import DTYPES, Format, Runtime, torch_device
 from common.errors import UsageError
@@ -36,7 +37,7 @@ class Start:
     Attributes:
         call: what is timed in its place.
         seconds: that it took to make this; None = it is the model itself.
-        peak_mb: 10^6 bytes at the most during a pass, weights and images included; None without a GPU.
+        peak_mb: 10^6 bytes at the most during a pass, weights and images included; None where PyTorch does not run it.
     """
 
     call: Call
@@ -104,7 +105,7 @@ def compare_all(
         For each runtime, format and batch a row for the baseline (method "none") and one per method and keep rate:
         runtime, dtype, batch, method, options, keep_rate, img_size, params, gmac (attention included),
         gmac_thop_compat, the fields of :class:`common.cost.throughput.Throughput`, compile_seconds (of compilation, or
-        of export and loading; None in eager), peak_memory_mb (None without a GPU), and ceiling: the speed-up, in the
+        of export and loading; None in eager), peak_memory_mb (None on onnxruntime), and ceiling: the speed-up, in the
         same rounds, of :class:`common.cost.ceiling.FirstTokens` with as many tokens, None where these depend on the
         image or ``ceilings`` is False.
 
@@ -202,14 +203,10 @@ def _started(engine: Eager, models: Mapping[Hashable, nn.Module], images: Tensor
 @torch.inference_mode()
 def _start(engine: Eager, model: nn.Module, images: Tensor, dtype: str) -> Start:
     call, seconds = engine.ready(model, images, dtype)
-    if not images.is_cuda:
+    if not engine.in_torch:
         return Start(call, seconds, None)
-    before = torch.cuda.memory_allocated(images.device)
-    torch.cuda.reset_peak_memory_stats(images.device)
-    call(images)
-    during = torch.cuda.max_memory_allocated(images.device) - before
     own = sum(each.nbytes for each in (images, *model.parameters(), *model.buffers()))
-    return Start(call, seconds, (own + during) / 1e6)
+    return Start(call, seconds, (own + peak_bytes(call, images)) / 1e6)
 
 
 def _told(key: Hashable) -> str:

@@ -45,6 +45,23 @@ class Attended:
     rows: Rows
 
 
+@dataclass(frozen=True)
+class Added:
+    """A block after its attention branch, before the MLP.
+
+    Attributes:
+        tokens: those that go on to the MLP; all that came in where some idle.
+        choice: which of ``tokens`` do not idle; None where nobody does.
+        x: (B, K, D) features of those that do not idle, or (1, T, D) packed.
+        rows: where these are in ``tokens``.
+    """
+
+    tokens: Tokens
+    choice: Choice
+    x: Tensor
+    rows: Rows
+
+
 def reduced_block(block: Block, tokens: Tokens, layer: int, reducer: Reducer) -> Tokens:
     """Run ``block`` on ``tokens`` and let ``reducer`` drop, merge or idle some; timm's numbers where it does not."""
     tokens = reducer.before_block(tokens, layer)
@@ -52,15 +69,15 @@ def reduced_block(block: Block, tokens: Tokens, layer: int, reducer: Reducer) ->
     if wanted is None and tokens.policy is None:
         return tokens.with_x(_whole(block, tokens))
     if tokens.policy is not None or wanted not in (NO_SIGNALS, BLOCK_OUTPUT, CLS_LOGITS):
-        attended = _choose_by_signals(block, tokens, layer, reducer, wanted or NO_SIGNALS)
+        added = _project(block, _choose_by_signals(block, tokens, layer, reducer, wanted or NO_SIGNALS), layer, reducer)
     elif wanted == CLS_LOGITS:
-        attended = _choose_by_keys(block, tokens, layer, reducer)
+        added = _project(block, _choose_by_keys(block, tokens, layer, reducer), layer, reducer)
     else:
         tokens, choice, output = _choose_before_attention(block, tokens, layer, reducer, wanted)
         if isinstance(choice, Gate) or (choice is not None and choice.keys == "selected"):
             return _run_whole(block, tokens, choice, output)
-        attended = _attend(block, tokens, choice)
-    return _finish(block, attended, layer, reducer)
+        added = _project(block, _attend(block, tokens, choice), layer, reducer)
+    return _finish(block, added)  # maps and signals are gone: the MLP, which takes most memory, has it for itself
 
 
 def prefix_block(block: Block, tokens: Tokens, layer: int, reducer: Reducer) -> Tokens:
@@ -179,18 +196,29 @@ def _choose_by_signals(
     return Attended(tokens, choice, normed, mixed, signals, rows)
 
 
-def _finish(block: Block, attended: Attended, layer: int, reducer: Reducer) -> Tokens:
-    """Projection, residual, ``after_attention`` where no token idles, and MLP."""
+def _project(block: Block, attended: Attended, layer: int, reducer: Reducer) -> Added:
+    """Projection, residual, and ``after_attention`` where no token idles."""
     tokens, choice, rows, normed = attended.tokens, attended.choice, attended.rows, attended.normed
     normed = packed.take(normed, rows) if attention.is_gated(block.attn) else normed
     x = _add(block, packed.take(tokens.x, rows), attended.mixed, normed)  # (B, K, D)
-    if isinstance(choice, Gate):
-        return tokens.blend(choice, _mlp(block, x))
-    if choice is not None and choice.idle:
-        return packed.put(tokens, choice, _mlp(block, x), rows)
+    if isinstance(choice, Gate) or (choice is not None and choice.idle):
+        return Added(tokens, choice, x, rows)
     tokens = packed.keep(tokens, choice, x, rows)
     tokens = reducer.after_attention(tokens, attended.signals, layer)
-    return tokens.with_x(packed.one_by_one(block, partial(_mlp, block), tokens))
+    return Added(tokens, None, tokens.x, None)
+
+
+def _finish(block: Block, added: Added) -> Tokens:
+    """The MLP."""
+    tokens = added.tokens
+    if added.choice is None:
+        return tokens.with_x(packed.one_by_one(block, partial(_mlp, block), tokens))
+    x = _mlp(block, added.x)
+    return (
+        tokens.blend(added.choice, x)
+        if isinstance(added.choice, Gate)
+        else packed.put(tokens, added.choice, x, added.rows)
+    )
 
 
 def _add(block: Block, x: Tensor, mixed: Tensor, normed: Tensor) -> Tensor:

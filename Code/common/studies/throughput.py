@@ -66,7 +66,7 @@ class Throughput(Study):
         ),
         "compile_seconds": number("of compilation, or of the export and loading", "s", optional=True, before=""),
         "peak_memory_mb": number(
-            "10^6 bytes on the GPU during a pass, weights included", "MB", optional=True, before=""
+            "10^6 bytes at the most during a pass, weights included", "MB", optional=True, before=""
         ),
         "ceiling": number(
             "speedup with as many tokens, the first ones, none chosen", "ratio", optional=True, before=""
