@@ -112,6 +112,9 @@ def test_reducers(text):
             for block, value in vars(trace)[name].items():
                 close(vars(found_trace)[name][block], value, 1e-3)
         for mine, theirs in zip(found_gradients, gradients, strict=True):
+            if theirs is None:  # a gate of the last block, after which no head reads a patch
+                assert mine is None and text == "dynamic_slimming"
+                continue
             torch.testing.assert_close(mine.cpu(), theirs, rtol=1e-3, atol=1e-4)
 
 

@@ -150,9 +150,9 @@ BY_HAND = [
         + 2 * (50 + 4 * 1000 + 50)
         + 2 * (50 + 3 * (3 * 1000 + 50))
         + (1 + 2 * 4) * (400 + 2 * 7 * 50)  # each stage measured, and timed in rounds of an untimed and a timed pass
-        + 90 * (4 + 3)
-        + 3 * 100
-        + 2 * 6 * 60
+        + 90 * (3 * 4 + 3)
+        + 4 * 100
+        + (1 + 2 * 6) * 60
         + 3 * 120
         + 30 * (2 + 11 * 11 / 2),
     ),
@@ -163,8 +163,8 @@ BY_HAND = [
         | {"random_masks": 5, "sensitivity_kept_shares": [0.8, 0.5], "limit_sensitivity": 100}
         | {"tolerances": [0.01, 0.02, 0.04], "tolerance_epochs": 0, "step": 7, "limit_tolerances": 50}
         | {"finetune_epochs": 2, "limit_train": 1000, "batch_size": 50},
-        100 * (1 + 2 * 12 / 2)
-        + 400 * (1 + 6 * 2 * (10 + 6 + 2) / 12)  # what is left of the network from each block on
+        100 * (2 + 2 * 12 / 2)
+        + 400 * (2 + 6 * 2 * (10 + 6 + 2) / 12)  # what is left of the network from each block on
         + 17 * 120
         + 3 * 120 * 11 * (0.5 + 1.5 / 12 + (1 + 196 / 7 / 4) * 2 / 12 * 0.25)
         + 3 * (50 + 2 * (3 * 1000 + 50))

@@ -1,4 +1,4 @@
-"""The search: grows by steps, ends, tunes one block at a time, resumes, keeps to its budget; gates learn the scores."""
+"""The search: grows by steps, ends, tunes one block at a time, resumes, keeps to its budget."""
 
 import copy
 from dataclasses import asdict
@@ -8,7 +8,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from backbones import images, make
-from timm.models.vision_transformer import VisionTransformer
 
 from common.cost.closed_form import Shape
 from common.cost.methods import slim_macs
@@ -16,9 +15,8 @@ from common.data.unlabelled import split
 from common.errors import UsageError
 from common.models.factory import create_backbone
 from common.models.reduced import reduce_tokens
-from common.slimming import SlimmingPlan, calibrate_thresholds, fit_gates, search, top_down, tuning
+from common.slimming import SlimmingPlan, search, top_down, tuning
 from common.slimming.allocation import SHARES, added_error, allocate, error_curves, sensitivity, uniform_lengths
-from common.slimming.gates import standardised
 from common.slimming.plans import dropped_at, slimmed
 from common.slimming.scores import significances
 from common.slimming.tuning import LayerFeatures, Tuning, errors, measure, tune_block, two_blocks
@@ -303,72 +301,3 @@ def test_the_plan_is_plain_data(vit, x, tmp_path):
     assert asdict(SlimmingPlan.load(tmp_path / "plan.json")) == asdict(plan)
     assert plan.settings["mac_budget"] == 0.5 and plan.settings["images"] == 24
     assert plan.settings["lengths"] == list(plan.lengths)
-
-
-# gates
-
-
-def gated(vit, **options):
-    return reduce_tokens(vit, "dynamic_slimming", keep_rate=0.5, **options).eval()
-
-
-@pytest.mark.parametrize("gate", ["token", "mean"])
-def test_gates_learn_the_order_of_the_scores_and_nothing_else_learns(vit, x, gate):
-    torch.manual_seed(0)
-    model = gated(vit, gate=gate)
-    before = copy.deepcopy(vit.state_dict())
-    losses = fit_gates(model, x, epochs=15, lr=3e-3, batch_size=8)
-    assert len(losses) == 15 and losses[-1] < 0.8 * losses[0]
-    assert all(torch.equal(value, before[key]) for key, value in vit.state_dict().items())
-    assert all(parameter.requires_grad for parameter in model.parameters())
-
-
-def test_targets_are_standardised_logarithms():
-    scores = torch.tensor([[1e-8, 1e-4, 1.0]])
-    torch.testing.assert_close(standardised(scores), torch.tensor([[-1.0, 0.0, 1.0]]))
-
-
-def test_thresholds_keep_the_same_number_on_average_but_not_in_every_image(vit, x):
-    torch.manual_seed(0)
-    model = gated(vit, budget="threshold")
-    with pytest.raises(UsageError, match="budget 'threshold' has no thresholds yet"):
-        model(x)
-    fit_gates(model, x, epochs=2, batch_size=8)
-    calibrate_thresholds(model, x, batch_size=7)
-    _, trace = model.trace(x)
-    for layer, count in model.reducer.counts.items():
-        found = trace.num_tokens[layer].double()
-        assert found.mean().item() == pytest.approx(count, abs=0.05) and found.std() > 0
-    with torch.inference_mode():
-        torch.testing.assert_close(model(x), torch.cat([model(image[None]) for image in x]), rtol=0, atol=1e-4)
-
-
-def test_a_plan_gives_the_dynamic_model_its_numbers(vit, x):
-    plan = search(vit, x, lengths=(65, 40, 30, 20, 5, 1), **{**FAST, "epochs": 0})
-    model = reduce_tokens(vit, "dynamic_slimming", plan=plan).eval()
-    _, trace = model.trace(x)
-    assert [trace.num_tokens[layer][0].item() for layer in range(DEPTH)] == [64, 39, 29, 19, 4, 0]
-    assert sorted(model.reducer.gates) == ["1", "2", "3", "4"]
-    with pytest.raises(UsageError, match=r"keep_rate=0\.5 must stay 1\.0"):
-        reduce_tokens(vit, "dynamic_slimming", plan=plan, keep_rate=0.5)
-
-
-def test_a_gate_that_is_the_score_chooses_by_the_score(vit, x):
-    """The straight-through factor changes no number; the highest gates are kept."""
-    model = gated(vit).train()
-    logits = model(x)
-    model.eval()
-    found, trace = model.trace(x)
-    torch.testing.assert_close(logits, found, rtol=0, atol=1e-5)
-    first = model.reducer.blocks[0]
-    highest = trace.scores[first].topk(32).indices.sort().values
-    assert torch.equal(highest, torch.stack([row.nonzero()[:, 0] for row in trace.kept(first)]))
-
-
-def test_a_gate_in_the_last_block_is_refused():
-    vit = VisionTransformer(img_size=32, patch_size=8, embed_dim=32, depth=4, num_heads=2, num_classes=10)
-    model = reduce_tokens(vit, "dynamic_slimming", keep_rate=0.5)  # in blocks 1, 2 and 3
-    with pytest.raises(UsageError, match=r"a gate in block 3, the last one.*allowed: reduction_loc with blocks 0 to 2"):
-        fit_gates(model, torch.rand(4, 3, 32, 32))
-    model = reduce_tokens(vit, "dynamic_slimming", keep_rate=0.5, reduction_loc=(1, 2))
-    assert len(fit_gates(model, torch.rand(4, 3, 32, 32), epochs=1)) == 1

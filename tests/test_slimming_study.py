@@ -96,12 +96,17 @@ def test_stages_are_measured_on_the_models_they_name(setup):
     for stage, row in zip(stages, rows[1:], strict=True):
         slim = reduce_tokens(stage.vit, "patch_slimming", plan=untrained.plan)
         assert row["accuracy_full"] == pytest.approx(100 * right(slim, setup).mean().item())
+        with torch.inference_mode():
+            found, whole = (model(setup.calibration_images) for model in (slim, setup.vit))
+        assert row["divergence"] == pytest.approx(divergence(found, whole).item(), rel=1e-3)
+        assert row["agreement"] == pytest.approx((found.argmax(1) == whole.argmax(1)).float().mean().item())
+    assert (rows[0]["agreement"], rows[0]["divergence"], rows[0]["divergence_sem"]) == (1, 0, 0)
     assert len(searched(setup, lengths=LENGTHS, epochs=0)) == 1
 
 
 def test_every_accuracy_has_its_own_error():
     """The unreduced ViT-Ti of the imagenette profile: 98.96 % among ten classes, 74.17 % among 1000, of 3925 images."""
-    hits = torch.zeros(3925, 3, dtype=torch.float64)
+    hits = torch.zeros(3925, 5, dtype=torch.float64)
     hits[:3884, 0] = hits[:2911, 1] = 1
     hits[:3925, 2] = 1
     row = measures(hits, None)
@@ -109,7 +114,8 @@ def test_every_accuracy_has_its_own_error():
     found = [row[name] for name in ("accuracy", "accuracy_sem", "accuracy_full", "accuracy_full_sem")]
     assert found == pytest.approx([98.955, 0.1623, 74.166, 0.6988], abs=1e-3) and "gain" not in row
     other = hits.clone()
-    other[2900:2911, 1] = 0
+    other[2900:2911, 1], other[:, 4] = 0, 0.5
+    assert measures(hits, other)["divergence_change"] == -0.5 and measures(hits, other)["divergence_change_sem"] == 0
     assert measures(hits, other)["gain"] == pytest.approx(1100 / 3925)
     assert measures(hits, other)["gain_sem"] == pytest.approx(100 * (11 / 3925 * 3914 / 3925 / 3924) ** 0.5)
 

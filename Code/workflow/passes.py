@@ -281,18 +281,18 @@ def _slimming(given: Given) -> float:
     passes += (1 + plans * stages) * (given.val + timed)
     if given["gate_epochs"]:
         gates = min(given["gate_images"], given.calibration)
-        passes += gates * (given["gate_epochs"] + 3) + 3 * given.limited("limit_dynamic", 1)
+        passes += gates * (TRAINED * given["gate_epochs"] + 3) + 4 * given.limited("limit_dynamic", 1)
     if given["budgets"]:
         passes += 3 * given.calibration + _shared_out(given, error)
-        passes += len(given["budgets"]) * OF_A_BUDGET * given.limited("limit_budgets", 1)
+        passes += (1 + len(given["budgets"]) * OF_A_BUDGET) * given.limited("limit_budgets", 1)
     return passes
 
 
 def _slimming_study(given: Given) -> float:
-    sensitivity = given.limited("limit_sensitivity", 1) * (1 + len(given["sensitivity_kept_shares"]) * given.depth / 2)
+    sensitivity = given.limited("limit_sensitivity", 1) * (2 + len(given["sensitivity_kept_shares"]) * given.depth / 2)
     names = len(given["scores"]) + given["random_masks"]
     left = sum(1 - block / given.depth for block in given["blocks"])  # blocks above the one that computes fewer patches
-    single = given.val * (1 + names * len(given["kept_shares"]) * len(given["pruning"]) * left)
+    single = given.val * (2 + names * len(given["kept_shares"]) * len(given["pruning"]) * left)
     scores = (1 + len(given["scores"]) + PATCH_SCORES) * given.calibration
     patches = given.options.get("img_size", 224) ** 2 / 16**2
     found = len(given["tolerances"]) * _searched(given, given["tolerance_epochs"], 1 + patches / given["step"] / 4)

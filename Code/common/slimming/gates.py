@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import copy
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from common.data.unlabelled import Calibration
+from common.data.unlabelled import Calibration, split, take
 from common.errors import UsageError
 from common.models.block import reduced_block
 from common.models.observe import untouched
 from common.models.reduced import ReducedVisionTransformer, attach
-from common.options import Count, Positive, Whole, checked
+from common.options import Count, Positive, Share, Whole, checked
+from common.reducers.base import divergence
 from common.reducers.dynamic_slimming import DynamicSlimming, with_patches
 from common.reducers.none import NoReduction
 from common.schedule import Schedule
@@ -20,7 +24,9 @@ from common.slimming.scores import image_significances
 from common.tokens import Tokens
 from common.training.accelerator import progress
 
-GATE_LR = 1e-3
+GATE_LR = 1e-2
+Target = Literal["output", "significance"]
+Known = dict[int, Tensor]  # targets by the number of the batch, which are the same in every epoch
 
 
 @checked
@@ -28,14 +34,22 @@ def fit_gates(
     model: ReducedVisionTransformer,
     images: Calibration,
     *,
+    target: Target = "output",
     epochs: Whole = 5,
     lr: Positive = GATE_LR,
     batch_size: Count = 16,
+    held_out: Share = 0.25,
+    seed: Whole = 0,
 ) -> list[float]:
-    """Teach the gates of ``model``, in place, to predict each image's own significance scores; nothing else learns.
+    """Teach the gates of ``model``, in place; nothing else learns, and no labels are used.
 
-    The target of a gate is the logarithm of the scores of its block in the unreduced network, standardised within the
-    image: scores span decades, and only their order counts. Loss: smooth L1.
+    "output": all gates together, straight through their choices (:class:`common.reducers.DynamicSlimming`), until the
+    model agrees with the unreduced one. Loss: the Kullback-Leibler divergence of its class probabilities. Gates that
+    start from a plan keep the patches of the plan at first, so that what they learn is where to leave it.
+
+    "significance", as published (Tang et al., CVPR 2022, section 4.4): each gate for itself, to predict the logarithm
+    of each image's own scores in the unreduced network, standardised in the image: scores span decades, and only their
+    order counts. Loss: smooth L1. Even the true scores of an image choose worse than their mean over images does.
 
     >>> from common import create_model
     >>> model = create_model("vit_digits", reducer="dynamic_slimming", keep_rate=0.5)
@@ -44,41 +58,95 @@ def fit_gates(
 
     Args:
         model: reduced by "dynamic_slimming".
+        epochs, lr, batch_size: of AdamW without weight decay, whose learning rate falls to 0.
+        held_out: share of the images that nothing is learnt on. The gates of the epoch with the least loss on these are
+            kept, or those that were given: what starts as a plan does not end worse than it there.
+        seed: of this split, of the batches and their order.
 
     Returns:
-        Mean loss of every epoch, summed over the gates.
+        Mean loss of every epoch on the others; with "significance" summed over the gates.
 
     Raises:
-        UsageError: a gate stands in the last block, whose patches no head reads: they have no significance.
+        UsageError: a gate stands in the last block, whose patches no head reads: there is nothing to learn.
     """
     gates = _reducer(model).gates
-    layers, whole = sorted(map(int, gates)), attach(model, NoReduction(model, Schedule(1.0, (0,))))
-    if not layers:
+    if not gates:
         return []
-    if layers[-1] >= len(model.blocks) - 1:
-        raise UsageError(
-            f"a gate in block {layers[-1]}, the last one, has nothing to learn: no head reads its patches; allowed: "
-            f"reduction_loc with blocks 0 to {len(model.blocks) - 2}"
-        )
-    span = range(layers[0], layers[-1] + 1)
-    losses, targets = [], {}
+    _refuse_last(model)
+    whole, known = attach(model, NoReduction(model, Schedule(1.0, (0,)))), {}
+    generator = torch.Generator().manual_seed(seed)
+    learnt, measured = split(images, held_out, seed)
+    learnt = learnt[torch.randperm(len(learnt), generator=generator)]
+    parts = (*learnt.split(batch_size), *measured.split(batch_size))
+    first = -(-len(learnt) // batch_size)  # of the parts that nothing is learnt on
+
+    def loss_of(number: int) -> Tensor:
+        return _LOSSES[target](model, whole, take(images, parts[number]), number, known)
+
+    def held_out_loss() -> float:
+        return sum(loss_of(number).item() * len(parts[number]) for number in range(first, len(parts))) / len(measured)
+
+    losses = []
     with untouched(model):
         gates.requires_grad_(True)
+        model.reducer.train()
         optimizer = torch.optim.AdamW(gates.parameters(), lr=lr, weight_decay=0.0)
+        falling = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, max(1, epochs * first))
+        least, best = held_out_loss() if epochs else 0.0, copy.deepcopy(gates.state_dict())
         for epoch in range(epochs):
-            total = 0.0
-            for number, batch in enumerate(batches(images, batch_size, whole, f"gates, epoch {epoch + 1}")):
-                inputs = _inputs(whole, batch, layers)
-                if number not in targets:
-                    with torch.no_grad():
-                        targets[number] = standardised(image_significances(whole, inputs[0], span, batch=number))
-                loss = _loss(model.reducer, inputs, layers, targets[number])
+            order, total = torch.randperm(first, generator=generator).tolist(), 0.0
+            for number in progress(order, f"gates, epoch {epoch + 1}", quiet=False):
+                loss = loss_of(number)
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
-                total += loss.item() * len(batch)
-            losses.append(total / len(images))
+                falling.step()
+                total += loss.item() * len(parts[number])
+            losses.append(total / len(learnt))
+            if (now := held_out_loss()) < least:
+                least, best = now, copy.deepcopy(gates.state_dict())
+        gates.load_state_dict(best)
     return losses
+
+
+def _refuse_last(model: ReducedVisionTransformer) -> None:
+    last, allowed = max(map(int, model.reducer.gates)), len(model.blocks) - 2
+    if last > allowed:
+        raise UsageError(
+            f"a gate in block {last}, the last one, has nothing to learn: no head reads its patches; allowed: "
+            f"reduction_loc with blocks 0 to {allowed}"
+        )
+
+
+def _output_loss(
+    model: ReducedVisionTransformer, whole: ReducedVisionTransformer, batch: Tensor, number: int, known: Known
+) -> Tensor:
+    """Divergence of ``model`` from ``whole``, whose logits are kept in ``known`` by the ``number`` of the batch."""
+    batch = batch.to(next(model.parameters()))
+    if number not in known:
+        with torch.no_grad():
+            known[number] = whole(batch)
+    return divergence(model(batch), known[number])
+
+
+def _significance_loss(
+    model: ReducedVisionTransformer, whole: ReducedVisionTransformer, batch: Tensor, number: int, known: Known
+) -> Tensor:
+    """Error of the gates' predictions of the scores, which are kept in ``known`` by the ``number`` of the batch."""
+    layers = sorted(map(int, model.reducer.gates))
+    inputs = _inputs(whole, batch.to(next(model.parameters())), layers)
+    if number not in known:
+        span = range(layers[0], layers[-1] + 1)
+        with torch.no_grad():
+            known[number] = standardised(image_significances(whole, inputs[0], span, batch=number))
+    losses = [
+        F.smooth_l1_loss(model.reducer.score(tokens, layer), known[number][:, layer - layers[0]])
+        for tokens, layer in zip(inputs, layers, strict=True)
+    ]
+    return torch.stack(losses).sum()
+
+
+_LOSSES = {"output": _output_loss, "significance": _significance_loss}
 
 
 @torch.no_grad()
@@ -95,14 +163,6 @@ def standardised(scores: Tensor) -> Tensor:
     """Logarithm of ``scores`` (..., P) with mean 0 and standard deviation 1 over the patches."""
     logs = scores.clamp(min=torch.finfo(scores.dtype).tiny).log()
     return (logs - logs.mean(-1, keepdim=True)) / logs.std(-1, keepdim=True).clamp(min=1e-6)
-
-
-def _loss(reducer: DynamicSlimming, inputs: list[Tokens], layers: list[int], targets: Tensor) -> Tensor:
-    losses = [
-        F.smooth_l1_loss(reducer.score(tokens, layer), targets[:, layer - layers[0]])
-        for tokens, layer in zip(inputs, layers, strict=True)
-    ]
-    return torch.stack(losses).sum()
 
 
 @torch.inference_mode()

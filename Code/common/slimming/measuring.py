@@ -13,6 +13,8 @@ from common.cost.closed_form import Shape
 from common.cost.methods import slim_macs
 from common.cost.throughput import interleaved
 from common.models.reduced import ReducedVisionTransformer, reduce_tokens
+from common.reducers.base import divergence_by_image
+from common.reducers.none import NoReduction
 from common.rows import Rows
 from common.setup import Setup
 from common.slimming.plans import encode_all
@@ -20,13 +22,18 @@ from common.training import inference_pass
 from common.training.metrics import hits_among, hits_by_image, means_with_errors
 
 Row = dict[str, object]
+MEASURED = ("accuracy", "accuracy_full", "top5", "agreement", "divergence")
+_UNITS = (100, 100, 100, 1, 1)  # accuracies in percent
 
 
 def hits_of(
     setup: Setup, models: Mapping[Hashable, ReducedVisionTransformer], limit: int | None = None, *, shared: bool = False
 ) -> dict[Hashable, Tensor]:
-    """Which validation images are right (n, 3), float64: among the classes of the dataset, among all of the head, and
-    among the five most probable of the latter.
+    """What each of ``models`` makes of every validation image (n, 5), float64, in the order of :data:`MEASURED`.
+
+    Right among the classes of the dataset, among all of the head, and among the five most probable of the latter; and
+    without labels, over all classes of the head: the first class is that of the unreduced network, and the divergence
+    from it.
 
     Args:
         limit: images; None = all.
@@ -34,26 +41,31 @@ def hits_of(
     """
     whole, loader = reduce_tokens(setup.vit, "none"), setup.loader(setup.some(limit))
     found = {key: Rows(len(loader.sampler)) for key in models}
+    same = {key for key, model in models.items() if isinstance(model.reducer, NoReduction)}
     with inference_pass([whole, *models.values()], loader, "plans") as batches:
         for images, labels in batches:
+            target = whole(images).cpu()
             if shared:
                 outputs = ((key, whole.classify(tokens)) for key, tokens in encode_all(whole, models, images))
             else:
-                outputs = ((key, model(images)) for key, model in models.items())
+                outputs = ((key, target if key in same else model(images)) for key, model in models.items())
             for key, logits in outputs:
                 logits = logits.cpu()
                 right = list(hits_by_image(logits, labels, setup.val_set).values())
                 top5 = hits_among(logits, labels, setup.val_set, 5)
-                found[key].add(torch.from_numpy(np.stack([right[0], right[-1], top5], axis=1)).double())
+                labelled = torch.from_numpy(np.stack([right[0], right[-1], top5], axis=1)).double()
+                agrees, apart = logits.argmax(1) == target.argmax(1), divergence_by_image(logits, target)
+                found[key].add(torch.cat([labelled, torch.stack([agrees, apart], dim=1).double()], dim=1))
     return {key: rows.rows for key, rows in found.items()}
 
 
-def measures(right: Tensor, other: Tensor | None) -> Row:
-    """Accuracies of ``right`` (n, 3), see :func:`hits_of`, and the gain over ``other`` on the same images."""
-    values = dict(zip(("accuracy", "accuracy_full", "top5"), right.T, strict=True))
+def measures(found: Tensor, other: Tensor | None) -> Row:
+    """Means of ``found`` (n, 5), see :func:`hits_of`, and how it differs from ``other`` on the same images."""
+    values = dict(zip(MEASURED, (found * found.new_tensor(_UNITS)).T, strict=True))
     if other is not None:
-        values["gain"] = right[:, 1] - other[:, 1]
-    return {"n_val": len(right), **means_with_errors(**{name: 100 * value for name, value in values.items()})}
+        values["gain"] = 100 * (found[:, 1] - other[:, 1])
+        values["divergence_change"] = found[:, 4] - other[:, 4]
+    return {"n_val": len(found), **means_with_errors(**values)}
 
 
 def cost(shape: Shape, lengths: Sequence[int], counter: str = "compact") -> Row:

@@ -32,6 +32,11 @@ SETTING = [*SEEDLESS, "seed"]
 _SEARCHED, _ONE_BLOCK = ("stages", "tolerances", "budgets"), ("sensitivity", "single_block")
 _MEASURED = (*_SEARCHED, "dynamic", *_ONE_BLOCK)
 _search = field_kinds(SearchSettings)
+_UNLABELLED = {
+    "agreement": number("images with the unreduced network's first class among all of the head", "share"),
+    "divergence": number("Kullback-Leibler, from the unreduced network over all classes of the head, nats"),
+    "divergence_change": number("of divergence, from what the part compares with, same images, nats"),
+}
 _SPEED = {
     **quartiles_of("fps", "images per second over the rounds", "1/s"),
     **quartiles_of("speedup", "seconds of the unreduced network / own seconds in the same round", "ratio"),
@@ -69,6 +74,9 @@ class Slimming(Study):
                 *_MEASURED
             ),
             gain=number("of accuracy_full over what the part compares with, same images", "points", optional=True),
+            **{
+                name: replace(column, optional=True, before="").only(*_MEASURED) for name, column in _UNLABELLED.items()
+            },
         ),
         "rank_correlation": number("Spearman's, with the published significance", "correlation").only("heads"),
         "gmac": number("what is executed", "GMAC").only(*_MEASURED),
@@ -141,8 +149,10 @@ _TRAININGS["labels"] = "after fine-tuning on labels"
 _OTHERS = {"idle": "idle", "zero": "zero", "dropped": "dropped for good"}
 _CHOOSERS = {"none": "plan", "fixed": "gates, fixed", "threshold": "gates, threshold"}
 _TOKENS = "Tokens by block"
+_APART = ("Agreement (%)", "Divergence", "Change")  # from the unreduced network; Change as Gain
 # Columns that stand only where a row of the table has a value.
 _WHERE_ANY = {"Published (%)": PUBLISHED, "Tokens, published": PUBLISHED_TOKENS}
+_WHERE_ANY |= {"Agreement (%)": "agreement", "Divergence": "divergence", "Change": "divergence_change"}
 _WHERE_ANY |= {"Top-5 (%)": "top5", "Published top-5 (%)": PUBLISHED_TOP5, "Images/s": "fps", "Speed-up": "speedup"}
 
 
@@ -181,6 +191,9 @@ _CELLS: Mapping[str, Callable[[pd.DataFrame], Any]] = {
     "Accuracy (%)": lambda rows: with_errors(rows, "accuracy", 2),
     "All classes (%)": lambda rows: with_errors(rows, "accuracy_full", 2),
     "Gain": lambda rows: with_errors(rows, "gain", 2),
+    "Agreement (%)": lambda rows: numbers(100 * rows["agreement"], 2),
+    "Divergence": lambda rows: with_errors(rows, "divergence", 3),
+    "Change": lambda rows: with_errors(rows, "divergence_change", 4),
     "GMAC": lambda rows: numbers(rows["gmac"], 3),
     "Cut": lambda rows: rows["mac_cut"].map(_percent),
     "GMAC, paper": lambda rows: numbers(rows["gmac_paper"], 3),
@@ -210,7 +223,15 @@ def _has(rows: pd.DataFrame, heading: str) -> bool:
 def _plans(rows: pd.DataFrame) -> pd.DataFrame:
     """The unreduced network once, though the run of every budget has measured it."""
     rows = rows[(rows["method"] != "none") | ~rows.duplicated(["method", "n_val"])]
-    accuracies = ("Accuracy (%)", "All classes (%)", "Gain", "Published (%)", "Top-5 (%)", "Published top-5 (%)")
+    accuracies = (
+        "Accuracy (%)",
+        "All classes (%)",
+        "Gain",
+        *_APART,
+        "Published (%)",
+        "Top-5 (%)",
+        "Published top-5 (%)",
+    )
     speed = ("Images/s", "Speed-up")
     counted = (*speed, "GMAC", "Cut", "GMAC, paper", "Cut, paper", _TOKENS, "Tokens, published", "Images")
     return _frame("Lengths", "Score", "Stage", *accuracies, *counted)(rows)
@@ -251,26 +272,32 @@ _GAIN = (
     "Gain: difference to {} on the same images, ± its standard error. All classes: accuracy among all of the head, ± "
     "its standard error over images."
 )
+_APART_NOTE = (
+    "Without labels, over all classes of the head: agreement, images with the unreduced network's first class; "
+    "divergence from it (Kullback-Leibler, nats); change, of the divergence, from what Gain is the difference to."
+)
 _BLOCKS = "Blocks count from 0."
 # Part -> what it is called, its table, its notes.
 _TABLES: Mapping[str, tuple[str, Callable[[pd.DataFrame], pd.DataFrame], tuple[str, ...]]] = {
-    "stages": ("plans", _plans, (_ACCURACY, _COST)),
+    "stages": ("plans", _plans, (_ACCURACY, _APART_NOTE, _COST)),
     "tolerances": (
         "tolerances",
-        _frame("Tolerance", "All classes (%)", "Gain", "Top-5 (%)", "Images", "Cut", "Cut, paper", _TOKENS),
+        _frame("Tolerance", "All classes (%)", "Gain", *_APART, "Top-5 (%)", "Images", "Cut", "Cut, paper", _TOKENS),
         (
             "Each block keeps the fewest patches with which the output of the next one errs by no more than the "
             "tolerance, a share of its squared norm (mean over tokens).",
             _GAIN.format("the unreduced network"),
+            _APART_NOTE,
         ),
     ),
     "budgets": (
         "budgets, scores and keys",
-        _frame("Budget", "Lengths", "Score", "Keys", "All classes (%)", "Gain", "Images", "Cut", _TOKENS),
+        _frame("Budget", "Lengths", "Score", "Keys", "All classes (%)", "Gain", *_APART, "Images", "Cut", _TOKENS),
         (
             "Nothing is tuned. Budget: share of the multiplications that may be spent. Keys selected: patches that a "
             "block does not compute are not seen in it either.",
             _GAIN.format("uniform lengths with patches by significance"),
+            _APART_NOTE,
         ),
     ),
     "dynamic": (
@@ -279,6 +306,7 @@ _TABLES: Mapping[str, tuple[str, Callable[[pd.DataFrame], pd.DataFrame], tuple[s
             "Chosen by",
             "All classes (%)",
             "Gain",
+            *_APART,
             "Published (%)",
             "Top-5 (%)",
             "Published top-5 (%)",
@@ -289,6 +317,7 @@ _TABLES: Mapping[str, tuple[str, Callable[[pd.DataFrame], pd.DataFrame], tuple[s
             "Nothing but the gates is trained. Fixed: as many patches in every image; threshold: as many on average, "
             "± the standard deviation over images.",
             _GAIN.format("the plan"),
+            _APART_NOTE,
         ),
     ),
     "sensitivity": (
