@@ -107,7 +107,8 @@ def test_a_fitted_model_saves_what_was_asked_for_and_leaves_the_network(vit, dig
     assert not any(module.training for module in model.modules()) and model.blocks[0] is vit.blocks[0]
     assert all(parameter.requires_grad for parameter in model.parameters()) and model.pretrained_cfg == cfg
     reducer = model.reducer
-    assert (reducer.similarity, reducer.influence, reducer.attention) == ("rel_norm", "rollout", "standard")
+    assert (reducer.influence, reducer.attention, reducer.re_entry) == ("fisher", "standard", False)
+    assert reducer.last_block == "cls"
     solved = Setup.around(vit, {"calibration": load_dataset("digits", "val", img_size=32, limit=200)}, device="cpu")
     (found,), _ = outcomes([model], solved.loader())
     saved = 1 - found.macs.mean().item() / Shape.of(vit).unreduced
@@ -121,7 +122,7 @@ def test_the_call_goes_the_way_of_the_study(vit, digits):
     order = torch.randperm(48, generator=torch.Generator().manual_seed(3))
     learnt, solved = (digits.select(places.sort().values) for places in (order[12:], order[:12]))
     setup = Setup.around(vit, {"train_set": learnt, "val_set": solved, "calibration": solved}, seed=3, device="cpu")
-    text = "idle_mlp:similarity=rel_norm,influence=rollout,attention=standard,hidden=32"
+    text = "idle_mlp:influence=fisher,attention=standard,re_entry=false,hidden=32,last_block=cls"
     fitted = fit_predictors(setup, text, replace(LABEL_STAGE, epochs=1), idle_share=0.2)
     assert same_weights(model, within_budget(setup, fitted, 0.2).model)
 

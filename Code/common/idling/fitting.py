@@ -12,14 +12,15 @@ from common.data.unlabelled import Images, Unlabelled, as_calibration, digest, s
 from common.errors import UsageError
 from common.idling.budget import check_possible, solve_thresholds
 from common.idling.candidates import LABEL_STAGE, THRESHOLD, fit_predictors
-from common.models.reduced import ReducedVisionTransformer, reduce_tokens
+from common.models.reduced import ReducedVisionTransformer, obstacle, reduce_tokens
 from common.options import Count, Positive, Share, ShareBelow1, Whole, checked
 from common.reducers import Method
 from common.setup import Setup
 
 LEAST = 16  # images: any fewer say nothing about thresholds
-# The labels "by influence", best on real images (Pretrained/idle_study), and a predictor that costs a small ViT little.
-BEST = {"similarity": "rel_norm", "influence": "rollout", "attention": "standard", "hidden": 32}
+# What loses least on real images, and a predictor that costs a small ViT little: a patch that came back would hold what
+# it was before the blocks that it skipped, which does more harm than its absence.
+BEST = {"influence": "fisher", "attention": "standard", "re_entry": False, "hidden": 32}
 DECIDED = ("score_threshold", "tau", "keep_rate", "reduction_loc", "counts", "learns")  # by the fit itself
 
 
@@ -40,8 +41,10 @@ def fit(
 ) -> ReducedVisionTransformer:
     """Let patches of ``vit`` skip blocks: small predictors learn which, thresholds are solved for a budget.
 
-    The predictors learn from the frozen network which patches may idle for little to be lost; then, on images that they
-    did not learn from, :func:`common.idling.solve_thresholds` finds how sure they must be. No labels are used.
+    The predictors learn from the frozen network which patches may idle for little to be lost, by its gradients
+    (:func:`common.reducers.similarity.fisher`); then, on images that they did not learn from,
+    :func:`common.idling.solve_thresholds` finds how sure they must be. No labels are used. A patch that idles does not
+    come back, and a head that reads the CLS token alone gets no more of the last block.
 
     >>> import torch
     >>> from common.models.factory import create_backbone
@@ -59,8 +62,8 @@ def fit(
         epochs, lr, batch_size: of the predictors.
         seed: of the split, of the predictors and of the order of images.
         output_dir: a folder that a stopped training goes on from.
-        **options: of the method ``idle_mlp``: ``similarity="blend", influence="none"`` are the published labels,
-            ``attention="modified"`` lets idle patches be seen.
+        **options: of the method ``idle_mlp``: ``influence="none", re_entry=True, last_block="whole"`` are the published
+            labels and patches that come back, ``attention="modified"`` lets idle patches be seen.
 
     Returns:
         The reduced model in eval mode, which shares the modules of ``vit``. :func:`common.save` keeps it as one file.
@@ -71,7 +74,8 @@ def fit(
     forbidden = [name for name in DECIDED if name in options]
     if forbidden:
         raise UsageError(f"{forbidden[0]} is not an option of a fit, which decides it; allowed: others of idle_mlp")
-    text = str(Method("idle_mlp", tuple({**BEST, **options}.items())))
+    lean = {} if obstacle(vit, "idle_mlp", "cls") else {"last_block": "cls"}
+    text = str(Method("idle_mlp", tuple({**BEST, **lean, **options}.items())))
     how = {"batch_size": batch_size, "seed": seed, "folder": "" if output_dir is None else str(output_dir)}
     config = replace(LABEL_STAGE, epochs=epochs, lr=lr, batch_size=batch_size)
     device = _device(vit)

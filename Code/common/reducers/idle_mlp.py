@@ -126,7 +126,7 @@ class IdleMlp(IdlingBySimilarity):
         self._fresh = Fresh(self.predictors)
 
     def caution(self) -> str:
-        if self._computes_all:
+        if self._computes_all and self.last_block == "whole":
             what = "thresholds of 0 in all blocks" if self.by_score else "no score_threshold and keep_rate 1"
             return (
                 f"idle_mlp with {what} computes every patch and saves nothing; common.idling.fit makes one that saves"

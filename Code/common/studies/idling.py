@@ -29,7 +29,9 @@ _OF_MODELS = {
     "attention": schema.text("what computed patches attend to, see common.reducers.idling"),
     "stage": schema.text("of the backbone: frozen, or tuned by distillation"),
     "tau": schema.number("similarity above which the labels let a patch idle", optional=True),
-    "idle_share": schema.number("share of patches that the labels let idle, where tau was set for it", optional=True),
+    "idle_share": schema.number(
+        "share of patches that the labels let idle, where tau was set for it", optional=True, before=""
+    ),
     "mac_cut_target": schema.number("mac_cut that the thresholds were solved for", "share", optional=True),
     "reactivated": schema.number("share of idle patches that the next block computes", "share", optional=True),
     **means(
