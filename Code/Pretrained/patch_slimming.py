@@ -204,8 +204,8 @@ published.query("method != 'other'")[["model", "method", "accuracy", "top5", "gf
 # as many patches as the plan: `fixed` in every image, `threshold` on average. Nothing but the gates is trained; `gain`
 # and `divergence_change` are the differences to the plan, which is the same for all images.
 #
-# (The paper has gates predict each image's own significance. That is the worse target: even the true scores of an image
-# choose worse than their mean over images.)
+# (The paper has gates predict each image's own significance. Chosen top-down, as the plan is, the true scores of an
+# image do worse than their mean over images.)
 
 # %%
 gating = {"epochs": gate_epochs, "num_images": gate_images, "limit_val": limit_dynamic}

@@ -1,6 +1,6 @@
 """The leaderboard of a folder of results as one page: RESULTS_DIR/leaderboard.html.
 
-python -m common.leaderboard RESULTS_DIR [--title TITLE] [--weights FILE] [--readme README.md] [--module NAME]
+python -m common.leaderboard RESULTS_DIR [--speeds DIR] [--title TITLE] [--weights FILE] [--readme FILE] [--module NAME]
 
 RESULTS_DIR has runs/leaderboard/*.csv, or runs of off_the_shelf or method_grid, each with its hits by image beside it;
 trained models of method_grid stand beside the others, marked as trained.
@@ -26,6 +26,7 @@ from common.training.digits_backbone import from_here
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m common.leaderboard", description="The leaderboard as one page.")
     parser.add_argument("results_dir", help="folder with runs/, e.g. results/quick")
+    parser.add_argument("--speeds", help="folder with runs/throughput of the same models; default: RESULTS_DIR")
     parser.add_argument("--title", default="", help="heading of the page")
     parser.add_argument("--weights", help="of the network, for what is kept of photographs; default: by its name")
     parser.add_argument("--module", help="Python module that registers methods of your own, which the runs name")
@@ -35,9 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         import_module(given.module)
     boards = boards_of(given.results_dir)
     weights = from_here(given.weights) if given.weights else None
-    html = render(
-        boards, speeds_of(given.results_dir), list(traced(boards, given.results_dir, weights)), title=given.title
-    )
+    speeds = speeds_of(given.speeds or given.results_dir)
+    html = render(boards, speeds, list(traced(boards, given.results_dir, weights)), title=given.title)
     print(write_page(given.results_dir, html))
     if given.readme:
         write_readme(Path(given.readme), boards[0])

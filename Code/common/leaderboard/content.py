@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import pandas as pd
+import torch
 
 from common.leaderboard.answers import Lead, interval, leads, measured_on, names, sentences
 from common.leaderboard.board import Board, Place
 from common.leaderboard.calls import call_text
 from common.leaderboard.lines import METRICS, NULLS, SECOND, Line
 from common.leaderboard.verified import VERIFIED
+from common.models.factory import create_backbone
 from common.plots.frames import backbone_name
 from common.plots.style import METHODS, method_style
 from common.reducers.base import reducer_class
 from common.report.rows import architecture
+from common.schedule import Schedule, default_reduction_loc, read_keep_rate
 
 # matplotlib's markers -> names of d3's symbols
 SYMBOLS = {"o": "circle", "s": "square", "^": "triangle", "D": "diamond", "v": "triangle2", "P": "plus", "<": "wye"}
@@ -29,7 +33,7 @@ def board_content(board: Board, speeds: Mapping[tuple, Mapping[str, float]]) -> 
     """One board for the page.
 
     Args:
-        speeds: what was measured of a model, by :func:`speed_key`; names as in :data:`SPEED`.
+        speeds: what was measured of a model, by :func:`speed_key`; names as in :data:`SPEED`, and "where".
     """
     contest, place = board.contest, board.contest.place
     nulls = [null for null in NULLS if any(line.method == null for line in contest.lines)]
@@ -43,15 +47,33 @@ def board_content(board: Board, speeds: Mapping[tuple, Mapping[str, float]]) -> 
         "budgets": [round(100 * budget, 2) for budget in board.budgets],
         "positions": [round(100 * position) for position in board.positions],
         "nulls": nulls,
-        "speed": any(point["speed"] for line in lines for point in line["points"]),
+        "speed": "; ".join(sorted(_machines(lines))),
         "lines": lines,
     }
 
 
+def _machines(lines: Sequence[Mapping[str, Any]]) -> set[str]:
+    """Where the speeds of the points were measured."""
+    return {point["speed"]["where"] for line in lines for point in line["points"] if point["speed"]}
+
+
 def speed_key(backbone: str, row: Mapping[str, Any]) -> tuple:
-    """What a speed and an accuracy must share to be of one model on one machine."""
-    shared = ("img_size", "device", "dtype", "method", "options", "keep_rate")
-    return architecture(backbone), *(row[name] for name in shared)
+    """What a speed and an accuracy must share to be of one model: with the same numbers of tokens it is the same."""
+    name, size = architecture(backbone), int(row["img_size"])
+    return name, size, row["dtype"], row["method"], row["options"], tokens_left(name, size, row["keep_rate"])
+
+
+@cache
+def tokens_left(backbone: str, img_size: int, keep_rate: float | str) -> tuple[int, ...]:
+    """Patch tokens after each stage of the default schedule.
+
+    >>> tokens_left("vit_tiny_patch16_224", 224, 0.648) == tokens_left("vit_tiny_patch16_224", 224, 0.6481)
+    True
+    """
+    with torch.device("meta"):
+        vit = create_backbone(backbone, img_size=img_size)
+    rate = read_keep_rate(keep_rate)
+    return Schedule(rate, default_reduction_loc(len(vit.blocks), rate)).counts(vit.patch_embed.num_patches)
 
 
 def _line(

@@ -70,7 +70,7 @@
     get("leads").replaceChildren(...board.leads.map((lead) => node("li", { class: lead.sure ? "sure" : null }, lead.text)));
     const trained = new Set(board.lines.filter((line) => line.trained).map((line) => line.how));
     get("trained").textContent = trained.size ? `Trained models (dashed): ${[...trained].join(" / ")}; compared with the unreduced model as it was run above.` : "";
-    get("unmeasured").textContent = board.speed ? "" : "Speed and memory were not measured at these schedules on this machine, so none are shown.";
+    get("unmeasured").textContent = board.speed ? `Speed-up over the unreduced model, its share of the MAC promise, and peak memory: ${board.speed}.` : "Speed and memory were not measured at these schedules, so none are shown.";
     Object.assign(get("budget"), { min: 0, max: board.positions.length - 1, step: 1, value: state.position });
     get("budgets").replaceChildren(...board.budgets.map((budget) => node("option", { value: Math.round(budget) })));
     fillFilters();

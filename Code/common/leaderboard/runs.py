@@ -11,7 +11,7 @@ from common.errors import UsageError
 from common.leaderboard.board import Board
 from common.leaderboard.content import speed_key
 from common.leaderboard.lines import contests
-from common.report.sections import is_reduced
+from common.report.sections import counted, is_reduced
 from common.results import read_runs
 from common.studies import all_studies
 
@@ -48,10 +48,11 @@ def _untrained(runs: pd.DataFrame) -> pd.DataFrame:
     return runs[runs["epochs"].fillna(0) == 0] if len(runs) else runs
 
 
-def speeds_of(results_dir: str | Path) -> dict[tuple, Mapping[str, float]]:
+def speeds_of(results_dir: str | Path) -> dict[tuple, Mapping[str, float | str]]:
     """Speed-up, share of the MAC promise and peak memory by :func:`common.leaderboard.content.speed_key`.
 
-    Of eager models, at the largest batch that was measured.
+    Of eager models, at the largest batch that was measured; "where" says on which machine, which need not be the one
+    that classified the images.
     """
     runs = read_runs(results_dir, all_studies()["throughput"])
     runs = runs[runs["runtime"] == "eager"].sort_values("batch", kind="stable")
@@ -63,5 +64,7 @@ def speeds_of(results_dir: str | Path) -> dict[tuple, Mapping[str, float]]:
         if len(beside):
             speed["promise"] = row["speedup"] * row["gmac"] / beside["gmac"].iloc[0]
         known = {name: round(float(value), 3) for name, value in speed.items() if pd.notna(value)}
-        found[speed_key(row["backbone"], row)] = known
+        threads = "" if "cuda" in row["device"] else f", {counted(int(row['threads']), 'thread')}"
+        where = f"{row['device']}{threads}, {row['dtype']}, batch {row['batch']:.0f}"
+        found[speed_key(row["backbone"], row)] = {**known, "where": where}
     return found

@@ -85,7 +85,7 @@ VERIFIED: Mapping[str, Verified] = {
         ("test_patch_slimming.py::test_both_counters_on_the_published_schedule",),
     ),
     "dynamic_slimming": Verified(
-        properties=("test_slimming_search.py::test_a_plan_gives_the_dynamic_model_its_numbers",)
+        properties=("test_slimming_gates.py::test_a_plan_gives_the_dynamic_model_its_numbers",)
     ),
     "random": Verified(("test_random_drop.py::test_what_is_kept_sees_all_that_were_there",)),
     "downsample": Verified(

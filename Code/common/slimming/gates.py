@@ -49,7 +49,8 @@ def fit_gates(
 
     "significance", as published (Tang et al., CVPR 2022, section 4.4): each gate for itself, to predict the logarithm
     of each image's own scores in the unreduced network, standardised in the image: scores span decades, and only their
-    order counts. Loss: smooth L1. Even the true scores of an image choose worse than their mean over images does.
+    order counts. Loss: smooth L1. Top-down, even the true scores of an image choose worse than their mean over
+    images does.
 
     >>> from common import create_model
     >>> model = create_model("vit_digits", reducer="dynamic_slimming", keep_rate=0.5)
