@@ -5,10 +5,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from small_slimming import DEPTH, PATCHES, noise, uneven_vit
 from timm.models.vision_transformer import VisionTransformer
 
 from common.errors import UsageError
-from common.models.factory import create_backbone
 from common.models.reduced import reduce_tokens
 from common.reducers.base import divergence
 from common.reducers.dynamic_slimming import NEXT, masked
@@ -16,23 +16,15 @@ from common.slimming import SlimmingPlan, calibrate_thresholds, fit_gates
 from common.slimming.gates import standardised
 from common.tokens import Tokens
 
-DEPTH, PATCHES = 6, 64
-
 
 @pytest.fixture
 def vit():
-    """A small ViT whose patches differ."""
-    torch.manual_seed(2)
-    model = create_backbone("vit_digits").eval()
-    with torch.no_grad():
-        for block in model.blocks:
-            block.attn.qkv.weight *= 4
-    return model
+    return uneven_vit()
 
 
 @pytest.fixture
 def x():
-    return torch.randn(24, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    return noise()
 
 
 def gated(vit, **options):

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from backbones import images, make
+from small_slimming import DEPTH, PATCHES, noise, uneven_vit
 
 from common.cost.closed_form import Shape
 from common.cost.methods import slim_macs
@@ -23,23 +24,16 @@ from common.slimming.tuning import LayerFeatures, Tuning, errors, measure, tune_
 from common.training.checkpoint import RunFolder
 
 FAST = {"epochs": 1, "step": 16, "batch_size": 8, "chunk": 8}
-DEPTH, PATCHES = 6, 64
 
 
 @pytest.fixture
 def vit():
-    """A small ViT whose patches differ."""
-    torch.manual_seed(2)
-    model = create_backbone("vit_digits").eval()
-    with torch.no_grad():
-        for block in model.blocks:
-            block.attn.qkv.weight *= 4
-    return model
+    return uneven_vit()
 
 
 @pytest.fixture
 def x():
-    return torch.randn(24, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    return noise()
 
 
 def tried(plan, layer):
