@@ -250,7 +250,7 @@ def test_a_speed_belongs_to_the_same_model_and_names_the_machine(tmp_path, board
     tome, topk, *_ = board_content(board, speeds)["lines"]
     threads = torch.get_num_threads()
     where = f"{describe_device('cpu')}, {threads} thread{'s' * (threads > 1)}, float32, batch 64"
-    measured = {"speedup": 1.5, "promise": 0.9, "memory": 7.0, "where": where}
+    measured = {"speedup": 1.5, "promise": 0.9, "memory": 7.0}
     assert [point["speed"] for point in tome["points"]] == [{}, measured]
     assert len(speeds) == 2 and topk["points"][0]["speed"] == {} and board_content(board, speeds)["speed"] == where
     bfloat16 = {(*key[:2], "bfloat16", *key[3:]): speed for key, speed in speeds.items()}

@@ -337,3 +337,42 @@ def test_examples_of_fitting_run(
 @pytest.mark.parametrize("figure", sorted(set(re.findall(r"\]\((results/[^)#]+)\)", (ROOT / "README.md").read_text()))))
 def test_what_the_readme_links_is_there(figure: str) -> None:
     assert (ROOT / figure).exists()
+
+
+def test_who_idles_and_comes_back() -> None:
+    """Accuracies and divergences at equal cost, and the paired differences that the text tells."""
+    runs = read_runs(ROOT / "results/gpu/nvidia_h100_80gb_hbm3", find_study("leaderboard"))
+    lean = "last_block=cls"
+    models = {
+        "IdleViT's rule, patches come back": ("idle_topk", ""),
+        "the same, idle for good": ("idle_topk", "re_entry=false"),
+        "the same, and the last block for the head only": ("idle_topk", f"{lean},re_entry=false"),
+        "ToMe": ("tome", ""),
+        "ToMe, and the last block for the head only": ("tome", lean),
+    }
+
+    def at(name: str, cut: float) -> pd.Series:
+        method, options = models[name]
+        found = runs[(runs["method"] == method) & (runs["options"] == options) & (runs["mac_cut"] == cut)]
+        assert len(found) == 1 and found["saved"].item() == pytest.approx(cut, abs=0.002)
+        return found.iloc[0]
+
+    def apart(row: pd.Series, other: pd.Series) -> list[float]:
+        hits = [100 * np.asarray(each["accuracy_full_by_image"], float) for each in (row, other)]
+        return [round(value, 2) for value in paired_difference(*hits)]
+
+    rows = printed("| no training | 20 % saved | 30 % | 40 % |")
+    assert list(rows) == list(models)
+    for name, cells in rows.items():
+        found = [at(name, cut) for cut in (0.2, 0.3, 0.4)]
+        assert cells == [f"{row['accuracy_full']:.1f} ({row['divergence']:.3f})" for row in found], name
+    text = " ".join((ROOT / "README.md").read_text().split())
+    returning, gone, least, tome, tome_lean = models
+    mean, low, high = apart(at(gone, 0.2), at(returning, 0.2))
+    assert f"that costs {mean:.1f} points (95 % interval {low:.1f} to {high:.1f}) at 20 %" in text
+    mean, low, high = apart(at(least, 0.2), runs[runs["method"] == "none"].iloc[0])
+    assert f"idling loses {-mean:.2f} points at 20 % ({-high:.2f} to {-low:.2f})" in text and low < 0 < high
+    mean, low, high = apart(at(least, 0.2), at(tome, 0.2))
+    assert low < 0 < high
+    mean, low, high = apart(at(tome_lean, 0.4), at(tome, 0.4))
+    assert f"gives ToMe {mean:+.2f} ({low:.2f} to {high:.2f}) at 40 %" in text

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -47,14 +47,16 @@ def board_content(board: Board, speeds: Mapping[tuple, Mapping[str, float]]) -> 
         "budgets": [round(100 * budget, 2) for budget in board.budgets],
         "positions": [round(100 * position) for position in board.positions],
         "nulls": nulls,
-        "speed": "; ".join(sorted(_machines(lines))),
+        "speed": "; ".join(sorted({speed["where"] for speed in _speeds(board, speeds) if speed})),
         "lines": lines,
     }
 
 
-def _machines(lines: Sequence[Mapping[str, Any]]) -> set[str]:
-    """Where the speeds of the points were measured."""
-    return {point["speed"]["where"] for line in lines for point in line["points"] if point["speed"]}
+def _speeds(board: Board, speeds: Mapping[tuple, Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+    """What was measured of each point, {} where nothing was."""
+    for line in board.contest.lines:
+        for _, row in line.points.iterrows():
+            yield speeds.get(speed_key(board.contest.place["backbone"], row), {})
 
 
 def speed_key(backbone: str, row: Mapping[str, Any]) -> tuple:
@@ -87,8 +89,10 @@ def _line(
     reducer, verified = reducer_class(line.method), VERIFIED.get(line.method)
     points = []
     for place_there, (_, row) in zip(board.measured[number], line.points.iterrows(), strict=True):
-        speed = speeds.get(speed_key(place["backbone"], row), {})
-        points.append({**_point(place_there, row), "call": _call(board, line, row), "speed": dict(speed)})
+        measured = speeds.get(speed_key(place["backbone"], row), {})
+        speed = {name: measured[name] for name in SPEED if name in measured}
+        rate = repr(read_keep_rate(row["keep_rate"]))
+        points.append({**_point(place_there, row), "rate": rate, "speed": speed})
     return {
         "key": line.key,
         "label": line.label,
@@ -104,12 +108,16 @@ def _line(
         "how": f"{line.training}; {line.how['recipe']}, {line.how['dtype']}, {line.how['device']}",
         "places": [None if there is None else _numbers(there, nulls) for there in board.places[number]],
         "points": points,
+        "call": _call(board, line, line.points.iloc[0]["keep_rate"]),
     }
 
 
-def _call(board: Board, line: Line, row: pd.Series) -> str:
+def _call(board: Board, line: Line, keep_rate: float | str) -> list[str]:
+    """The call of the model of a line, before and behind its keep rate."""
     place = board.contest.place
-    return call_text(place["backbone"], place["weights"], line.method, line.options, row["keep_rate"])
+    text = call_text(place["backbone"], place["weights"], line.method, line.options, keep_rate)
+    before, _, behind = text.partition(f"keep_rate={read_keep_rate(keep_rate)!r}")
+    return [f"{before}keep_rate=", behind]
 
 
 def _numbers(place: Place, nulls: Sequence[str]) -> list[float | None]:

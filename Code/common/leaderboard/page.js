@@ -190,14 +190,15 @@
 
   const schedule = (point) => `keep rate ${point.keep_rate}${point.counts ? `, patches left ${point.counts}` : ""}`;
   const speeds = (point) => [["speedup", "\u00d7 as fast"], ["promise", " of the MAC promise"], ["memory", " MB at most"]].filter(([name]) => point.speed[name] != null).map(([name, unit]) => `${point.speed[name].toFixed(2)}${unit}`);
-  const tip = (point) => [point.line.label, `${fixed(point.accuracy)} % at ${fixed(point.saved, 1)} % saved, ${fixed(point.gmac, 3)} GMAC`, ...speeds(point), schedule(point), point.call].join("\n");
+  const call = (line, point) => line.call.join(point.rate);
+  const tip = (point) => [point.line.label, `${fixed(point.accuracy)} % at ${fixed(point.saved, 1)} % saved, ${fixed(point.gmac, 3)} GMAC`, ...speeds(point), schedule(point), call(point.line, point)].join("\n");
 
   function inspect(line, point) {
     if (!line) return get("strip").replaceChildren(HINT);
     const shown = point ?? nearest(line);
     get("strip").replaceChildren(
       node("b", {}, line.label), ` \u2013 ${point ? "" : "nearest measured: "}${fixed(shown.accuracy)} % at ${fixed(shown.saved, 1)} % saved, ${fixed(shown.gmac, 3)} GMAC; ${[...speeds(shown), schedule(shown)].join(", ")}`,
-      node("br"), node("code", {}, shown.call), line.trained ? ` ${line.how.split(";")[0]}` : "",
+      node("br"), node("code", {}, call(line, shown)), line.trained ? ` ${line.how.split(";")[0]}` : "",
     );
   }
 
@@ -212,7 +213,7 @@
     if (!state.board.speed) points.forEach((each) => each.lastChild.remove());
     get("details-body").replaceChildren(
       node("p", { class: "note" }, `${line.how}. ${FAMILIES[line.family]} Verified by: ${line.verified}${line.tests.length ? ` (${line.tests.join(", ")})` : ""}.`),
-      node("p", {}, node("code", {}, nearest(line).call), line.trained ? ` ${line.how.split(";")[0]}` : ""),
+      node("p", {}, node("code", {}, call(line, nearest(line))), line.trained ? ` ${line.how.split(";")[0]}` : ""),
       photographs(line),
       node("div", { class: "scroll" }, node("table", {}, node("thead", {}, node("tr", {}, ...used.map((name) => node("th", {}, name)))), node("tbody", {}, ...points))),
     );

@@ -29,7 +29,7 @@ from common.schedule import read_keep_rate
 from common.weights import HUB, NORM
 
 COUNT = 6
-BUDGETS = 3  # of each method at most, spread over those that were measured
+BUDGETS = 2  # of each method at most, spread over those that were measured
 SIDE, QUALITY = 144, 72  # of a JPEG: pixels, percent
 GONE, FUSED, GROUPS = 0, 255, 254  # bytes: dropped; in the one token of what was left over; numbers of other tokens
 # (photograph, left, top, side) of squares in scikit-learn's two photographs, 427 x 640 pixels
