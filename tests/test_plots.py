@@ -12,7 +12,7 @@ from PIL import Image
 
 from common import plots
 from common.errors import UsageError
-from common.plots import style
+from common.plots import frames, style
 from common.plots.accuracy import pareto_optimal
 
 RATES = {"none": (1.0,), "tram": (0.75, 0.5), "topk": (0.75, 0.5)}
@@ -216,7 +216,7 @@ def test_methods_of_one_keep_rate_stand_side_by_side():
     table = throughput()
     fig = plots.speedup_vs_keep_rate(table[table["keep_rate"].isin([1.0, 0.5])])
     ax = fig.axes[0]
-    assert ax.get_title() == "ViT-Ti/16\nfp32 \N{MIDDLE DOT} batch 16 \N{MIDDLE DOT} keep 50 %"
+    assert ax.get_title() == "ViT-Ti/16\nfp32 \N{MIDDLE DOT} batch 16\nkeep 50 %"
     names = [label.get_text() for label in ax.get_xticklabels()]
     assert names[0] == "TRAM" and len(names) == len(RATES) - 1
     places = [line(ax, name)[0] for name in names]
@@ -540,3 +540,12 @@ def test_no_pyplot_state():
     plots.accuracy_vs_keep_rate(runs())
     assert pyplot.get_fignums() == before
     assert dict(pyplot.rcParams) == settings
+
+
+def test_many_keep_rates_have_ticks_at_round_numbers():
+    fig = style.new_figure(2.0)
+    few, many = fig.subplots(1, 2)
+    frames.keep_rate_axis(few, [0.75, 0.5])
+    frames.keep_rate_axis(many, [0.9 - 0.017 * step for step in range(20)])
+    assert [tick.get_text() for tick in few.get_xticklabels()] == ["100", "75", "50"]
+    assert len(many.get_xticks()) < 12 and all(tick % 5 == 0 for tick in many.get_xticks())

@@ -139,7 +139,7 @@ def _speed_panel(ax: Axes, rows: pd.DataFrame, title: str) -> None:
     if known:
         ax.plot([], [], color="#777777", label="ceiling (as many tokens, none chosen)", **_CEILING)
     ax.plot([], [], color="#777777", linestyle=":", linewidth=1.2, label="ideal (GMAC ratio)")
-    ax.set_title(title if len(rates) != 1 else f"{title} \N{MIDDLE DOT} keep {100 * rates.pop():g} %")
+    ax.set_title(title if len(rates) != 1 else f"{title}\nkeep {100 * rates.pop():g} %")
     ax.set(ylabel="Speed-up (\N{MULTIPLICATION SIGN})")
 
 

@@ -158,10 +158,17 @@ def outer_values(axes: Sequence[Axes], columns: int) -> None:
             ax.set_ylabel("")
 
 
+MOST_TICKS = 8
+
+
 def keep_rate_axis(ax: Axes, keep_rates: Sequence[float]) -> None:
-    """Make x the keep rate in percent, all tokens on the left, a tick at each rate that was run and is a ratio."""
+    """Make x the keep rate in percent, all tokens on the left, a tick at each rate that was run and is a ratio.
+
+    Where there are more than :data:`MOST_TICKS`, as of budgets, round numbers have the ticks.
+    """
     percent = sorted({round(100 * rate, 6) for rate in keep_rates if not math.isnan(rate)} | {100.0}, reverse=True)
-    ax.set_xticks(percent, [f"{value:g}" for value in percent])
+    if len(percent) <= MOST_TICKS:
+        ax.set_xticks(percent, [f"{value:g}" for value in percent])
     ax.set_xlim(percent[0] + 5, percent[-1] - 5)
     ax.set_xlabel("Keep rate per stage (%)")
 
