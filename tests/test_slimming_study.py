@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import torch
 from backbones import images, make, plan_for
+from small_slimming import uneven_vit
 from small_training import killed_at, same_weights, updates_of
 from test_evaluation import Noise
 
@@ -46,11 +47,7 @@ CONDITIONS = {"dataset": "noise", "backbone": "vit_digits", "img_size": 32, "see
 
 @pytest.fixture(scope="module")
 def setup():
-    torch.manual_seed(2)
-    vit = create_backbone("vit_digits").eval()
-    with torch.no_grad():
-        for block in vit.blocks:
-            block.attn.qkv.weight *= 4
+    vit = uneven_vit()
     data = Noise(torch.arange(12) % 10, 10)
     data.images = torch.randn(12, 3, 32, 32, generator=torch.Generator().manual_seed(1))
     return Setup.around(vit, dict.fromkeys(("train_set", "val_set", "calibration"), data), batch_size=5, device="cpu")

@@ -19,11 +19,10 @@ from common.idling.outcomes import Outcome, outcomes, predictor_quality
 from common.idling.similarity import PatchSimilarities
 from common.models.reduced import ReducedVisionTransformer
 from common.reducers import Method
-from common.reducers.base import divergence_by_image
 from common.results import BY_IMAGE
 from common.setup import Setup
 from common.training import TrainConfig
-from common.training.metrics import hits, hits_by_image, means_with_errors
+from common.training.metrics import from_unreduced, hits, hits_by_image, means_with_errors
 
 
 def described(row: Mapping[str, object]) -> str:
@@ -75,12 +74,6 @@ def measure(
         measured |= idle_outside(outcome.active, inside)
         rows.append({"part": part, **_row(candidate, outcome), **means_with_errors(**measured)})
     return rows, found
-
-
-def from_unreduced(logits: Tensor, unreduced: Tensor) -> dict[str, Tensor]:
-    """How far ``logits`` (n, classes) are from those of the unreduced model, image by image (n,), without labels."""
-    same = logits.argmax(1) == unreduced.argmax(1)
-    return {"agreement": same.double(), "divergence": divergence_by_image(logits, unreduced)}
 
 
 def _row(candidate: Candidate, found: Outcome) -> dict[str, object]:

@@ -127,7 +127,7 @@ def fisher(vit: VisionTransformer, tokens: Tokens, seen: bool) -> Tensor:
         likely = logits.float().log_softmax(-1).topk(min(CLASSES, logits.shape[-1]))  # (B, CLASSES)
         lost = 0
         for log_p in likely.values.unbind(1):
-            found = torch.autograd.grad(log_p.sum(), [*after, *keys], retain_graph=True, allow_unused=True)
+            found = torch.autograd.grad(log_p.sum(), [*after, *keys], retain_graph=True)
             gradients = zip(found[: len(after)], found[len(after) :], updates, strict=True)
             moved = [_moved(g, None if seen else m, update) for g, m, update in gradients]
             lost = lost + log_p.detach().exp()[:, None, None] * torch.stack(moved, dim=-1).square()

@@ -13,13 +13,12 @@ from common.cost.closed_form import Shape
 from common.cost.methods import slim_macs
 from common.cost.throughput import interleaved
 from common.models.reduced import ReducedVisionTransformer, reduce_tokens
-from common.reducers.base import divergence_by_image
 from common.reducers.none import NoReduction
 from common.rows import Rows
 from common.setup import Setup
 from common.slimming.plans import encode_all
 from common.training import inference_pass
-from common.training.metrics import hits_among, hits_by_image, means_with_errors
+from common.training.metrics import from_unreduced, hits_among, hits_by_image, means_with_errors
 
 Row = dict[str, object]
 MEASURED = ("accuracy", "accuracy_full", "top5", "agreement", "divergence")
@@ -54,8 +53,8 @@ def hits_of(
                 right = list(hits_by_image(logits, labels, setup.val_set).values())
                 top5 = hits_among(logits, labels, setup.val_set, 5)
                 labelled = torch.from_numpy(np.stack([right[0], right[-1], top5], axis=1)).double()
-                agrees, apart = logits.argmax(1) == target.argmax(1), divergence_by_image(logits, target)
-                found[key].add(torch.cat([labelled, torch.stack([agrees, apart], dim=1).double()], dim=1))
+                unlabelled = torch.stack(list(from_unreduced(logits, target).values()), dim=1).double()
+                found[key].add(torch.cat([labelled, unlabelled], dim=1))
     return {key: rows.rows for key, rows in found.items()}
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from common.data import head_classes
 from common.data.base import LabelledDataset
+from common.reducers.base import divergence_by_image
 
 
 def accuracy(logits: Tensor, labels: Tensor, classes: Sequence[int] | None = None) -> float:
@@ -108,3 +109,9 @@ def means_with_errors(**values: Tensor) -> dict[str, float]:
         found[name] = each.mean().item()
         found[f"{name}_sem"] = (each.std() / len(each) ** 0.5).item() if len(each) > 1 else float("nan")
     return found
+
+
+def from_unreduced(logits: Tensor, unreduced: Tensor) -> dict[str, Tensor]:
+    """How far ``logits`` (n, classes) are from those of the unreduced model, image by image (n,), without labels."""
+    same = logits.argmax(1) == unreduced.argmax(1)
+    return {"agreement": same.double(), "divergence": divergence_by_image(logits, unreduced)}
