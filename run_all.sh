@@ -33,8 +33,8 @@ options:
   -n, --dry-run   only say what would run
   -h, --help      show this
 
-Any other option goes to Snakemake, such as --cores 4, --forcerun RUN or --executor slurm (README.md, Profiles, has the
-whole command), or, after "test" and "lab", to pytest and JupyterLab.
+Any other option goes to Snakemake, such as --cores 4, --forcerun RUN or --executor slurm (Code/workflow/README.md has
+the whole command), or, after "test" and "lab", to pytest and JupyterLab.
 DATA_ROOT names the folder that holds the data sets (default: ~/.cache/token-reduction).
 END
 }

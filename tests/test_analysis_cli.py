@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from decided import record_of_stages
+from documents import code_blocks, section
 from PIL import Image
 from scipy.stats import spearmanr
 
@@ -20,7 +21,6 @@ from common.analysis.__main__ import main
 from common.evaluation import Record, Stage
 from common.training import TrainConfig, digits_backbone
 
-README = Path(__file__).parents[1] / "README.md"
 IMAGES, PATCHES, BLOCKS = 20, 16, (1, 3)
 ACCURACY = {"topk": 70.0, "evit": 71.0, "ats": 66.0, "tome": 72.5, "dpcknn": 68.0, "none": 74.0}
 
@@ -280,13 +280,12 @@ def test_bad_input_is_one_line_and_exit_code_2(tmp_path, capsys, runs, axis, mor
     assert not out.exists()
 
 
-def test_the_lines_of_the_readme_lead_to_a_figure(tmp_path, monkeypatch):
+def test_the_lines_of_the_manual_lead_to_a_figure(tmp_path, monkeypatch):
     """With fewer epochs for the backbone than its user gets, in a folder of its own."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(digits_backbone, "FOLDER", tmp_path)
     monkeypatch.setattr(digits_backbone, "CONFIG", TrainConfig(epochs=1, device="cpu"))
-    section = README.read_text().partition("## Which tokens do methods keep?")[2].partition("\n## ")[0]
-    (block,) = re.findall(r"```bash\n(.*?)```", section, flags=re.DOTALL)
+    (block,) = code_blocks(section("Which tokens do methods keep?"), "bash")
     lines = block.replace("\\\n", " ").splitlines()
     assert len(lines) == 3
     for line in lines:

@@ -119,7 +119,7 @@ def test_jobs_ask_for_their_estimate_unless_the_user_says_more(profile, results)
 
 @pytest.mark.slow
 def test_study_runs_on_slurm(profile, results):
-    """With the options of README.md, as far as this cluster has what they ask for."""
+    """With the options of Code/workflow/README.md, as far as this cluster has what they ask for."""
     resources = [f"slurm_partition={partition_of_this_machine()}", "runtime=10", "mem_mb=1000"]
     options = ["--jobs", "50", "--slurm-status-command", "squeue", "--slurm-init-seconds-before-status-checks", "5"]
     csvs = [run.csv for run in load_plans(profile, str(results))[0].runs]

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
+from documents import part, running, section
 from forked import run_script
 
 import fetch
@@ -225,9 +226,8 @@ def test_every_profile_has_a_plan(name):
     assert found["longest"] <= found["hours"]
 
 
-def test_readme_has_the_plan_of_every_profile():
-    readme = (ROOT / "README.md").read_text()
-    assert readme.split("<!-- plan table -->\n")[1].split("\n<!-- end -->")[0] == table()
+def test_the_manual_has_the_plan_of_every_profile():
+    assert part("plan table") == table()
 
 
 def test_plan_says_what_it_costs_and_runs_nothing(profile, results):
@@ -289,10 +289,9 @@ def test_a_small_run_and_an_unknown_notebook_get_the_least(profile, tmp_path):
     assert f"not counted, as there is no estimate: {tmp_path / 'own.py'}" in describe(plans)
 
 
-def test_readme_says_what_the_longest_run_asks_for():
+def test_the_manual_says_what_the_longest_run_asks_for():
     longest = max(runtime(run) for plan in load_plans("paper") for run in plan.runs)
-    readme = " ".join((ROOT / "README.md").read_text().split())
-    assert f"The longest asks for {longest / 60:.0f} hours" in readme
+    assert f"The longest asks for {longest / 60:.0f} hours" in running(section("On a SLURM cluster"))
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from documents import FRONT, text_of
 from scipy.stats import binomtest, ttest_rel
 
 from common import list_reducers
@@ -304,7 +305,7 @@ def test_the_sentences_say_what_the_intervals_say(board):
 def test_the_answer_of_readme_is_made_from_the_committed_runs():
     runs = read_runs("results/gpu/nvidia_h100_80gb_hbm3", STUDIES["leaderboard"])
     board = Board.of(next(contests(runs, pd.DataFrame())))
-    assert resolve("README.md").read_text().split(START)[1].split(END)[0] == markdown(board)
+    assert text_of(FRONT).split(START)[1].split(END)[0] == markdown(board)
     page = resolve("results/gpu/nvidia_h100_80gb_hbm3/leaderboard.html").read_text()
     assert data_of_text(page)[0]["sentences"] == sentences(board) and len(page.encode()) < 1_000_000
 

@@ -1,4 +1,4 @@
-"""The numbers that the README prints are those of the committed runs."""
+"""The numbers that the texts print are those of the committed runs."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from documents import MANUAL, code_blocks, part, running, section, text_of
 from fake_runs import throughput_run
 from timm.models.vision_transformer import VisionTransformer
 
@@ -24,6 +25,7 @@ from common.studies import find_study
 from common.studies._slimming_seeds import over_seeds
 
 ROOT = Path(__file__).parents[1]
+FOUND = "What we found"  # on the front page, in a sentence each
 METHODS = {
     "no reduction": ("none", ""),
     "TRAM": ("tram", ""),
@@ -55,15 +57,16 @@ METHODS = {
 
 
 def printed(header: str) -> dict[str, list[str]]:
-    """Cells of the rows of the table under ``header`` by their first cell; the first row, of one cell, apart."""
-    lines = (ROOT / "README.md").read_text(encoding="utf-8").partition(f"{header}\n")[2].splitlines()[1:]
+    """Cells of the rows of the one table under ``header`` by their first cell; the first row, of one cell, apart."""
+    (text,) = (text for text in map(text_of, MANUAL) if f"{header}\n" in text)
+    lines = text.partition(f"{header}\n")[2].splitlines()[1:]
     rows = {}
     for line in lines:
         if not line.startswith("|"):
             return rows
         first, *cells = (cell.strip() for cell in line.strip("| ").split("|"))
         rows[first] = cells
-    raise AssertionError("the README ends in a table")
+    raise AssertionError("the text ends in a table")
 
 
 def measured(study: str, name: str, keep_rate: float, **where: object) -> pd.Series:
@@ -95,7 +98,7 @@ def test_accuracy_off_the_shelf() -> None:
 
 
 def test_what_methods_have_to_beat() -> None:
-    """The paired differences that the README tells, of all classes, on all images; random: the mean of its seeds."""
+    """The paired differences that the text tells, of all classes, on all images; random: the mean of its seeds."""
     runs = read_runs(ROOT / "results/imagenette", find_study("off_the_shelf"))
     runs = runs[runs["n_val"] == 3925]
 
@@ -162,6 +165,7 @@ def test_accuracy_after_training() -> None:
     lost = {name: accuracy("no reduction", 1, 3) - accuracy(name, 0.25, 3) for name in list(rows)[1:]}
     assert [round(lost[name], 1) for name in ("ToMe", "DPC-KNN")] == [2.5, 2.5]
     assert round(accuracy("no reduction", 1, 0) - accuracy("ToMe", 0.25, 0)) == 21
+    assert "ToMe loses 21 points off the shelf and 2.5 after three epochs, as DPC-KNN does" in running(section(FOUND))
     assert all(0 < lost[name] - lost["ToMe"] < 3 for name in ("EViT", "ATS", "Top-K", "TRAM"))
     assert 6 < lost["l2 pattern"] - lost["ToMe"] < 7
 
@@ -205,9 +209,10 @@ def test_slimming_over_seeds() -> None:
     last = plans.query("lengths == 'learned' and training == 'network'").set_index("mac_budget")
     found = last[["gain", "gain_low", "gain_high"]].round(2)
     assert found.loc[0.8].tolist() == [0.2, -1.75, 2.14] and found.loc[0.55].tolist() == [-0.07, -1.21, 1.07]
-    text = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    text = running(section("Patch slimming"))
     assert "+0.20 points after distillation (95 % interval of the mean over seeds -1.75 to +2.14)" in text
     assert "-0.07 (-1.21 to +1.07) at 45 %" in text
+    assert "tie with uniform ones**, +0.20 points (-1.75 to +2.14) at a cut of 20 %" in running(section(FOUND))
 
 
 def test_speed_of_one_image() -> None:
@@ -230,11 +235,15 @@ def test_speed_of_one_image() -> None:
             *([f"{100 * speedup / float(ceiling):.0f} %"] if ceiling else []),
         ]
         assert rate != "0.5" or speedup > 1.5
+    assert "at least 1.5 times with any method at batch 1" in running(section(FOUND))
 
 
 def test_speed_on_every_runtime() -> None:
-    _, found, after = speed_table.parts((ROOT / "README.md").read_text(encoding="utf-8"))
-    assert found == speed_table.table() and after
+    found = part("runtime table")
+    assert found == speed_table.table() == speed_table.parts(text_of(speed_table.DOCUMENT))[1]
+    rows = [line.strip("| ").split(" | ") for line in found.splitlines()]
+    at_16 = [float(row[rows[0].index("eager, batch 16")].split()[0]) for row in rows[3:]]
+    assert min(at_16) > 1.8 and max(at_16) < 2.3 and "about twice as fast at batch 16" in running(section(FOUND))
 
 
 def test_a_setting_of_the_speed_table_has_a_column_once_it_was_measured(tmp_path: Path) -> None:
@@ -264,17 +273,23 @@ def test_speed_on_a_gpu() -> None:
         assert cells == [wanted[0], share, *wanted[1:]], name
         ceilings = [float(row["ceiling"]) for row in found[2:] if row["ceiling"]]
         assert max(speedups[2:] + ceilings) < 1  # nothing is faster at small batches, not even plain slicing
+    assert "no method is faster than no reduction at batch 1 or 64" in running(section(FOUND))
 
 
 def test_which_tokens_methods_keep() -> None:
     """Numbers of claims about keep rates and fixed patterns, of maps of both data sets, of CLS tokens and accuracy."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8").partition("What came out on real images")[2]
+    text = running(section("What methods decide"))
     for said in ("(0.99 and 1.00)", "(0.35)", "(0.02 to 0.03)", "0.42 (ATS), 0.56 (Top-K) and 0.63 (EViT)"):
-        assert said in " ".join(text.split())
+        assert said in text
+    for said in (
+        "Top-K and EViT agree to 0.99 and 1.00 beyond chance",
+        "keeps what a fixed pattern keeps (0.02 to 0.03)",
+    ):
+        assert said in running(section(FOUND))
     claims = (ROOT / "results/imagenette/tables/claims.md").read_text(encoding="utf-8")
     for said in ("Top-K 0.99", "EViT 1.00", "ATS 0.35", "ATS 0.03", "EViT 0.02"):
         assert said in claims
-    assert "(0.97, 0.97 and 0.16; 0.02 to 0.03 with fixed patterns; 2,000 images)" in " ".join(text.split())
+    assert "(0.97, 0.97 and 0.16; 0.02 to 0.03 with fixed patterns; 2,000 images)" in text
     trained = [line for line in claims.splitlines() if "after 1 epoch on 2,000 images" in line]
     for said in ("Top-K (head_fusion=mean) 0.97", "EViT 0.97", "ATS 0.16", "Top-K (head_fusion=mean) 0.03", "ATS 0.02"):
         assert any(said in line for line in trained)
@@ -283,9 +298,7 @@ def test_which_tokens_methods_keep() -> None:
         assert said in clothes
     data = gpu_table("patterns_across_data").query("part == 'halves'")
     assert data["PCC"].astype(float).min() >= 0.925 and set(data["n_images"].astype(int)) == {3925, 10000}
-    assert "(-0.03 to 0.01, three draws)" in text and "(0.02 to 0.12): what it keeps is mostly chance" in " ".join(
-        text.split()
-    )
+    assert "(-0.03 to 0.01, three draws)" in text and "(0.02 to 0.12): what it keeps is mostly chance" in text
     table = pd.read_csv(ROOT / "results/imagenette/tables/reduction_patterns.csv").query("n_images == 1000")
     patterns = ["l1", "l2", "linf"]
     chance = table[(table["part"] == "methods") & ((table["method"] == "random") | (table["other"] == "random"))]
@@ -298,8 +311,8 @@ def test_which_tokens_methods_keep() -> None:
     late = found[(found["pairs"] == "with unreduced") & found["block"].isin([9, 11])]
     sizes = late["correlation"].abs().round(2).groupby(late["n_models"])
     assert sizes.min().to_dict() == {17: 0.89, 41: 0.98} and sizes.max().to_dict() == {17: 0.96, 41: 0.99}
-    assert "of 41 models almost perfectly (0.98 to 0.99), that of the 17 fine-tuned ones" in " ".join(text.split())
-    assert "nearly so (0.89 to 0.96)" in " ".join(text.split())
+    assert "of 41 models almost perfectly (0.98 to 0.99), that of the 17 fine-tuned ones" in text
+    assert "nearly so (0.89 to 0.96)" in text
 
 
 @pytest.fixture
@@ -316,9 +329,7 @@ def test_examples_of_fitting_run(
     call: str, cut: float, digits_network: VisionTransformer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As they are printed, on digits: the cut is met, and what is loaded is what was saved."""
-    (example,) = (
-        code for code in re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S) if call in code
-    )
+    (example,) = (code for text in map(text_of, MANUAL) for code in code_blocks(text, "python") if call in code)
     assert f"mac_cut={cut}" in example and example.count("\n") == 3
     monkeypatch.chdir(tmp_path)
     data = load_dataset("digits", "train", img_size=32, limit=200)
@@ -332,11 +343,6 @@ def test_examples_of_fitting_run(
     if "slim" in names:
         saved = 1 - common.count_macs(model, 32).total / Shape.of(digits_network).unreduced
     assert saved == pytest.approx(cut, abs=0.02)
-
-
-@pytest.mark.parametrize("figure", sorted(set(re.findall(r"\]\((results/[^)#]+)\)", (ROOT / "README.md").read_text()))))
-def test_what_the_readme_links_is_there(figure: str) -> None:
-    assert (ROOT / figure).exists()
 
 
 def test_who_idles_and_comes_back() -> None:
@@ -366,12 +372,14 @@ def test_who_idles_and_comes_back() -> None:
     for name, cells in rows.items():
         found = [at(name, cut) for cut in (0.2, 0.3, 0.4)]
         assert cells == [f"{row['accuracy_full']:.1f} ({row['divergence']:.3f})" for row in found], name
-    text = " ".join((ROOT / "README.md").read_text().split())
+    text, front = running(section("Idle patches that come back")), running(section(FOUND))
     returning, gone, least, tome, tome_lean = models
     mean, low, high = apart(at(gone, 0.2), at(returning, 0.2))
     assert f"that costs {mean:.1f} points (95 % interval {low:.1f} to {high:.1f}) at 20 %" in text
+    assert f"that costs {mean:.1f} points at 20 % fewer" in front
     mean, low, high = apart(at(least, 0.2), runs[runs["method"] == "none"].iloc[0])
     assert f"idling loses {-mean:.2f} points at 20 % ({-high:.2f} to {-low:.2f})" in text and low < 0 < high
+    assert f"idling loses {-mean:.2f} (95 % interval {-high:.2f} to {-low:.2f})" in front
     mean, low, high = apart(at(least, 0.2), at(tome, 0.2))
     assert low < 0 < high
     mean, low, high = apart(at(tome_lean, 0.4), at(tome, 0.4))

@@ -1,14 +1,14 @@
-"""A study is one file: the one that the README adds has its table, its figure and its section on the page."""
+"""A study is one file: the one that CONTRIBUTING.md adds has its table, its figure and its section on the page."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
 
 import pandas as pd
 import pytest
+from documents import code_blocks, section
 
 from common.errors import UsageError
 from common.report.page import write_report
@@ -18,7 +18,6 @@ from common.schema import CONDITIONS, FLOAT, INT, TEXT, UNITS, Column, Table, me
 from common.studies import Study, all_studies, find_study, register_study
 from common.studies.base import STUDIES
 
-README = Path(__file__).parents[1] / "README.md"
 RUN = {"profile": "toy", "method": "tram", "backbone": "vit_digits", "img_size": 32, "keep_rate": 0.5, "device": "cpu"}
 
 
@@ -32,9 +31,8 @@ def registry() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("registry")
-def test_the_study_of_the_readme_is_on_the_page(tmp_path: Path) -> None:
-    section = README.read_text().partition("## Add a study")[2].partition("\n## ")[0]
-    code, use = re.findall(r"```python\n(.*?)```", section, flags=re.DOTALL)
+def test_the_study_of_the_manual_is_on_the_page(tmp_path: Path) -> None:
+    code, use = code_blocks(section("Add a study"), "python")
     space: dict[str, object] = {"csv": tmp_path / "runs/brightness/a.csv", "profile": "toy"}
     exec(code, space)
     study = find_study("brightness")

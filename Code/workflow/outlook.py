@@ -1,4 +1,4 @@
-"""What profiles cost, told to people: ./run_all.sh PROFILE --plan, and the table of README.
+"""What profiles cost, told to people: ./run_all.sh PROFILE --plan, and the table of Code/workflow/README.md.
 
 python Code/workflow/outlook.py prints that table.
 """
@@ -63,7 +63,7 @@ def describe(plans: list[Plan]) -> str:
 
 
 def table() -> str:
-    """The summary of every shipped profile, as README has it."""
+    """The summary of every shipped profile, as Code/workflow/README.md has it."""
     lines = ["| profile | runs | GPU-hours | longest run | GPU memory | downloads | has to be there |"]
     lines.append("|---|--:|--:|--:|--:|--:|---|")
     for name in list_profiles():

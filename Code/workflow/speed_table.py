@@ -1,6 +1,6 @@
-"""The table of README that says how fast methods are on each runtime: from the runs of the profile imagenette.
+"""The table of results/README.md that says how fast methods are on each runtime.
 
-python Code/workflow/speed_table.py puts it there.
+python Code/workflow/speed_table.py makes it of the runs of the profile imagenette and puts it there.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from common.studies import find_study
 from profile_file import ROOT
 
 RESULTS = ROOT / "results" / "imagenette"
+DOCUMENT = ROOT / "results" / "README.md"
 START, END = "<!-- runtime table -->\n", "\n<!-- end -->"
 BACKBONES = ("vit_small_patch16_224", "deit_small_patch16_224")  # one architecture
 METHODS = ("tram", "topk", "tome", "evit", "ats", "downsample")
@@ -81,9 +82,8 @@ def parts(text: str) -> tuple[str, str, str]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args(arguments)
-    readme = ROOT / "README.md"
-    before, _, after = parts(readme.read_text(encoding="utf-8"))
-    write_atomically(readme, lambda file: file.write(before + table() + after))
+    before, _, after = parts(DOCUMENT.read_text(encoding="utf-8"))
+    write_atomically(DOCUMENT, lambda file: file.write(before + table() + after))
 
 
 if __name__ == "__main__":
