@@ -27,8 +27,8 @@ from common.setup import Setup
 from common.slimming.allocation import uniform_lengths
 from common.slimming.measuring import measures
 from common.slimming.plans import PRUNING, one_block, one_block_lengths
+from common.slimming.ranking import SIGNIFICANCES
 from common.slimming.rows import (
-    SIGNIFICANCES,
     budget_rows,
     correlation_rows,
     dynamic_rows,

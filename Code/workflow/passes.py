@@ -44,6 +44,7 @@ SOLVED = 4  # passes over the calibration images until thresholds fit a budget, 
 SHARES = 11  # of its patches that each block is tried with before a budget is shared out
 SCORED = 128  # calibration images that patches are ranked on before a budget is shared out
 OF_A_BUDGET = 6  # plans
+FAMILIES = 8  # of lengths that a search tries, where a budget is shared out by a taper
 PATCH_SCORES = 15  # by which the study of patch slimming ranks patches
 
 
@@ -272,6 +273,8 @@ def _slimming(given: Given) -> float:
     passes = plans * _searched(given, given["epochs"])
     if "learned" in given["lengths"]:
         passes += len(given["scores"]) * (min(SCORED, given.calibration) + _shared_out(given, error))
+    if "tapered" in given["lengths"]:
+        passes += len(given["scores"]) * (min(SCORED, given.calibration) + error * (1 + FAMILIES))
     if given["distill_epochs"]:
         passes += plans * given.trained(given["distill_epochs"], given.train, TAUGHT)
     if given["finetune_epochs"]:
@@ -285,7 +288,10 @@ def _slimming(given: Given) -> float:
     if given["budgets"]:
         passes += 3 * given.calibration + _shared_out(given, error)
         passes += (1 + len(given["budgets"]) * OF_A_BUDGET) * given.limited("limit_budgets", 1)
-    return passes
+    if given["tapers"]:
+        plans = len(given["tapers"]) * (len(given["floors"]) + 1) + len(given["other_scores"]) + len(given["scored_on"])
+        passes += (1 + plans) * given.limited("limit_equal_cost", 1) + plans * given.calibration
+    return passes + given["similarity_images"]
 
 
 def _slimming_study(given: Given) -> float:

@@ -23,6 +23,7 @@ from common.plots.slimming import (
     block_sensitivity,
     one_block_gain,
     slimming_lengths,
+    slimming_limits,
     slimming_masks,
     slimming_tolerances,
     slimming_tradeoff,

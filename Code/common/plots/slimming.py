@@ -114,6 +114,51 @@ def slimming_tolerances(df: pd.DataFrame, published: pd.DataFrame | None = None)
 
 
 @rc_context(RC)
+def slimming_limits(df: pd.DataFrame) -> Figure:
+    """Draw by how much plans of equal cost diverge less or more from the unreduced network than uniform lengths.
+
+    ``df`` holds the rows "equal_cost" of one run of the study "slimming", that of uniform lengths first; bars are 95 %
+    intervals of the difference on the same images. Left of 0 is nearer to the unreduced network.
+    """
+    needed = (
+        "taper",
+        "floor",
+        "score",
+        "order",
+        "scored_on",
+        "divergence",
+        "divergence_change",
+        "divergence_change_sem",
+    )
+    df = require_columns(df, needed, "slimming_limits")
+    base, rows = df.iloc[0], df.iloc[:0:-1]
+    fig = new_figure(1.3 + 0.24 * len(rows))
+    ax = fig.subplots()
+    ax.errorbar(
+        rows["divergence_change"],
+        range(len(rows)),
+        xerr=1.96 * rows["divergence_change_sem"],
+        color=_COLORS[0],
+        linestyle="none",
+        marker="o",
+        markersize=5,
+    )
+    ax.axvline(0, color="#000000", linewidth=1)
+    ax.set_yticks(range(len(rows)), [_what_differs(row, base) for _, row in rows.iterrows()], fontsize=8.5)
+    ax.set(xlabel=f"Divergence less that of uniform lengths, {base['divergence']:.3f} nats (95 % interval)")
+    return fig
+
+
+def _what_differs(row: pd.Series, base: pd.Series) -> str:
+    lengths = f"first blocks +{100 * row['taper']:.0f} %" if row["taper"] else ""
+    last = f"last block {100 * row['floor']:.0f} %" if row["floor"] < 1 else ""
+    score = f"by {_SCORES.get(row['score'], row['score'])}" if row["score"] != base["score"] else ""
+    scored = f"scored on {row['scored_on']} images" if row["scored_on"] != base["scored_on"] else ""
+    order = row["order"] if row["order"] != base["order"] else ""
+    return ", ".join(filter(None, (lengths, last, score, scored, order)))
+
+
+@rc_context(RC)
 def block_sensitivity(df: pd.DataFrame) -> Figure:
     """Draw accuracy against the one block that computes fewer patches, a line per share that it computes.
 

@@ -8,11 +8,15 @@ error one block ahead in its place). From these curves the lengths of any budget
 Patches that are gone already cannot be lost again: a block that leaves n of the n' patches that enter it adds
 E_l(n) - E_l(n'), read from its own curve. The lengths with the least sum of these are a shortest path. (To give all
 blocks the same error E_l(n) instead charges deep blocks for what shallow ones dropped before, and prunes them too far.)
+
+These errors are of one block at a time. :func:`least_divergent` measures whole networks instead, of a few families of
+lengths (:func:`tapered_lengths`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
+from itertools import product
 from typing import Annotated
 
 import numpy as np
@@ -25,12 +29,15 @@ from common.cost.closed_form import Shape
 from common.cost.methods import slim_block_macs, slim_macs
 from common.data.unlabelled import Calibration
 from common.models.reduced import ReducedVisionTransformer
-from common.options import check
+from common.options import Share, check
+from common.reducers.base import divergence_by_image
+from common.reducers.slimming_plan import SlimmingPlan
 from common.slimming.calibration import batches
-from common.slimming.plans import dropped_at, encode_all, slimmed
+from common.slimming.plans import dropped_at, encode_all, nested, slimmed
 from common.slimming.tuning import errors
 
 SHARES = (0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+TAPERS = tuple(product((0.0, 0.1, 0.2, 0.35), (1.0, 0.6)))  # of these tapers and floors a search tries all
 
 
 @torch.inference_mode()
@@ -103,6 +110,67 @@ def uniform_lengths(shape: Shape, budget: float, counter: str = "compact") -> tu
     allowed = f"the share of the multiplications to spend by the counter {counter!r}, from {least:.2f} to 1"
     check("mac_budget", budget, Annotated[float, Ge(least), Le(1), allowed])
     return max(lengths for lengths in every if slim_macs(shape, lengths, counter) <= budget * shape.unreduced)
+
+
+def tapered_lengths(
+    shape: Shape, budget: float, taper: float, floor: float = 1.0, counter: str = "compact"
+) -> tuple[int, ...]:
+    """Lengths that fall by equal steps from block to block: the most that ``budget``, a share, allows.
+
+    >>> vit_tiny = Shape(196, 1, dim=192, heads=3, depth=12, mlp_dim=768, patch_dim=768, num_outputs=1000)
+    >>> tapered_lengths(vit_tiny, 0.55, taper=0.2)
+    (143, 138, 133, 129, 124, 119, 114, 110, 105, 100, 95, 1)
+
+    Args:
+        taper: the first block computes 1 + taper times the mean of all, the last but one 1 - taper times; 0 = uniform.
+        floor: the last but one block, after which only the prefix goes on, computes this share of that.
+
+    Raises:
+        UsageError: see :func:`uniform_lengths`.
+    """
+    uniform = uniform_lengths(shape, budget, counter)
+    if taper == 0 and floor == 1:
+        return uniform
+    prefix, falling = shape.num_prefix_tokens, 1 + check("taper", taper, Share) * np.linspace(1, -1, shape.depth - 1)
+    falling[-1] *= check("floor", floor, Share)
+
+    def lengths(mean: float) -> tuple[int, ...]:
+        tokens = np.clip(np.round(mean * falling), prefix, shape.num_tokens).astype(int)
+        return (*np.minimum.accumulate(tokens).tolist(), prefix)
+
+    low, high = 0.0, shape.num_tokens / falling.min()
+    for _ in range(40):
+        middle = (low + high) / 2
+        fits = slim_macs(shape, lengths(middle), counter) <= budget * shape.unreduced
+        low, high = (middle, high) if fits else (low, middle)
+    return lengths(low)
+
+
+@torch.inference_mode()
+def least_divergent(
+    model: ReducedVisionTransformer, plans: Mapping[Hashable, SlimmingPlan], images: Calibration
+) -> Hashable:
+    """Key of the plan whose class probabilities are, over ``images``, nearest to those of the unreduced ``model``."""
+    slim, total = {key: slimmed(model, plan) for key, plan in plans.items()}, dict.fromkeys(plans, 0.0)
+    for batch in batches(images, 16, model, "lengths"):
+        whole = model(batch)
+        for key, tokens in encode_all(model, slim, batch):
+            total[key] += divergence_by_image(model.classify(tokens), whole).double().sum().item()
+    return min(total, key=total.get)
+
+
+def best_tapered(
+    model: ReducedVisionTransformer, images: Calibration, scores: Tensor, budget: float, counter: str = "compact"
+) -> tuple[int, ...]:
+    """The lengths among :data:`TAPERS`, uniform ones included, whose untuned network diverges least on ``images``.
+
+    Args:
+        scores: (L - 1, P) by which each block ranks its patches.
+    """
+    shape = Shape.of(model)
+    lengths = {tapered_lengths(shape, budget, *each, counter) for each in TAPERS}
+    plans = {each: nested(scores, each, shape.num_prefix_tokens) for each in sorted(lengths)}
+    return least_divergent(model, plans, images)
 
 
 def added_error(curves: np.ndarray, lengths: Sequence[int]) -> float:

@@ -15,22 +15,27 @@ and Fisher, Mathematical Programming 14, 1978), and what each adds when it is ch
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
+from typing import get_args
 
 import torch
 import torch.nn.functional as F
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from common.data.unlabelled import Calibration
+from common.errors import require_choice
 from common.models.block import Heads
 from common.models.observe import watching
-from common.models.reduced import ReducedVisionTransformer
+from common.models.reduced import ReducedVisionTransformer, reduce_tokens
 from common.slimming.calibration import batches
-from common.slimming.scores import Scoring, image_significances, significances
+from common.slimming.scores import HeadHandling, Scoring, image_significances, significances
 from common.tokens import Tokens
 from common.training.accelerator import progress
 
 COVERAGE = "coverage"
+_WEIGHED = 8  # patches at once, of those that may add most
 _PATHS = Scoring(feature="none", shortcut=True)
 
 
@@ -69,22 +74,36 @@ IMAGE_SCORES = {
     "random": random,
 }
 SCORES = (*IMAGE_SCORES, COVERAGE)
+# Other ways to sum the paths of heads, to see the features and the shortcut.
+SIGNIFICANCES = {
+    "significance, ln": Scoring(feature="ln"),
+    "significance, value": Scoring(feature="value"),
+    "significance, shortcut": Scoring(shortcut=True),
+    **{f"significance, {name}": Scoring(name) for name in get_args(HeadHandling)[1:]},
+}
 
 
-def carried(model: ReducedVisionTransformer, tokens: Tokens, layer: int) -> tuple[Tensor, Tensor]:
-    """Values (B, P, H·d) of unit length that each patch leaves block ``layer`` with, and its share (B, P) of the paths.
+def path_shares(model: ReducedVisionTransformer, tokens: Tokens, layers: range) -> Tensor:
+    """Share (B, len(layers), P) of the paths from the output that end in each patch, in every block of ``layers``.
 
     Args:
-        tokens: all that enter block ``layer``, which must be followed by another.
+        tokens: all that enter the first of ``layers``, which another block must follow.
     """
-    weights = image_significances(model, tokens, range(layer, layer + 1), _PATHS)[:, 0]
-    left, above = model.advance(tokens, range(layer, layer + 1)).x, model.blocks[layer + 1]
-    values = Heads.of(above.attn, above.norm1(left)).v.transpose(1, 2).flatten(2)[:, tokens.num_prefix_tokens :]
-    return F.normalize(values.float(), dim=-1), weights / weights.sum(1, keepdim=True)
+    weights = image_significances(model, tokens, layers, _PATHS)
+    return weights / weights.sum(-1, keepdim=True)
+
+
+def values_read(model: ReducedVisionTransformer, left: Tokens, layer: int) -> Tensor:
+    """Values (B, P, H·d) of unit length that block ``layer`` + 1 reads from the patches of ``left``, its tokens."""
+    above = model.blocks[layer + 1]
+    values = Heads.of(above.attn, above.norm1(left.x)).v.transpose(1, 2).flatten(2)
+    return F.normalize(values[:, left.num_prefix_tokens :].float(), dim=-1)
 
 
 def coverage(values: Tensor, weights: Tensor, kept: Sequence[int] = ()) -> Tensor:
     """What every patch adds to f (P,), float64, when the greedy choice comes to it: by falling scores, its order.
+
+    What a patch adds can only fall, so that few are weighed again at each step (Minoux, 1978).
 
     Args:
         values: (n, P, C) of unit length, of n images.
@@ -93,12 +112,28 @@ def coverage(values: Tensor, weights: Tensor, kept: Sequence[int] = ()) -> Tenso
     """
     similarity = values @ values.transpose(1, 2)  # (n, P, P)
     covered = -torch.ones_like(weights)  # less than no cosine is
-    added = torch.full_like(weights[0], -1, dtype=torch.float64)
-    for step in range(values.shape[1]):
-        gains = torch.einsum("np,npq->q", weights, (similarity - covered[:, :, None]).relu()).double() / len(values)
-        patch = kept[step] if step < len(kept) else int(gains.masked_fill(added >= 0, -1).argmax())
-        added[patch] = gains[patch]
-        covered = covered.maximum(similarity[:, :, patch])
+
+    def gains(patches: Tensor) -> Tensor:
+        """What each of ``patches`` (K,) would add now (K,)."""
+        more = (similarity[:, patches] - covered[:, None]).relu()  # (n, K, P)
+        return torch.einsum("np,nkp->k", weights, more).double() / len(values)
+
+    count = values.shape[1]
+    bounds = gains(torch.arange(count, device=values.device))
+    added = torch.empty_like(bounds)
+    for step in range(count):
+        if step < len(kept):
+            patch = torch.tensor(kept[step], device=values.device)
+            bounds[patch] = gains(patch[None])[0]
+        else:
+            patch = bounds.argmax()
+            checked = torch.zeros_like(bounds, dtype=torch.bool)
+            while not checked[patch]:
+                few = bounds.masked_fill(checked, -math.inf).topk(min(_WEIGHED, count - step)).indices
+                bounds[few], checked[few] = gains(few).minimum(bounds[few]), True
+                patch = bounds.argmax()
+        added[patch], bounds[patch] = bounds[patch].clone(), -math.inf
+        covered = covered.maximum(similarity[:, patch])
     return added
 
 
@@ -119,8 +154,9 @@ def block_scores(
         kept: patches that stay anyway; "coverage" looks for those that add most to them.
     """
     if name == COVERAGE:
-        values, weights = zip(*(carried(model, tokens, layer) for tokens in entering), strict=True)
-        return coverage(torch.cat(values), torch.cat(weights), kept).cpu()
+        found = [carried(model, tokens, layer) for tokens in entering]
+        values, weights = (torch.cat(each) for each in zip(*found, strict=True))
+        return coverage(values, weights, kept).cpu()
     score = IMAGE_SCORES[name]
     found = [score(model, tokens, layer, how, number).double() for number, tokens in enumerate(entering)]
     return torch.cat(found).mean(0).cpu()
@@ -136,7 +172,38 @@ def network_scores(name: str, model: ReducedVisionTransformer, images: Calibrati
     if name == "significance":
         return significances(model, images, below_last, how)
     entering, scores = [model.embed(batch) for batch in batches(images, 16, model, "patches")], []
+    shares = [path_shares(model, tokens, below_last) for tokens in entering] if name == COVERAGE else []
     for layer in progress(below_last, name, quiet=False):
-        scores.append(block_scores(name, model, entering, layer, how))
-        entering = [model.advance(tokens, range(layer, layer + 1)) for tokens in entering]
+        if name != COVERAGE:
+            scores.append(block_scores(name, model, entering, layer, how))
+        entering = [_leaving(model, tokens, layer) for tokens in entering]
+        if name == COVERAGE:
+            values = torch.cat([values_read(model, tokens, layer) for tokens in entering])
+            scores.append(coverage(values, torch.cat([each[:, layer] for each in shares])).cpu())
     return torch.stack(scores)
+
+
+def carried(model: ReducedVisionTransformer, tokens: Tokens, layer: int) -> tuple[Tensor, Tensor]:
+    """:func:`values_read` and :func:`path_shares` of the patches of ``tokens``, all of which enter block ``layer``."""
+    shares = path_shares(model, tokens, range(layer, layer + 1))[:, 0]
+    return values_read(model, _leaving(model, tokens, layer), layer), shares
+
+
+def _leaving(model: ReducedVisionTransformer, tokens: Tokens, layer: int) -> Tokens:
+    return model.advance(tokens, range(layer, layer + 1))
+
+
+def scores_by(name: str, seed: int = 0) -> tuple[str, Scoring]:
+    """The score, of :data:`SCORES`, that is called ``name``, of these or :data:`SIGNIFICANCES`, and how it is made.
+
+    Args:
+        seed: of "random", which is the same for all images.
+    """
+    require_choice(name, (*SCORES, *SIGNIFICANCES), "score")
+    return ("significance" if name in SIGNIFICANCES else name), SIGNIFICANCES.get(name, Scoring(seed=seed))
+
+
+def mean_scores(vit: VisionTransformer, images: Tensor, name: str, seed: int = 0) -> Tensor:
+    """:func:`network_scores` of the unreduced network by the name of a score, see :func:`scores_by`."""
+    score, how = scores_by(name, seed)
+    return network_scores(score, reduce_tokens(vit, "none"), images[:1] if name == "random" else images, how)

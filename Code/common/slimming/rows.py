@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from scipy.stats import spearmanr
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from common.cost.closed_form import Shape
-from common.errors import require_choice
 from common.models.reduced import ReducedVisionTransformer, reduce_tokens
 from common.reducers.slimming_plan import SlimmingPlan
 from common.setup import Setup
@@ -20,19 +18,11 @@ from common.slimming.allocation import allocate, error_curves, sensitivity, unif
 from common.slimming.gates import GATE_LR, calibrate_thresholds, fit_gates
 from common.slimming.measuring import Row, cost, hits_of, measures, speeds
 from common.slimming.plans import best_first, nested, one_block, one_block_lengths, slimmed
-from common.slimming.ranking import SCORES, network_scores
-from common.slimming.scores import HeadHandling, Scoring
+from common.slimming.ranking import SCORES, SIGNIFICANCES, mean_scores
 from common.slimming.stages import Stage, finetuned, searched
 
-LEARNED, UNIFORM = "learned", "uniform"  # how a budget is shared out among the blocks
+LEARNED, TAPERED, UNIFORM = "learned", "tapered", "uniform"  # how a budget is shared out among the blocks
 _COUNTERS = {"all": "compact", "selected": "square"}  # what is executed, by the keys of a block
-# Other ways to sum the paths of heads, to see the features and the shortcut.
-SIGNIFICANCES = {
-    "significance, ln": Scoring(feature="ln"),
-    "significance, value": Scoring(feature="value"),
-    "significance, shortcut": Scoring(shortcut=True),
-    **{f"significance, {name}": Scoring(name) for name in get_args(HeadHandling)[1:]},
-}
 
 
 def stage_rows(
@@ -95,18 +85,6 @@ def tolerance_rows(
         row["score"] = stage.plan.settings["score"]
         costing = cost(Shape.of(setup.vit), stage.plan.lengths)
         yield {**row, **costing, **measures(right[tolerance], right[None])}
-
-
-def mean_scores(vit: VisionTransformer, images: Tensor, name: str, seed: int = 0) -> Tensor:
-    """Score (L - 1, P) of every patch in every block but the last, in the unreduced network, float64.
-
-    Args:
-        name: of :data:`common.slimming.ranking.SCORES` or :data:`SIGNIFICANCES`.
-        seed: of "random", which is the same for all images.
-    """
-    require_choice(name, (*SCORES, *SIGNIFICANCES), "score")
-    how, images = SIGNIFICANCES.get(name, Scoring(seed=seed)), images[:1] if name == "random" else images
-    return network_scores("significance" if name in SIGNIFICANCES else name, reduce_tokens(vit, "none"), images, how)
 
 
 def budget_plans(

@@ -119,22 +119,23 @@ def image_significances(
 ) -> Tensor:
     """Significance (B, len(layers), P) in every block of ``layers`` of the patches of ``tokens`` that enter the first.
 
-    One pass through the blocks and one way back through their maps serve all of them; all N tokens must enter each.
+    One pass through the blocks and one way back through their maps serve all of them; the same tokens must enter each.
 
     Args:
+        tokens: of an unreduced ``model`` also fewer than an image has; those of the patches that a slim one leaves.
         batch: number of the batch, so that sampled paths are not the same in all.
     """
-    plan, seen = plan_of(model), []
+    prefix, seen = model.num_prefix_tokens, []
     watching(model, seen.append).encode(tokens, first=layers.start)
     above = range(layers.start + 1, len(model.blocks))
-    maps = [_computed(found, plan, layer, how) for layer, found in zip(above, seen[1:], strict=True)]
-    maps[-1] = maps[-1][:, :, : plan.num_prefix_tokens]  # whatever it computes, no head reads the rest
+    maps = [_computed(found, model, layer, how) for layer, found in zip(above, seen[1:], strict=True)]
+    maps[-1] = maps[-1][:, :, :prefix]  # whatever it computes, no head reads the rest
     scores = []
     for layer, influence in zip(reversed(above), influences(maps, how, batch), strict=True):
         if layer - 1 in layers:
             mixed = energy(model.blocks[layer - 1], seen[layer - 1 - layers.start], how)
             score = influence * (mixed if how.head_handling == "same_head" else mixed.sum(1, keepdim=True))
-            scores.append(score.sum(1)[:, plan.num_prefix_tokens :])
+            scores.append(score.sum(1)[:, prefix:])
     return torch.stack(scores[::-1], dim=1)
 
 
@@ -143,9 +144,10 @@ def plan_of(model: ReducedVisionTransformer) -> SlimmingPlan:
     return model.reducer.plan if isinstance(model.reducer, PatchSlimming) else SlimmingPlan.whole(model)
 
 
-def _computed(seen: AttentionLayer, plan: SlimmingPlan, layer: int, how: Scoring) -> Tensor:
-    """The rows (B, H, n, n') of the maps of block ``layer`` that it computes."""
-    rows = torch.tensor(plan.rows(layer), device=seen.attention.device)
+def _computed(seen: AttentionLayer, model: ReducedVisionTransformer, layer: int, how: Scoring) -> Tensor:
+    """The rows (B, H, n, n') of the maps of block ``layer`` that it computes: all of an unreduced ``model``."""
+    slim, entering = isinstance(model.reducer, PatchSlimming), seen.attention.shape[-1]
+    rows = torch.tensor(plan_of(model).rows(layer) if slim else range(entering), device=seen.attention.device)
     maps = seen.attention[:, :, rows].float()
     if not how.shortcut:
         return maps

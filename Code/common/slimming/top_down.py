@@ -27,7 +27,7 @@ from common.models.observe import untouched
 from common.models.reduced import check_supported, reduce_tokens
 from common.options import Count, Many, NonNegative, Share, Whole, check_names, field_kinds
 from common.reducers.slimming_plan import Candidate, LayerRecord, SlimmingPlan, record_of
-from common.slimming.allocation import allocate, error_curves, sensitivity, uniform_lengths
+from common.slimming.allocation import allocate, best_tapered, error_curves, sensitivity, uniform_lengths
 from common.slimming.plans import best_first, slimmed
 from common.slimming.ranking import SCORES, block_scores, network_scores
 from common.slimming.scores import Scoring, check_backbone
@@ -44,12 +44,14 @@ class SearchSettings(Tuning, Scoring):
 
     Args:
         tolerance: error, by ``error_norm``, that a block may make; the paper's 0.01 to 0.02 are of an unknown norm.
-        mac_budget: share of the multiplications to spend, by ``counter``; shared out among the
-            blocks so that the least error reaches the output before tuning, see :mod:`common.slimming.allocation`.
+        mac_budget: share of the multiplications to spend, by ``counter``, shared out among the blocks before tuning.
         mac_cut: the same as the share to save.
         lengths: tokens of every block, prefix tokens included; the last block computes these alone. One of these
             four says how far to go.
         step: patches to add at a time (the paper's r0).
+        sharing: how a budget is shared out, see :mod:`common.slimming.allocation`: "errors", so that the blocks, each
+            by itself, add the least error to the output; "taper", by the best of eight families of lengths, uniform
+            ones among them, whose whole networks are measured.
         counter: "compact", what the slim model executes, or "paper", see :func:`common.cost.methods.slim_block_macs`.
         reset: every candidate starts from the original weights, not from those tuned for the one before.
         score: by which patches are added: "significance", as published, or another of :mod:`common.slimming.ranking`.
@@ -66,6 +68,7 @@ class SearchSettings(Tuning, Scoring):
     mac_cut: Share | None = None
     lengths: Many[Count] | None = None
     step: Count = 10
+    sharing: Literal["errors", "taper"] = "errors"
     counter: Literal[COUNTERS] = "compact"
     reset: bool = False
     score: Literal[SCORES] = "significance"
@@ -120,6 +123,8 @@ def search(
     how = SearchSettings(**settings)
     check_supported(model)
     check_backbone(model)
+    if how.sharing == "taper" and not model.num_classes:
+        raise UsageError("sharing='taper' compares class probabilities, and this backbone has no head; give 'errors'")
     if how.budget is not None:
         uniform_lengths(Shape.of(model), how.budget, how.counter)  # refuses what no lengths can meet
     calibration = as_calibration(images, model)
@@ -164,9 +169,12 @@ class _Search:
         how = self.how
         if how.budget is None:
             return how.lengths if how.lengths is None else self._checked(how.lengths)
-        scored, measured = self.tuned_on[: how.score_images], self.measured_on[: how.error_images]
-        scores = network_scores(how.score, self.teacher, take(self.images, scored), how)
-        curves = error_curves(sensitivity(self.teacher, take(self.images, measured), scores), self.num_patches)
+        scored = take(self.images, self.tuned_on[: how.score_images])
+        held_out = take(self.images, self.measured_on[: how.error_images])
+        scores = network_scores(how.score, self.teacher, scored, how)
+        if how.sharing == "taper":
+            return best_tapered(self.teacher, held_out, scores, how.budget, how.counter)
+        curves = error_curves(sensitivity(self.teacher, held_out, scores), self.num_patches)
         return allocate(curves, self.shape, how.budget, how.counter)
 
     def _checked(self, lengths: Sequence[int]) -> Sequence[int]:

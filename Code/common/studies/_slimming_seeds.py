@@ -10,32 +10,43 @@ import pandas as pd
 from common.report.paired import mean_interval
 from common.report.sections import NONE, Section, percent, setting_title, spread
 
+SEEDLESS = ["dataset", "backbone", "img_size"]
 # Part -> what its rows are told apart by, but for the seed: all of it is given, nothing is found.
 KEYS = {
     "stages": ["mac_budget", "lengths", "score", "training"],
     "tolerances": ["tolerance", "score", "training"],
     "budgets": ["mac_budget", "lengths", "score", "keys"],
     "dynamic": ["gates"],
+    "equal_cost": ["mac_budget", "taper", "floor", "score", "order", "scored_on"],
+    "similarity": ["block"],
     "sensitivity": ["pruning", "block", "kept_share"],
     "single_block": ["pruning", "block", "kept_share", "score"],
     "heads": ["score", "block"],
 }
 CONDITIONS = ["n_calibration", "n_val"]
-MEASURES = ("accuracy", "accuracy_full", "mac_cut", "gain", "rank_correlation")
+DIFFERENCES = ("gain", "divergence_change")
+MEASURES = ("accuracy", "accuracy_full", "mac_cut", *DIFFERENCES, "rank_correlation", "similarity")
 NOTE = (
-    "± the standard deviation over seeds, which decide the images to calibrate, search and train on. Gain: mean over "
-    "seeds of the difference on the same images to what the rows of each seed name, with the 95 % interval of that "
-    "mean (Student's t over seeds)."
+    "± the standard deviation over seeds, which decide the images to calibrate, search and train on. Gain, and change "
+    "of the divergence from the unreduced network in nats: mean over seeds of the difference on the same images to "
+    "what the rows of each seed name, with the 95 % interval of that mean (Student's t over seeds)."
 )
 HEADINGS = {"mac_budget": "Budget", "training": "Stage", "pruning": "Others", "kept_share": "Computed"}
-HEADINGS |= {"gates": "Chosen by"}
+HEADINGS |= {"gates": "Chosen by", "floor": "Last", "scored_on": "Scored on"}
+
+
+def of_several(data: pd.DataFrame, rows: pd.DataFrame) -> bool:
+    """Whether the setting of ``rows`` has other seeds in ``data``."""
+    same = (data[SEEDLESS] == rows[SEEDLESS].iloc[0]).all(axis=1)
+    return data.loc[same, "seed"].nunique() > 1
 
 
 def over_seeds(rows: pd.DataFrame, part: str = "stages") -> pd.DataFrame:
     """Rows of one ``part`` of one setting and several seeds, a row for whatever was measured with each of them.
 
     Columns: the part's key (:data:`KEYS`), n seeds, mean and standard deviation (``_sd``) of all :data:`MEASURES` that
-    the rows have, and the interval ``gain_low``, ``gain_high`` of the mean gain.
+    the rows have, and the intervals of the mean differences, ``gain_low``, ``gain_high`` and those of
+    ``divergence_change``.
     """
     key, found = KEYS[part], []
     measured = [name for name in MEASURES if name in rows and rows[name].notna().any()]
@@ -44,8 +55,10 @@ def over_seeds(rows: pd.DataFrame, part: str = "stages") -> pd.DataFrame:
         row = dict(zip(key, values, strict=False)) | {"n": cells["seed"].nunique()}
         for name in measured:
             row |= {name: cells[name].mean(), f"{name}_sd": cells[name].std(ddof=1)}
-        gain, low, high = mean_interval(cells["gain"]) if "gain" in rows else (math.nan,) * 3
-        found.append({**row, "gain": gain, "gain_low": low, "gain_high": high})
+        for name in DIFFERENCES:
+            middle, low, high = mean_interval(cells[name]) if name in rows else (math.nan,) * 3
+            row |= {name: middle, f"{name}_low": low, f"{name}_high": high}
+        found.append(row)
     return pd.DataFrame(found)
 
 
@@ -71,32 +84,39 @@ def _frame(table: pd.DataFrame, key: list[str], words: Words) -> pd.DataFrame:
         HEADINGS.get(name, name.capitalize()): [_word(name, each, words) for each in table[name]] for name in key
     }
     columns["Seeds"] = table["n"].astype(str)
-    spreads = {"accuracy": "Accuracy (%)", "accuracy_full": "All classes (%)", "rank_correlation": "Correlation"}
+    spreads = {
+        "accuracy": "Accuracy (%)",
+        "accuracy_full": "All classes (%)",
+        "rank_correlation": "Correlation",
+        "similarity": "Cosine",
+    }
     columns |= {heading: _spreads(table, name) for name, heading in spreads.items() if name in table}
-    if table["gain"].notna().any():
-        columns["Gain [95 %]"] = [gain_text(row) for row in table.to_dict("records")]
+    for name, heading, digits in (("gain", "Gain [95 %]", 2), ("divergence_change", "Change [95 %]", 4)):
+        if table[name].notna().any():
+            columns[heading] = [difference_text(row, name, digits) for row in table.to_dict("records")]
     if "mac_cut" in table:
         columns["Cut"] = table["mac_cut"].round(3).map(percent)
     return pd.DataFrame(columns)
 
 
 def _word(name: str, value: object, words: Words) -> str:
-    if name in ("mac_budget", "kept_share"):
+    if name in ("mac_budget", "kept_share", "taper", "floor"):
         return percent(value)
-    return f"{value:g}" if name in ("tolerance", "block") else words.get(name, {}).get(value, value) or NONE
+    return (
+        f"{value:g}" if name in ("tolerance", "block", "scored_on") else words.get(name, {}).get(value, value) or NONE
+    )
 
 
 def _spreads(table: pd.DataFrame, name: str) -> list[str]:
     return [spread(mean, sd) for mean, sd in zip(table[name], table[f"{name}_sd"], strict=True)]
 
 
-def gain_text(row: dict[str, object]) -> str:
-    """The gain with its interval; none of the uniform lengths of a stage, which it is the gain over."""
+def difference_text(row: Mapping[str, object], name: str = "gain", digits: int = 2) -> str:
+    """The difference ``name`` with its interval; none of the uniform lengths of a stage, to which it is."""
     if row.get("lengths") == "uniform" and "keys" not in row:
         return NONE
-    if math.isnan(row["gain_low"]):
-        return f"{row['gain']:+.2f}"
-    return f"{row['gain']:+.2f} [{row['gain_low']:+.2f}, {row['gain_high']:+.2f}]"
+    value, low, high = (f"{row[name + end]:+.{digits}f}" for end in ("", "_low", "_high"))
+    return value if math.isnan(row[f"{name}_low"]) else f"{value} [{low}, {high}]"
 
 
 def seeds_point(cells: pd.DataFrame, baseline: float, trainings: dict[str, str]) -> str:
@@ -110,4 +130,4 @@ def seeds_point(cells: pd.DataFrame, baseline: float, trainings: dict[str, str])
         return said
     sure = last["gain_low"] > 0 or last["gain_high"] < 0
     verdict = "told apart from" if sure else "not told apart from"
-    return f"{said}; {verdict} uniform lengths at the last stage ({gain_text(last)})"
+    return f"{said}; {verdict} uniform lengths at the last stage ({difference_text(last)})"
