@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import takewhile
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -54,6 +55,22 @@ def section(title: str) -> str:
     ((text, start, level),) = ((text, start, level) for text, start, level, name in below if name == title)
     ends = [number for number, other, _ in headings(text) if number > start and other <= level]
     return "\n".join(text.splitlines()[start + 1 : ends[0] if ends else None])
+
+
+def rows_below(header: str) -> list[list[str]]:
+    """Cells of the rows of the one table under ``header``."""
+    (text,) = (text for text in map(text_of, MANUAL) if f"\n{header}\n" in text)
+    lines = text.partition(f"\n{header}\n")[2].splitlines()[1:]
+    return [[cell.strip() for cell in line.strip("| ").split("|")] for line in takewhile(is_row, lines)]
+
+
+def is_row(line: str) -> bool:
+    return line.startswith("|")
+
+
+def printed(header: str) -> dict[str, list[str]]:
+    """The rows of the one table under ``header`` by their first cells."""
+    return {first: cells for first, *cells in rows_below(header)}
 
 
 def code_blocks(text: str, language: str) -> list[str]:

@@ -1,0 +1,90 @@
+"""Explanations and idling: the numbers that the texts print are those of the committed runs."""
+
+from __future__ import annotations
+
+import pandas as pd
+from documents import ROOT, printed, rows_below, running, section
+
+EXPLAINERS = {
+    "gradient rollout": "gradient_rollout",
+    "Chefer": "chefer",
+    "MUTEX": "mutex",
+    "integrated gradients (16 steps)": "integrated_gradients",
+    "TRAM centrality": "tram",
+    "raw attention": "raw_attention",
+    "rollout": "rollout",
+    "Grad-CAM": "grad_cam",
+    "random": "random",
+}
+WITH_GRADIENTS = {"gradient_rollout", "chefer", "integrated_gradients", "grad_cam"}
+TUNED = {"frozen": "frozen", "distilled on 2,000 images": "tuned"}
+
+
+def table_of(study: str) -> pd.DataFrame:
+    return pd.read_csv(ROOT / f"results/imagenette/tables/{study}.csv")
+
+
+def test_which_explanation_is_right() -> None:
+    table = table_of("explain_benchmark").query("part == 'explainers' and n_images == 200 and reducer == 'none'")
+    found = table.set_index("method")
+    rows = printed("| explainer | insertion AUC (higher is better) | deletion AUC (lower is better) |")
+    best = {"insertion": found["insertion_auc"].idxmax(), "deletion": found["deletion_auc"].idxmin()}
+    assert len(found) == len(rows) == 9
+    for name, cells in rows.items():
+        row = found.loc[EXPLAINERS[name]]
+        for cell, curve in zip(cells, best, strict=True):
+            mean, error = f"{row[f'{curve}_auc']:.3f}", f"{row[f'{curve}_auc_sem']:.3f}"
+            assert cell == f"{f'**{mean}**' if best[curve] == row.name else mean} ± {error}", name
+    others = found.drop("random")
+    assert (others[["insertion_p", "deletion_p"]] < 1e-7).all(axis=None)
+    assert (others[["insertion_gain", "deletion_gain"]] > 0).all(axis=None)
+    assert others.drop(WITH_GRADIENTS)["insertion_auc"].idxmax() == "mutex"
+    times_attention, mutex = found.loc[["gradient_rollout", "chefer"]], found.loc["mutex"]
+    assert (times_attention["insertion_auc"] > mutex["insertion_auc"]).all()
+    assert (times_attention["deletion_auc"] < mutex["deletion_auc"]).all()
+    assert (times_attention["seconds"] < mutex["seconds"]).all()
+
+
+def test_what_makes_mutex_work() -> None:
+    masks = table_of("explain_benchmark").query("part == 'masks' and n_images == 40").set_index("masks")
+    areas = {row.Index: f"{row.insertion_auc:.3f} / {row.deletion_auc:.3f}" for row in masks.itertuples()}
+    text = running(section("Explanations"))
+    assert f"masks by *out*-degree alone ({areas['degree=out']}) do as well as all 54 ({areas['all']})" in text
+    inwards = masks.loc["degree=in"]
+    assert f"(gain {inwards['insertion_gain']:.2f}, p = {inwards['insertion_p']:.2f})" in text
+
+
+def test_which_patches_may_idle() -> None:
+    """Every row of the table is one that was measured with these labels, this attention and this backbone."""
+    table = table_of("idling").query("part in ('thresholds', 'tuning') and n_val == 3925")
+    heads = "labels, attention, backbone, idle patches of 196, of these back in the next block, MAC saved, top-1"
+    first, *rows = rows_below(f"| {heads.replace(', ', ' | ')} |")
+    whole = table[table["method"] == "none"].iloc[0]
+    assert first[0] == "no idling" and first[-1] == f"{whole['accuracy_full']:.1f} ({whole['accuracy']:.1f})"
+    assert len(rows) == 8
+    for labels, attention, backbone, *cells in rows:
+        chosen = table.query(f"attention == '{attention}' and stage == '{TUNED[backbone]}' and method == 'idle_mlp'")
+        influence = chosen["options"].str.contains("influence=rollout")
+        found = [told(row) for _, row in chosen[influence == labels.startswith("by influence")].iterrows()]
+        assert [labels, *(cell.replace("**", "") for cell in cells)] in found, labels
+
+
+def told(row: pd.Series) -> list[str]:
+    """Labels and measures of a row, as the table has them."""
+    by_influence = "influence=rollout" in row["options"]
+    return [
+        "by influence" if by_influence else f"by change, tau {row['tau']:.3f}",
+        f"{row['patches_idle']:.0f}",
+        f"{100 * row['reactivated']:.0f} %",
+        f"{100 * row['mac_cut']:.1f} %",
+        f"{row['accuracy_full']:.1f} ({row['accuracy']:.1f})",
+    ]
+
+
+def test_labels_as_decisions() -> None:
+    bounds = table_of("idling").query("part == 'bounds' and n_val == 500").set_index("method")
+    change, influence = (bounds[bounds["attention"] == kind]["accuracy_full"] for kind in ("modified", "standard"))
+    text = running(section("Patch idling"))
+    assert f"labels by change reach {change['idle_oracle']:.1f} % where chance has {change['idle_random']:.1f}" in text
+    reached = [f"{influence[method]:.1f}" for method in ("idle_oracle", "idle_mlp", "idle_random")]
+    assert "those by influence {}, their predictors {}, chance {}".format(*reached) in text
