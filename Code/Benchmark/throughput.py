@@ -31,8 +31,8 @@
 # "patchmerger:parity=true" (no CLS token). GMAC counts attention, `gmac_thop_compat` does not: it is the "GFlops" of
 # TRAM's tables. The ceiling is the speed-up of the same network on as many tokens, always the first ones: no method
 # with these numbers of tokens can be faster. `runtimes`: what runs all models, the unreduced one too: "eager",
-# "compiled" (by torch.compile) or "onnxruntime" (exported, on a CPU; with `dtypes = ["int8"]` the weights of linear
-# layers are int8).
+# "compiled" (by torch.compile) or "onnxruntime" (exported, on a CPU; with `dtypes = ["int8"]` the linear layers of
+# the blocks multiply integers of 8 bits).
 
 # %% tags=["colab"]
 import runpy

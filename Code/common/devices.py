@@ -11,7 +11,7 @@ from common.options import accepted_by
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 Dtype = Literal["float32", "bfloat16", "float16"]
-Format = Literal["float32", "bfloat16", "float16", "int8"]  # int8: of the weights of linear layers
+Format = Literal["float32", "bfloat16", "float16", "int8"]  # int8: the linear layers of the blocks, on onnxruntime
 FORMATS = get_args(Format)
 Runtime = Literal["eager", "compiled", "onnxruntime"]
 RUNTIMES = get_args(Runtime)

@@ -16,7 +16,8 @@ from common.cost.throughput import seconds_of
 from common.devices import DTYPES
 from common.errors import UsageError
 from common.exporting import export
-from common.onnx_sessions import open_onnx, quantised, require_onnx
+from common.onnx_int8 import quantised
+from common.onnx_sessions import open_onnx, require_onnx
 
 Call = Callable[[Tensor], object]  # images (B, 3, H, W) -> logits (B, classes)
 
