@@ -161,7 +161,7 @@ def test_plans_of_equal_cost_are_compared_with_the_first(setup, table):  # noqa:
         "first blocks +35 %",
         "bottom-up",
         "first blocks +35 %, bottom-up",
-        "by random",
+        "random patches",
         "scored on 4 images",
     ]
 

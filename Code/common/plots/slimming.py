@@ -132,17 +132,20 @@ def slimming_limits(df: pd.DataFrame) -> Figure:
     )
     df = require_columns(df, needed, "slimming_limits")
     base, rows = df.iloc[0], df.iloc[:0:-1]
+    change, half = rows["divergence_change"].to_numpy(), 1.96 * rows["divergence_change_sem"].to_numpy()
+    chance = (rows["score"] == "random").to_numpy()  # so far away that the others would be one point
     fig = new_figure(1.3 + 0.24 * len(rows))
     ax = fig.subplots()
-    ax.errorbar(
-        rows["divergence_change"],
-        range(len(rows)),
-        xerr=1.96 * rows["divergence_change_sem"],
-        color=_COLORS[0],
-        linestyle="none",
-        marker="o",
-        markersize=5,
-    )
+    for place in range(len(rows)):
+        if not chance[place]:
+            look = {"color": _COLORS[0], "marker": "o", "markersize": 5}
+            ax.errorbar(change[place], place, xerr=half[place], **look)
+    ends = [*(change - half)[~chance], *(change + half)[~chance], 0]
+    room = 0.08 * (max(ends) - min(ends))
+    ax.set_xlim(min(ends) - room, max(ends) + room)
+    for place in np.flatnonzero(chance):
+        far = {"ha": "right", "va": "center", "fontsize": 8.5, "color": _COLORS[0]}
+        ax.text(max(ends) + room, place, f"{change[place]:+.2f} ± {half[place]:.2f} $\\rightarrow$", **far)
     ax.axvline(0, color="#000000", linewidth=1)
     ax.set_yticks(range(len(rows)), [_what_differs(row, base) for _, row in rows.iterrows()], fontsize=8.5)
     ax.set(xlabel=f"Divergence less that of uniform lengths, {base['divergence']:.3f} nats (95 % interval)")
@@ -152,8 +155,9 @@ def slimming_limits(df: pd.DataFrame) -> Figure:
 def _what_differs(row: pd.Series, base: pd.Series) -> str:
     lengths = f"first blocks +{100 * row['taper']:.0f} %" if row["taper"] else ""
     last = f"last block {100 * row['floor']:.0f} %" if row["floor"] < 1 else ""
-    score = f"by {_SCORES.get(row['score'], row['score'])}" if row["score"] != base["score"] else ""
-    scored = f"scored on {row['scored_on']} images" if row["scored_on"] != base["scored_on"] else ""
+    name = "random patches" if row["score"] == "random" else f"by {_SCORES.get(row['score'], row['score'])}"
+    score = name if row["score"] != base["score"] else ""
+    scored = f"scored on {row['scored_on']:g} images" if row["scored_on"] != base["scored_on"] else ""
     order = row["order"] if row["order"] != base["order"] else ""
     return ", ".join(filter(None, (lengths, last, score, scored, order)))
 
