@@ -13,7 +13,7 @@ COMMON = Path(__file__).parents[1] / "Code" / "common"
 LAYERS = (
     *("errors", "processes", "precision", "rows", "options", "devices", "yaml_files", "registry", "schedule", "schema"),
     *("provenance", "results", "tokens", "attention", "weights", "data", "reducers", "models", "cost", "budget"),
-    *("training", "onnx_operators", "onnx_sessions", "exporting"),
+    *("training", "onnx_operators", "onnx_int8", "onnx_sessions", "exporting"),
     *("benchmark", "serving", "setup", "evaluation", "idling", "slimming", "explain"),
     *("plots", "analysis"),
     *("report", "schedule_search", "parameters", "studies", "leaderboard"),
