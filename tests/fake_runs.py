@@ -91,6 +91,34 @@ def throughput_run(root: Path, speedups: dict[tuple[str, float], float], *, name
     return write_run(rows, find_study("throughput"), root / f"runs/throughput/{name}.csv", **{**BASE, **given})
 
 
+def serving_run(root: Path, speedups: dict[str, float], *, name: str = "a", **given: Any) -> Path:
+    """One run with these speed-ups at keep rate 50 %, whose MAC ratio is 2, in batches of up to 4; image by image
+    nothing is gained. A request of four clients waits four times as long as that of one."""
+    rows = [
+        {
+            "runtime": "eager",
+            "clients": clients,
+            "requests": 8,
+            "max_batch": most,
+            "max_wait_ms": 0.0 if most == 1 else 2.0,
+            "method": method,
+            "keep_rate": 1.0 if method == "none" else 0.5,
+            "gmac": 4.6 if method == "none" else 2.3,
+            **{f"p{end}_ms": (end + 5) * clients / gain for end in (50, 95, 99)},
+            "mean_batch": float(min(most, clients)),
+            **{f"fps{end}": 10 * gain + more for end, more in (("", 0), ("_q1", -1), ("_q3", 1))},
+            **{f"speedup{end}": gain + more for end, more in (("", 0), ("_q1", -0.1), ("_q3", 0.1))},
+            "rounds": 3,
+        }
+        for most in (1, 4)
+        for clients in (1, 4)
+        for method, batched in speedups.items()
+        for gain in [batched if most > 1 else 1.0]
+    ]
+    given = {"backbone": "vit_small_patch16_224", "img_size": 224, "threads": 2, **given}
+    return write_run(rows, find_study("serving"), root / f"runs/serving/{name}.csv", **{**BASE, **given})
+
+
 def off_the_shelf_run(
     root: Path, accuracies: dict[tuple[str, float], tuple[float, float | None]], right: dict | None = None
 ) -> Path:
@@ -299,6 +327,7 @@ def whole_study(root: Path) -> Path:
                     accuracies = [10.0, 80.0, top - 4 * (1 - keep_rate) + 0.1 * seed]
                     training_run(root, accuracies, method=method, keep_rate=keep_rate, seed=seed, table=table)
     throughput_run(root, {("none", 1.0): 1.0, ("tram", 0.75): 1.4, ("tram", 0.5): 1.9, ("topk", 0.5): 2.0})
+    serving_run(root, {"none": 1.0, "tram": 1.8, "topk": 1.6})
     off_the_shelf_run(root, {("none", 1.0): (99.0, 74.2), ("tram", 0.5): (90.0, 60.0), ("topk", 0.5): (95.0, 61.0)})
     grid = {("none", 1.0): 98.0, ("tram", 0.9): 97.0, ("topk", 0.9): 97.0, ("tram", 0.5): 90.0, ("topk", 0.5): 95.0}
     method_grid_run(root, grid)

@@ -199,6 +199,17 @@ def test_speed_is_measured_twice_in_every_round(profile):
     assert passes_of(plan.runs[0]) == 2 * 2 * 17 * (3 + 2) * 11 + 2 * (3 + 2)
 
 
+def test_every_client_sends_as_many_images_in_every_round(profile):
+    """Two backbones, three models each, two ways to serve; 10 requests of 1 and of 4 clients and one before of each.
+
+    A first pass; each model is counted, and there is the test of identity.
+    """
+    given = {"backbones": ["vit_tiny_patch16_224", "vit_small_patch16_224"], "reducers": ["tram", "tome"]}
+    given |= {"keep_rates": [0.5], "clients": [1, 4], "requests": 10, "max_batch": 8, "rounds": 5}
+    (plan,) = load_plans(profile("Benchmark/serving", "serving", **given))
+    assert passes_of(plan.runs[0]) == 2 * (3 * 2 * 5 * ((10 + 1) + (12 + 4)) + 3 + 2 + 3)
+
+
 def test_checkpoints_need_disk(profile):
     given = {"dataset": "imagenet", "backbone": "deit_tiny_patch16_224", "img_size": 224, "checkpoints": "results/x"}
     options = given | {"reducers": ["tram", "topk"], "keep_rates": [0.5]}

@@ -75,7 +75,7 @@ def test_page_is_well_formed_and_navigable(page: str) -> None:
 
 def test_page_is_self_contained(page: str) -> None:
     tags = Tags(page)
-    assert len(tags.sources) == 11, "ten summary figures and one of a run"
+    assert len(tags.sources) == 12, "eleven summary figures and one of a run"
     assert all(source.startswith("figures/") and source.endswith(".png") for source in tags.sources)
     assert not re.search(r"https?://|<script|<link|@import|url\(", page)
     assert len(page) < 160_000  # of 18 studies
@@ -84,7 +84,7 @@ def test_page_is_self_contained(page: str) -> None:
 def test_page_escapes_and_shows_title_and_facts(page: str) -> None:
     assert "<h1>A &lt;study&gt;</h1>" in page
     assert "Digits &amp; more." in page
-    for name, text in (("Seeds", "3 (0, 1, 2)"), ("Runs", "41"), ("Commit", "abc1234"), ("Dates", "2025-11-20")):
+    for name, text in (("Seeds", "3 (0, 1, 2)"), ("Runs", "42"), ("Commit", "abc1234"), ("Dates", "2025-11-20")):
         assert f"<dt>{name}</dt><dd>{text}</dd>" in page
     assert "not comparable with those of the paper" in page
 

@@ -26,6 +26,7 @@ UNITS = {
     "GMAC": (0, inf),
     "MB": (0, inf),
     "s": (0, inf),
+    "ms": (0, inf),
     "1/s": (0, inf),
     "ratio": (0, inf),
 }

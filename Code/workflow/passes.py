@@ -151,6 +151,17 @@ def _throughput(given: Given) -> int:
     return timed * conditions * (1 + 2 * given["rounds"]) + len(given["backbones"]) * (3 + given.models)
 
 
+def _serving(given: Given) -> int:
+    """Every model has every load in every round, image by image and by batches; one image of each client comes first.
+
+    A first pass of each; each is counted on an image, and there is the test of identity.
+    """
+    models, ways = 1 + given.models, 1 + (given["max_batch"] > 1)
+    asked = sum(clients * (1 + -(-given["requests"] // clients)) for clients in given["clients"])
+    once = models + 2 + models
+    return len(given["backbones"]) * (models * ways * given["rounds"] * asked + once)
+
+
 def _counted_like(name: str) -> str:
     """What all methods share that have as many tokens as ``name`` at a keep rate; "" = their number is not fixed."""
     if name in ("none", "ats", "downsample") or name.startswith("idle_"):
@@ -309,6 +320,7 @@ def _slimming_study(given: Given) -> float:
 
 PASSES: dict[str, Callable[[Given], float]] = {
     "Benchmark/sizing": lambda given: 0,
+    "Benchmark/serving": _serving,
     "Benchmark/throughput": _throughput,
     "Pretrained/explain": _explain,
     "Pretrained/explain_agreement": _explain_agreement,

@@ -35,6 +35,7 @@ LARGEST = {
     **dict.fromkeys(("rounds", "random_masks", "num_shown", "num_sensitive", "num_images", "grad_accum_steps"), 2),
     **dict.fromkeys(("batch_size", "error_images"), 8),
     "resamples": 10,
+    **dict.fromkeys(("requests", "client", "max_batch"), 4),
     **dict.fromkeys(("num_calibration", "gate_images"), IMAGES),
 }
 

@@ -19,6 +19,7 @@ from common.plots.leaderboard import accuracy_at_budget
 from common.plots.mutex_studies import mask_ablation, parameter_study
 from common.plots.patches import Example, ExampleRow, kept_by_two, mask_patches, survival_map, united_grid
 from common.plots.patterns import agreement_dendrogram, depth_maps
+from common.plots.serving import serving_load
 from common.plots.slimming import (
     block_sensitivity,
     one_block_gain,

@@ -15,7 +15,7 @@ from common.reducers import list_reducers
 from common.schedule import keep_rate_text
 from common.serving.load import compare_load
 
-HEADER = ("clients", "batch", "method", "keep", "p50 ms", "p90 ms", "p99 ms", "images/s", "speed-up", "mean batch")
+HEADER = ("clients", "batch", "method", "keep", "p50 ms", "p95 ms", "p99 ms", "images/s", "speed-up", "mean batch")
 WIDTHS = (7, 7, 26, 6, 10, 10, 10, 10, 10, 12)
 
 
@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _cells(row: Mapping[str, object]) -> list[str]:
     name = row["method"] + (f":{row['options']}" if row["options"] else "")
-    milliseconds = [f"{row[name]:.1f}" for name in ("p50_ms", "p90_ms", "p99_ms")]
+    milliseconds = [f"{row[name]:.1f}" for name in ("p50_ms", "p95_ms", "p99_ms")]
     speed = [f"{row['fps']:.1f}", f"{row['speedup']:.2f}x", f"{row['mean_batch']:.1f}"]
     return [str(row["clients"]), str(row["max_batch"]), name, keep_rate_text(row["keep_rate"]), *milliseconds, *speed]
 
