@@ -16,14 +16,16 @@ from common.benchmark.engines import Compiled
 from common.cost import throughput
 from common.cost.ceiling import FirstTokens, recorded_lengths
 from common.cost.closed_form import Shape, total_macs
-from common.cost.counter import count_macs
+from common.cost.counter import count_macs, counts_of
 from common.cost.methods import block_lengths, scheduled_parts
 from common.cost.throughput import Throughput, _quartiles, interleaved, summary
 from common.errors import UsageError
 from common.models import reduced
 from common.models.factory import create_backbone, create_model
 from common.reducers.base import NO_SIGNALS
+from common.studies.throughput import shown_images
 from common.tokens import Selection
+from common.weights import save_state
 
 QUICK = {"batch_size": 2, "rounds": 2, "device": "cpu"}
 
@@ -373,6 +375,49 @@ def test_each_method_has_its_own_keep_rate_for_a_budget():
     whole, *reduced = [row["gmac"] for row in rows]
     assert [cost / whole for cost in reduced[::2]] == pytest.approx([0.7, 0.7], abs=0.01)
     assert len({row["keep_rate"] for row in rows}) == 4 and rows[2]["keep_rate"] == rows[4]["keep_rate"] == 0.5
+
+
+@pytest.fixture
+def shown(tmp_path):
+    """Eight digits, and weights of seven classes that attend to few patches: ATS keeps more of some than of others."""
+    torch.manual_seed(0)
+    vit, path = create_backbone("vit_digits", num_classes=7), tmp_path / "a.safetensors"
+    for block in vit.blocks:
+        block.attn.qkv.weight.data *= 8
+    save_state(vit, path)
+    given, _ = shown_images("vit_digits", str(path), "digits", 32, "pretrained")
+    return {**given, "images": given["images"][::4]}
+
+
+def test_what_depends_on_the_images_is_solved_counted_and_timed_on_those_given(monkeypatch, shown):
+    """ATS at half of the MAC on the mean of eight digits, each with a cost of its own; timed on every second one."""
+    seen, timed = [], measured.interleaved
+
+    def watch(calls, images, **how):
+        seen.append(images)
+        return timed(calls, images, **how)
+
+    monkeypatch.setattr(measured, "interleaved", watch)
+    whole, ats = compare("vit_digits", ["ats"], ["mac_cut=0.5"], **shown, batch_size=4, rounds=1, device="cpu")
+    assert torch.equal(seen[0], shown["images"][[0, 2, 4, 6]])
+    model = create_model("vit_digits", reducer="ats", keep_rate=ats["keep_rate"], weights=shown["weights"])
+    costs = [count.total / 1e9 for count in counts_of(model, shown["images"])]
+    assert ats["gmac"] == pytest.approx(sum(costs) / 8) and max(costs) > 1.05 * min(costs)
+    assert ats["gmac"] / whole["gmac"] == pytest.approx(0.5, abs=0.02) and ats["ceiling"] is None
+
+
+def test_weights_reach_the_models(monkeypatch, shown):
+    """Their head stays as it is, with its seven classes."""
+    seen = []
+    monkeypatch.setattr(measured, "interleaved", lambda calls, images, **_: seen.extend(calls.values()) or {})
+    assert compare("vit_digits", ["topk"], [0.5], **shown, **QUICK) == []
+    assert {call(shown["images"]).shape for call in seen} == {(8, 7)}
+
+
+def test_more_images_than_are_given_are_refused(monkeypatch, shown):
+    monkeypatch.setattr(measured, "create_backbone", lambda *_, **__: pytest.fail("computed before it was refused"))
+    with pytest.raises(UsageError, match=r"batch_sizes=\[2, 16\] of 8 images; give as many images or more"):
+        compare_all("vit_digits", ["ats"], [0.5], **shown, batch_sizes=(2, 16), device="cpu")
 
 
 def test_a_budget_of_time_is_for_one_format_and_batch():

@@ -199,6 +199,18 @@ def test_speed_is_measured_twice_in_every_round(profile):
     assert passes_of(plan.runs[0]) == 2 * 2 * 17 * (3 + 2) * 11 + 2 * (3 + 2)
 
 
+def test_budgets_of_what_depends_on_the_images_take_passes_to_be_solved(profile):
+    """ATS at two budgets: about 15 times 32 photographs each. Top-K's are counted."""
+    given = {"backbones": ["vit_tiny_patch16_224"], "reducers": ["ats", "topk"], "keep_rates": ["mac_cut=0.2", 0.5]}
+    given |= {"rounds": 5, "batch_sizes": [8], "ceilings": False, "img_size": 224}
+    shown = {"dataset": "imagenette", "weights": "timm"}
+    (random,), (photographs,) = (
+        load_plans(profile("Benchmark/throughput", "throughput", **given, **more))[0].runs for more in ({}, shown)
+    )
+    assert passes_of(random) == 5 * 8 * 11 + 3 + 4
+    assert passes_of(photographs) == passes_of(random) + 2 * 15 * 32
+
+
 def test_every_client_sends_as_many_images_in_every_round(profile):
     """Two backbones, three models each, two ways to serve; 10 requests of 1 and of 4 clients and one before of each.
 

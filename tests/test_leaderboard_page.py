@@ -19,6 +19,7 @@ from documents import FRONT, text_of
 from scipy.stats import binomtest, ttest_rel
 
 from common import list_reducers
+from common.benchmark import compare
 from common.errors import UsageError
 from common.leaderboard.__main__ import main
 from common.leaderboard.answers import sentences
@@ -35,9 +36,13 @@ from common.leaderboard.verified import VERIFIED
 from common.models.factory import create_backbone
 from common.models.reduced import reduce_tokens
 from common.provenance import describe_device
+from common.reducers import Method
 from common.reducers.base import REDUCERS
 from common.results import BY_IMAGE, read_runs, resolve, write_run
+from common.setup import Setup
 from common.studies import all_studies
+from common.studies.leaderboard import _solutions
+from common.studies.throughput import shown_images
 from common.weights import save_state
 from plan import load_plans
 
@@ -256,6 +261,18 @@ def test_a_speed_belongs_to_the_same_model_and_names_the_machine(tmp_path, board
     assert len(speeds) == 2 and topk["points"][0]["speed"] == {} and board_content(board, speeds)["speed"] == where
     bfloat16 = {(*key[:2], "bfloat16", *key[3:]): speed for key, speed in speeds.items()}
     assert board_content(board, bfloat16)["speed"] == ""
+
+
+def test_the_speed_of_what_depends_on_the_images_is_found():
+    """Its budget is solved on the same images as on the leaderboard, so that both rows are of one model."""
+    given, said = shown_images("vit_digits", "", "digits", 32, "pretrained")
+    _, ats = compare("vit_digits", ["ats"], ["mac_cut=0.4"], **given, batch_size=2, rounds=1, device="cpu")
+    setup = Setup("vit_digits", "", "digits", 32)
+    assert torch.equal(given["images"], setup.cost_images()) and said["weights"] == setup.conditions["weights"]
+    solution = dict(_solutions(setup, Method("ats"), [0.4]))[0.4]
+    judged = {**ats, "keep_rate": solution.keep_rate}
+    assert speed_key("vit_digits", ats) == speed_key("vit_digits", judged)
+    assert ats["gmac"] == pytest.approx(solution.gmac)
 
 
 def test_a_speed_is_found_by_the_numbers_of_tokens_that_a_keep_rate_leaves():

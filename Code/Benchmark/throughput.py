@@ -32,7 +32,8 @@
 # TRAM's tables. The ceiling is the speed-up of the same network on as many tokens, always the first ones: no method
 # with these numbers of tokens can be faster. `runtimes`: what runs all models, the unreduced one too: "eager",
 # "compiled" (by torch.compile) or "onnxruntime" (exported, on a CPU; with `dtypes = ["int8"]` the linear layers of
-# the blocks multiply integers of 8 bits).
+# the blocks multiply integers of 8 bits). The images are random; with a `dataset` and trained `weights` they are its
+# photographs, of which ATS keeps more of some than of others, also at a budget: `keep_rates = ["mac_cut=0.4"]`.
 
 # %% tags=["colab"]
 import runpy
@@ -52,7 +53,7 @@ from tqdm import tqdm
 from common import plots
 from common.benchmark import compare_all
 from common.results import write_run
-from common.studies.throughput import Throughput
+from common.studies.throughput import Throughput, shown_images
 
 # %% tags=["parameters"]
 profile = "notebook"
@@ -77,6 +78,9 @@ keep_rates = [0.75, 0.5, 0.25]
 dtypes = ["float32"]
 batch_sizes = [4]
 img_size = None
+dataset = ""
+weights = ""
+recipe = "pretrained"
 rounds = 5
 runtimes = ["eager"]
 ceilings = True
@@ -91,15 +95,17 @@ figure = "results/notebook/throughput.png"
 
 # %%
 how = {"dtypes": dtypes, "batch_sizes": batch_sizes, "img_size": img_size, "device": device, "runtimes": runtimes}
+how |= {"rounds": rounds, "seed": seed, "ceilings": ceilings}
 rows = []
 for backbone in tqdm(backbones):
-    measured = compare_all(backbone, reducers, keep_rates, rounds=rounds, seed=seed, ceilings=ceilings, **how)
-    rows += [{"backbone": backbone, **row} for row in measured]
+    shown, said = shown_images(backbone, weights, dataset, img_size, recipe, seed=seed)
+    measured = compare_all(backbone, reducers, keep_rates, **how, **shown)
+    rows += [{"backbone": backbone, **said, **row} for row in measured]
 
 # %%
 table = pd.DataFrame(rows)
 table["MAC ratio"] = table.groupby(["backbone", "runtime", "dtype", "batch"]).gmac.transform("first") / table.gmac
-shown = [
+columns = [
     "backbone",
     "method",
     "options",
@@ -115,7 +121,7 @@ shown = [
     "gmac",
     "gmac_thop_compat",
 ]
-table[shown].dropna(axis="columns", how="all").style.format(precision=3, na_rep="-").hide(axis="index")
+table[columns].dropna(axis="columns", how="all").style.format(precision=3, na_rep="-").hide(axis="index")
 
 # %% [markdown]
 # ## Save

@@ -34,6 +34,8 @@ LEARNING = {"dynamicvit", "patchmerger", "sinkhorn", "sit"}  # methods with part
 TAUGHT_METHODS = {"dynamicvit"}  # of which the unreduced network is the teacher
 BEFORE_BLOCKS = {"dpcknn", "dynamicvit", "kmedoids", "patchmerger", "sinkhorn", "sit"}  # tokens go before attention
 DRAWING = {"random", "patchmerger", "sinkhorn", "sit"}  # methods that a seed changes, off the shelf
+ADAPTIVE = {"ats"}  # methods that keep more of some images than of others
+HALVINGS, COST_IMAGES = 15, 32  # passes over so many images until a budget of theirs is met
 CURVES = 24  # passes of an image along insertion and deletion
 # Passes that explaining an image takes; MUTEX: its own, and one for each of at most 54 masks
 EXPLAINING = {"random": 0, "mutex": 55, "gradient_rollout": TRAINED, "chefer": TRAINED, "grad_cam": TRAINED}
@@ -148,7 +150,11 @@ def _throughput(given: Given) -> int:
     conditions = len(given["backbones"]) * len(given["dtypes"]) * len(given["runtimes"]) * sum(given["batch_sizes"])
     alike = {_counted_like(text.partition(":")[0]) for text in given["reducers"]} - {""}
     timed = 1 + given.models + given["ceilings"] * len(alike) * len(given["keep_rates"])
-    return timed * conditions * (1 + 2 * given["rounds"]) + len(given["backbones"]) * (3 + given.models)
+    counted = 3 + given.models
+    if given["dataset"]:  # on whose images the budgets of some methods are solved
+        adaptive = sum(_is(text, ADAPTIVE) for text in given["reducers"])
+        counted += adaptive * len(given["keep_rates"]) * HALVINGS * COST_IMAGES
+    return timed * conditions * (1 + 2 * given["rounds"]) + len(given["backbones"]) * counted
 
 
 def _serving(given: Given) -> int:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from common.budget import solved
 from common.cost.ceiling import FirstTokens, Lengths, has_ceiling, recorded_lengths
-from common.cost.counter import count_macs
+from common.cost.counter import count_macs, counts_of
 from common.errors import UsageError
 from common.models.reduced import ReducedVisionTransformer, reduce_tokens
 from common.reducers import Method
@@ -76,21 +76,32 @@ def models_of(
 
 
 def counted_on(
-    device: torch.device, vit: VisionTransformer, models: Mapping[Variant, ReducedVisionTransformer]
+    device: torch.device,
+    vit: VisionTransformer,
+    models: Mapping[Variant, ReducedVisionTransformer],
+    images: Tensor | None = None,
 ) -> list[Candidate]:
-    """All ``models`` and what they cost; the first one, which reduces nothing, is ``vit`` itself."""
-    side = vit.to(device).patch_embed.img_size
-    first, *others = (_counted(*variant, model.to(device).eval(), side) for variant, model in models.items())
+    """All ``models`` and what they cost; the first one, which reduces nothing, is ``vit`` itself.
+
+    Args:
+        images: (n, 3, H, W), whose mean cost it is of models that keep more of some than of others; None = of one
+            random image.
+    """
+    vit.to(device)
+    first, *others = (_counted(*variant, model.to(device).eval(), images) for variant, model in models.items())
     return [replace(first, model=vit, lengths=None), *others]
 
 
-def _counted(method: Method, keep_rate: float, model: ReducedVisionTransformer, side: tuple[int, int]) -> Candidate:
+def _counted(method: Method, keep_rate: float, model: ReducedVisionTransformer, images: Tensor | None) -> Candidate:
     with recorded_lengths(model) as lengths:
-        macs = count_macs(model, side)
+        if model.reducer.adaptive and images is not None:
+            macs = counts_of(model, images)
+        else:
+            macs = [count_macs(model, model.patch_embed.img_size)]
     costs = {
         "params": sum(parameter.numel() for parameter in model.parameters()),
-        "gmac": macs.total / 1e9,
-        "gmac_thop_compat": macs.thop_compat / 1e9,
+        "gmac": sum(each.total for each in macs) / len(macs) / 1e9,
+        "gmac_thop_compat": sum(each.thop_compat for each in macs) / len(macs) / 1e9,
     }
     return Candidate(method, keep_rate, model, costs, tuple(map(tuple, lengths)) if has_ceiling(model) else None)
 

@@ -9,6 +9,7 @@ from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import product
+from pathlib import Path
 
 import torch
 from timm.models.vision_transformer import VisionTransformer
@@ -76,8 +77,10 @@ def compare_all(
     seed: int = 0,
     ceilings: bool = True,
     backend: str = "inductor",
+    weights: str | Path | None = None,
+    images: Tensor | None = None,
 ) -> list[dict[str, object]]:
-    """Measure ``methods`` at ``keep_rates`` on a randomly initialised ``backbone`` against the backbone itself.
+    """Measure ``methods`` at ``keep_rates`` on a ``backbone`` against the backbone itself.
 
     Before anything is timed, a model that selects every patch in every block, through the same code as the methods,
     must give the backbone's logits to 1e-5. Models are made and counted once, whatever the conditions, and exported
@@ -100,6 +103,11 @@ def compare_all(
         seed: of weights, images and samplers.
         ceilings: measure these too; without them half as much is compiled or exported.
         backend: of torch.compile.
+        weights: see :func:`common.create_model`; None = random ones.
+        images: (n, 3, H, W) of a data set, normalised as the weights expect, for methods that keep more of some images
+            than of others: their budgets are solved and their costs counted on all of them, and all models are timed
+            on as many as a batch has, from all over them. None = random ones, of which such methods keep about as much
+            of each.
 
     Returns:
         For each runtime, format and batch a row for the baseline (method "none") and one per method and keep rate:
@@ -118,26 +126,29 @@ def compare_all(
     for engine, dtype in product(engines, dtypes):
         engine.check(dtype, where)
     dtypes = _measurable(dtypes, where)
+    if images is not None and len(images) < max(batch_sizes):
+        raise UsageError(f"batch_sizes={list(batch_sizes)} of {len(images)} images; give as many images or more")
     torch.manual_seed(seed)
-    vit = create_backbone(backbone, num_classes=10, img_size=img_size).eval()
-    some = partial(_images, max(batch_sizes), vit, seed)
+    vit = create_backbone(backbone, weights=weights, num_classes=None if weights else 10, img_size=img_size).eval()
+    batch_of = partial(_images, vit=vit, seed=seed) if images is None else partial(_spread, images)
+    some = partial(batch_of, max(batch_sizes)) if images is None else lambda: images
     how = {"batch_size": batch_sizes[0], "dtype": _torch_name(dtypes[0]), "device": str(where)}
     models = models_of(vit, parsed, rates, some, **how)
     assert_identity(vit, _images(1, vit, seed))
-    candidates = counted_on(where, vit, models)
+    candidates = counted_on(where, vit, models, images)
     timed = timed_models(vit, candidates, ceilings)
     rows = []
     for engine, dtype, batch in product(engines, dtypes, batch_sizes):
         vit_dtype = DTYPES[_torch_name(dtype)]
         for model in timed.values():
             model.to(vit_dtype)
-        images = _images(batch, vit, seed).to(where, vit_dtype)
+        shown = batch_of(batch).to(where, vit_dtype)
         with engine.comparison():
-            starts = _started(engine, timed, images, dtype)
-            times = _times(starts, images, rounds)
-        condition = {"runtime": engine.name, "dtype": dtype, "batch": batch, "img_size": images.shape[2]}
+            starts = _started(engine, timed, shown, dtype)
+            times = _times(starts, shown, rounds)
+        condition = {"runtime": engine.name, "dtype": dtype, "batch": batch, "img_size": shown.shape[2]}
         rows += [{**condition, **row} for row in _rows(candidates, starts, times)]
-    del vit, models, candidates, timed, model, images, starts
+    del vit, models, candidates, timed, model, shown, starts, batch_of, some
     _free(where)
     return rows
 
@@ -159,6 +170,11 @@ def _torch_name(dtype: str) -> str:
 
 def _images(batch: int, vit: VisionTransformer, seed: int) -> Tensor:
     return torch.randn(batch, 3, *vit.patch_embed.img_size, generator=torch.Generator().manual_seed(seed))
+
+
+def _spread(images: Tensor, batch: int) -> Tensor:
+    """``batch`` of ``images`` from all over them, which stand class by class in a data set."""
+    return images[torch.arange(batch) * len(images) // batch]
 
 
 def _times(starts: Mapping[Hashable, Start], images: Tensor, rounds: int) -> dict[Hashable, Throughput]:

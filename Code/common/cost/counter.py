@@ -63,9 +63,13 @@ def count_macs(model: nn.Module, img_size: int | tuple[int, int], *, seed: int =
 
 
 def mean_macs(model: nn.Module, images: Tensor, *, seed: int = 0) -> float:
-    """Mean ``total`` of :func:`count_macs` over ``images`` (n, 3, H, W), each on its own, as no batch pads it."""
-    images = images.to(next(model.parameters()))
-    return sum(_count(model, image[None], seed).total for image in images) / len(images)
+    """Mean ``total`` of :func:`count_macs` over ``images`` (n, 3, H, W), see :func:`counts_of`."""
+    return sum(count.total for count in counts_of(model, images, seed=seed)) / len(images)
+
+
+def counts_of(model: nn.Module, images: Tensor, *, seed: int = 0) -> list[MacCount]:
+    """:func:`count_macs` on each of ``images`` (n, 3, H, W), on its own, as no batch pads it."""
+    return [_count(model, image[None], seed) for image in images.to(next(model.parameters()))]
 
 
 def _count(model: nn.Module, image: Tensor, seed: int) -> MacCount:

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from common import plots
 from common.devices import Format, Runtime
+from common.models.factory import create_backbone
 from common.options import Many
 from common.plots.frames import backbone_name
 from common.report import sections as show
@@ -18,7 +19,9 @@ from common.report.sections import Answer, Section
 from common.results import read_published
 from common.schedule import keep_rate_text
 from common.schema import REQUIRED, Column, count, number, text
+from common.setup import Setup
 from common.studies.base import Study, register_study
+from common.training.digits_backbone import resolve_weights
 
 SETTING = ["dtype", "runtime", "batch", "device", "threads", "backbone", "img_size"]
 EFFICIENCY_KEY = ["backbone", "img_size", "method", "options", "keep_rate"]
@@ -34,6 +37,26 @@ CEILING_NOTE = (
 )
 READY_NOTE = "Ready in: seconds of compilation, or of export and loading."
 MEMORY_NOTE = "Peak memory: 10⁶ bytes on the GPU during a pass, weights and images included."
+
+
+def shown_images(
+    backbone: str, weights: str, dataset: str, img_size: int | None, recipe: str, *, seed: int = 0
+) -> tuple[dict[str, object], dict[str, object]]:
+    """What :func:`common.benchmark.compare_all` takes besides, and what rows say of it; both empty without a data set.
+
+    The images are those on which the leaderboard solves the budgets of methods that keep more of some images than of
+    others, so that its rows and these are of the same models.
+
+    >>> given, said = shown_images("vit_digits", "", "digits", 32, "pretrained")
+    >>> given["images"].shape, said["weights"], said["dataset"]
+    (torch.Size([32, 3, 32, 32]), 'random', 'digits')
+    """
+    if not dataset:
+        return {}, {}
+    size = img_size or create_backbone(backbone).patch_embed.img_size[0]
+    setup = Setup(backbone, weights, dataset, size, recipe, seed=seed, device="cpu")
+    given = {"weights": resolve_weights(weights, backbone), "images": setup.cost_images()}
+    return given, {name: setup.conditions[name] for name in ("weights", "dataset", "recipe")}
 
 
 def quartiles_of(name: str, what: str, unit: str) -> dict[str, Column]:
