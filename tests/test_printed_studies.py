@@ -5,6 +5,10 @@ from __future__ import annotations
 import pandas as pd
 from documents import ROOT, printed, rows_below, running, section
 
+from common.report.paired import mean_interval
+from common.results import read_runs
+from common.studies import find_study
+
 EXPLAINERS = {
     "gradient rollout": "gradient_rollout",
     "Chefer": "chefer",
@@ -79,6 +83,33 @@ def told(row: pd.Series) -> list[str]:
         f"{100 * row['mac_cut']:.1f} %",
         f"{row['accuracy_full']:.1f} ({row['accuracy']:.1f})",
     ]
+
+
+def test_predictors_of_patches_that_stay_out() -> None:
+    """Mean and standard deviation over the seeds of the runs in which nothing comes back."""
+    runs = read_runs(ROOT / "results/imagenette", find_study("idling")).query("part == 'thresholds'")
+    lasting = runs[runs["options"].fillna("").str.contains("re_entry=false") & runs["mac_cut_target"].notna()]
+    printed_rows = rows_below("| MAC saved | idle patches of 196 | top-1 | agreement | divergence |")
+    said = []
+    for cells, (_, rows) in zip(printed_rows, lasting.groupby("mac_cut_target"), strict=True):
+        assert rows["seed"].tolist() == [1, 2, 3] and (rows["reactivated"] == 0).all()
+        assert set(rows["n_val"]) == {3925} and set(rows["n_train"]) == {1000}
+        assert cells == [
+            f"{over(100 * rows['mac_cut'], 1)} %",
+            over(rows["patches_idle"], 0),
+            f"{over(rows['accuracy_full'], 1)} ({rows['accuracy'].mean():.1f})",
+            f"{over(100 * rows['agreement'], 1)} %",
+            over(rows["divergence"], 3),
+        ]
+        said.append(mean_interval(-rows["accuracy_change"]))
+    (fifth, low, high), (half, least, most) = said
+    text = running(section("Predictors of patches that stay out"))
+    assert f"costs {fifth:.2f} points (95 % interval over seeds {low:.2f} to {high:.2f}) at the smaller cut" in text
+    assert f"and {half:.2f} ({least:.2f} to {most:.2f}) at the larger one" in text
+
+
+def over(values: pd.Series, digits: int) -> str:
+    return f"{values.mean():.{digits}f} ± {values.std(ddof=1):.{digits}f}"
 
 
 def test_labels_as_decisions() -> None:
