@@ -112,6 +112,45 @@ def over(values: pd.Series, digits: int) -> str:
     return f"{values.mean():.{digits}f} ± {values.std(ddof=1):.{digits}f}"
 
 
+def test_where_the_limit_of_one_mask_is() -> None:
+    """Similarity, the best of the plans of equal cost, lengths by taper over three draws, gates that kept the plan."""
+    runs = read_runs(ROOT / "results/imagenette", find_study("slimming"))
+    text = running(section("Patch slimming"))
+    cosines = runs.query("part == 'similarity'").set_index("block")["similarity"]
+    least = cosines.idxmin()
+    assert f"falls from {cosines[0]:.2f} after the first block to {cosines[least]:.2f} after block {least}" in text
+    assert f"and ends at {cosines[10]:.2f} after the last block with patches" in text
+
+    equal = runs.query("part == 'equal_cost'")
+    assert len(equal) == 17 and set(equal["n_val"]) == {600} and equal["mac_cut"].between(0.45, 0.453).all()
+    best = equal.loc[equal["divergence_change"].idxmin()]
+    chance, few = (equal.query(what).iloc[0] for what in ("score == 'random'", "scored_on == 64"))
+    assert f"The best of these sixteen gains {changed(best, -1)} of the {equal['divergence'].iloc[0]:.3f} nats" in text
+    assert f"patches at random costs {changed(chance)}, choosing them on 64 images" in text
+    assert f"instead of 1,024 costs {changed(few)}" in text
+
+    stages = runs.query("part == 'stages' and score == 'coverage'")
+    tapered, uniform = (stages[stages["lengths"] == lengths] for lengths in ("tapered", "uniform"))
+    assert tapered["seed"].tolist() == uniform["seed"].tolist() == [1, 2, 3] and set(stages["n_val"]) == {3925}
+    printed_rows = rows_below("| 45 % saved, nothing tuned | top-1 | divergence |")
+    for name, rows in (("eight tapers", tapered), ("uniform", uniform)):
+        (cells,) = (cells for what, *cells in printed_rows if name in what)
+        assert cells == [over(rows["accuracy_full"], 1), over(rows["divergence"], 3)]
+    draws = [f"{-row.divergence_change:.4f} ± {row.divergence_change_sem:.4f}" for row in tapered.itertuples()]
+    assert "diverge less by {}, {} and {} nats in the three draws".format(*draws) in text
+    assert 0.0015 < (uniform["mac_cut"].mean() - tapered["mac_cut"].min()) < 0.0025
+    _, low, high = mean_interval(-tapered["divergence_change"])
+    assert f"no certain gain (95 % interval {low:.4f} to {high:.4f})" in text and low < 0
+    assert "none in accuracy: {:+.2f} points ({:+.2f} to {:+.2f})".format(*mean_interval(tapered["gain"])) in text
+
+    gates = runs[(runs["part"] == "dynamic") & runs["seed"].isin([1, 2, 3]) & (runs["gates"] != "none")]
+    assert len(gates) == 6 and (gates["divergence_change"] == 0).all()
+
+
+def changed(row: pd.Series, sign: int = 1) -> str:
+    return f"{sign * row['divergence_change']:.3f} ± {row['divergence_change_sem']:.3f}"
+
+
 def test_labels_as_decisions() -> None:
     bounds = table_of("idling").query("part == 'bounds' and n_val == 500").set_index("method")
     change, influence = (bounds[bounds["attention"] == kind]["accuracy_full"] for kind in ("modified", "standard"))

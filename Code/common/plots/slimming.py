@@ -133,19 +133,20 @@ def slimming_limits(df: pd.DataFrame) -> Figure:
     df = require_columns(df, needed, "slimming_limits")
     base, rows = df.iloc[0], df.iloc[:0:-1]
     change, half = rows["divergence_change"].to_numpy(), 1.96 * rows["divergence_change_sem"].to_numpy()
-    chance = (rows["score"] == "random").to_numpy()  # so far away that the others would be one point
+    scored = (rows["score"] != "random").to_numpy()
+    ends = [*(change - half)[scored], *(change + half)[scored], 0]
+    far = ~scored & (change - half > max(ends))  # random patches, beside which the others would be one point
+    ends = [*(change - half)[~far], *(change + half)[~far], 0]
+    room = 0.08 * (max(ends) - min(ends))
     fig = new_figure(1.3 + 0.24 * len(rows))
     ax = fig.subplots()
     for place in range(len(rows)):
-        if not chance[place]:
-            look = {"color": _COLORS[0], "marker": "o", "markersize": 5}
-            ax.errorbar(change[place], place, xerr=half[place], **look)
-    ends = [*(change - half)[~chance], *(change + half)[~chance], 0]
-    room = 0.08 * (max(ends) - min(ends))
+        if far[place]:
+            text = f"{change[place]:+.2f} ± {half[place]:.2f} $\\rightarrow$"
+            ax.text(max(ends) + room, place, text, ha="right", va="center", fontsize=8.5, color=_COLORS[0])
+        else:
+            ax.errorbar(change[place], place, xerr=half[place], color=_COLORS[0], marker="o", markersize=5)
     ax.set_xlim(min(ends) - room, max(ends) + room)
-    for place in np.flatnonzero(chance):
-        far = {"ha": "right", "va": "center", "fontsize": 8.5, "color": _COLORS[0]}
-        ax.text(max(ends) + room, place, f"{change[place]:+.2f} ± {half[place]:.2f} $\\rightarrow$", **far)
     ax.axvline(0, color="#000000", linewidth=1)
     ax.set_yticks(range(len(rows)), [_what_differs(row, base) for _, row in rows.iterrows()], fontsize=8.5)
     ax.set(xlabel=f"Divergence less that of uniform lengths, {base['divergence']:.3f} nats (95 % interval)")

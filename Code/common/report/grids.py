@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from common.report import sections as show
-from common.report.paired import NOT_PAIRED, PAIRED, Lead, lead_text, paired_leader
+from common.report.paired import NOT_PAIRED, ONE_SEED, PAIRED, Lead, lead_text, paired_leader
 from common.report.rows import SAMPLED, SAMPLES
 from common.report.sections import Answer, Section
 
@@ -98,7 +98,12 @@ def ranked(title: str, rows: pd.DataFrame, name: str, note: str) -> Section:
     frame["Mean rank"] = show.numbers(pd.Series([means.get(model, float("nan")) for model in models]), 2)
     if rows["n"].max() > 1:
         frame["Seeds"] = [seeds_text(cells) for _, cells in rows.groupby(_MODEL, sort=False)]
-    return Section(title, frame, (note, RANK_NOTE, PAIRED if leads else NOT_PAIRED), frozenset(best))
+    return Section(title, frame, (note, RANK_NOTE, PAIRED if leads else _why_no_lead(rows)), frozenset(best))
+
+
+def _why_no_lead(rows: pd.DataFrame) -> str:
+    by_seeds = rows[SAMPLED].fillna("").str.startswith("seeds ").any()
+    return ONE_SEED if by_seeds and rows["n"].max() == 1 else NOT_PAIRED
 
 
 def _accuracy(row: pd.Series, name: str) -> str:

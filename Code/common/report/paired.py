@@ -15,6 +15,7 @@ PAIRED = (
     "Stressed: ahead of every other by the mean paired difference, on the same images or of trained models over the "
     "same seeds, the 95 % interval of which (Student's t) leaves out 0; not corrected for the number of models."
 )
+ONE_SEED = "Nothing is stressed: trained models are compared over seeds, and there is one."
 NOT_PAIRED = "Nothing is stressed: these runs kept no values by image, so that no difference can be tested."
 
 

@@ -151,7 +151,8 @@ def dynamic_rows(
     right = hits_of(setup, slim, limit_val, shared=True)
     trained = {"method": "dynamic_slimming", "epochs": epochs, "lr": GATE_LR, "n_train": num_images}
     for gates in slim:
-        row = {"part": "dynamic", "score": "significance", "gates": gates, **cost(Shape.of(setup.vit), plan.lengths)}
+        row = {"part": "dynamic", "score": plan.settings.get("score", ""), "gates": gates}
+        row |= cost(Shape.of(setup.vit), plan.lengths)
         row |= trained if gates != "none" else {}
         row |= _tokens(threshold, images, setup.batch_size) if gates == "threshold" else {}
         yield {**row, **measures(right[gates], right["none"])}
