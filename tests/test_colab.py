@@ -162,7 +162,7 @@ def test_whole_notebook_in_a_fresh_kernel(
     assert not (Path(imported).parents[1] / "torch").exists(), "torch stays the one that was there"
     for path in (ROOT / "Code" / "common").rglob("*"):
         hidden = any(part.startswith(".") for part in path.relative_to(ROOT).parts)
-        if path.is_file() and path.suffix != ".pyc" and not hidden:
+        if path.is_file() and path.suffix not in (".pyc", ".md") and not hidden:
             assert (Path(imported).parents[1] / path.relative_to(ROOT / "Code")).is_file()
 
 

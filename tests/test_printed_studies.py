@@ -158,3 +158,18 @@ def test_labels_as_decisions() -> None:
     assert f"labels by change reach {change['idle_oracle']:.1f} % where chance has {change['idle_random']:.1f}" in text
     reached = [f"{influence[method]:.1f}" for method in ("idle_oracle", "idle_mlp", "idle_random")]
     assert "those by influence {}, their predictors {}, chance {}".format(*reached) in text
+
+
+def test_what_reaches_the_clients() -> None:
+    runs = read_runs(ROOT / "results/imagenette", find_study("serving")).query("clients == 16")
+    names = {"ViT-Ti/16": "vit_tiny_patch16_224", "ViT-S/16": "vit_small_patch16_224"}
+    ways = [(names[name], batch) for name in names for batch in (1, 8)]
+    heads = [f"{name}, {way}" for name in names for way in ("one at a time", "in batches")]
+    rows = printed(f"| 16 clients | {' | '.join(heads)} |")
+    found = runs.set_index(["method", "backbone", "max_batch"])
+    assert set(rows) == {"TRAM", "Top-K", "ToMe"} and set(runs["rounds"]) == {3} and (runs["requests"] >= 32).all()
+    for method, cells in zip(("tram", "topk", "tome"), rows.values(), strict=True):
+        measured = [found.loc[(method, *way)] for way in ways]
+        assert cells == [f"{row['speedup']:.2f} ({row['p95_ms']:.0f} ms)" for row in measured]
+    *most, last = (f"{found.loc[('none', *way), 'p95_ms']:.0f}" for way in ways)
+    assert f"(unreduced: {', '.join(most)} and {last} ms)" in running(section("Speed on two cores"))

@@ -122,7 +122,7 @@ def test_images_must_be_images(vit):
 
 def test_the_comparison_is_on_other_images_and_paired(tmp_path, capsys):
     """Of 30 digits: points and nats of the found schedule above the default, 0 where they are the same."""
-    data = ["--backbone", "vit_digits", "--weights", "digits", "--dataset", "digits", "--img-size", "32"]
+    data = ["--backbone", "vit_digits", "--weights", "", "--dataset", "digits", "--img-size", "32"]
     few = ["--images", "10", "--limit", "30", "--candidates", "4", "--device", "cpu"]
     assert main([str(tmp_path / "a.csv"), *data, *few, "--methods", "tome", "--mac-cut", "0.3"]) in (None, 0)
     default, found = pd.read_csv(tmp_path / "a.csv").to_dict("records")

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from typing import Literal
 
 import pandas as pd
 from matplotlib.figure import Figure
 
 from common import plots
+from common.data.catalog import Dataset
 from common.devices import Format, Runtime
 from common.models.factory import create_backbone
 from common.options import Many
@@ -97,7 +99,12 @@ class Throughput(Study):
     }
     required = (*REQUIRED, "dtype", "batch")
     setting = SETTING
-    parameters = {"dtypes": Many[Format], "runtimes": Many[Runtime], "ceilings": bool}
+    parameters = {
+        "dtypes": Many[Format],
+        "runtimes": Many[Runtime],
+        "ceilings": bool,
+        "dataset": Literal[""] | Dataset,  # "": random images
+    }
     captions = {
         "": "Measured speed-up over the unreduced model in the same runtime. Bars: quartiles over rounds. Dotted: what "
         "the arithmetic alone would give. Strokes: the ceiling, the same network on as many tokens, none chosen.",
