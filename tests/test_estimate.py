@@ -12,6 +12,10 @@ from documents import part, running, section
 from forked import run_script
 
 import fetch
+import passes
+from common.budget import COST_IMAGES
+from common.reducers import list_reducers, reducer_class
+from common.slimming.allocation import SHARES, TAPERS
 from estimate import CHECKPOINT_BYTES, TFLOPS, cost_of, passes_of
 from limits import LEAST_MB, LEAST_MINUTES, limits_of, mem_mb, runtime
 from needs import data_of, weights_of
@@ -197,6 +201,13 @@ def test_speed_is_measured_twice_in_every_round(profile):
     given |= {"batch_sizes": [1, 16], "reducers": ["tram"], "keep_rates": [0.75, 0.5], "rounds": 5}
     (plan,) = load_plans(profile("Benchmark/throughput", "throughput", **given))
     assert passes_of(plan.runs[0]) == 2 * 2 * 17 * (3 + 2) * 11 + 2 * (3 + 2)
+
+
+def test_numbers_that_the_estimate_repeats_are_those_of_the_package():
+    """It is read where the package is not imported."""
+    adaptive = {name for name in list_reducers() if reducer_class(name).adaptive}
+    assert adaptive == passes.ADAPTIVE and passes.COST_IMAGES == COST_IMAGES
+    assert (len(SHARES), len(TAPERS)) == (passes.SHARES, passes.FAMILIES)
 
 
 def test_budgets_of_what_depends_on_the_images_take_passes_to_be_solved(profile):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -37,7 +37,11 @@ def board_content(board: Board, speeds: Mapping[tuple, Mapping[str, float]]) -> 
     """
     contest, place = board.contest, board.contest.place
     nulls = [null for null in NULLS if any(line.method == null for line in contest.lines)]
-    lines = [_line(board, number, nulls, speeds) for number in range(len(contest.lines))]
+    measured = [
+        [speeds.get(speed_key(place["backbone"], row), {}) for _, row in line.points.iterrows()]
+        for line in contest.lines
+    ]
+    lines = [_line(board, number, nulls, each) for number, each in enumerate(measured)]
     return {
         "name": f"{place['dataset']}, {backbone_name(place['backbone'])}, {METRICS[contest.metric]}",
         "about": measured_on(board),
@@ -47,16 +51,9 @@ def board_content(board: Board, speeds: Mapping[tuple, Mapping[str, float]]) -> 
         "budgets": [round(100 * budget, 2) for budget in board.budgets],
         "positions": [round(100 * position) for position in board.positions],
         "nulls": nulls,
-        "speed": "; ".join(sorted({speed["where"] for speed in _speeds(board, speeds) if speed})),
+        "speed": "; ".join(sorted({speed["where"] for points in measured for speed in points if speed})),
         "lines": lines,
     }
-
-
-def _speeds(board: Board, speeds: Mapping[tuple, Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
-    """What was measured of each point, {} where nothing was."""
-    for line in board.contest.lines:
-        for _, row in line.points.iterrows():
-            yield speeds.get(speed_key(board.contest.place["backbone"], row), {})
 
 
 def speed_key(backbone: str, row: Mapping[str, Any]) -> tuple:
@@ -78,19 +75,17 @@ def tokens_left(backbone: str, img_size: int, keep_rate: float | str) -> tuple[i
     return Schedule(rate, default_reduction_loc(len(vit.blocks), rate)).counts(vit.patch_embed.num_patches)
 
 
-def _line(
-    board: Board, number: int, nulls: Sequence[str], speeds: Mapping[tuple, Mapping[str, float]]
-) -> dict[str, Any]:
-    line, place = board.contest.lines[number], board.contest.place
+def _line(board: Board, number: int, nulls: Sequence[str], measured: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+    """One line of a board, with what was ``measured`` of each of its points, {} where nothing was."""
+    line = board.contest.lines[number]
     color, symbol = OTHER
     if line.method in METHODS:
         style = method_style(line.method)
         color, symbol = style.color, SYMBOLS[style.marker]
     reducer, verified = reducer_class(line.method), VERIFIED.get(line.method)
     points = []
-    for place_there, (_, row) in zip(board.measured[number], line.points.iterrows(), strict=True):
-        measured = speeds.get(speed_key(place["backbone"], row), {})
-        speed = {name: measured[name] for name in SPEED if name in measured}
+    for place_there, (_, row), found in zip(board.measured[number], line.points.iterrows(), measured, strict=True):
+        speed = {name: found[name] for name in SPEED if name in found}
         rate = repr(read_keep_rate(row["keep_rate"]))
         points.append({**_point(place_there, row), "rate": rate, "speed": speed})
     return {

@@ -128,9 +128,7 @@ def tapered_lengths(
     Raises:
         UsageError: see :func:`uniform_lengths`.
     """
-    uniform = uniform_lengths(shape, budget, counter)
-    if taper == 0 and floor == 1:
-        return uniform
+    uniform_lengths(shape, budget, counter)  # refuses what no lengths can meet
     prefix, falling = shape.num_prefix_tokens, 1 + check("taper", taper, Share) * np.linspace(1, -1, shape.depth - 1)
     falling[-1] *= check("floor", floor, Share)
 

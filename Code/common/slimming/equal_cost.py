@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from common.cost.closed_form import Shape
+from common.idling.similarity import pairwise_cosine
 from common.models.reduced import ReducedVisionTransformer, reduce_tokens
 from common.reducers.slimming_plan import SlimmingPlan
 from common.setup import Setup
@@ -22,7 +22,6 @@ from common.slimming.calibration import batches
 from common.slimming.measuring import Row, cost, hits_of, measures
 from common.slimming.plans import best_first, nested, slimmed
 from common.slimming.ranking import block_scores, mean_scores, scores_by
-from common.tokens import Tokens
 from common.training.metrics import means_with_errors
 
 TOP_DOWN, BOTTOM_UP = "top-down", "bottom-up"
@@ -44,7 +43,7 @@ class Variant:
     floor: float = 1.0
     score: str = "significance"
     scored_on: int | None = None
-    order: Literal["top-down", "bottom-up"] = TOP_DOWN
+    order: Literal[TOP_DOWN, BOTTOM_UP] = TOP_DOWN
 
 
 def variants(
@@ -129,12 +128,6 @@ def similarities(model: ReducedVisionTransformer, images: Tensor) -> Tensor:
         tokens, rows = model.embed(batch), []
         for layer in range(len(model.blocks)):
             tokens = model.advance(tokens, range(layer, layer + 1))
-            rows.append(_mean_cosine(tokens))
+            rows.append(pairwise_cosine(tokens.patches.float()))
         found.append(torch.stack(rows, dim=1))
     return torch.cat(found).double().cpu()
-
-
-def _mean_cosine(tokens: Tokens) -> Tensor:
-    """(B,): the squared length of the sum of n unit vectors is n, and twice the sum of the cosines of all pairs."""
-    units, count = F.normalize(tokens.patches.float(), dim=-1), tokens.num_patch_tokens
-    return (units.sum(1).square().sum(-1) - count) / (count * (count - 1))

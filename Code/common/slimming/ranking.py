@@ -171,15 +171,24 @@ def network_scores(name: str, model: ReducedVisionTransformer, images: Calibrati
     below_last = range(len(model.blocks) - 1)
     if name == "significance":
         return significances(model, images, below_last, how)
-    entering, scores = [model.embed(batch) for batch in batches(images, 16, model, "patches")], []
-    shares = [path_shares(model, tokens, below_last) for tokens in entering] if name == COVERAGE else []
+    entering = [model.embed(batch) for batch in batches(images, 16, model, "patches")]
+    if name == COVERAGE:
+        return _network_coverage(model, entering, below_last)
+    scores = []
     for layer in progress(below_last, name, quiet=False):
-        if name != COVERAGE:
-            scores.append(block_scores(name, model, entering, layer, how))
+        scores.append(block_scores(name, model, entering, layer, how))
         entering = [_leaving(model, tokens, layer) for tokens in entering]
-        if name == COVERAGE:
-            values = torch.cat([values_read(model, tokens, layer) for tokens in entering])
-            scores.append(coverage(values, torch.cat([each[:, layer] for each in shares])).cpu())
+    return torch.stack(scores)
+
+
+def _network_coverage(model: ReducedVisionTransformer, entering: Sequence[Tokens], layers: range) -> Tensor:
+    """:func:`coverage` (len(layers), P), the paths of all blocks from one pass."""
+    shares = torch.cat([path_shares(model, tokens, layers) for tokens in entering])  # (n, len(layers), P)
+    scores = []
+    for layer in progress(layers, COVERAGE, quiet=False):
+        entering = [_leaving(model, tokens, layer) for tokens in entering]
+        values = torch.cat([values_read(model, tokens, layer) for tokens in entering])
+        scores.append(coverage(values, shares[:, layer]).cpu())
     return torch.stack(scores)
 
 

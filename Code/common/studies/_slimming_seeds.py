@@ -102,9 +102,9 @@ def _frame(table: pd.DataFrame, key: list[str], words: Words) -> pd.DataFrame:
 def _word(name: str, value: object, words: Words) -> str:
     if name in ("mac_budget", "kept_share", "taper", "floor"):
         return percent(value)
-    return (
-        f"{value:g}" if name in ("tolerance", "block", "scored_on") else words.get(name, {}).get(value, value) or NONE
-    )
+    if name in ("tolerance", "block", "scored_on"):
+        return f"{value:g}"
+    return words.get(name, {}).get(value, value) or NONE
 
 
 def _spreads(table: pd.DataFrame, name: str) -> list[str]:
