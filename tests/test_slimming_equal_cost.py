@@ -1,5 +1,6 @@
 """Plans of equal cost: their lengths, their patches, how they are compared; and the premise, how alike patches are."""
 
+import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
@@ -176,3 +177,20 @@ def test_over_seeds_the_change_of_divergence_has_its_interval(setup, table):  # 
     assert section.title.endswith("plans of equal cost of 2 seeds")
     # -0.1 and -0.12: mean -0.11, half a width of 12.706 standard errors of 0.01
     assert section.frame["Change [95 %]"].tolist()[1] == "-0.1100 [-0.2371, +0.0171]"
+
+
+def test_a_mean_over_seeds_is_said_of_the_plans_that_have_them(table):  # noqa: F811
+    """Three seeds of one budget and one of another: neither has four."""
+    whole = {"part": "stages", "method": "none", "lengths": "", "score": "", "training": "none", "tokens": "9 1"}
+    costs = {"gmac": 1.0, "gmac_paper": 1.0, "mac_cut_paper": 0.5, "n_val": 4, "accuracy": 99.0}
+    slim = {"method": "patch_slimming", "lengths": "learned", "score": "significance", "accuracy_full": 70.0}
+    rows = [
+        {**whole, **costs, "accuracy_full": 74.0, "mac_cut": 0.0, "mac_budget": 0.55},
+        {**whole, **costs, **slim, "mac_cut": 0.45, "mac_budget": 0.55},
+        {**whole, **costs, **slim, "mac_cut": 0.2, "mac_budget": 0.8},
+    ]
+    frame = table(rows)
+    same = [frame.iloc[[0, 1]].assign(seed=seed) for seed in (1, 2, 3)]
+    mixed, alike = (next(Slimming().answers(pd.concat(each))) for each in ([frame.iloc[[0, 2]], *same], same))
+    assert "seeds" not in mixed.text and [", mean of 3 seeds" in point for point in mixed.points] == [False, True]
+    assert ", mean of 3 seeds: 74.00 %" in alike.text and "mean of" not in alike.points[0]

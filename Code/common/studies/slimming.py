@@ -104,8 +104,9 @@ class Slimming(Study):
     parts = (*_MEASURED, "heads", "similarity")
     setting = SETTING
     captions = {
-        "": "Tokens that each block computes, the same in every image; accuracy against multiplications; and what is "
-        "left, or gained over chance, when one block alone computes fewer patches. Blocks count from 0."
+        "": "Tokens that each block computes, the same in every image; accuracy against multiplications; plans of "
+        "equal cost beside uniform lengths; and what is left, or gained over chance, when one block alone computes "
+        "fewer patches. Blocks count from 0."
     }
     run_figures = "**/*.png"
     parameters = {
@@ -147,8 +148,16 @@ class Slimming(Study):
         """Per setting: what all lengths cost and lose, before and after training, over its seeds."""
         for _, rows in data[data["part"] == "stages"].groupby(SEEDLESS, sort=False, dropna=False):
             baseline = rows.loc[rows["method"] == "none", "accuracy_full"].iloc[0]
-            goals = over_seeds(rows).groupby(["mac_budget", "lengths", "score"], sort=False)
-            points = [seeds_point(cells, baseline, TRAININGS) + no_labels(cells) for _, cells in goals]
-            seeds = f", mean of {rows['seed'].nunique()} seeds" if rows["seed"].nunique() > 1 else ""
-            text = f"{setting_title(rows)}{seeds}: {baseline:.2f} % without reduction, among all classes of the head."
+            plans, points = over_seeds(rows), []
+            alike = plans["n"].nunique() == 1
+            for _, cells in plans.groupby(["mac_budget", "lengths", "score"], sort=False):
+                own = "" if alike else _mean_of(cells)
+                points.append(seeds_point(cells, baseline, TRAININGS) + own + no_labels(cells))
+            title = f"{setting_title(rows)}{_mean_of(plans) if alike else ''}"
+            text = f"{title}: {baseline:.2f} % without reduction, among all classes of the head."
             yield Answer(text, tuple(points))
+
+
+def _mean_of(plans: pd.DataFrame) -> str:
+    count = plans["n"].iloc[0]
+    return f", mean of {count} seeds" if count > 1 else ""
