@@ -149,9 +149,7 @@ BY_HAND = [
         | {"lengths": ["learned", "uniform"], "scores": ["significance"], "error_images": 30, "epochs": 2}
         | {"distill_epochs": 1, "finetune_epochs": 3, "rounds": 7, "batch_size": 50}
         | {"limit_train": 1000, "gate_epochs": 4, "gate_images": 90, "limit_dynamic": 100}
-        | {"budgets": [0.8, 0.5], "limit_budgets": 60}
-        | {"tapers": [0, 0.2], "floors": [1, 0.6], "other_scores": ["random"], "scored_on": []}
-        | {"limit_equal_cost": 70, "similarity_images": 16},
+        | {"budgets": [0.8, 0.5], "limit_budgets": 60},
         2 * 120 * 11 * (0.5 + 1.5 / 12 + 2 / 12 * (0.75 * 3 * 2 + 0.25 * 2))
         + (120 + 30 * (2 + 11 * 11 / 2))  # lengths that are learned
         + 2 * (50 + 4 * 1000 + 50)
@@ -161,8 +159,13 @@ BY_HAND = [
         + 4 * 100
         + (1 + 2 * 6) * 60
         + 3 * 120
-        + 30 * (2 + 11 * 11 / 2)
-        + (1 + 4 + 2 + 1) * 70  # the unreduced network, two tapers by two floors, both bottom-up, and another score
+        + 30 * (2 + 11 * 11 / 2),
+    ),
+    (
+        "patch_slimming_limits",
+        {"num_calibration": 120, "limit_val": 400, "similarity_images": 16}
+        | {"tapers": [0, 0.2], "floors": [1, 0.6], "other_scores": ["random"], "scored_on": []},
+        (1 + 4 + 2 + 1) * 400  # the unreduced network, two tapers by two floors, both bottom-up, and another score
         + (4 + 2 + 1) * 120
         + 16,
     ),

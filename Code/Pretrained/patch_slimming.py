@@ -70,7 +70,6 @@ from common.cost.closed_form import Shape
 from common.results import read_published, resolve, write_run
 from common.setup import Setup
 from common.slimming.allocation import uniform_lengths
-from common.slimming.equal_cost import Variant, equal_cost_rows, similarity_rows, variants
 from common.slimming.rows import budget_rows, dynamic_rows, stage_rows
 from common.slimming.stages import distilled, finetuned, searched
 from common.studies.slimming import Slimming
@@ -99,12 +98,6 @@ mixed_precision = "no"
 limit_train = 400
 budgets = [0.8, 0.67, 0.55, 0.45]
 limit_budgets = None
-tapers = [0.0, 0.2, 0.35]
-floors = [1.0, 0.6]
-other_scores = ["coverage", "random"]
-scored_on = [64]
-limit_equal_cost = None
-similarity_images = 64
 gate_epochs = 5
 gate_images = 256
 limit_dynamic = None
@@ -227,38 +220,6 @@ sweep = list(budget_rows(setup, budgets, error_images, limit_budgets))
 rows += sweep
 shown = ["lengths", "score", "keys", "mac_budget", "accuracy_full", "gain", "gain_sem", "divergence", "mac_cut"]
 pd.DataFrame(sweep).reindex(columns=shown).style.format("{:.3g}", subset=shown[3:]).hide(axis="index")
-
-# %% [markdown]
-# ## How alike are the patches of one layer?
-# The premise: where they are alike, some can stand for others. Mean cosine of two patches of an image that leave the
-# same block of the unreduced network; in the paper's ViT-B it climbs from about 0.4 to above 0.8.
-
-# %%
-alike = list(similarity_rows(setup, similarity_images)) if similarity_images else []
-rows += alike
-pd.DataFrame(alike).reindex(columns=["block", "similarity", "similarity_sem"]).round(3).T
-
-# %% [markdown]
-# ## Where is the limit?
-# Plans of equal cost, untuned, each of which differs in one thing from uniform lengths with the patches of the highest
-# score: lengths that fall from block to block (`taper`), fewer tokens in the last block that has patches (`floor`),
-# another score, fewer images to score on, patches chosen from the first block up, by what the slim network leaves
-# (`bottom-up`). `divergence_change` is the difference in divergence from the unreduced network, on the same images.
-
-# %%
-plain = Variant(score=scores[0])
-tried = variants(plain, tapers, floors, other_scores, scored_on) if tapers else []
-limits = list(equal_cost_rows(setup, mac_budget, tried, limit_equal_cost))
-rows += limits
-shown = ["taper", "floor", "score", "order", "scored_on", "accuracy_full", "gain", "divergence", "divergence_change"]
-shown += ["divergence_change_sem"]
-pd.DataFrame(limits).reindex(columns=shown).style.format("{:.3g}", subset=shown[5:]).hide(axis="index")
-
-# %%
-fig = plots.slimming_limits(pd.DataFrame(limits)) if limits else None
-if fig:
-    plots.save(fig, folder / "limits.png")
-fig
 
 # %%
 measured = pd.DataFrame(rows).reindex(columns=["method", *Slimming.columns])

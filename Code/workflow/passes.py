@@ -305,10 +305,13 @@ def _slimming(given: Given) -> float:
     if given["budgets"]:
         passes += 3 * given.calibration + _shared_out(given, error)
         passes += (1 + len(given["budgets"]) * OF_A_BUDGET) * given.limited("limit_budgets", 1)
-    if given["tapers"]:
-        plans = len(given["tapers"]) * (len(given["floors"]) + 1) + len(given["other_scores"]) + len(given["scored_on"])
-        passes += (1 + plans) * given.limited("limit_equal_cost", 1) + plans * given.calibration
-    return passes + given["similarity_images"]
+    return passes
+
+
+def _slimming_limits(given: Given) -> float:
+    """Every plan scored and measured beside the unreduced network, and how alike patches are."""
+    plans = len(given["tapers"]) * (len(given["floors"]) + 1) + len(given["other_scores"]) + len(given["scored_on"])
+    return (1 + plans) * given.val + plans * given.calibration + given["similarity_images"]
 
 
 def _slimming_study(given: Given) -> float:
@@ -340,6 +343,7 @@ PASSES: dict[str, Callable[[Given], float]] = {
     "Pretrained/mutex_study": _mutex_study,
     "Pretrained/off_the_shelf": lambda given: given.models * given.val,
     "Pretrained/patch_slimming": _slimming,
+    "Pretrained/patch_slimming_limits": _slimming_limits,
     "Pretrained/patch_slimming_study": _slimming_study,
     "Pretrained/pattern_proxies": lambda given: 0 if given["trained"] else given.models * given.val,
     "Pretrained/patterns_across_data": _across_data,
