@@ -39,15 +39,7 @@
 # lifts both above the unreduced network (75.5 % and 76.3 %), for a simple reason: these images are of ten classes only,
 # and the network learns to take them for fewer others.
 #
-# The premise explains it: the patches of this network are not alike, and less so in deep blocks than after the first.
-# By divergence from the unreduced network, which is less noisy than accuracy, plans of equal cost differ little: the
-# best lengths of eight tapers gain a twenty-fifth of it, which three draws of calibration images do not tell from
-# nothing; patches that were scored on 64 images in place of 1,024 lose a third. What else was tried, on 400 validation
-# images and one draw of calibration images, differences to uniform lengths at .269 nats: a gradient of that very
-# divergence by how long every patch lives, -.008 ± .016 for lengths and patches together and +.045 ± .023 for patches
-# alone; a second-order bound at the unreduced network, greedy over patches and blocks, +.68 ± .05; lengths learned with
-# patches after an epoch of distillation, +.041 ± .014 to uniform ones so distilled. All numbers, with intervals and
-# three draws: `results/README.md`.
+# Where the limit is, at equal cost and over three draws of calibration images: `patch_slimming_limits`.
 
 # %% tags=["colab"]
 import runpy
