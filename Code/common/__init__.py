@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from common import analysis, cost, data, evaluation, explain, idling, plots, reducers, slimming, studies, training
     from common.budget import keep_rate_for, reduce_tokens, search_schedule
+    from common.cost.allocator import keep_freed_memory
     from common.cost.counter import count_macs
     from common.data import load_dataset
     from common.exporting import export
@@ -24,6 +25,7 @@ CALLS = {
     "count_macs": "common.cost.counter",
     "create_model": "common.models.factory",
     "export": "common.exporting",
+    "keep_freed_memory": "common.cost.allocator",
     "keep_rate_for": "common.budget",
     "list_reducers": "common.reducers",
     "load": "common.models.saving",

@@ -19,6 +19,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from common.budget.timing import DEFAULT_CACHE, WHOLE, Limit, Measure, OutOfReachError, Timed, TimedRates, in_turn
+from common.cost.allocator import keep_freed_memory
 from common.cost.closed_form import Shape
 from common.cost.counter import count_macs, mean_macs
 from common.devices import DTYPES, Dtype, torch_device
@@ -174,6 +175,7 @@ class BudgetSolver:
             "device": describe_device(where),
             "torch": torch.__version__,
             "threads": torch.get_num_threads(),
+            "memory": "kept" if keep_freed_memory() else "returned",
             "dtype": str(images.dtype).removeprefix("torch."),
             "batch": len(images),
             "backbone": {**asdict(Shape.of(vit)), "img_size": vit.patch_embed.img_size, "pool": vit.global_pool},

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from common.cost.allocator import keep_freed_memory
+
 FEW = 3  # passes that have a median
 
 
@@ -45,8 +47,9 @@ def interleaved(
     """Time all ``models`` in turn, A B C A B C ..., on the same batch.
 
     Taking turns makes a drift of the machine hit all of them alike; the speed-up is computed inside each round. On CPU
-    every timed pass follows an untimed one of the same model, which finds memory and caches as it leaves them itself;
-    on a GPU, whose allocator keeps what each of them needs, only the first one does.
+    every timed pass follows an untimed one of the same model, which finds caches as it leaves them itself, and the
+    process keeps its memory from now on (:func:`common.cost.allocator.keep_freed_memory`); on a GPU only the first one
+    does.
 
     Args:
         models: by any key, on the device and in the dtype of ``images``, in eval mode; or whatever is called with them.
@@ -56,6 +59,7 @@ def interleaved(
         limit_seconds: after ``FEW`` timed passes a model, unless it is the baseline, stops taking part once all that
             it had took this long together.
     """
+    keep_freed_memory()
     seconds = {name: [] for name in models}
     with torch.inference_mode():
         for turn in tqdm(range(rounds), desc="rounds", leave=False):

@@ -19,6 +19,7 @@ from tqdm import tqdm
 from common.benchmark.candidates import Candidate, checked_rate, counted_on, models_of
 from common.benchmark.engines import engine_called
 from common.benchmark.identity import assert_identity
+from common.cost.allocator import keep_freed_memory
 from common.cost.throughput import summary
 from common.devices import torch_device
 from common.models.factory import create_backbone
@@ -154,6 +155,7 @@ def in_turn(
     models: Sequence[Call], images: Tensor, loads: Sequence[Load], rounds: int
 ) -> dict[Load, list[list[Answered]]]:
     """What each load gives, for each of ``models`` a list of the rounds; the models have a load one after the other."""
+    keep_freed_memory()
     found = {load: [[] for _ in models] for load in loads}
     for _, load in product(tqdm(range(rounds), desc="rounds", leave=False), loads):
         for model, own in zip(models, found[load], strict=True):
