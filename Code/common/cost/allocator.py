@@ -30,4 +30,4 @@ def keep_freed_memory() -> bool:
     if platform.libc_ver()[0] != "glibc":
         return False
     mallopt = ctypes.CDLL(None).mallopt
-    return all([mallopt(parameter, value) for parameter, value in _KEEPING.items()])
+    return all(mallopt(parameter, value) for parameter, value in _KEEPING.items())
