@@ -15,6 +15,7 @@ from common.reducers.dynamic_slimming import NEXT, masked
 from common.slimming import SlimmingPlan, calibrate_thresholds, fit_gates
 from common.slimming.gates import standardised
 from common.tokens import Tokens
+from common.training.accelerator import progress
 
 
 @pytest.fixture
@@ -40,6 +41,38 @@ def test_gates_learn_the_order_of_the_scores_and_nothing_else_learns(vit, x, gat
     assert len(losses) == 15 and losses[-1] < 0.8 * losses[0]
     assert all(torch.equal(value, before[key]) for key, value in vit.state_dict().items())
     assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_a_stopped_training_goes_on_as_if_it_had_not_been(vit, x, tmp_path, monkeypatch):
+    """Killed in the third of four epochs: it goes on from the second, and ends bit for bit the same."""
+    torch.manual_seed(0)
+    _, model = planned(vit)
+    whole = fit_gates(model, x, epochs=4, batch_size=8)
+    torch.manual_seed(0)
+    _, stopped = planned(vit)
+    seen = []
+
+    def killed(*args, **kwargs):
+        seen.append(1)
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+        return progress(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("common.slimming.gates.progress", killed)
+        with pytest.raises(KeyboardInterrupt):
+            fit_gates(stopped, x, epochs=4, batch_size=8, output_dir=tmp_path)
+    _, again = planned(vit)
+    left = []
+    monkeypatch.setattr(
+        "common.slimming.gates.progress", lambda *args, **kwargs: left.append(1) or progress(*args, **kwargs)
+    )
+    assert fit_gates(again, x, epochs=4, batch_size=8, output_dir=tmp_path) == whole and len(left) == 2
+    wanted = model.reducer.gates.state_dict()
+    assert all(torch.equal(value, wanted[key]) for key, value in again.reducer.gates.state_dict().items())
+    _, other = planned(vit)
+    with pytest.raises(UsageError, match=r"was made with lr=0\.01, this run has 0\.02"):
+        fit_gates(other, x, epochs=4, batch_size=8, lr=0.02, output_dir=tmp_path)
 
 
 def test_targets_are_standardised_logarithms():

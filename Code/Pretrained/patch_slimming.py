@@ -195,7 +195,8 @@ published.query("method != 'other'")[["model", "method", "accuracy", "top5", "gf
 # image do worse than their mean over images.)
 
 # %%
-gating = {"epochs": gate_epochs, "num_images": gate_images, "limit_val": limit_dynamic}
+place = places[names[0]] and places[names[0]] / "gates"
+gating = {"epochs": gate_epochs, "num_images": gate_images, "limit_val": limit_dynamic, "folder": place}
 dynamic = list(dynamic_rows(setup, plan, **gating)) if gate_epochs else []
 rows += dynamic
 shown = ["gates", "accuracy_full", "gain", "gain_sem", "divergence", "divergence_change", "tokens"]

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import copy
-from typing import Literal
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from common.data.unlabelled import Calibration, split, take
+from common.data.unlabelled import Calibration, digest, split, take
 from common.errors import UsageError
 from common.models.block import reduced_block
 from common.models.observe import untouched
@@ -23,6 +26,7 @@ from common.slimming.calibration import batches
 from common.slimming.scores import image_significances
 from common.tokens import Tokens
 from common.training.accelerator import progress
+from common.training.checkpoint import RunFolder
 
 GATE_LR = 1e-2
 Target = Literal["output", "significance"]
@@ -40,6 +44,7 @@ def fit_gates(
     batch_size: Count = 16,
     held_out: Share = 0.25,
     seed: Whole = 0,
+    output_dir: str | Path | None = None,
 ) -> list[float]:
     """Teach the gates of ``model``, in place; nothing else learns, and no labels are used.
 
@@ -63,18 +68,31 @@ def fit_gates(
         held_out: share of the images that nothing is learnt on. The gates of the epoch with the least loss on these are
             kept, or those that were given: what starts as a plan does not end worse than it there.
         seed: of this split, of the batches and their order.
+        output_dir: a folder that a stopped training goes on from, as if it had not been stopped.
 
     Returns:
         Mean loss of every epoch on the others; with "significance" summed over the gates.
 
     Raises:
-        UsageError: a gate stands in the last block, whose patches no head reads: there is nothing to learn.
+        UsageError: a gate stands in the last block, whose patches no head reads: there is nothing to learn; or a folder
+            of another training.
     """
     gates = _reducer(model).gates
     if not gates:
         return []
     _refuse_last(model)
     whole, known = attach(model, NoReduction(model, Schedule(1.0, (0,)))), {}
+    settings = {
+        "target": target,
+        "epochs": epochs,
+        "lr": lr,
+        "batch_size": batch_size,
+        "held_out": held_out,
+        "seed": seed,
+    }
+    folder = None
+    if output_dir is not None:
+        folder = _folder(Path(output_dir), {**settings, "digest": digest(whole, images)}, model.reducer)
     generator = torch.Generator().manual_seed(seed)
     learnt, measured = split(images, held_out, seed)
     learnt = learnt[torch.randperm(len(learnt), generator=generator)]
@@ -87,27 +105,65 @@ def fit_gates(
     def held_out_loss() -> float:
         return sum(loss_of(number).item() * len(parts[number]) for number in range(first, len(parts))) / len(measured)
 
-    losses = []
     with untouched(model):
         gates.requires_grad_(True)
         model.reducer.train()
-        optimizer = torch.optim.AdamW(gates.parameters(), lr=lr, weight_decay=0.0)
-        falling = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, max(1, epochs * first))
-        least, best = held_out_loss() if epochs else 0.0, copy.deepcopy(gates.state_dict())
-        for epoch in range(epochs):
+        lesson = _Lesson(gates, lr, max(1, epochs * first), generator)
+        if (found := folder and folder.load()) is not None:
+            lesson.resume(*found)
+        elif epochs:
+            lesson.keep_if_least(held_out_loss())
+        while len(lesson.losses) < epochs:
             order, total = torch.randperm(first, generator=generator).tolist(), 0.0
-            for number in progress(order, f"gates, epoch {epoch + 1}", quiet=False):
+            for number in progress(order, f"gates, epoch {len(lesson.losses) + 1}", quiet=False):
                 loss = loss_of(number)
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                falling.step()
+                lesson.step(loss)
                 total += loss.item() * len(parts[number])
-            losses.append(total / len(learnt))
-            if (now := held_out_loss()) < least:
-                least, best = now, copy.deepcopy(gates.state_dict())
-        gates.load_state_dict(best)
-    return losses
+            lesson.losses.append(total / len(learnt))
+            lesson.keep_if_least(held_out_loss())
+            if folder:
+                folder.save(*lesson.state())
+        gates.load_state_dict(lesson.best)
+    return lesson.losses
+
+
+def _folder(path: Path, settings: Mapping[str, Any], reducer: DynamicSlimming) -> RunFolder:
+    """The folder of this training; gates that start at random go on from those that are kept there."""
+    size = sum(each.numel() for each in reducer.gates.parameters())
+    start = {"plan": reducer.plan and reducer.plan.digest, "counts": reducer.counts, "gate_parameters": size}
+    return RunFolder(path.absolute(), {**settings, **start})
+
+
+class _Lesson:
+    """What an epoch of :func:`fit_gates` leaves to the next."""
+
+    def __init__(self, gates: nn.Module, lr: float, steps: int, generator: torch.Generator) -> None:
+        self.gates, self.generator = gates, generator
+        self.optimizer = torch.optim.AdamW(gates.parameters(), lr=lr, weight_decay=0.0)
+        self.falling = torch.optim.lr_scheduler.LinearLR(self.optimizer, 1.0, 0.0, steps)
+        self.losses: list[float] = []
+        self.least, self.best = math.inf, copy.deepcopy(gates.state_dict())
+
+    def step(self, loss: Tensor) -> None:
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        self.falling.step()
+
+    def keep_if_least(self, held_out: float) -> None:
+        if held_out < self.least:
+            self.least, self.best = held_out, copy.deepcopy(self.gates.state_dict())
+
+    def state(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        parts = {name: getattr(self, name).state_dict() for name in ("gates", "optimizer", "falling")}
+        state = {**parts, "generator": self.generator.get_state(), "least": self.least, "best": self.best}
+        return state, [{"loss": loss} for loss in self.losses]
+
+    def resume(self, state: dict[str, Any], history: list[dict[str, Any]]) -> None:
+        for name in ("gates", "optimizer", "falling"):
+            getattr(self, name).load_state_dict(state[name])
+        self.generator.set_state(state["generator"])
+        self.least, self.best, self.losses = state["least"], state["best"], [each["loss"] for each in history]
 
 
 def _refuse_last(model: ReducedVisionTransformer) -> None:

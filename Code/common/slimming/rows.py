@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -132,18 +133,25 @@ def budget_rows(
 
 
 def dynamic_rows(
-    setup: Setup, plan: SlimmingPlan, *, epochs: int, num_images: int, limit_val: int | None = None
+    setup: Setup,
+    plan: SlimmingPlan,
+    *,
+    epochs: int,
+    num_images: int,
+    limit_val: int | None = None,
+    folder: Path | None = None,
 ) -> Iterator[Row]:
     """Patches that gates choose image by image, and those of the ``plan``, over which is ``gain``; nothing else learns.
 
     Args:
         epochs, num_images: of the gates, on calibration images.
         limit_val: validation images; None = all.
+        folder: where a stopped training of the gates goes on from.
     """
     images = setup.calibration_images[:num_images]
     torch.manual_seed(setup.seed)
     fixed = reduce_tokens(setup.vit, "dynamic_slimming", plan=plan).eval()
-    fit_gates(fixed, images, epochs=epochs)
+    fit_gates(fixed, images, epochs=epochs, output_dir=folder)
     threshold = reduce_tokens(setup.vit, "dynamic_slimming", plan=plan, budget="threshold").eval()
     threshold.reducer.gates.load_state_dict(fixed.reducer.gates.state_dict())
     calibrate_thresholds(threshold, images)
