@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
 
 import direct
-from plan import load_plans
+from plan import ProfileError, load_plans
 
 NOTEBOOK = """\
 # %% tags=["parameters"]
@@ -25,6 +26,7 @@ profile = ""
 
 # %%
 import time
+from dataclasses import replace
 from pathlib import Path
 
 def note(what):
@@ -112,3 +114,26 @@ def test_a_run_waits_for_its_weights_and_is_left_where_they_are_not_made(profile
     assert [run.run_id for run in failed] == ["n1-number1"] * fails
     assert [run.run_id for run in left] == ["n2-number2"] * fails
     assert said(tmp_path) == (["start 1"] if fails else ["start 1", "end 1", "start 2", "end 2"])
+
+
+def test_runs_are_chosen_by_name_or_by_a_part_of_it(profile):
+    """A whole name means that run, although others begin with it."""
+    plans = profile(([1], 1, {}), ([2], 1, {}), ([12], 1, {}))
+    names = [run.name for run in plans[0].runs]
+    assert names == ["s--n1-number1", "s--n2-number2", "s--n12-number12"]
+    plans = [replace(plans[0], runs=(*plans[0].runs, replace(plans[0].runs[0], name="s--n1-number1-more")))]
+
+    def chosen(*texts):
+        return [run.name for run in direct.only(plans, texts)[0].runs]
+
+    assert chosen("s--n1-number1") == ["s--n1-number1"] and chosen("s--n1") == [
+        "s--n1-number1",
+        "s--n12-number12",
+        "s--n1-number1-more",
+    ]
+    assert chosen("s--n1-number1", "n2") == ["s--n1-number1", "s--n2-number2"]
+    with pytest.raises(
+        ProfileError,
+        match=r"--only n3: no run is called so; there are s--n1-number1, s--n1-number1-more, s--n12-number12",
+    ):
+        chosen("n3", "n1")

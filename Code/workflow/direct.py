@@ -154,7 +154,7 @@ def main() -> int:
     parser.add_argument("--results", help="results folder instead of results/PROFILE")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="end after so many, whatever runs then")
     parser.add_argument("--cores", type=int, default=os.cpu_count() or 1, help="default: all")
-    parser.add_argument("--only", nargs="+", metavar="TEXT", help="runs whose names (STUDY--RUN) contain one of these")
+    parser.add_argument("--only", nargs="+", metavar="TEXT", help="runs that are called so (STUDY--RUN), or in part")
     parser.add_argument("--rehearse", nargs="?", const=SAMPLES[0], choices=SAMPLES, help="small; see rehearsal.py")
     parser.add_argument("--notebook", type=Path, help=argparse.SUPPRESS)  # one run, in this process
     parser.add_argument("--parameters", type=Path, help=argparse.SUPPRESS)
@@ -165,22 +165,33 @@ def main() -> int:
     os.chdir(ROOT)
     try:
         plans = plans_to_run(arguments.profile, arguments.results, arguments.rehearse)
+        plans = only(plans, arguments.only) if arguments.only else plans
         if arguments.rehearse:
             set_the_stage(arguments.profile)
     except ProfileError as error:
         for problem in error.problems:
             print(f"error: {problem}", file=sys.stderr)
         return 2
-    if arguments.only:
-        plans = [_only(plan, arguments.only) for plan in plans]
     failed, left = run_plans(plans, Machine(arguments.cores, bool(arguments.rehearse)), arguments.minutes)
     if left:
         print(f"left: {', '.join(run.name for run in left)}")
     return 1 if failed else 0
 
 
-def _only(plan: Plan, texts: Sequence[str]) -> Plan:
-    return replace(plan, runs=tuple(run for run in plan.runs if any(text in run.name for text in texts)))
+def only(plans: Sequence[Plan], texts: Sequence[str]) -> list[Plan]:
+    """``plans`` with the runs that one of ``texts`` names, or is part of the name of.
+
+    Raises:
+        ProfileError: a text that no run has.
+    """
+    names = {run.name for plan in plans for run in plan.runs}
+    if strangers := [text for text in texts if not any(text in name for name in names)]:
+        raise ProfileError(
+            [f"--only {text}: no run is called so; there are {', '.join(sorted(names))}" for text in strangers]
+        )
+    parts = [text for text in texts if text not in names]
+    wanted = {name for name in names if name in texts or any(text in name for text in parts)}
+    return [replace(plan, runs=tuple(run for run in plan.runs if run.name in wanted)) for plan in plans]
 
 
 def _execute_one(arguments: argparse.Namespace) -> int:

@@ -18,7 +18,7 @@ _NULL = {"random": "random patches", "downsample": "a smaller image"}
 
 
 @dataclass(frozen=True)
-class Lead:
+class BudgetLead:
     """The best untrained model at a budget.
 
     Attributes:
@@ -37,7 +37,7 @@ class Lead:
     p: float | None
 
 
-def leads(board: Board) -> list[Lead]:
+def leads(board: Board) -> list[BudgetLead]:
     """The leader at each budget that was asked for."""
     lines, found = board.contest.lines, []
     for budget in board.budgets:
@@ -49,7 +49,7 @@ def leads(board: Board) -> list[Lead]:
         closest = min(others, key=lambda i: there[i].behind[1] if there[i].behind else 0.0, default=None)
         runner = None if closest is None else (closest, there[closest])
         p = None if closest is None else board.mcnemar(best, closest, budget)
-        found.append(Lead(budget, best, there[best], tied, runner, p))
+        found.append(BudgetLead(budget, best, there[best], tied, runner, p))
     return found
 
 
@@ -89,7 +89,7 @@ def _name(line: Line, *, options: bool) -> str:
     return label + (" (trained)" if line.trained else "")
 
 
-def _where(board: Board, found: Sequence[Lead]) -> str:
+def _where(board: Board, found: Sequence[BudgetLead]) -> str:
     """First sentence: the leader of each run of budgets."""
     called, parts = names(board), []
     for best, group in groupby(found, key=lambda lead: lead.best):
@@ -102,7 +102,7 @@ def _where(board: Board, found: Sequence[Lead]) -> str:
     return f"Most accurate at the same share of multiply-accumulates saved: {_list(parts)}; unreduced {whole:.1f} %."
 
 
-def _certain(board: Board, found: Sequence[Lead]) -> str:
+def _certain(board: Board, found: Sequence[BudgetLead]) -> str:
     """Second sentence: where the leader is surely ahead of all others, and with whom it is tied elsewhere."""
     called, sure, tied = names(board), [], []
     for lead in found:
@@ -118,7 +118,7 @@ def _certain(board: Board, found: Sequence[Lead]) -> str:
     return f"By the 95 % interval of the paired difference the leader is {first}{second}."
 
 
-def _nulls(board: Board, found: Sequence[Lead]) -> str:
+def _nulls(board: Board, found: Sequence[BudgetLead]) -> str:
     """Third sentence: how many methods are surely better than random patches, and than a smaller image."""
     parts = []
     for null in NULLS:

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from common.leaderboard.answers import Lead, interval, leads, measured_on, names, sentences
+from common.leaderboard.answers import BudgetLead, interval, leads, measured_on, names, sentences
 from common.leaderboard.board import Board, Place
 from common.leaderboard.calls import call_text
 from common.leaderboard.lines import METRICS, NULLS, SECOND, Line
@@ -137,7 +137,7 @@ def _point(place: Place, row: pd.Series) -> dict[str, Any]:
     }
 
 
-def _lead(board: Board, lead: Lead) -> dict[str, Any]:
+def _lead(board: Board, lead: BudgetLead) -> dict[str, Any]:
     called = names(board)
     text = f"{100 * lead.budget:g} % saved: {called[lead.best]} {lead.place.accuracy:.2f} %"
     if lead.runner is not None:
