@@ -178,6 +178,18 @@ def test_rand_augment_is_m9_mstd05_inc1_with_two_operations():
     assert 0.2 < sum(untouched) / 600 < 0.35
 
 
+def test_every_operation_of_rand_augment_takes_every_magnitude():
+    """Also the largest, 2.3 % of the draws of 9 +- 0.5, at which posterising keeps no bit."""
+    picture, black = noise((16, 16)), {}
+    for operation in rand_augment(16, IMAGENET_MEAN).ops:
+        operation.prob, operation.magnitude_std = 1, 0
+        for operation.magnitude in range(11):
+            augmented = operation(picture)
+            assert augmented.size == (16, 16) and augmented.mode == "RGB"
+        black[operation.name] = augmented.getextrema() == ((0, 0),) * 3
+    assert [name for name, is_black in black.items() if is_black] == ["PosterizeIncreasing"]
+
+
 def test_a_quarter_of_the_images_has_a_rectangle_of_noise():
     images = [random_erasing()(torch.full((3, 64, 64), 9.0)) for _ in range(1600)]
     erased = [image for image in images if (image != 9).any()]

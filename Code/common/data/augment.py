@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 from PIL import Image
-from timm.data.auto_augment import rand_augment_transform
+from timm.data import auto_augment
 from timm.data.random_erasing import RandomErasing
 
 RAND_AUGMENT = "rand-m9-mstd0.5-inc1"
@@ -45,7 +45,18 @@ def rand_augment(img_size: int, mean: Sequence[float]) -> Callable[[Image.Image]
         "img_mean": fill,
         "interpolation": Image.Resampling.BICUBIC,
     }
-    return rand_augment_transform(RAND_AUGMENT, settings)
+    augment = auto_augment.rand_augment_transform(RAND_AUGMENT, settings)
+    for operation in augment.ops:
+        if operation.aug_fn is auto_augment.posterize:
+            operation.aug_fn = posterize
+    return augment
+
+
+def posterize(image: Image.Image, bits_to_keep: int, **settings: object) -> Image.Image:
+    """timm's, which asks for 0 bits at the largest magnitude: a black picture, that newer versions of Pillow refuse."""
+    if bits_to_keep == 0:
+        return Image.new(image.mode, image.size)
+    return auto_augment.posterize(image, bits_to_keep, **settings)
 
 
 def random_erasing() -> Callable[[torch.Tensor], torch.Tensor]:
