@@ -162,8 +162,8 @@ class _Judge:
 
     def __call__(self, solver: BudgetSolver, solution: Solution) -> Candidate:
         schedule = Schedule(solution.keep_rate, solver.blocks)
-        patches = self.vit.patch_embed.num_patches
-        schedule = Schedule(tuple(_ratio(kept, patches) for kept in schedule.counts(patches)), solver.blocks)
+        ratios = tuple(_ratio(kept, solver.patches) for kept in schedule.counts(solver.patches))
+        schedule = Schedule(ratios, solver.blocks)
         how = {"keep_rate": schedule.keep_rate, "reduction_loc": schedule.reduction_loc}
         model = reduced.reduce_tokens(self.vit, self.method.name, **how, **dict(self.method.options))
         seen = torch.cat(list(self._divergences(model)))

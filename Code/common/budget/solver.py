@@ -211,7 +211,12 @@ class BudgetSolver:
         return rate if self._shares is None else tuple(max(rate**power, TINY) for power in accumulate(self._shares))
 
     def _counts_at(self, rate: float) -> tuple[int, ...]:
-        return Schedule(self._keep_rate_at(rate), self.blocks).counts(self.vit.patch_embed.num_patches)
+        return Schedule(self._keep_rate_at(rate), self.blocks).counts(self.patches)
+
+    @cached_property
+    def patches(self) -> int:
+        """Of an image as the method sees it."""
+        return reduced.resized(self.vit, self.reducer, self.options.get("resize")).patch_embed.num_patches
 
     def _cut_at(self, rate: float) -> float:
         if (counts := self._counts_at(rate)) not in self._costs:

@@ -36,9 +36,10 @@ def _note(found: list[int], place: int, module: nn.Module, given: tuple[Tensor, 
 
 
 def has_ceiling(model: ReducedVisionTransformer) -> bool:
-    """Whether the numbers of tokens of ``model`` are those of every image, and tokens that go never come back."""
+    """Whether ``model`` has the same numbers of tokens for every image, all at first, and those that go stay away."""
     reducer = model.reducer
-    return not (reducer.adaptive or reducer.draws or reducer.idles or reducer.family == "resizes")
+    whole = reducer.family != "resizes" and reducer.resize is None
+    return whole and not (reducer.adaptive or reducer.draws or reducer.idles)
 
 
 class FirstTokens(nn.Module):

@@ -16,6 +16,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from common.errors import UsageError
+from common.models.grids import resized_grid
 from common.models.simple_vit import NormalizedPatchEmbed
 from common.reducers.base import LastBlock
 
@@ -61,9 +62,10 @@ class Shape:
             img_size: side, or (height, width), in pixels; default: the size that the model was made for.
         """
         block, embed, reducer = vit.blocks[0], vit.patch_embed, getattr(vit, "reducer", None)
+        resize = None if reducer is None else reducer.resize
         heads = [head for name in ("head", "head_dist") if isinstance(head := getattr(vit, name, None), nn.Linear)]
         return cls(
-            num_patches=math.prod(embed.dynamic_feat_size(image_size(vit, img_size))),
+            num_patches=math.prod(resized_grid(vit, embed.dynamic_feat_size(image_size(vit, img_size)), resize)),
             num_prefix_tokens=0 if reducer is not None and reducer.pools_mean else vit.num_prefix_tokens,
             dim=vit.embed_dim,
             heads=block.attn.num_heads,

@@ -5,6 +5,7 @@ The reducer drops patches before it knows the class; the explainer says, afterwa
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -92,7 +93,7 @@ def decisions_of(model: VisionTransformer, loader: DataLoader, block: int | None
     """
     model = as_reduced(model)
     block = _checked_block(model, block)
-    first = min(model.reducer.schedule.drops(model.patch_embed.num_patches), default=None)
+    first = min(model.reducer.schedule.drops(math.prod(model.grid_size)), default=None)
     kept, scores = [], []
     with inference_pass([model], loader, "decisions") as batches:
         for images, _ in batches:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -67,7 +68,7 @@ def solve_thresholds(model: ReducedVisionTransformer, loader: DataLoader, cut: f
 
 def check_possible(model: ReducedVisionTransformer, cut: float) -> None:
     """Refuse a ``cut`` that is more than the model saves where every patch idles wherever that pays."""
-    shares_of_budget(model, torch.zeros(len(model.blocks), 1, model.patch_embed.num_patches), cut)
+    shares_of_budget(model, torch.zeros(len(model.blocks), 1, math.prod(model.grid_size)), cut)
 
 
 def _saved(model: ReducedVisionTransformer, states: list[Tokens], counts: list[float | None]) -> float:

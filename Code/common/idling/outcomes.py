@@ -86,7 +86,7 @@ def _outcome(model: ReducedVisionTransformer, logits: Tensor, active: Tensor) ->
 
 def acting_blocks(model: ReducedVisionTransformer) -> list[int]:
     """The blocks of a model in eval mode in which patches may idle."""
-    start = Tokens(torch.empty(0, 0, 0), model.num_prefix_tokens, model.patch_embed.grid_size)
+    start = Tokens(torch.empty(0, 0, 0), model.num_prefix_tokens, model.grid_size)
     return [layer for layer in range(len(model.blocks)) if model.reducer.needs(layer, start) is not None]
 
 

@@ -21,6 +21,7 @@ from common.errors import UsageError
 from common.leaderboard.board import Board
 from common.leaderboard.lines import Line
 from common.models.factory import create_backbone, expected_norm
+from common.models.grids import merged_patches
 from common.models.reduced import reduce_tokens
 from common.models.trace import Trace
 from common.reducers import Method
@@ -86,6 +87,10 @@ def _kept(vit: torch.nn.Module, line: Line, number: int, images: Tensor) -> dict
     model = reduce_tokens(vit, method.name, keep_rate=read_keep_rate(point["keep_rate"]), **dict(method.options))
     _, trace = model.eval().trace(images)
     groups = patch_bytes(trace, fuses=model.reducer.fuses)
+    if (
+        model.grid_size != vit.patch_embed.grid_size
+    ):  # of a smaller image: each patch of the whole one as that it lies in
+        groups = groups[:, merged_patches(vit.patch_embed.grid_size, model.grid_size).numpy()]
     return {
         "saved": round(100 * float(point["saved"]), 1),
         "groups": [base64.b64encode(each.tobytes()).decode() for each in groups],

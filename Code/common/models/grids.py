@@ -21,15 +21,34 @@ def at_grid(vit: VisionTransformer, images: Tensor, grid: tuple[int, int]) -> tu
 
     ``vit`` stays as it is. Resized in float32, bicubic, antialiased.
     """
+    view = view_at(vit, grid)
+    resized = F.interpolate(
+        images.float(), view.patch_embed.img_size, mode="bicubic", antialias=True, align_corners=False
+    )
+    return view, resized.to(images.dtype)
+
+
+def view_at(vit: VisionTransformer, grid: tuple[int, int]) -> VisionTransformer:
+    """The same modules and weights, made for images of ``grid`` (h, w) patches."""
     patch = vit.patch_embed.patch_size
-    size = (grid[0] * patch[0], grid[1] * patch[1])
     view = _view(vit)
     view._modules["patch_embed"] = embedding = _view(vit.patch_embed)
-    embedding.img_size, embedding.grid_size, embedding.num_patches = size, grid, math.prod(grid)
+    embedding.img_size = (grid[0] * patch[0], grid[1] * patch[1])
+    embedding.grid_size, embedding.num_patches = grid, math.prod(grid)
     if vit.pos_embed is not None:
         _place(view, "pos_embed", positions_at(vit, grid))
-    resized = F.interpolate(images.float(), size, mode="bicubic", antialias=True, align_corners=False)
-    return view, resized.to(images.dtype)
+    return view
+
+
+def resized_grid(vit: VisionTransformer, grid: tuple[int, int], resize: int | None) -> tuple[int, int]:
+    """What becomes of the ``grid`` (h, w) of an image where ``resize`` pixels are left of the longer side of ``vit``'s.
+
+    None: nothing.
+    """
+    if resize is None:
+        return grid
+    factor = resize / max(vit.patch_embed.img_size)
+    return tuple(max(1, round(count * factor)) for count in grid)
 
 
 def positions_at(vit: VisionTransformer, grid: tuple[int, int]) -> Tensor:

@@ -17,7 +17,7 @@ from common.models.reduced import ReducedVisionTransformer, attach, is_reduced, 
 from common.reducers.base import NO_SIGNALS, Reducer, Signal, Signals
 from common.tokens import GONE, Choice, Tokens
 
-UNOBSERVED = ("cut", "before_block", "finish", "training_loss")
+UNOBSERVED = ("cut", "resize", "before_block", "finish", "training_loss")
 See = Callable[[int, Tokens, Signals, Choice], None]
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from common.errors import UsageError
 from common.models.block import prefix_block, reduced_block
-from common.models.grids import at_grid, embed, merged_patches
+from common.models.grids import at_grid, embed, merged_patches, resized_grid, view_at
 from common.models.trace import Trace
 from common.reducers.base import LastBlock, Reducer, check_options, reducer_class
 from common.schedule import Schedule, default_reduction_loc
@@ -47,7 +47,7 @@ class _Reduced:
         """
         full = self.patch_grid(images)
         grid = self.reducer.cut(full)
-        x = embed(self, images) if grid == full else embed(*at_grid(self, images, grid))  # (B, N, D)
+        x = embed(self, images) if grid == self._own_grid(images) else embed(*at_grid(self, images, grid))  # (B, N, D)
         tokens = Tokens(x, self.num_prefix_tokens, full)
         if not traced:
             return tokens
@@ -56,7 +56,15 @@ class _Reduced:
         return replace(tokens, assignment=holder, origin=origin, destination=holder)
 
     def patch_grid(self, images: Tensor) -> tuple[int, int]:
-        """Rows and columns of the patches that ``images`` (B, 3, H, W) are cut into."""
+        """Rows and columns of the patches of ``images`` (B, 3, H, W), after the method's ``resize``."""
+        return resized_grid(self, self._own_grid(images), self.reducer.resize)
+
+    @property
+    def grid_size(self) -> tuple[int, int]:
+        """:meth:`patch_grid` of images of the model's own size."""
+        return resized_grid(self, tuple(self.patch_embed.grid_size), self.reducer.resize)
+
+    def _own_grid(self, images: Tensor) -> tuple[int, int]:
         return self.patch_embed.dynamic_feat_size(images.shape[2:])
 
     def encode(self, tokens: Tokens, trace: Trace | None = None, first: int = 0) -> Tokens:
@@ -193,10 +201,27 @@ def reduce_tokens(
             f"reduction_loc={list(schedule.reduction_loc)} does not fit a backbone of depth {depth}; "
             f"allowed: blocks 0 to {depth - 1}"
         )
-    schedule.counts(vit.patch_embed.num_patches)
     if reason := obstacle(vit, reducer, reducer_options.get("last_block", "whole")):
         raise UsageError(reason)
-    return attach(vit, reducer_class(reducer)(vit, schedule, **reducer_options))
+    seen = resized(vit, reducer, reducer_options.get("resize"))
+    schedule.counts(seen.patch_embed.num_patches)
+    return attach(vit, reducer_class(reducer)(seen, schedule, **reducer_options))
+
+
+def resized(vit: VisionTransformer, reducer: str, resize: int | None) -> VisionTransformer:
+    """``vit`` as a ``reducer`` sees it, whose images are resized to ``resize`` pixels on their longer side.
+
+    Raises:
+        UsageError: no size that patches fill, or a method that resizes images itself.
+    """
+    if resize is None:
+        return vit
+    patch, side = max(vit.patch_embed.patch_size), max(vit.patch_embed.img_size)
+    if resize % patch or not patch <= resize <= side:
+        raise UsageError(f"resize={resize} is not allowed; give a multiple of {patch} pixels, at most {side}")
+    if reducer_class(reducer).family == "resizes":
+        raise UsageError(f"reducer {reducer!r} resizes the image itself; it takes no resize")
+    return view_at(vit, resized_grid(vit, vit.patch_embed.grid_size, resize))
 
 
 def attach(vit: VisionTransformer, reducer: Reducer) -> ReducedVisionTransformer:

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from common.options import Count
 from common.registry import Registry
 from common.schedule import Schedule
 from common.tokens import Gate, Keys, Selection, Tokens
@@ -106,7 +107,7 @@ class Reducer(nn.Module):
         pools_mean: it classifies from the mean of its patch tokens, whatever the backbone does.
         signals: what it reads in the blocks that drop patches; None = nothing (see :meth:`needs`).
         keys: whom the patches that it selects attend to, see :class:`common.tokens.Selection`.
-        last_block: see :func:`shared_options`.
+        last_block, resize: see :func:`shared_options`.
         in_pieces: why a graph of fixed shapes cannot hold it, in words: torch.compile runs it in pieces, and no file of
             it can be made (:func:`common.export`). "" = one graph holds it.
     """
@@ -129,6 +130,7 @@ class Reducer(nn.Module):
     signals: frozenset[Signal] | None = None
     keys: Keys = "all"
     last_block: LastBlock = "whole"
+    resize: int | None = None
     in_pieces = ""
 
     def __init__(self, vit: VisionTransformer, schedule: Schedule) -> None:
@@ -210,7 +212,7 @@ def divergence_by_image(logits: Tensor, teacher_logits: Tensor) -> Tensor:
     return F.kl_div(own, wanted, reduction="none", log_target=True).sum(-1)
 
 
-def shared_options(reducer: Reducer, *, last_block: LastBlock = "whole") -> None:
+def shared_options(reducer: Reducer, *, last_block: LastBlock = "whole", resize: Count | None = None) -> None:
     """The options that every method takes.
 
     Args:
@@ -218,8 +220,13 @@ def shared_options(reducer: Reducer, *, last_block: LastBlock = "whole") -> None
             reads no others. The logits are the same, for 7 % fewer multiply-accumulates in an unreduced ViT of 12
             blocks. What shows tokens (a trace, features, an explanation) still computes all of them. It is not the
             default because the unreduced model of a comparison is timm's, and papers count the whole block.
+        resize: pixels, a multiple of the patch size: images come in as before and are resized so that their longer side
+            has so many (bicubic, antialiased; the position embedding is resampled), and the method starts from the
+            patches of these smaller images, which keep rates, traces and heatmaps are of. Budgets stay shares of the
+            model on whole images. At deep cuts it is better to shrink an image a little and to reduce its tokens than
+            either alone. None: images as they are.
     """
-    reducer.last_block = last_block
+    reducer.last_block, reducer.resize = last_block, resize
 
 
 REDUCERS: Registry[type[Reducer]] = Registry("reducer", shared_options)

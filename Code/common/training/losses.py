@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from common.data.base import LabelledDataset
 from common.errors import UsageError
+from common.models.reduced import is_reduced
 from common.reducers.base import Teaching, divergence
 from common.reducers.none import NoReduction
 from common.training.config import TrainConfig
@@ -133,7 +135,7 @@ def check_teacher(model: nn.Module, teacher: nn.Module | None, config: TrainConf
 
 
 def _patches(model: nn.Module) -> tuple[int, int]:
-    return model.patch_embed.num_patches, model.embed_dim
+    return math.prod(model.grid_size if is_reduced(model) else model.patch_embed.grid_size), model.embed_dim
 
 
 def check_labels(model: nn.Module, train_set: LabelledDataset, val_set: LabelledDataset) -> None:
