@@ -48,7 +48,9 @@ def test_what_is_no_graph_of_fixed_shapes_is_known(text) -> None:
         compiled(reduced)(torch.rand(2, 3, 32, 32))
 
 
-@pytest.mark.parametrize("name", ["none", "none:last_block=cls", "topk", "tome", "tram", "ats:padding=budget"])
+@pytest.mark.parametrize(
+    "name", ["none", "none:last_block=cls", "topk", "tome", "tome:resize=24", "tram", "ats:padding=budget"]
+)
 def test_two_graphs_are_enough_for_all_batch_sizes(name) -> None:
     reduced = model(name)
     graphs = []

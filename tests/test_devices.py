@@ -38,7 +38,7 @@ from common.slimming.top_down import search
 from common.training import predict, train
 from rehearsal_data import write_datasets
 
-OPTIONS = ["l2:contiguous=true", "idle_mlp:influence=rollout", "patch_slimming:keys=selected"]
+OPTIONS = ["l2:contiguous=true", "tome:resize=42", "idle_mlp:influence=rollout", "patch_slimming:keys=selected"]
 METHODS = [*list_reducers(), *VARIANTS, *IDLING, *ADAPTIVE, *OPTIONS]
 TOLERANCE = 1e-5  # the CPU makes attention maps in other chunks
 

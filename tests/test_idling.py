@@ -486,8 +486,8 @@ def test_refusals(options, message):
 def test_options_of_all_idling_methods():
     """Those of the family first, those of all methods last; IdleViT leaves nobody the choice of attention."""
     shared = ["attention", "counts", "re_entry"]
-    assert reducer_options("idle_random") == [*shared, "seed", "last_block"]
-    assert reducer_options("idle_oracle") == [*shared, "similarity", "influence", "tau", "last_block"]
+    assert reducer_options("idle_random") == [*shared, "seed", "last_block", "resize"]
+    assert reducer_options("idle_oracle") == [*shared, "similarity", "influence", "tau", "last_block", "resize"]
     assert set(reducer_options("idle_oracle")) < set(reducer_options("idle_mlp"))
     assert "attention" not in reducer_options("idle_topk")
 
