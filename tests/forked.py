@@ -1,4 +1,4 @@
-"""Commands of this package in a fork of the test process: what they print and return, without importing torch again."""
+"""Commands and calls in a fork of the test process: what they print and return, without importing torch again."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable
+from functools import partial
+from multiprocessing import get_context
+from multiprocessing.context import ForkProcess
 from pathlib import Path
 from subprocess import CompletedProcess
 
@@ -27,6 +30,18 @@ def run_module(name: str, *arguments: object) -> CompletedProcess[str]:
 def run_script(path: Path, *arguments: object) -> CompletedProcess[str]:
     """What ``python PATH ARGUMENTS`` does."""
     return _run(lambda: runpy.run_path(str(path), run_name="__main__"), str(path), arguments)
+
+
+def run_call(call: Callable[..., object], *arguments: object) -> CompletedProcess[str]:
+    """``call(*arguments)``, which may change the process as it likes."""
+    return _run(partial(call, *arguments), call.__name__, arguments)
+
+
+def start_call(call: Callable[..., object], *arguments: object) -> ForkProcess:
+    """``call(*arguments)`` while the test goes on, for instance to kill it."""
+    process = get_context("fork").Process(target=call, args=arguments)
+    process.start()
+    return process
 
 
 def _run(run: Callable[[], object], name: str, arguments: tuple[object, ...]) -> CompletedProcess[str]:

@@ -166,7 +166,8 @@ BY_HAND = [
         {"num_calibration": 120, "limit_val": 400, "similarity_images": 16}
         | {"tapers": [0, 0.2], "floors": [1, 0.6], "other_scores": ["random"], "scored_on": []},
         (1 + 4 + 2 + 1) * 400  # the unreduced network, two tapers by two floors, both bottom-up, and another score
-        + (4 + 2 + 1) * 120
+        + (1 + 1) * 120  # by significance, which all lengths share, and by the other score
+        + 2 * 7 * 120  # from the bottom up: what lies above each of 12 blocks, and the blocks themselves
         + 16,
     ),
     (

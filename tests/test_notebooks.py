@@ -1,11 +1,17 @@
 """The committed notebooks are the reviewed sources, executed without an error; nbval runs them again."""
 
 import ast
+import runpy
 from pathlib import Path
 
 import jupytext
 import nbformat
 import pytest
+
+from common.options import check
+from common.parameters import kind_of
+from common.studies import all_studies
+from notebooks import declared_parameters, defaults_of
 
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted(
@@ -58,3 +64,13 @@ def test_holds_no_long_function(pair):
         if cell.cell_type == "code":
             functions = [node for node in ast.walk(ast.parse(cell.source)) if isinstance(node, ast.FunctionDef)]
             assert all(node.end_lineno - node.lineno < 5 for node in functions)
+
+
+def test_what_is_smaller_for_nbval_are_parameters_of_the_notebooks_of_other_values():
+    of_studies = {name: kind for study in all_studies().values() for name, kind in study.parameters.items()}
+    for notebook, smaller in runpy.run_path(str(ROOT / "notebooks" / "conftest.py"))["SMALLER"].items():
+        source = ROOT / "Code" / f"{notebook}.py"
+        assert smaller.keys() <= set(declared_parameters(source)), notebook
+        for name, value in smaller.items():
+            check(name, value, kind_of(name, of_studies))
+            assert value != defaults_of(f"Code/{notebook}.py")[name], (notebook, name)

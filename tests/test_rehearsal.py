@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import itertools
 import os
+import shlex
 import subprocess
-import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import partial
+from multiprocessing.context import ForkProcess
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -20,18 +20,22 @@ import pytest
 import timm
 import torch
 import yaml
-from forked import run_script
+from forked import run_call, run_module, run_script, start_call
 from timm.models import _registry
 from torchvision import datasets
 
 import passes
 import rehearsal
 from common import create_model, load_dataset
+from common.studies import find_study
+from direct import execute
 from estimate import passes_of
 from narrow import GRID, WIDTH, narrow
-from plan import Run, load_plans
+from needs import data_of
+from pass_counter import count_passes, counted
+from plan import Plan, Run, load_plans
 from profile_file import ROOT, list_profiles
-from rehearsal import COUNTING, IMAGES, LARGEST, SOME, plans_to_run, sample
+from rehearsal import IMAGES, LARGEST, SOME, plans_to_run, sample
 from rehearsal_data import SPLITS, SYNSETS, write_datasets
 from run_notebook import COUNTED
 
@@ -165,50 +169,59 @@ def test_networks_are_as_wide_as_ever_without_a_rehearsal():
 # --- what it finds
 
 
-def rehearse(profile: str, results: Path, how: str = "kinds") -> subprocess.CompletedProcess[str]:
+def rehearse(profile: str, results: Path, how: str, *options: str) -> subprocess.CompletedProcess[str]:
     command = [WORKFLOW / "launch.py", profile, "--rehearse", how, "--results", results, "--threads", 1]
-    return run_script(*command)
+    return run_script(*command, *options)
 
 
 @pytest.fixture
 def planted(tmp_path):
-    """Writes a profile of one run of the notebook off_the_shelf, with whatever is wrong with its parameters."""
+    """Writes a profile of runs of the notebook off_the_shelf, with whatever is wrong with the parameters of each."""
+    given = {"dataset": "digits", "backbone": "vit_digits", "reducers": ["none", "tram"], "keep_rates": [0.5]}
+    run = {"notebook": "Pretrained/off_the_shelf", "study": "off_the_shelf"}
 
-    def write(**parameters: object) -> str:
-        given = {"dataset": "digits", "backbone": "vit_digits", "reducers": ["none", "tram"], "keep_rates": [0.5]}
-        run = {"notebook": "Pretrained/off_the_shelf", "study": "off_the_shelf", "parameters": {**given, **parameters}}
-        (tmp_path / "p.yaml").write_text(yaml.safe_dump({"profile": "p", "runs": [run]}))
+    def write(**each: dict[str, object]) -> str:
+        runs = [{**run, "name": name, "parameters": {**given, **parameters}} for name, parameters in each.items()]
+        (tmp_path / "p.yaml").write_text(yaml.safe_dump({"profile": "p", "runs": runs}))
         return str(tmp_path / "p.yaml")
 
     return write
 
 
 def test_a_broken_parameter_is_found(planted, results):
-    done = rehearse(planted(keep_rat=[0.5]), results)
+    done = rehearse(planted(one={"keep_rat": [0.5]}), results, "kinds")
     assert done.returncode == 2
     assert done.stderr.startswith("error: profile p: unknown parameter 'keep_rat' for off_the_shelf.py; allowed: ")
 
 
 def test_a_missing_weight_file_is_found(planted, results):
-    done = rehearse(planted(weights="results/none.safetensors"), results)
+    done = rehearse(planted(one={"weights": "results/none.safetensors"}), results, "kinds")
     assert done.returncode == 2
     assert done.stderr == "error: profile p: no weights at results/none.safetensors, and no run makes them\n"
 
 
 @pytest.mark.slow
-def test_a_wrong_shape_is_found(planted, results, tmp_path):
+def test_a_wrong_shape_is_found_and_stops_no_other_run(planted, results, tmp_path):
+    """Of the other run, the notebook that is executed says how many passes it made."""
     from common.weights import save_state
 
     save_state(create_model("simple_vit_digits"), tmp_path / "other.safetensors")
-    done = rehearse(planted(weights=str(tmp_path / "other.safetensors")), results)
+    profile = planted(wrong={"weights": str(tmp_path / "other.safetensors")}, right={"weights": ""})
+    done = rehearse(profile, results, "pairs")
     assert done.returncode == 1
+    assert done.stdout.startswith("rehearsing 2 of 2 runs:\n  off_the_shelf--wrong\n  off_the_shelf--right\n")
     assert "other.safetensors' does not fit backbone 'vit_digits'" in done.stderr
-    assert done.stdout.startswith("rehearsing 1 of 1 runs:\n  off_the_shelf--off_the_shelf\n")
+    wrong, right = (run for plan in plans_to_run(profile, str(results), "pairs") for run in plan.runs)
+    assert [Path(run.csv).is_file() for run in (wrong, right)] == [False, True]
+    cell = nbformat.read(right.executed, as_version=4).cells[-1]
+    assert cell.source == COUNTED
+    assert cell.outputs[0].text == "50.0 passes\n"  # 24 images and one that is counted on, of two models
 
 
 @pytest.fixture
-def everything(tmp_path) -> str:
-    """A profile that includes all that are shipped."""
+def everything(tmp_path, monkeypatch) -> str:
+    """A profile that includes all that are shipped, where none of its data and weights are."""
+    monkeypatch.setenv("DATA_ROOT", str(tmp_path / "data"))
     (tmp_path / "all.yaml").write_text(yaml.safe_dump({"profile": "all", "include": list_profiles()}))
     return str(tmp_path / "all.yaml")
 
@@ -224,60 +237,100 @@ def test_every_notebook_is_taken_once_and_every_profile_has_one(everything):
     assert {run.notebook for run in runs} == {run.notebook for run in runs_of(everything)}
 
 
+def test_the_rehearsal_of_all_profiles_is_a_plan_of_snakemake(everything, results):
+    """Whose values pass the checks, with a maker of everything that a run starts from, and a page of each profile."""
+    done = rehearse(everything, results, "notebooks", "--dry-run", "--printshellcmds", "--quiet", "progress")
+    assert done.returncode == 0, done.stderr[-3000:]
+    said = done.stdout + done.stderr
+    for plan in plans_to_run(everything, str(results), "notebooks"):
+        assert f" -m common.studies both {shlex.quote(plan.results)} --title={shlex.quote(plan.title)} " in said
+        for run in plan.runs:
+            narrow = " --narrow" if run.narrow else ""
+            assert f"run_notebook.py {run.notebook} {shlex.quote(run.executed)} --parameters " in said
+            assert f"--log {shlex.quote(run.log)}{narrow}\n" in said
+
+
+def rehearse_here(run: Run) -> float:
+    """The passes that a rehearsed run makes; it changes the process for good."""
+    os.chdir(ROOT)
+    torch.set_num_threads(1)  # the threads of torch's pool are not in a fork
+    if run.narrow:
+        narrow()
+        count_passes()
+    execute(ROOT / run.notebook, run.parameters)
+    print(f"{counted():.1f} passes")
+    return counted()
+
+
 @pytest.mark.slow
-def test_every_shipped_profile_gets_through_its_rehearsal(everything, results):
+def test_every_shipped_profile_gets_through_its_rehearsal(everything, results, tmp_path):
     """All of them in one go, one run of every notebook, from the generated pictures to the page.
 
     Each makes as many passes as its estimate foresees; fewer where it takes what another run of its profile has kept.
+    Each is a fork of this process, which has the libraries already: half of the time of a start by Snakemake.
     """
-    done = rehearse(everything, results, "notebooks")
-    assert done.returncode == 0, done.stderr[-3000:]
+    write_datasets(tmp_path / "data", data_of(load_plans(everything)))
     plans = plans_to_run(everything, str(results), "notebooks")
-    assert all((ROOT / run.csv).is_file() for plan in plans for run in plan.runs)
-    assert all("Rehearsal: " in (ROOT / plan.results / "report.html").read_text() for plan in plans)
-    off = {run.name: ratio for plan in plans for run in plan.runs if not 0.75 < (ratio := passes_ratio(run)) < 1.35}
+    find_study("slimming")  # all are imported now
+    off = {}
+    for run in in_order_of_needs(plans):
+        done = run_call(rehearse_here, run)
+        assert done.returncode == 0, f"{run.name}: {done.stderr[-3000:]}"
+        if not 0.75 < (ratio := passes_ratio(run, float(done.stdout.split()[-2]))) < 1.35:
+            off[run.name] = ratio
+    for plan in plans:
+        done = run_module("common.studies", "both", plan.results, f"--title={plan.title}", f"--about={plan.about}")
+        assert done.returncode == 0, f"{plan.profile}: {done.stderr[-3000:]}"
     taking = ("explain_agreement", "reduction_patterns", "patterns_across_data")
     assert {name: ratio for name, ratio in off.items() if ratio > 1 or not any(text in name for text in taking)} == {}
 
 
-def passes_ratio(run: Run) -> float:
+def in_order_of_needs(plans: list[Plan]) -> Iterator[Run]:
+    """All runs, each after those of its profile that make what it starts from."""
+    for plan in plans:
+        waiting = list(plan.runs)
+        while waiting:
+            missing = {what for run in waiting for what in run.makes}
+            ready = [run for run in waiting if missing.isdisjoint(run.needs)]
+            assert ready, f"{plan.profile}: {[run.name for run in waiting]} wait for each other"
+            yield from ready
+            waiting = [run for run in waiting if run not in ready]
+
+
+def passes_ratio(run: Run, made: float) -> float:
     """Passes that a rehearsed run made, and that its estimate foresees on as few images; 1.0 where none are counted."""
-    cell = nbformat.read(run.executed, as_version=4).cells[-1]
-    if cell.source != COUNTED or run.notebook in COUNTING:
+    if not run.narrow:
         return 1.0
-    counted = float(cell.outputs[0].text.split()[0])
     with mock.patch.dict(passes.IMAGES, {name: REHEARSED for name in passes.IMAGES if name not in EMBEDDED}):
-        return counted / passes_of(run)
+        return made / passes_of(run)
 
 
 @pytest.mark.slow
-def test_a_killed_training_goes_on_from_its_last_epoch(results, tmp_path):
+def test_a_killed_training_goes_on_from_its_last_epoch(results, monkeypatch, tmp_path):
     """A run of the profile tram, as it is rehearsed, but of 30 epochs: what was trained is not trained again."""
     first = plans_to_run("tram", str(results), "kinds")[0].runs[0]
     run = replace(first, options={**first.options, "epochs": 30})
+    monkeypatch.setenv("DATA_ROOT", str(tmp_path / "data"))
     write_datasets(tmp_path / "data", run.values("dataset"))
-    parameters = tmp_path / "parameters.yaml"
-    parameters.write_text(yaml.safe_dump(run.parameters))
-    command = [WORKFLOW / "run_notebook.py", run.notebook, run.executed, "--parameters", parameters, "--narrow"]
-    environment = {**os.environ, "DATA_ROOT": str(tmp_path / "data"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    start = partial(subprocess.Popen, [sys.executable, *command], cwd=ROOT, env=environment, stderr=subprocess.DEVNULL)
 
-    with start() as killed:
-        (log,) = wait_for(lambda: list(results.glob("training/*/log.csv")), killed)
-        wait_for(lambda: len(pd.read_csv(log)) > 3, killed)
-        killed.kill()
+    killed = start_call(rehearse_here, run)
+    (log,) = wait_for(lambda: list(results.glob("training/*/log.csv")), killed)
+    wait_for(lambda: len(pd.read_csv(log)) > 3, killed)
+    killed.kill()
+    killed.join()
     kept = pd.read_csv(log)
     assert not Path(run.csv).exists() and len(kept) < 30
-    with start() as second:
-        assert second.wait() == 0
+    second = start_call(rehearse_here, run)
+    second.join()
+    assert second.exitcode == 0
     rows = pd.read_csv(run.csv)
     assert rows["epoch"].tolist() == list(range(31))
     assert rows["epoch_seconds"][: len(kept)].tolist() == kept["epoch_seconds"].tolist()
     assert not log.exists(), "a training that is done keeps nothing"
 
 
-def wait_for(found: Callable[[], Any], process: subprocess.Popen) -> Any:
-    while process.poll() is None:
+def wait_for(found: Callable[[], Any], process: ForkProcess) -> Any:
+    while process.is_alive():
         if value := found():
             return value
         time.sleep(0.05)

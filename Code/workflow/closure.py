@@ -18,7 +18,7 @@ from __future__ import annotations
 import ast
 import hashlib
 from collections.abc import Iterator, Mapping
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +31,10 @@ NO_METHODS = {"protocol"}  # functions with an argument that may be called like 
 
 
 class Source:
-    """One file, without its docstrings and without what only presents numbers."""
+    """The text of one file, without its docstrings and without what only presents numbers; ``name`` is for errors."""
 
-    def __init__(self, path: Path) -> None:
-        self.tree = ast.parse(path.read_text(encoding="utf-8"), str(path))
+    def __init__(self, text: str, name: str) -> None:
+        self.tree = ast.parse(text, name)
         _drop_presentation(self.tree)
         for node in ast.walk(self.tree):
             if isinstance(getattr(node, "body", None), list):
@@ -74,12 +74,13 @@ class Closure:
 
     def __init__(self, folder: Path, published: Path) -> None:
         paths = sorted((folder / PACKAGE).rglob("*.py"))
-        self._sources = {_module(path.relative_to(folder)): Source(path) for path in paths}
+        texts = {path.relative_to(folder): path.read_text(encoding="utf-8") for path in paths}
+        self._sources = {_module(path): _read_once(text, str(path)) for path, text in texts.items()}
         self._published = {path.stem: path for path in sorted(published.glob("*.csv"))}
 
     def fingerprints(self, notebook: Path, options: Mapping[str, Any]) -> dict[str, str]:
         """Of the notebook, of the modules that it reaches when it runs with ``options``, and of CSVs that it names."""
-        run = Source(notebook)
+        run = Source(notebook.read_text(encoding="utf-8"), str(notebook))
         run.tree.body = [node for node in run.tree.body if not (_is_replaced(node, options) or _is_for_colab(node))]
         reached, named, waiting = set(), {*run.texts, *_strings(options)}, self._imported_by(run)
         while waiting:
@@ -114,6 +115,12 @@ class Closure:
             for module, source in self._sources.items()
             if _package(module) in packages and source.registered & named
         }
+
+
+@cache
+def _read_once(text: str, name: str) -> Source:
+    """A file of the package, which no run changes."""
+    return Source(text, name)
 
 
 def _digest(content: bytes) -> str:

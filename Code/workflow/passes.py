@@ -309,9 +309,14 @@ def _slimming(given: Given) -> float:
 
 
 def _slimming_limits(given: Given) -> float:
-    """Every plan scored and measured beside the unreduced network, and how alike patches are."""
-    plans = len(given["tapers"]) * (len(given["floors"]) + 1) + len(given["other_scores"]) + len(given["scored_on"])
-    return (1 + plans) * given.val + plans * given.calibration + given["similarity_images"]
+    """Every plan measured beside the unreduced network, the scores of all of them, and how alike patches are.
+
+    From the bottom up, each block is scored by all that lies above it, half of the network on average.
+    """
+    bottom_up, others = len(given["tapers"]), len(given["other_scores"]) + len(given["scored_on"])
+    plans = bottom_up * (len(given["floors"]) + 1) + others
+    scored = (1 + others + bottom_up * (given.depth / 2 + 1)) * given.calibration
+    return (1 + plans) * given.val + scored + min(given["similarity_images"], given.calibration)
 
 
 def _slimming_study(given: Given) -> float:

@@ -46,7 +46,7 @@ def plans_to_run(profile: str, results: str | None = None, rehearsed: str | None
         return load_plans(profile, results)
     plans = load_plans(profile, results or str(FOLDER / find_profile(profile).stem))
     chosen = sample([run for plan in plans for run in plan.runs], rehearsed)
-    smaller = [_smaller(plan, [run for run in plan.runs if run in chosen]) for plan in plans]
+    smaller = [_smaller(plan, [run for run in plan.runs if run in chosen], rehearsed) for plan in plans]
     return [plan for plan in smaller if plan.runs]
 
 
@@ -64,7 +64,8 @@ def sample(runs: list[Run], how: str) -> list[Run]:
 
     "kinds": one run of every notebook with the same set of parameters. "pairs": of each such kind so many that any two
     values that are no numbers, such as a data set and a method, meet if they meet in any run. "notebooks": one run of
-    every notebook, that which needs the fewest others, and at least one of every profile.
+    every notebook, that which needs the fewest others, and at least one of every profile; of several
+    backbones, which a rehearsal makes equally narrow, it has the first, unless each is to have weights of its own.
     """
     makers = _makers(runs)
     chosen = _spread(runs, makers) if how == "notebooks" else []
@@ -145,9 +146,10 @@ def _is_numeric(value: Any) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool)
 
 
-def _smaller(plan: Plan, runs: list[Run]) -> Plan:
+def _smaller(plan: Plan, runs: list[Run], how: str) -> Plan:
     made = {run.checkpoint for run in plan.runs}
-    small = [replace(run, profile="rehearsal", options=_small_options(run), narrow=_narrow(run, made)) for run in runs]
+    options = _with_one_backbone if how == "notebooks" else _small_options
+    small = [replace(run, profile="rehearsal", options=options(run), narrow=_narrow(run, made)) for run in runs]
     return replace(plan, title=f"Rehearsal: {plan.title}", about=ABOUT, runs=tuple(small))
 
 
@@ -162,6 +164,13 @@ def _small_options(run: Run) -> dict[str, Any]:
     if given.get("trained"):  # each of its models is a run of its own
         small["reducers"] = given["reducers"][:SOME]
     return dict(run.options) | {name: value for name, value in small.items() if value != given[name]}
+
+
+def _with_one_backbone(run: Run) -> dict[str, Any]:
+    options = _small_options(run)
+    if "backbones" not in options or isinstance(defaults_of(run.notebook).get("weights"), list):
+        return options
+    return options | {"backbones": options["backbones"][:1]}
 
 
 def _small(name: str, value: Any) -> Any:

@@ -30,13 +30,13 @@ def published_model(
 ) -> ReducedVisionTransformer:
     """The network behind a row of TRAM's benchmark tables.
 
-    Made without memory for weights (on the meta device), since only its shapes matter. Its authors' ViT has no qkv
-    bias, and all methods but TRAM itself embed patches between two LayerNorms, which is 1.2 MMAC and 3072 parameters
-    (ViT-B, 224 px) in TRAM's favour.
+    Made without weights (on the meta device, and none are drawn), since only its shapes matter. Its authors' ViT has no
+    qkv bias, and all methods but TRAM itself embed patches between two LayerNorms, which is 1.2 MMAC and 3072
+    parameters (ViT-B, 224 px) in TRAM's favour.
     """
     extra = {"parity": True} if reducer == "patchmerger" else {}
     with torch.device("meta"):
-        vit = timm.create_model(backbone, num_classes=num_classes, img_size=img_size)
+        vit = timm.create_model(backbone, num_classes=num_classes, img_size=img_size, weight_init="skip")
         as_published(vit, normalized_embed=reducer != "tram")
         return reduce_tokens(vit, reducer, keep_rate=keep_rate, **extra)
 
