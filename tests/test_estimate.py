@@ -281,6 +281,17 @@ def test_plan_says_what_it_costs_and_runs_nothing(profile, results):
     assert not results.exists()
 
 
+@pytest.mark.parametrize(("name", "value"), [("limit_vall", 8), ("reducers", ["tomx"])])
+def test_plan_refuses_what_no_run_could_take(profile, results, name, value):
+    path = profile(
+        "Pretrained/off_the_shelf", "off_the_shelf", dataset="digits", backbone="vit_digits", **{name: value}
+    )
+    done = run_script(WORKFLOW / "launch.py", path, "--plan", "--results", results)
+    wrong = value[0] if isinstance(value, list) else name
+    assert done.returncode == 2 and done.stdout == ""
+    assert f"'{wrong}'" in done.stderr and done.stderr.count("\n") == 1
+
+
 def test_fetch_opens_the_data_and_the_profile_then_goes_offline(profile, monkeypatch):
     path = profile("Pretrained/off_the_shelf", "off_the_shelf", dataset="digits", backbone="vit_digits")
     (plan,) = plans = load_plans(path)

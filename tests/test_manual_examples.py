@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -89,6 +92,35 @@ def test_the_method_that_the_manual_adds_keeps_the_longest(monkeypatch: pytest.M
     norms = vit.blocks[0](vit._pos_embed(vit.patch_embed(images)))[:, vit.num_prefix_tokens :].norm(dim=-1)
     for row, norm in zip(kept, norms, strict=True):
         assert row.sum() == row.numel() // 2 and norm[row].min() >= norm[~row].max()
+
+
+def test_every_program_knows_the_method_that_the_manual_keeps_outside(tmp_path: Path) -> None:
+    """As its environment says; a module that is not there is one line."""
+    text = section("Add a method")
+    (code,), (shell,) = code_blocks(text, "python"), code_blocks(text, "bash")
+    module, name = re.search(r"METHOD_MODULES=(\w+)", shell)[1], re.search(r"--reducer (\w+)", shell)[1]
+    (tmp_path / f"{module}.py").write_text(code)
+    paths = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", ""), str(Path(common.__file__).parents[1])])
+
+    def export(modules: str) -> subprocess.CompletedProcess[str]:
+        command = [
+            sys.executable,
+            "-m",
+            "common.exporting",
+            f"{name}.pt2",
+            "--backbone",
+            "vit_digits",
+            "--reducer",
+            name,
+        ]
+        found = {**os.environ, "PYTHONPATH": paths, "METHOD_MODULES": modules}
+        return subprocess.run([*command, "--keep-rate", "0.5"], cwd=tmp_path, env=found, capture_output=True, text=True)
+
+    done, missing = export(module), export(f"{module} other_methods")
+    assert done.stdout == f"{name}.pt2\n" and (tmp_path / f"{name}.pt2").is_file(), done.stderr
+    assert missing.returncode == 2 and missing.stderr == (
+        "error: METHOD_MODULES names the module 'other_methods', which is not there; is its folder in PYTHONPATH?\n"
+    )
 
 
 def test_the_training_that_the_manual_shows_is_one(tmp_path: Path) -> None:

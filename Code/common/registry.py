@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Callable, Mapping
-from functools import wraps
+from functools import cache, wraps
+from importlib import import_module
 from typing import Any, Generic, TypeVar
 
 from common.errors import UsageError, require_choice
@@ -13,6 +15,7 @@ from common.yaml_files import parse_yaml
 
 Class = TypeVar("Class", bound=type)
 Options = tuple[tuple[str, object], ...]
+MODULES = "METHOD_MODULES"  # environment: modules, with spaces between, that register classes of the user's own
 ASKED = "_asked"  # where an instance keeps the name that its class was chosen by, and its options
 
 
@@ -29,6 +32,9 @@ class Registry(Generic[Class]):
 
     Their annotations say what is allowed, see :mod:`common.options`; a registered class refuses anything else before
     its constructor runs. One that takes ``**`` others hands them to the class that it inherits from.
+
+    Modules that the environment variable ``METHOD_MODULES`` names are imported before a name is looked up, so that
+    every program, notebook and worker finds the classes that they register.
 
     Args:
         what: what the classes are, as messages call it: "reducer".
@@ -81,10 +87,12 @@ class Registry(Generic[Class]):
 
     def names(self) -> list[str]:
         """All names, sorted."""
+        import_own_modules()
         return sorted(self._classes)
 
     def get(self, name: str) -> Class:
         """The class registered under ``name``; :class:`UsageError` lists what there is."""
+        import_own_modules()
         return self._classes[require_choice(name, self._classes, self._what)]
 
     def options(self, name: str) -> list[str]:
@@ -138,6 +146,29 @@ class Registry(Generic[Class]):
 
     def _shared_options(self) -> dict[str, inspect.Parameter]:
         return {} if self._shared is None else keywords(self._shared)
+
+
+@cache
+def import_own_modules() -> None:
+    """Import, once, the modules that the environment variable ``METHOD_MODULES`` names."""
+    for name in os.environ.get(MODULES, "").split():
+        import_own_module(name, MODULES)
+
+
+def import_own_module(name: str, given_by: str) -> None:
+    """Import a module that registers classes of the user's own.
+
+    Raises:
+        UsageError: Python does not find it; ``given_by`` says in the message where its name comes from.
+    """
+    try:
+        import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+            raise  # the module is there, something that it imports is not
+        raise UsageError(
+            f"{given_by} names the module {name!r}, which is not there; is its folder in PYTHONPATH?"
+        ) from error
 
 
 def _options(cls: type) -> dict[str, inspect.Parameter]:

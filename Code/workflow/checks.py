@@ -14,9 +14,15 @@ from profile_file import ROOT, ProfileError, refusal
 
 def check_plan(plan: Plan) -> None:
     """Raise :class:`plan.ProfileError` with one line for each value that a run could not work with."""
-    for checks in ((_study, _undeclared, _wrong_values), (_schedules, _models)):
-        _refuse(plan, [problem for run in plan.runs for check in checks for problem in check(run)])
+    check_values(plan)
+    _refuse(plan, [problem for run in plan.runs for check in (_schedules, _models) for problem in check(run)])
     check_weights(plan)
+
+
+def check_values(plan: Plan) -> None:
+    """As :func:`check_plan`, for what can be said without a model: names of studies and parameters, and each value."""
+    checks = (_study, _undeclared, _wrong_values)
+    _refuse(plan, [problem for run in plan.runs for check in checks for problem in check(run)])
 
 
 def check_weights(plan: Plan) -> None:

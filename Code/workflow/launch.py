@@ -17,7 +17,7 @@ import time
 from importlib.metadata import version
 
 from accept import accept
-from checks import check_plan, check_weights
+from checks import check_plan, check_values, check_weights
 from fetch import go_offline
 from outlook import describe
 from plan import Plan, load_plans, state_folder
@@ -43,7 +43,10 @@ def main() -> int:
     os.chdir(ROOT)
     try:
         if arguments.plan:
-            print(describe(load_plans(arguments.profile)))
+            plans = load_plans(arguments.profile)
+            for plan in plans:
+                check_values(plan)
+            print(describe(plans))
             return 0
         plans = _prepare(arguments, options)
     except ProfileError as error:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from importlib import import_module
 from pathlib import Path
 
 from common.errors import command
@@ -19,6 +18,7 @@ from common.leaderboard.page import render, write_page
 from common.leaderboard.photographs import traced
 from common.leaderboard.readme import write_readme
 from common.leaderboard.runs import boards_of, speeds_of
+from common.registry import import_own_module
 from common.training.digits_backbone import from_here
 
 
@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--readme", help="file that also gets the sentences and the table of the first board")
     given = parser.parse_args(arguments)
     if given.module:
-        import_module(given.module)
+        import_own_module(given.module, "--module")
     boards = boards_of(given.results_dir)
     weights = from_here(given.weights) if given.weights else None
     speeds = speeds_of(given.speeds or given.results_dir)
