@@ -477,3 +477,23 @@ def test_as_a_command(arguments, code, stdout, stderr):
     assert done.returncode == code
     assert done.stdout.startswith(stdout) and bool(done.stdout) == bool(stdout)
     assert done.stderr.startswith(stderr) and len(done.stderr.splitlines()) == bool(stderr)
+
+
+def test_a_method_that_cannot_meet_a_budget_is_left_out_of_it(capsys):
+    """Images of 24 pixels for 32 save 45 %, so that there is nothing between them and whole ones."""
+    methods, budgets = ["tome:resize=24", "topk"], ["mac_cut=0.2", "mac_cut=0.6"]
+    rows = compare("vit_digits", methods, budgets, batch_size=2, rounds=1, ceilings=False)
+    assert [(row["method"], row["options"]) for row in rows] == [
+        ("none", ""),
+        ("tome", "resize=24"),
+        ("topk", ""),
+        ("topk", ""),
+    ]
+    whole, smaller, *_ = (row["gmac"] for row in rows)
+    assert smaller / whole == pytest.approx(0.4, abs=0.03)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(
+        "left out: tome in blocks [1, 3, 4] cannot save 20.0% of the MAC; the nearest that it can is"
+    )
+    with pytest.raises(UsageError, match=r"cannot save 20\.0% of the MAC"):
+        compare("vit_digits", methods[:1], budgets[:1], batch_size=2, rounds=1)

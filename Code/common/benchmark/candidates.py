@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -9,7 +10,7 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from common.budget import solved
+from common.budget import OutOfReachError, solved
 from common.cost.ceiling import FirstTokens, Lengths, has_ceiling, recorded_lengths
 from common.cost.counter import count_macs, counts_of
 from common.errors import UsageError
@@ -63,12 +64,26 @@ def models_of(
 ) -> dict[Variant, ReducedVisionTransformer]:
     """``vit`` with each of ``methods`` at each of ``keep_rates``, or at those of a budget; first without reduction.
 
+    A method that cannot meet a budget is left out there, and a line on stderr says so.
+
     Args:
         images, **how: of :func:`common.budget.solved`.
+
+    Raises:
+        OutOfReachError: none can.
     """
     reduced = [(method, rate) for method in methods if method.name != "none" for rate in keep_rates]
     variants = [(Method("none"), 1.0), *reduced]
-    found = [(method, solved(vit, method, rate, images, **how)) for method, rate in variants]
+    found, refused = [], []
+    for method, rate in variants:
+        try:
+            found.append((method, solved(vit, method, rate, images, **how)))
+        except OutOfReachError as error:
+            refused.append(error)
+    if refused and len(found) == 1:
+        raise refused[0]
+    for error in refused:
+        print(f"left out: {error}", file=sys.stderr)
     return {
         (method, rate): reduce_tokens(vit, method.name, keep_rate=rate, **dict(method.options))
         for method, rate in found
