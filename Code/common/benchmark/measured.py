@@ -92,8 +92,8 @@ def compare_all(
     Args:
         methods: written as for :class:`common.reducers.Method`; "none" is always measured.
         keep_rates: see :class:`common.reducers.Schedule`; or budgets ("mac_cut=0.4", "speedup=1.5"), for which each
-            method has a keep rate of its own; one that cannot meet it is left out there. One of time is of eager models,
-            for one format and one batch.
+            method has a keep rate of its own; one that cannot meet it is left out there. A budget of time is of eager
+            models, for one format and one batch.
         img_size: pixels; default that of the backbone.
         dtypes: of weights and images; "int8" of the linear layers of the blocks, on onnxruntime
             (:mod:`common.onnx_int8`). One that the processor has no units for is left out.
