@@ -6,12 +6,20 @@ import pytest
 import timm
 import torch
 from backbones import applicable_reducers, images, make
+from torch.utils.data import DataLoader, TensorDataset
 
 import common
 from common.budget import BudgetSolver, Solution, keep_rate_for, reduce_tokens, solver
 from common.cost.counter import count_macs, mean_macs
 from common.errors import UsageError
+from common.models import reduced
 from common.reducers import Schedule, list_reducers, reducer_class
+from common.reducers.base import REDUCERS
+
+
+def named_backbone(vit: torch.nn.Module, reducer: str, **options: object) -> torch.nn.Module:
+    return common.create_model("vit_digits", reducer=reducer, **options)
+
 
 FOLLOWS_NO_SCHEDULE = {"none", "patch_slimming", "dynamic_slimming"}
 SOLVED = [
@@ -109,6 +117,40 @@ def test_what_depends_on_the_images_is_solved_on_them():
     assert found.gmac == pytest.approx(cost / 1e9) and found.mac_cut == pytest.approx(0.2, abs=0.02)
     each = [count_macs_of(vit, found, image) for image in x]
     assert cost == pytest.approx(sum(each) / len(each))
+
+
+def test_images_of_ones_own_may_be_a_dataset_or_a_loader():
+    vit = make("vit")
+    pairs = TensorDataset(images(vit), torch.arange(len(images(vit))))
+    given = (images(vit), pairs, DataLoader(pairs, batch_size=1))
+    tensor, *others = (keep_rate_for(vit, "ats", mac_cut=0.2, images=each) for each in given)
+    assert others == [tensor, tensor]
+    with pytest.raises(UsageError, match="images of type str are not allowed; give a tensor"):
+        keep_rate_for(vit, "ats", mac_cut=0.2, images="photos/")
+
+
+@pytest.mark.parametrize("make_model", [reduce_tokens, reduced.reduce_tokens, named_backbone])
+def test_a_method_may_be_given_in_its_written_form(make_model):
+    """Everywhere the same one: options in the text, beside it, or some of both."""
+    vit, how = make("vit"), {"keep_rate": 0.5}
+    written = make_model(vit, "topk:head_fusion=mean", last_block="cls", **how)
+    beside = reduced.reduce_tokens(vit, "topk", head_fusion="mean", last_block="cls", **how)
+    assert (
+        REDUCERS.asked(written.reducer)
+        == REDUCERS.asked(beside.reducer)
+        == ("topk", {"head_fusion": "mean", "last_block": "cls"})
+    )
+    with pytest.raises(UsageError, match="option 'head_fusion' is given twice: in 'topk:head_fusion=mean' and as hea"):
+        make_model(vit, "topk:head_fusion=mean", head_fusion="max", **how)
+    with pytest.raises(UsageError, match="reducer 'topk': unknown head_fusion 'men'; allowed: max, mean"):
+        make_model(vit, "topk:head_fusion=men", **how)
+
+
+def test_a_budget_is_solved_for_the_written_form_and_for_blocks_in_a_list():
+    vit = make("vit")
+    written = keep_rate_for(vit, "tome:last_block=cls", mac_cut=0.3, reduction_loc=[2, 5])
+    assert written == keep_rate_for(vit, "tome", last_block="cls", mac_cut=0.3, reduction_loc=(2, 5))
+    assert written != keep_rate_for(vit, "tome", mac_cut=0.3, reduction_loc=(2, 5))
 
 
 def count_macs_of(vit: torch.nn.Module, found: Solution, image: torch.Tensor) -> float:

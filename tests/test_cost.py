@@ -104,6 +104,11 @@ def test_sizes_that_the_model_does_not_take_are_refused(measure):
         measure(dynamic, 70)
 
 
+def test_what_is_no_vision_transformer_is_refused():
+    with pytest.raises(UsageError, match="a Linear is given; allowed: a timm VisionTransformer, reduced or not"):
+        count_macs(nn.Linear(2, 2), 32)
+
+
 def test_a_method_without_a_closed_form_is_refused():
     with pytest.raises(UsageError, match="unknown reducer with a closed form 'ats'; allowed: none, patchmerger, t"):
         scheduled_macs(Shape.of(make("vit")), "ats", Schedule(0.5, (3, 6, 9)))

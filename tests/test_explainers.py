@@ -517,6 +517,11 @@ def test_a_missing_library_is_named_with_the_way_to_get_it(name, package, monkey
     assert create_explainer("chefer", digits(img_size=16))(images(digits(img_size=16), 1)).heatmaps.isfinite().all()
 
 
+def test_what_is_no_tensor_of_images_is_refused():
+    with pytest.raises(UsageError, match=r"images of type str are not allowed; give a tensor \(B, 3, H, W\)"):
+        create_explainer("rollout", digits(img_size=16))("photo.jpg")
+
+
 def test_a_backbone_that_is_not_supported_is_refused_by_name():
     with pytest.raises(UsageError, match="backbone Linear is not supported"):
         create_explainer("rollout", torch.nn.Linear(2, 2))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import pytest
+import timm
 import torch
 from test_compile import PLANNED, WHOLE, model
 
 import common
 from common.errors import UsageError
 from common.exporting import export, main
+from common.models.factory import create_backbone
 from common.reducers import list_reducers
 
 ONE_GRAPH = [name for name in list_reducers() if name not in PLANNED | {"atc"}]
@@ -66,6 +68,18 @@ def test_what_cannot_be_exported_is_one_line(text, file, said, tmp_path) -> None
     assert not list(tmp_path.iterdir())
 
 
+def test_what_is_no_vision_transformer_is_refused(tmp_path) -> None:
+    with pytest.raises(UsageError, match="a Linear is given; allowed: a timm VisionTransformer, reduced or not"):
+        export(torch.nn.Linear(2, 2), tmp_path / "a.pt2")
+
+
+def test_images_of_one_channel_are_exported(tmp_path) -> None:
+    vit = timm.create_model("vit_tiny_patch16_224", img_size=32, in_chans=1, embed_dim=48, depth=4, num_heads=3).eval()
+    grey, fast = torch.rand(2, 1, 32, 32), common.reduce_tokens(vit, "topk", keep_rate=0.5)
+    again = torch.export.load(export(fast, tmp_path / "grey.pt2")).module()
+    torch.testing.assert_close(again(grey), fast(grey), atol=1e-5, rtol=0)
+
+
 def test_half_precision_is_refused(tmp_path) -> None:
     with pytest.raises(UsageError, match=r"a model in torch\.bfloat16 on cpu is given; allowed: float32 on cpu"):
         export(model("topk").bfloat16(), tmp_path / "a.pt2")
@@ -79,3 +93,11 @@ def test_command_line(tmp_path, capsys) -> None:
     run = loaded(file)
     assert run(torch.rand(3, 3, 32, 32)).shape == (3, wanted.num_classes)
     assert main(["a.pt2", "--backbone", "vit_digits", "--reducer", "atc", "--keep-rate", "0.5"]) == 2
+
+
+def test_command_line_solves_a_budget(tmp_path, monkeypatch) -> None:
+    found = []
+    monkeypatch.setattr("common.exporting.export", lambda model, path, batch: found.append(model))
+    main(["a.pt2", "--backbone", "vit_digits", "--reducer", "tome:parity=true", "--keep-rate", "mac_cut=0.2"])
+    wanted = common.keep_rate_for(create_backbone("vit_digits"), "tome:parity=true", mac_cut=0.2)
+    assert found[0].reducer.schedule.keep_rate == wanted.keep_rate < 1 and found[0].reducer.parity

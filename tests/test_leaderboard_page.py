@@ -290,7 +290,8 @@ def test_methods_of_ones_own_stand_among_the_others(tmp_path, monkeypatch):
     rows = [made_up(name, cut) for name, cut in (("none", 0.0), ("my_own", 0.4), ("random", 0.4))]
     write_run(rows, STUDIES["leaderboard"], tmp_path / "runs/leaderboard/a.csv", image_ids=list("abcd"), **DIGITS)
     try:
-        assert not main([str(tmp_path), "--module", "my_methods"])
+        monkeypatch.chdir(tmp_path.parent)
+        assert not main([tmp_path.name, "--module", "my_methods"])  # a folder, from where one works
     finally:
         REDUCERS._classes.pop("my_own", None)
     own, _ = data_of(tmp_path / "leaderboard.html")[0]["lines"]

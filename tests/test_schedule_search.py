@@ -10,6 +10,7 @@ import timm
 import torch
 from backbones import images, make
 from documents import part
+from torch.utils.data import DataLoader, TensorDataset
 
 import common
 from common.budget import BudgetSolver, search, search_schedule
@@ -116,8 +117,20 @@ def test_what_cannot_be_searched_is_one_line(vit, some, method, given, message, 
 
 
 def test_images_must_be_images(vit):
-    with pytest.raises(UsageError, match=r"a search needs images \(n, 3, H, W\); given \(3, 128, 128\)"):
+    with pytest.raises(
+        UsageError, match=r"images of shape \(3, 128, 128\) and torch.float32 not allowed; give a tensor"
+    ):
         search_schedule(vit, "topk", torch.zeros(3, 128, 128), mac_cut=0.3)
+    with pytest.raises(UsageError, match="images of type str are not allowed; give a tensor"):
+        search_schedule(vit, "topk", "photos/", mac_cut=0.3)
+
+
+def test_images_may_be_a_dataset_or_a_loader(vit, some):
+    """Of pairs with labels, which are not read: what is found is that of the tensor."""
+    pairs = TensorDataset(some, torch.arange(len(some)))
+    given = (some, pairs, DataLoader(pairs, batch_size=3))
+    tensor, *others = (search_schedule(vit, "topk", each, mac_cut=0.3, candidates=3) for each in given)
+    assert all(other == tensor for other in others)
 
 
 def test_the_comparison_is_on_other_images_and_paired(tmp_path, capsys):

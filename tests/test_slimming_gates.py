@@ -7,6 +7,7 @@ import pytest
 import torch
 from small_slimming import DEPTH, PATCHES, noise, uneven_vit
 from timm.models.vision_transformer import VisionTransformer
+from torch.utils.data import DataLoader, TensorDataset
 
 from common.errors import UsageError
 from common.models.reduced import reduce_tokens
@@ -114,6 +115,23 @@ def test_a_gate_that_is_the_score_chooses_by_the_score(vit, x):
     first = model.reducer.blocks[0]
     highest = trace.scores[first].topk(32).indices.sort().values
     assert torch.equal(highest, torch.stack([row.nonzero()[:, 0] for row in trace.kept(first)]))
+
+
+@pytest.mark.parametrize(("given", "said"), [("vit", "VisionTransformer"), ("topk", "TopK")])
+def test_what_has_no_gates_is_refused(vit, x, given, said):
+    with pytest.raises(UsageError, match=f"{said} has no gates; allowed: a model reduced by dynamic_slimming"):
+        fit_gates(vit if given == "vit" else reduce_tokens(vit, given, keep_rate=0.5), x)
+
+
+def test_gates_learn_the_same_from_a_tensor_and_a_loader(vit, x):
+    pairs = TensorDataset(x, torch.arange(len(x)))
+    found = []
+    for images in (x, pairs, DataLoader(pairs, batch_size=3)):
+        torch.manual_seed(0)  # of the gates
+        found.append(fit_gates(gated(vit), images, epochs=1))
+    assert found[0] == found[1] == found[2]
+    with pytest.raises(UsageError, match="images of type str are not allowed; give a tensor"):
+        fit_gates(gated(vit), "photos/")
 
 
 def test_a_gate_in_the_last_block_is_refused():

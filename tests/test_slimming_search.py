@@ -270,7 +270,7 @@ def test_a_dataset_is_as_good_as_a_tensor(vit, x):
         ({"tolerance": 0.1, "score": "luck"}, r"unknown score 'luck'; allowed: attention, coverage, random"),
         ({"tolerance": 0.1, "speed": 3}, r"unknown setting of a search 'speed'; allowed: batch_size"),
         ({"tolerance": 0.1, "held_out": 1.0}, r"held_out=1.0 of 24 images leaves one side empty"),
-        ({"mac_budget": 0.01}, r"mac_budget=0.01 is not allowed"),
+        ({"mac_budget": 0.01}, r"mac_budget=0.01 \(mac_cut=0.99\) is not allowed"),
         ({"lengths": (20, 30, 15, 10, 5, 1)}, r"lengths=.* are not allowed; give 6 numbers of tokens"),
         ({"lengths": (20, 15, 1)}, r"lengths=.* are not allowed"),
         ({"lengths": (20, 15, 15, 10, 5, 5)}, r"lengths=.* down to 1 in the last block"),

@@ -15,14 +15,15 @@ import torch
 from annotated_types import Ge
 from torch import Tensor, nn
 
+from common.budget import keep_rate_for
 from common.errors import UsageError, command
-from common.models.factory import create_model
-from common.models.reduced import ReducedVisionTransformer
+from common.models.factory import create_backbone, create_model
+from common.models.reduced import ReducedVisionTransformer, check_vit
 from common.onnx_operators import translations
 from common.onnx_sessions import open_onnx, require_onnx
 from common.options import checked
 from common.reducers import Method, list_reducers
-from common.schedule import read_keep_rate
+from common.schedule import is_budget, read_budget, read_keep_rate
 
 FORMATS = (".pt2", ".onnx")
 TOLERANCE = 1e-4  # of logits, which are of the order of 1 to 10
@@ -79,6 +80,7 @@ def _check(model: nn.Module, path: Path) -> None:
         raise UsageError(f"cannot export to {str(path)!r}; allowed: a file that ends in {' or '.join(FORMATS)}")
     if path.suffix == ".onnx":
         require_onnx(path.suffix)
+    check_vit(model)
     parameter = next(model.parameters())
     if parameter.device.type != "cpu" or parameter.dtype != torch.float32:
         raise UsageError(f"a model in {parameter.dtype} on {parameter.device} is given; allowed: float32 on cpu")
@@ -88,7 +90,9 @@ def _check(model: nn.Module, path: Path) -> None:
 
 
 def _images(model: nn.Module, count: int) -> Tensor:
-    return torch.rand(count, 3, *model.patch_embed.img_size, generator=torch.Generator().manual_seed(count))
+    return torch.rand(
+        count, model.in_chans, *model.patch_embed.img_size, generator=torch.Generator().manual_seed(count)
+    )
 
 
 def _program(model: nn.Module, count: int, *, dynamic: bool) -> torch.export.ExportedProgram:
@@ -125,13 +129,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--backbone", default="vit_small_patch16_224", help="a timm VisionTransformer")
     parser.add_argument("--weights", help="timm, or a .safetensors file; default: random ones")
     parser.add_argument("--reducer", default="none", help=f"of: {', '.join(list_reducers())}; options after a colon")
-    parser.add_argument("--keep-rate", help="default: 1; one per stage in quotes: '0.9 0.7 0.5'")
+    parser.add_argument("--keep-rate", help="default: 1; one per stage in quotes: '0.9 0.7 0.5'; or mac_cut=0.4")
     parser.add_argument("--img-size", type=int, help="pixels; default: the backbone's")
     parser.add_argument("--batch", default="dynamic", help="dynamic (default), or a fixed number of images")
     args = parser.parse_args(arguments)
     method = Method.parse(args.reducer)
-    options = dict(method.options) | ({} if args.keep_rate is None else {"keep_rate": read_keep_rate(args.keep_rate)})
-    model = create_model(args.backbone, reducer=method.name, weights=args.weights, img_size=args.img_size, **options)
+    rate = 1.0 if args.keep_rate is None else read_keep_rate(args.keep_rate)
+    if is_budget(rate):
+        vit = create_backbone(args.backbone, img_size=args.img_size)
+        rate = keep_rate_for(vit, str(method), **read_budget(rate)).keep_rate
+    sizes = {"weights": args.weights, "img_size": args.img_size}
+    model = create_model(args.backbone, reducer=str(method), keep_rate=rate, **sizes)
     batch = int(args.batch) if args.batch.isdigit() else args.batch
     print(export(model, args.path, batch=batch))
 

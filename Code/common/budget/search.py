@@ -20,9 +20,10 @@ from tqdm import tqdm
 
 from common.budget.solver import BudgetSolver, Solution
 from common.budget.timing import OutOfReachError
-from common.errors import UsageError
+from common.data.unlabelled import Images, as_tensor
 from common.models import reduced
 from common.models.observe import untouched
+from common.models.reduced import check_supported
 from common.options import Count, Positive, ShareBelow1, Whole, checked
 from common.reducers import Method, Schedule, reducer_class
 from common.reducers.base import divergence_by_image
@@ -89,7 +90,7 @@ class FoundSchedule:
 def search_schedule(
     vit: VisionTransformer,
     method: str,
-    images: Tensor,
+    images: Images,
     *,
     mac_cut: ShareBelow1 | None = None,
     gmac: Positive | None = None,
@@ -113,7 +114,7 @@ def search_schedule(
     Args:
         vit: unreduced.
         method: in its written form, e.g. ``topk:head_fusion=mean``.
-        images: (n, 3, H, W), normalised as ``vit`` expects; they need no labels.
+        images: a tensor (n, 3, H, W), a ``Dataset`` or a ``DataLoader``, normalised as ``vit`` expects, without labels.
         mac_cut, gmac: the budget, see :func:`common.keep_rate_for`.
         candidates: schedules that are tried.
         seed: of what is tried.
@@ -122,9 +123,9 @@ def search_schedule(
     Raises:
         UsageError: as :func:`common.keep_rate_for`; no images.
     """
-    if images.ndim != 4 or not len(images):
-        raise UsageError(f"a search needs images (n, 3, H, W); given {tuple(images.shape)}")
     parsed = Method.parse(method)
+    check_supported(vit)
+    images = as_tensor(images, vit)
     few = images[:batch_size] if reducer_class(parsed.name).adaptive else None
     solver = BudgetSolver(vit, parsed.name, images=few, **dict(parsed.options))
     budget = {name: value for name, value in (("mac_cut", mac_cut), ("gmac", gmac)) if value is not None}

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 import torch
 from timm.models.vision_transformer import VisionTransformer
@@ -22,13 +23,16 @@ from common.budget.timing import DEFAULT_CACHE, WHOLE, Limit, Measure, OutOfReac
 from common.cost.allocator import keep_freed_memory
 from common.cost.closed_form import Shape
 from common.cost.counter import count_macs, mean_macs
+from common.data.unlabelled import Images, as_tensor
 from common.devices import DTYPES, Dtype, torch_device
 from common.errors import UsageError
 from common.models import reduced
-from common.models.reduced import ReducedVisionTransformer
-from common.options import AtLeast1, Count, Positive, ShareBelow1, checked
+from common.models.reduced import ReducedVisionTransformer, check_supported
+from common.options import AtLeast1, Count, Many, Positive, ShareBelow1, Whole, checked
 from common.provenance import describe_device
 from common.reducers import Method, Schedule, default_reduction_loc, reducer_class
+from common.reducers.base import check_options
+from common.reducers.method import named
 from common.schedule import BUDGETS, is_budget, read_budget
 
 DIGITS = 4  # of a keep rate: fine enough to move one token of 1,000 in any stage
@@ -36,6 +40,7 @@ COST_IMAGES = 32  # on which the cost of a method is solved that keeps more of s
 TINY = 1e-9  # a keep rate that leaves one token of any number
 CLOSE_ENOUGH = 1e-4  # of the unreduced cost; below what a token is worth
 BESIDE = ("images", "batch_size", "device", "dtype", "cache")  # what only a budget needs
+FITTED = " (common.idling.fit and common.slimming.search meet a mac_cut by other means)"
 COARSEST = 0.06  # of the unreduced cost; what half a step of a small image's grid may miss
 
 
@@ -86,8 +91,8 @@ class BudgetSolver:
         vit: VisionTransformer,
         reducer: str,
         *,
-        images: Tensor | None = None,
-        reduction_loc: tuple[int, ...] | None = None,
+        images: Any = None,  # Images, which as_tensor checks
+        reduction_loc: Many[Whole] | None = None,
         batch_size: Count = 1,
         device: str | None = None,
         dtype: Dtype | None = None,
@@ -95,11 +100,15 @@ class BudgetSolver:
         measure: Measure = in_turn,
         **reducer_options,
     ) -> None:
+        reducer, reducer_options = named(reducer, reducer_options)
         check_solvable(reducer)
+        check_options(reducer, reducer_options)
+        check_supported(vit)
         _check_images(reducer, images)
         self._where = {"batch_size": batch_size, "device": device, "dtype": dtype, "cache": cache}
         self._measure = measure
-        self.vit, self.reducer, self.images, self.options = vit, reducer, images, reducer_options
+        self.vit, self.reducer, self.options = vit, reducer, reducer_options
+        self.images = None if images is None else as_tensor(images, vit)
         self.blocks = reduction_loc or default_reduction_loc(len(vit.blocks))
         self._shares: tuple[float, ...] | None = None
         self._costs: dict[tuple[int, ...], float] = {}
@@ -260,12 +269,14 @@ def keep_rate_for(
 
     Args:
         vit: unreduced.
+        reducer: a method by its name or in its written form, e.g. ``topk:head_fusion=mean``.
         mac_cut: share of the multiply-accumulates to save, 0 to below 1.
         gmac: or what an image may cost, in 10^9.
         latency_ms: or how long a pass over a batch may take at the most, in milliseconds.
         speedup: or how many times as fast as the unreduced model it must be at the least.
-        images: (n, 3, H, W) of your data, for methods that keep more of some images than of others (ATS): their mean
-            cost is solved for, or the first ``batch_size`` timed, and the answer holds for images like these.
+        images: some of your data, for methods that keep more of some images than of others (ATS): their mean cost is
+            solved for, or the first ``batch_size`` timed, and the answer holds for images like these. A tensor
+            (n, 3, H, W), a ``Dataset`` or a ``DataLoader``, all of which is counted: some 32 images are enough.
         reduction_loc: blocks of the stages; default 1/4, 1/2 and 3/4 of the depth.
         batch_size, device, dtype: what time is measured for; default: one image, where and as ``vit`` is.
         cache: folder where times are kept; default ``~/.cache/token-reduction/timings``.
@@ -283,10 +294,10 @@ def keep_rate_for(
 def check_solvable(reducer: str) -> None:
     """Refuse a budget for a method that has no keep rate."""
     if not reducer_class(reducer).by_rate:
-        raise UsageError(f"{reducer!r} has no keep rate to solve for; allowed: methods that follow a schedule")
+        raise UsageError(f"{reducer!r} has no keep rate to solve for; allowed: methods that follow a schedule{FITTED}")
 
 
-def _check_images(reducer: str, images: Tensor | None) -> None:
+def _check_images(reducer: str, images: Images | None) -> None:
     if reducer_class(reducer).adaptive and images is None:
         raise UsageError(f"what {reducer!r} keeps depends on the images; give some of yours as images=(n, 3, H, W)")
 

@@ -23,6 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from common.cost.closed_form import image_size
 from common.models.observe import untouched
+from common.models.reduced import check_vit
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,9 @@ def count_macs(model: nn.Module, img_size: int | tuple[int, int], *, seed: int =
         seed: of the random image (and of methods that sample, whose counts depend on it).
 
     Raises:
-        UsageError: a size that the model's patch embedding does not take.
+        UsageError: another model, or a size that its patch embedding does not take.
     """
+    check_vit(model)
     size, parameter = image_size(model, img_size), next(model.parameters())
     generator = torch.Generator().manual_seed(seed)
     return _count(model, torch.randn(1, model.in_chans, *size, generator=generator).to(parameter), seed)

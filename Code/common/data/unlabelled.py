@@ -61,11 +61,17 @@ def as_calibration(images: Images, vit: VisionTransformer, *, least: int = 1) ->
     return found.detach().to("cpu", torch.float32)
 
 
+def as_tensor(images: Images, vit: VisionTransformer, *, least: int = 1) -> Tensor:
+    """As :func:`as_calibration`, with all images of a dataset of this package decoded: (N, 3, H, W)."""
+    found = as_calibration(images, vit, least=least)
+    return found if isinstance(found, Tensor) else found.stack()
+
+
 class _Wanted:
     """The shape of images that a network takes."""
 
     def __init__(self, vit: VisionTransformer) -> None:
-        channels, (height, width) = vit.patch_embed.proj.in_channels, vit.patch_embed.img_size
+        channels, (height, width) = vit.in_chans, vit.patch_embed.img_size
         self._shape = (channels, None, None) if vit.dynamic_img_size else (channels, height, width)
 
     def __str__(self) -> str:
@@ -126,7 +132,9 @@ def split(images: Calibration, held_out: float, seed: int) -> tuple[Tensor, Tens
     """
     count = round(len(images) * held_out)
     if not 0 < count < len(images):
-        raise UsageError(f"held_out={held_out} of {len(images)} images leaves one side empty; give a share between")
+        raise UsageError(
+            f"held_out={held_out} of {len(images)} images leaves one side empty; give more, or another share"
+        )
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
     return order[count:].sort().values, order[:count].sort().values
 

@@ -89,11 +89,13 @@ class Explainer:
         return values.unflatten(-1, self.model.patch_grid(images))
 
     def _check_images(self, images: Tensor) -> None:
+        if not isinstance(images, Tensor):
+            raise UsageError(f"images of type {type(images).__name__} are not allowed; give a tensor (B, 3, H, W)")
         embed, sides, more = self.model.patch_embed, self.model.patch_embed.img_size, ""
         if self.model.dynamic_img_size and images.dim() == 4:
             steps, more = (1, 1) if embed.dynamic_img_pad else embed.patch_size, " or other multiples of a patch"
             sides = [max(side - side % step, step) for side, step in zip(images.shape[2:], steps, strict=True)]
-        expected = (getattr(embed.proj, "in_channels", 3), *sides)
+        expected = (self.model.in_chans, *sides)
         if images.dim() != 4 or tuple(images.shape[1:]) != expected:
             allowed = f"(B, {', '.join(map(str, expected))}){more}"
             raise UsageError(f"images of shape {tuple(images.shape)} do not fit the model; allowed: {allowed}")

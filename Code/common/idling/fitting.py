@@ -76,7 +76,11 @@ def fit(
         raise UsageError(f"{forbidden[0]} is not an option of a fit, which decides it; allowed: others of idle_mlp")
     lean = {} if obstacle(vit, "idle_mlp", "cls") else {"last_block": "cls"}
     text = str(Method("idle_mlp", tuple({**BEST, **lean, **options}.items())))
-    how = {"batch_size": batch_size, "seed": seed, "folder": "" if output_dir is None else str(output_dir)}
+    how = {
+        "batch_size": batch_size,
+        "seed": seed,
+        "folder": "" if output_dir is None else str(Path(output_dir).absolute()),
+    }
     config = replace(LABEL_STAGE, epochs=epochs, lr=lr, batch_size=batch_size)
     device = _device(vit)
     with torch.random.fork_rng([device] if device.type == "cuda" else []):

@@ -34,11 +34,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     if given.module:
         import_own_module(given.module, "--module")
-    boards = boards_of(given.results_dir)
+    folder = Path(given.results_dir).expanduser().absolute()
+    boards = boards_of(folder)
     weights = from_here(given.weights) if given.weights else None
-    speeds = speeds_of(given.speeds or given.results_dir)
-    html = render(boards, speeds, list(traced(boards, given.results_dir, weights)), title=given.title)
-    print(write_page(given.results_dir, html))
+    speeds = speeds_of(Path(given.speeds).expanduser().absolute() if given.speeds else folder)
+    html = render(boards, speeds, list(traced(boards, folder, weights)), title=given.title)
+    print(write_page(folder, html))
     if given.readme:
         write_readme(Path(given.readme), boards[0])
         print(given.readme)

@@ -19,6 +19,7 @@ from common.models.published import load_published
 from common.models.reduced import SUPPORTED, ReducedVisionTransformer, check_supported, reduce_tokens
 from common.options import Count, ShareBelow1, checked
 from common.reducers.base import check_options
+from common.reducers.method import named
 from common.weights import HUB, NORM, OWN, check_weights, is_published, read_norm, read_state
 
 ImageSize = Count | Annotated[tuple[Count, Count], Strict(False), "(height, width)"]
@@ -46,7 +47,7 @@ def create_model(
 
     Args:
         name: any timm VisionTransformer, or one of this package's ``simple_vit_*``.
-        reducer: one of :func:`common.list_reducers`.
+        reducer: one of :func:`common.list_reducers`, or its written form with options: "topk:head_fusion=mean".
         keep_rate: one ratio in (0, 1], which compounds over the stages; or a ratio or a count per stage.
         reduction_loc: 0-based blocks of the stages; default 1/4, 1/2, 3/4 of the depth.
         weights: None for random, "timm" for the hub's, a .safetensors file with timm's names, or a .pth file of the
@@ -64,6 +65,7 @@ def create_model(
     Raises:
         UsageError: whatever was asked for does not exist or does not fit, in one line.
     """
+    reducer, reducer_options = named(reducer, reducer_options)
     check_options(reducer, reducer_options)
     vit = create_backbone(name, weights=weights, num_classes=num_classes, img_size=img_size, drop_path=drop_path)
     model = reduce_tokens(vit, reducer, keep_rate=keep_rate, reduction_loc=reduction_loc, **reducer_options)

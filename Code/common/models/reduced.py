@@ -20,6 +20,7 @@ from common.models.block import prefix_block, reduced_block
 from common.models.grids import at_grid, embed, merged_patches, resized_grid, view_at
 from common.models.trace import Trace
 from common.reducers.base import LastBlock, Reducer, check_options, reducer_class
+from common.reducers.method import named
 from common.schedule import Schedule, default_reduction_loc
 from common.tokens import GONE, Tokens
 
@@ -184,7 +185,7 @@ def reduce_tokens(
 
     Args:
         vit: a timm ``VisionTransformer``: ViT, DeiT (distilled too), DeiT-III, DINOv2, SigLIP, SimpleViT.
-        reducer: one of :func:`common.list_reducers`.
+        reducer: one of :func:`common.list_reducers`, or its written form with options: "topk:head_fusion=mean".
         keep_rate: see :class:`common.reducers.Schedule`.
         reduction_loc: 0-based blocks; default 1/4, 1/2 and 3/4 of the depth (3, 6, 9 of 12); all for a rule ("r=13").
         **reducer_options: the method's own options, and :func:`common.reducers.base.shared_options`.
@@ -192,6 +193,7 @@ def reduce_tokens(
     Raises:
         UsageError: unknown method or option, schedule that does not fit, architecture that is not supported.
     """
+    reducer, reducer_options = named(reducer, reducer_options)
     check_options(reducer, reducer_options)
     check_supported(vit)
     depth = len(vit.blocks)
@@ -254,6 +256,12 @@ def uncautioned(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         model.cautioned = before
+
+
+def check_vit(model: object) -> None:
+    """Refuse what is no timm VisionTransformer, reduced or not."""
+    if not isinstance(model, VisionTransformer):
+        raise UsageError(f"a {type(model).__name__} is given; allowed: a timm VisionTransformer, reduced or not")
 
 
 def check_supported(vit: nn.Module) -> None:

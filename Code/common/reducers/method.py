@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated
 
+from common.errors import UsageError
 from common.options import accepted_by
 from common.reducers.base import REDUCERS
 from common.registry import Options, options_text
@@ -56,6 +58,23 @@ class Method:
 
     def __str__(self) -> str:
         return f"{self.name}:{self.options_text}" if self.options else self.name
+
+
+def named(reducer: str, options: Mapping[str, object]) -> tuple[str, dict[str, object]]:
+    """Name and options of a method that is given by its name, or in its written form, and by ``options`` beside it.
+
+    >>> named("topk:head_fusion=mean", {"last_block": "cls"})
+    ('topk', {'head_fusion': 'mean', 'last_block': 'cls'})
+
+    Raises:
+        UsageError: of a written form as :meth:`Method.parse`; an option that stands in both.
+    """
+    if not isinstance(reducer, str) or ":" not in reducer:
+        return reducer, dict(options)
+    method = Method.parse(reducer)
+    for option in dict(method.options).keys() & options.keys():
+        raise UsageError(f"option {option!r} is given twice: in {reducer!r} and as {option}={options[option]!r}")
+    return method.name, {**dict(method.options), **options}
 
 
 MethodText = Annotated[str, accepted_by(Method.parse)]

@@ -17,17 +17,16 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from itertools import product
-from typing import Annotated
 
 import numpy as np
 import torch
-from annotated_types import Ge, Le
 from scipy.interpolate import PchipInterpolator
 from torch import Tensor
 
 from common.cost.closed_form import Shape
 from common.cost.methods import slim_block_macs, slim_macs
 from common.data.unlabelled import Calibration
+from common.errors import UsageError
 from common.models.reduced import ReducedVisionTransformer
 from common.options import Share, check
 from common.reducers.base import divergence_by_image
@@ -107,8 +106,9 @@ def uniform_lengths(shape: Shape, budget: float, counter: str = "compact") -> tu
     prefix = shape.num_prefix_tokens
     every = [(*[length] * (shape.depth - 1), prefix) for length in range(prefix, shape.num_tokens + 1)]
     least = slim_macs(shape, every[0], counter) / shape.unreduced
-    allowed = f"the share of the multiplications to spend by the counter {counter!r}, from {least:.2f} to 1"
-    check("mac_budget", budget, Annotated[float, Ge(least), Le(1), allowed])
+    if not least <= budget <= 1:
+        allowed = f"the share of the multiplications to spend by the counter {counter!r}, from {least:.2f} to 1"
+        raise UsageError(f"mac_budget={budget:.4g} (mac_cut={1 - budget:.4g}) is not allowed; give {allowed}")
     return max(lengths for lengths in every if slim_macs(shape, lengths, counter) <= budget * shape.unreduced)
 
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from common.data.unlabelled import Calibration, digest, split, take
+from common.data.unlabelled import Images, as_calibration, digest, split, take
 from common.errors import UsageError
 from common.models.block import reduced_block
 from common.models.observe import untouched
@@ -36,7 +36,7 @@ Known = dict[int, Tensor]  # targets by the number of the batch, which are the s
 @checked
 def fit_gates(
     model: ReducedVisionTransformer,
-    images: Calibration,
+    images: Images,
     *,
     target: Target = "output",
     epochs: Whole = 5,
@@ -64,6 +64,8 @@ def fit_gates(
 
     Args:
         model: reduced by "dynamic_slimming".
+        images: (N, 3, H, W), normalised as the weights expect; a ``Dataset`` of images or of tuples that begin with
+            one; or a ``DataLoader``.
         epochs, lr, batch_size: of AdamW without weight decay, whose learning rate falls to 0.
         held_out: share of the images that nothing is learnt on. The gates of the epoch with the least loss on these are
             kept, or those that were given: what starts as a plan does not end worse than it there.
@@ -81,6 +83,7 @@ def fit_gates(
     if not gates:
         return []
     _refuse_last(model)
+    images = as_calibration(images, model)
     whole, known = attach(model, NoReduction(model, Schedule(1.0, (0,)))), {}
     settings = {
         "target": target,
@@ -100,7 +103,7 @@ def fit_gates(
     first = -(-len(learnt) // batch_size)  # of the parts that nothing is learnt on
 
     def loss_of(number: int) -> Tensor:
-        return _LOSSES[target](model, whole, take(images, parts[number]), number, known)
+        return _LOSSES[target](model, whole, take(images, parts[number]).to(next(model.parameters())), number, known)
 
     def held_out_loss() -> float:
         return sum(loss_of(number).item() * len(parts[number]) for number in range(first, len(parts))) / len(measured)
@@ -223,7 +226,7 @@ def standardised(scores: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def calibrate_thresholds(model: ReducedVisionTransformer, images: Calibration, *, batch_size: int = 32) -> None:
+def calibrate_thresholds(model: ReducedVisionTransformer, images: Images, *, batch_size: int = 32) -> None:
     """Set the thresholds of ``model``, in place, so that each block computes its number of patches on average.
 
     From the first block on, because which patches are left to score hangs on the thresholds before. The features of
@@ -238,10 +241,12 @@ def calibrate_thresholds(model: ReducedVisionTransformer, images: Calibration, *
 
     Args:
         model: reduced by "dynamic_slimming:budget=threshold", with trained gates.
+        images: as of :func:`fit_gates`.
     """
     reducer = _reducer(model)
     if reducer.budget != "threshold":
         raise UsageError(f"budget {reducer.budget!r} has no thresholds; allowed: threshold")
+    images = as_calibration(images, model)
     with untouched(model):
         chunks = [with_patches(model.embed(batch)) for batch in batches(images, batch_size, model, "patches")]
         for layer, block in enumerate(progress(model.blocks, "thresholds", quiet=False)):
@@ -259,6 +264,7 @@ def _alive(scores: Tensor, valid: Tensor | None) -> Tensor:
 
 
 def _reducer(model: ReducedVisionTransformer) -> DynamicSlimming:
-    if not isinstance(model.reducer, DynamicSlimming):
-        raise UsageError(f"reducer {type(model.reducer).__name__} has no gates; allowed: dynamic_slimming")
-    return model.reducer
+    reducer = getattr(model, "reducer", model)
+    if not isinstance(reducer, DynamicSlimming):
+        raise UsageError(f"{type(reducer).__name__} has no gates; allowed: a model reduced by dynamic_slimming")
+    return reducer

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from common.errors import command
 from common.report.page import write_report
@@ -25,11 +26,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--title", default="", help="heading of the page")
     parser.add_argument("--about", default="", help="one paragraph below the heading")
     given = parser.parse_args(arguments)
+    folder = Path(given.results_dir).expanduser().absolute()
     if given.what != "report":
-        written = write_tables(given.results_dir, all_studies().values())
+        written = write_tables(folder, all_studies().values())
         print(f"{len(written)} files in {written[0].parent}")
     if given.what != "tables":
-        print(write_report(given.results_dir, all_studies(), title=given.title, about=given.about))
+        print(write_report(folder, all_studies(), title=given.title, about=given.about))
 
 
 if __name__ == "__main__":
