@@ -167,6 +167,20 @@ def test_plans_of_equal_cost_are_compared_with_the_first(setup, table):  # noqa:
     ]
 
 
+def test_the_figure_has_a_point_for_every_draw(setup, table):  # noqa: F811
+    rows = table(list(equal_cost_rows(setup, 0.5, variants(Variant(), [0, 0.35], [1.0], [], []))))
+    draws = pd.concat([rows.assign(seed=seed, divergence_change=0.1 * seed * rows.index) for seed in (0, 1, 2)])
+    ((_, fig),) = Slimming().figures(draws, {})
+    (ax,) = fig.axes
+    points = [(line.get_xdata()[0], line.get_ydata()[0]) for line, *_ in ax.containers]
+    assert len(ax.get_yticks()) == len(rows) - 1 and len(points) == 3 * (len(rows) - 1)
+    lowest = [x for x, y in points if abs(y) < 0.5]  # of the last plan, drawn at the bottom
+    assert lowest == pytest.approx([0, 0.1 * (len(rows) - 1), 0.2 * (len(rows) - 1)])
+    two = pd.concat([draws, draws.assign(backbone="vit_tiny_patch16_224")])
+    ((_, fig),) = Slimming().figures(two, {})
+    assert len(fig.axes) == 2 and fig.axes[1].get_title().startswith("ViT-Ti/16")
+
+
 def test_over_seeds_the_change_of_divergence_has_its_interval(setup, table):  # noqa: F811
     rows = list(equal_cost_rows(setup, 0.5, variants(Variant(), [0, 0.35], [1.0], [], [])))
     for row, change in zip(rows, (0.0, -0.1, 0.2, 0.3), strict=True):

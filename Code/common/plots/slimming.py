@@ -10,7 +10,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from common.plots.frames import legend_below, panel_axes, require_columns
+from common.plots.frames import backbone_name, legend_below, panel_axes, require_columns
 from common.plots.style import RC, new_figure
 
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#777777", "#56B4E9", "#000000")
@@ -113,44 +113,61 @@ def slimming_tolerances(df: pd.DataFrame, published: pd.DataFrame | None = None)
     return fig
 
 
+_LIMITS = ("taper", "floor", "score", "order", "scored_on", "divergence", "divergence_change", "divergence_change_sem")
+_NETWORK = ("dataset", "backbone", "img_size", "mac_budget")
+
+
 @rc_context(RC)
 def slimming_limits(df: pd.DataFrame) -> Figure:
     """Draw by how much plans of equal cost diverge less or more from the unreduced network than uniform lengths.
 
-    ``df`` holds the rows "equal_cost" of one run of the study "slimming", that of uniform lengths first; bars are 95 %
-    intervals of the difference on the same images. Left of 0 is nearer to the unreduced network.
+    ``df`` holds the rows "equal_cost" of the study "slimming", of each run that of uniform lengths first: a panel for
+    each network, a point for each of its seeds. Bars are 95 % intervals of the difference on the same images. Left of 0
+    is nearer to the unreduced network.
     """
-    needed = (
-        "taper",
-        "floor",
-        "score",
-        "order",
-        "scored_on",
-        "divergence",
-        "divergence_change",
-        "divergence_change_sem",
-    )
-    df = require_columns(df, needed, "slimming_limits")
-    base, rows = df.iloc[0], df.iloc[:0:-1]
-    change, half = rows["divergence_change"].to_numpy(), 1.96 * rows["divergence_change_sem"].to_numpy()
-    scored = (rows["score"] != "random").to_numpy()
-    ends = [*(change - half)[scored], *(change + half)[scored], 0]
-    far = ~scored & (change - half > max(ends))  # random patches, beside which the others would be one point
-    ends = [*(change - half)[~far], *(change + half)[~far], 0]
+    df = require_columns(df, _LIMITS, "slimming_limits")
+    networks = [rows for _, rows in df.groupby(found)] if (found := [n for n in _NETWORK if n in df]) else [df]
+    plans = [len(_draws(rows)[0]) for rows in networks]
+    fig = new_figure(sum(1.3 + 0.24 * count for count in plans))
+    panels = fig.subplots(len(networks), 1, squeeze=False, height_ratios=plans)[:, 0]
+    for ax, rows in zip(panels, networks, strict=True):
+        _limits(ax, _draws(rows))
+        if len(networks) > 1:
+            ax.set_title(f"{backbone_name(rows['backbone'].iloc[0])}, {rows['dataset'].iloc[0]}")
+    return fig
+
+
+def _draws(rows: pd.DataFrame) -> list[pd.DataFrame]:
+    """The plans of every seed."""
+    return [draw for _, draw in rows.groupby("seed")] if "seed" in rows else [rows]
+
+
+def _limits(ax: Axes, draws: Sequence[pd.DataFrame]) -> None:
+    base, plans = draws[0].iloc[0], draws[0].iloc[:0:-1]
+    change = np.array([draw["divergence_change"].iloc[:0:-1] for draw in draws])  # (seeds, plans)
+    half = 1.96 * np.array([draw["divergence_change_sem"].iloc[:0:-1] for draw in draws])
+    scored = (plans["score"] != "random").to_numpy()
+    most = max([*(change + half)[:, scored].flat, 0])
+    far = ~scored & ((change - half).min(axis=0) > most)  # random patches, beside which the others would be one point
+    ends = [*(change - half)[:, ~far].flat, *(change + half)[:, ~far].flat, 0]
     room = 0.08 * (max(ends) - min(ends))
-    fig = new_figure(1.3 + 0.24 * len(rows))
-    ax = fig.subplots()
-    for place in range(len(rows)):
+    for place in range(len(plans)):
         if far[place]:
-            text = f"{change[place]:+.2f} ± {half[place]:.2f} $\\rightarrow$"
+            text = f"{change[:, place].mean():+.2f} ± {half[:, place].mean():.2f} $\\rightarrow$"
             ax.text(max(ends) + room, place, text, ha="right", va="center", fontsize=8.5, color=_COLORS[0])
-        else:
-            ax.errorbar(change[place], place, xerr=half[place], color=_COLORS[0], marker="o", markersize=5)
+            continue
+        for value, width, lower in zip(change[:, place], half[:, place], _offsets(len(draws)), strict=True):
+            ax.errorbar(value, place - lower, xerr=width, color=_COLORS[0], marker="o", markersize=4, linewidth=1.2)
     ax.set_xlim(min(ends) - room, max(ends) + room)
     ax.axvline(0, color="#000000", linewidth=1)
-    ax.set_yticks(range(len(rows)), [_what_differs(row, base) for _, row in rows.iterrows()], fontsize=8.5)
-    ax.set(xlabel=f"Divergence less that of uniform lengths, {base['divergence']:.3f} nats (95 % interval)")
-    return fig
+    ax.set_yticks(range(len(plans)), [_what_differs(row, base) for _, row in plans.iterrows()], fontsize=8.5)
+    uniform = np.mean([draw["divergence"].iloc[0] for draw in draws])
+    ax.set(xlabel=f"Divergence less that of uniform lengths, {uniform:.3f} nats (95 % interval)")
+
+
+def _offsets(count: int) -> np.ndarray:
+    """Where the points of so many draws stand around the line of their plan."""
+    return 0.24 * (np.arange(count) - (count - 1) / 2)
 
 
 def _what_differs(row: pd.Series, base: pd.Series) -> str:

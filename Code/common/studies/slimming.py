@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Literal
 
 import pandas as pd
+from matplotlib.figure import Figure
 
+from common import plots
 from common.options import Count, Many, Share, Whole, field_kinds
 from common.report.rows import refuse_repeats
 from common.report.sections import Answer, Section, setting_title
@@ -106,7 +108,9 @@ class Slimming(Study):
     captions = {
         "": "Tokens that each block computes, the same in every image; accuracy against multiplications; plans of "
         "equal cost beside uniform lengths; and what is left, or gained over chance, when one block alone computes "
-        "fewer patches. Blocks count from 0."
+        "fewer patches. Blocks count from 0.",
+        "limits": "Plans of equal cost beside uniform lengths, nothing tuned: left of 0 is nearer to the unreduced "
+        "network. A point for each seed, by which the calibration images are drawn.",
     }
     run_figures = "**/*.png"
     parameters = {
@@ -143,6 +147,11 @@ class Slimming(Study):
                     seed = f", seed {rows['seed'].iloc[0]}" if of_several(data, rows) else ""
                     folded = part == "heads" or bool(seed)
                     yield Section(f"{title}{seed}: {what}", frame_of(parts[part]), notes, folded=folded)
+
+    def figures(self, runs: pd.DataFrame, others: Mapping[str, pd.DataFrame]) -> Iterator[tuple[str, Figure]]:
+        equal = runs[runs["part"] == "equal_cost"]
+        if len(equal):
+            yield "limits", plots.slimming_limits(equal)
 
     def answers(self, data: pd.DataFrame) -> Iterator[Answer]:
         """Per setting: what all lengths cost and lose, before and after training, over its seeds."""
