@@ -89,7 +89,8 @@ run_tests() { # pytest options; without any everything runs, on two cores or mor
     if [[ $# -gt 0 || $(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN) -lt 2 ]]; then
         exec "${pytest[@]}" "$@"
     fi
-    OMP_NUM_THREADS=1 exec "${pytest[@]}" --numprocesses logical --maxprocesses 4 --dist loadfile
+    # files start in the order that tests/conftest.py gives them
+    OMP_NUM_THREADS=1 exec "${pytest[@]}" --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 }
 
 open_lab() { # JupyterLab options

@@ -15,6 +15,14 @@ import torch
 from plan import state_folder
 from profile_file import ROOT
 
+TRAINS = "test_leaderboard.py"  # the small backbone of the digits, from which most notebooks start
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """First the file that trains what others would train at the same time, then those that take long."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: (item.path.name != TRAINS, item.path not in slow))
+
 
 @pytest.fixture(autouse=True)
 def seeded() -> None:

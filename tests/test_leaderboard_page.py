@@ -263,8 +263,9 @@ def test_a_speed_belongs_to_the_same_model_and_names_the_machine(tmp_path, board
     assert board_content(board, bfloat16)["speed"] == ""
 
 
-def test_the_speed_of_what_depends_on_the_images_is_found():
+def test_the_speed_of_what_depends_on_the_images_is_found(monkeypatch):
     """Its budget is solved on the same images as on the leaderboard, so that both rows are of one model."""
+    monkeypatch.setattr("common.setup.COST_IMAGES", 8)
     given, said = shown_images("vit_digits", "", "digits", 32, "pretrained")
     _, ats = compare("vit_digits", ["ats"], ["mac_cut=0.4"], **given, batch_size=2, rounds=1, device="cpu")
     setup = Setup("vit_digits", "", "digits", 32)
