@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -113,13 +114,13 @@ class SlimmingPlan:
         """Tokens that each block computes, prefix tokens included."""
         return tuple(len(mask) for mask in self.masks)
 
-    @property
+    @cached_property
     def kept(self) -> tuple[tuple[int, ...], ...]:
         """Patches that each block computes, counted from 0."""
         prefix = self.num_prefix_tokens
         return tuple(tuple(token - prefix for token in mask[prefix:]) for mask in self.masks)
 
-    @property
+    @cached_property
     def drops(self) -> dict[int, int]:
         """Block -> patches that it computes, of the blocks that drop some."""
         before, counts = self.num_tokens - self.num_prefix_tokens, {}

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from itertools import product
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -106,8 +107,9 @@ def uniform_lengths(shape: Shape, budget: float, counter: str = "compact") -> tu
     prefix = shape.num_prefix_tokens
     every = [(*[length] * (shape.depth - 1), prefix) for length in range(prefix, shape.num_tokens + 1)]
     least = slim_macs(shape, every[0], counter) / shape.unreduced
+    allowed = f"the share of the multiplications to spend by the counter {counter!r}, from {least:.2f} to 1"
+    budget = check("mac_budget", budget, Annotated[float, allowed])
     if not least <= budget <= 1:
-        allowed = f"the share of the multiplications to spend by the counter {counter!r}, from {least:.2f} to 1"
         raise UsageError(f"mac_budget={budget:.4g} (mac_cut={1 - budget:.4g}) is not allowed; give {allowed}")
     return max(lengths for lengths in every if slim_macs(shape, lengths, counter) <= budget * shape.unreduced)
 
