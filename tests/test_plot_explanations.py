@@ -396,8 +396,11 @@ def test_blocks_are_named_where_a_reducer_was_read_after_several():
     _, overlap = plots.agreement_matrix(pd.concat([agreement(), later])).axes
     labels = [tick.get_text() for tick in overlap.get_xticklabels()]
     assert labels == ["TRAM, block 3", "TRAM, block 9", "l2 pattern, block 3", "l2 pattern, block 9"]
-    with pytest.raises(UsageError, match="unknown reducer 'trim'"):
-        plots.agreement_matrix(agreement().replace({"reducer": {"tram": "trim"}}))
+
+
+def test_a_reducer_from_outside_the_package_comes_last():
+    _, overlap = plots.agreement_matrix(agreement().replace({"reducer": {"tram": "longest"}})).axes
+    assert [tick.get_text() for tick in overlap.get_xticklabels()] == ["l2 pattern", "longest"]
 
 
 def test_agreement_without_any_scores_has_no_panel_for_them():

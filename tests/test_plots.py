@@ -8,6 +8,7 @@ from functools import partial
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.text import Text
 from PIL import Image
 
 from common import plots
@@ -127,12 +128,25 @@ def test_missing_column_is_named(name):
 
 
 @pytest.mark.parametrize("name", FIGURES)
-def test_empty_table_and_unknown_method_are_refused(name):
+def test_an_empty_table_is_refused(name):
     draw, table, _ = FIGURES[name]
     with pytest.raises(UsageError, match="at least one row"):
         draw(table().head(0))
-    with pytest.raises(UsageError, match="unknown method"):
-        draw(table().replace({"method": {"tram": "tarm"}}))
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_methods_from_outside_the_package_are_drawn_too(name):
+    """In grey and under their own name, which no method of the package is."""
+    draw, table, _ = FIGURES[name]
+    figure = draw(table().replace({"method": {"tram": "longest"}}))
+    texts = {text.get_text() for text in figure.findobj(Text)}
+    assert any("longest" in text for text in texts) and not any("TRAM" in text for text in texts)
+    assert plots.method_style("longest").color == style.OTHER_COLOR
+
+
+def test_methods_from_outside_the_package_come_last():
+    table = pd.DataFrame({"method": ["own b", "tome", "own a", "none"], "options": ""})
+    assert [series.method for series in frames.split_series(table)] == ["none", "tome", "own a", "own b"]
 
 
 @pytest.mark.parametrize("name", FIGURES)

@@ -16,7 +16,7 @@ from common.leaderboard.lines import METRICS, NULLS, SECOND, Line
 from common.leaderboard.verified import VERIFIED
 from common.models.factory import create_backbone
 from common.plots.frames import backbone_name
-from common.plots.style import METHODS, method_style
+from common.plots.style import method_style
 from common.reducers.base import reducer_class
 from common.report.rows import architecture
 from common.schedule import Schedule, default_reduction_loc, read_keep_rate
@@ -25,7 +25,6 @@ from common.schedule import Schedule, default_reduction_loc, read_keep_rate
 SYMBOLS = {"o": "circle", "s": "square", "^": "triangle", "D": "diamond", "v": "triangle2", "P": "plus", "<": "wye"}
 SYMBOLS |= {">": "asterisk", "p": "hexagon", "h": "hexagon", "*": "star", "d": "diamond2", "H": "square2", "X": "times"}
 SYMBOLS |= {"8": "circle"}
-OTHER = ("#777777", "circle")  # of a method without a look of its own
 SPEED = {"speedup": "measured speed-up", "promise": "share of the MAC promise", "memory": "peak memory, 10⁶ bytes"}
 
 
@@ -78,10 +77,7 @@ def tokens_left(backbone: str, img_size: int, keep_rate: float | str) -> tuple[i
 def _line(board: Board, number: int, nulls: Sequence[str], measured: Sequence[Mapping[str, float]]) -> dict[str, Any]:
     """One line of a board, with what was ``measured`` of each of its points, {} where nothing was."""
     line = board.contest.lines[number]
-    color, symbol = OTHER
-    if line.method in METHODS:
-        style = method_style(line.method)
-        color, symbol = style.color, SYMBOLS[style.marker]
+    style = method_style(line.method)
     reducer, verified = reducer_class(line.method), VERIFIED.get(line.method)
     points = []
     for place_there, (_, row), found in zip(board.measured[number], line.points.iterrows(), measured, strict=True):
@@ -92,8 +88,8 @@ def _line(board: Board, number: int, nulls: Sequence[str], measured: Sequence[Ma
         "key": line.key,
         "label": line.label,
         "method": line.method,
-        "color": color,
-        "symbol": symbol,
+        "color": style.color,
+        "symbol": SYMBOLS[style.marker],
         "family": reducer.family,
         "null": line.method in NULLS,
         "trained": line.trained,

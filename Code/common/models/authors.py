@@ -41,6 +41,7 @@ NAMES = (
     (r"cluster_layers\.(\d+)\.weight\.(.+)", "slimmers.{}.score.{}"),
     (r"cluster_layers\.(\d+)\.(scale)", "slimmers.{}.{}"),
 )
+MOST_NAMES = 5  # of a message
 OF_STAGES = ("score_predictor.", "cluster_layers.")
 
 
@@ -92,7 +93,13 @@ def _weights(checkpoint: Mapping[str, Any], path: str | Path) -> dict[str, Tenso
     key = "model_ema" if averaged else "model"
     state = checkpoint.get(key)
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise UsageError(f"weights file {str(path)!r} has no weights in {key!r}; it has {sorted(map(str, checkpoint))}")
+        names = sorted(map(str, checkpoint))
+        more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
+        raise UsageError(
+            f"weights file {str(path)!r} has no weights in {key!r}, as a .pth file of the authors of 'Which Tokens to "
+            f"Use?' has; it has {', '.join(names[:MOST_NAMES])}{more}. Give others to timm: "
+            f"timm.create_model(..., checkpoint_path={str(path)!r})"
+        )
     return {name.removeprefix("module."): value for name, value in state.items()}  # of several processes
 
 

@@ -11,9 +11,14 @@ from torch import Tensor
 from common.tokens import GONE, Tokens
 
 
-@dataclass
+@dataclass(repr=False)
 class Trace:
     """Where each of the P original patches of B images is after every block.
+
+    >>> from common import create_model
+    >>> model = create_model("vit_digits", reducer="topk", keep_rate=0.5).eval()
+    >>> model.trace(torch.rand(2, 3, 32, 32))[1]  # the mean number of patch tokens after each block
+    Trace(images=2, patches=64, num_tokens=[64, 32, 32, 16, 8, 8])
 
     Attributes:
         assignment: per block (B, P), position of the patch token that holds each patch; -1 = dropped.
@@ -41,6 +46,11 @@ class Trace:
     weights: dict[int, Tensor] = field(default_factory=dict)
     cls: dict[int, Tensor] = field(default_factory=dict)
     cls_at: Sequence[int] = ()
+
+    def __repr__(self) -> str:
+        images, patches = self.assignment[0].shape if self.assignment else (0, 0)
+        tokens = ", ".join(f"{alive.float().mean().item():g}" for alive in self.num_tokens)
+        return f"Trace(images={images}, patches={patches}, num_tokens=[{tokens}])"
 
     def kept(self, layer: int) -> Tensor:
         """Patches (B, P) still held by some token after block ``layer``, be it merged with others."""

@@ -14,11 +14,11 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import ArrayLike
 
-from common.errors import UsageError, require_choice
+from common.errors import UsageError
 from common.plots.frames import legend_below, panel_axes, require_columns, require_table, split_panels
 from common.plots.labels import Label, place_labels
 from common.plots.patches import as_numpy
-from common.plots.style import EXPLAINERS, METHODS, RC, explainer_label, explainer_style, method_style, new_figure
+from common.plots.style import EXPLAINERS, RC, explainer_label, explainer_style, method_style, new_figure, place_of
 
 if TYPE_CHECKING:
     from common.explain.metrics import Curves
@@ -174,7 +174,7 @@ def _reducers(rows: pd.DataFrame) -> dict[tuple[str, int], str]:
 
 def _place_of(column: tuple[str, int]) -> tuple[int, str, int]:
     text, block = column
-    return (list(METHODS).index(require_choice(text.partition(":")[0], METHODS, "reducer")), text, block)
+    return (place_of(text.partition(":")[0]), text, block)
 
 
 def _looks(pairs: Iterable[tuple[str, str]]) -> dict[tuple[str, str], dict]:

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from common.devices import FORMATS, RUNTIMES
 from common.errors import UsageError
-from common.plots.style import METHODS, MethodStyle, method_style
+from common.plots.style import METHODS, MethodStyle, method_style, place_of
 from common.schedule import keep_rate_text, ratio_of
 
 _VARIANT_LINES = ("-", "--", "-.", (0, (5, 1, 1, 1, 1, 1)))
@@ -88,11 +88,9 @@ def require_table(df: pd.DataFrame, columns: Sequence[str], keys: Sequence[str],
 
 def split_series(df: pd.DataFrame) -> list[Series]:
     """Return one :class:`Series` per method and options of ``df``, methods in their fixed order."""
-    for method in df["method"].unique():
-        method_style(method)
     models = list(zip(df["method"], df["options"], strict=True))
     labels, found = dict(zip(models, method_names(models), strict=True)), []
-    for method in (name for name in METHODS if (df["method"] == name).any()):
+    for method in sorted(df["method"].unique(), key=lambda name: (place_of(name), name)):
         rows, style = df[df["method"] == method], method_style(method)
         variants = sorted(rows["options"].unique())
         for place, options in enumerate(variants):

@@ -65,6 +65,12 @@ _COLORS = (
 )  # fmt: skip
 _MARKERS = "Xos^DvP<>ph*dH8soD^vP<>p*hdH8X"  # of the colours
 _SHAPES = "".join(dict.fromkeys(_MARKERS))  # more methods than colours: the same, other markers
+OTHER_COLOR = "#777777"  # of methods from outside this package
+
+
+def place_of(method: str) -> int:
+    """The place of ``method`` in legends and tables; those from outside this package come last."""
+    return list(METHODS).index(method) if method in METHODS else len(METHODS)
 
 
 @dataclass(frozen=True)
@@ -78,8 +84,9 @@ class MethodStyle:
 
 
 def method_style(method: str) -> MethodStyle:
-    """Return the fixed look of ``method``; raise :class:`UsageError` if ``METHODS`` does not list it."""
-    require_choice(method, METHODS, "method to plot (append new ones to common.plots.style.METHODS)")
+    """Return the fixed look of ``method``; one that ``METHODS`` does not list is grey, under its own name."""
+    if method not in METHODS:
+        return MethodStyle(method, OTHER_COLOR, "o", "-")
     turn, place = divmod(list(METHODS).index(method), len(_COLORS))
     marker = _SHAPES[(_SHAPES.index(_MARKERS[place]) + turn) % len(_SHAPES)]
     return MethodStyle(METHODS[method], _COLORS[place], marker, "--" if method == "none" else "-")

@@ -18,7 +18,10 @@ from common.training.experiment import Experiment
 @command
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m common.training", description="Train the model that a YAML file describes; goes on if stopped."
+        prog="python -m common.training",
+        description="Train the model that a YAML file describes; goes on if stopped.",
+        epilog=f"keys: {', '.join(sorted(Experiment.keys()))}. "
+        "What they mean: help(common.training.experiment.Experiment) and help(common.training.config.TrainConfig).",
     )
     parser.add_argument("config", help="YAML file of the attributes of Experiment and TrainConfig")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="win over the file")

@@ -125,10 +125,15 @@ class Experiment:
         return cls.from_dict(given)
 
     @classmethod
+    def keys(cls) -> list[str]:
+        """What :meth:`from_dict` takes: attributes of this class and of :class:`TrainConfig`, and ``protocol``."""
+        return [*(name for name in field_kinds(cls) if name != "config"), *field_kinds(TrainConfig), "protocol"]
+
+    @classmethod
     def from_dict(cls, given: Mapping[str, Any]) -> Experiment:
         """The experiment of a flat mapping, see :meth:`from_yaml`."""
         own, settings = [name for name in field_kinds(cls) if name != "config"], field_kinds(TrainConfig)
-        check_names(map(str, given), [*own, *settings, "protocol"], "key")
+        check_names(map(str, given), cls.keys(), "key")
         missing = [name for name in ("backbone", "dataset") if name not in given]
         if missing:
             raise UsageError(f"a training needs {' and '.join(missing)}; allowed: {', '.join(own)}")
