@@ -226,6 +226,8 @@ def test_pictures_are_of_every_untrained_line(board, tmp_path):
 def test_weights_are_those_of_the_results_before_those_of_the_data(tmp_path, monkeypatch):
     monkeypatch.setenv("DATA_ROOT", str(tmp_path / "data"))
     assert find_weights("w.safetensors", tmp_path) is None and find_weights("timm fb_in1k", tmp_path) == "timm"
+    monkeypatch.setattr("common.leaderboard.photographs.resolve_weights", lambda *given: given)
+    assert find_weights("digits", tmp_path, "vit_digits") == ("digits", "vit_digits")
     for folder in ("data/weights", "weights"):
         (tmp_path / folder).mkdir(parents=True)
         (tmp_path / folder / "w.safetensors").touch()

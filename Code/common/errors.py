@@ -9,6 +9,8 @@ from importlib import import_module
 from importlib.util import find_spec
 from types import ModuleType
 
+STOPPED = 130  # the exit code of what Ctrl-C ended, as shells have it
+
 
 class UsageError(ValueError):
     """Bad input. The message is one line that says what was given and what is allowed."""
@@ -30,7 +32,10 @@ def require_package(name: str, extra: str, what: str) -> ModuleType:
 
 
 def command(main: Callable[[Sequence[str] | None], int | None]) -> Callable[..., int]:
-    """Decorator of a command line ``main(arguments)``: what is wrong is printed in one line and gives exit code 2."""
+    """Decorator of a command line ``main(arguments)``: what is wrong is printed in one line and gives exit code 2.
+
+    Ctrl-C ends it without a traceback.
+    """
 
     @wraps(main)
     def run(arguments: Sequence[str] | None = None) -> int:
@@ -39,5 +44,8 @@ def command(main: Callable[[Sequence[str] | None], int | None]) -> Callable[...,
         except (UsageError, FloatingPointError) as error:
             print(f"error: {error}", file=sys.stderr)
             return 2
+        except KeyboardInterrupt:
+            print("stopped", file=sys.stderr)
+            return STOPPED
 
     return run

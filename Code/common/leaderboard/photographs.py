@@ -27,6 +27,8 @@ from common.models.trace import Trace
 from common.reducers import Method
 from common.results import resolve
 from common.schedule import read_keep_rate
+from common.training.digits_backbone import NAME as DIGITS
+from common.training.digits_backbone import resolve_weights
 from common.weights import HUB, NORM
 
 COUNT = 6
@@ -42,10 +44,15 @@ PHOTOGRAPHS = (
 )
 
 
-def find_weights(label: str, results_dir: str | Path) -> str | None:
-    """The weights that tables call ``label``: those of the results, a file in DATA_ROOT/weights, "timm", or None."""
+def find_weights(label: str, results_dir: str | Path, backbone: str = "") -> str | None:
+    """The weights that tables call ``label``: those of the results, a file in DATA_ROOT/weights, "timm", or None.
+
+    "digits" are the small ones of the ``backbone``.
+    """
     if label.split(" ")[0] == HUB:
         return HUB
+    if label == DIGITS:
+        return resolve_weights(label, backbone)
     places = [resolve(results_dir) / "weights" / label, data_root() / "weights" / label]
     return next((str(path) for path in places if path.is_file()), None)
 
@@ -148,7 +155,7 @@ def traced(
         place = board.contest.place
         key = tuple(place[name] for name in ("backbone", "weights", "img_size", "dataset"))
         if key not in known:
-            known[key] = _pictures_or_reason(board, weights or find_weights(place["weights"], results_dir))
+            known[key] = _pictures_or_reason(board, weights or find_weights(key[1], results_dir, key[0]))
         yield known[key]
 
 
