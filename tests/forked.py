@@ -8,13 +8,17 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from multiprocessing import get_context
 from multiprocessing.context import ForkProcess
 from pathlib import Path
 from subprocess import CompletedProcess
 
 import torch
+
+from closure import Closure
+from common.studies import all_studies
+from profile_file import ROOT
 
 
 def run_module(name: str, *arguments: object) -> CompletedProcess[str]:
@@ -28,8 +32,16 @@ def run_module(name: str, *arguments: object) -> CompletedProcess[str]:
 
 
 def run_script(path: Path, *arguments: object) -> CompletedProcess[str]:
-    """What ``python PATH ARGUMENTS`` does."""
+    """What ``python PATH ARGUMENTS`` does, of a program of the workflow."""
+    _prepare()
     return _run(lambda: runpy.run_path(str(path), run_name="__main__"), str(path), arguments)
+
+
+@cache
+def _prepare() -> None:
+    """Import and read what every check of a profile imports and reads, so that the forks have it."""
+    all_studies()
+    Closure(ROOT / "Code", ROOT / "results" / "published")
 
 
 def run_call(call: Callable[..., object], *arguments: object) -> CompletedProcess[str]:

@@ -278,9 +278,11 @@ def test_every_shipped_profile_gets_through_its_rehearsal(everything, results, t
         assert done.returncode == 0, f"{run.name}: {done.stderr[-3000:]}"
         if not 0.75 < (ratio := passes_ratio(run, float(done.stdout.split()[-2]))) < 1.35:
             off[run.name] = ratio
+    assert all((ROOT / run.csv).is_file() for plan in plans for run in plan.runs)
     for plan in plans:
         done = run_module("common.studies", "both", plan.results, f"--title={plan.title}", f"--about={plan.about}")
         assert done.returncode == 0, f"{plan.profile}: {done.stderr[-3000:]}"
+        assert plan.pages == [f"{plan.results}/report.html"] and "Rehearsal: " in Path(*plan.pages).read_text()
     taking = ("explain_agreement", "reduction_patterns", "patterns_across_data")
     assert {name: ratio for name, ratio in off.items() if ratio > 1 or not any(text in name for text in taking)} == {}
 
