@@ -25,7 +25,7 @@ SMALLER: dict[str, dict[str, Any]] = {  # by notebook: parameters
     "Pretrained/explain_benchmark": {"num_images": 16, "num_sensitive": 4},
     "Pretrained/finetune": {"epochs": 1},
     "Pretrained/idle_patches": {"epochs": 1, "limit_val": 128, "limit_states": 128},
-    "Pretrained/idle_study": {"epochs": 1, "limit_val": 128, "limit_study": 64},
+    "Pretrained/idle_study": {"epochs": 1, "tune_rates": [1e-4, 3e-4], "limit_val": 128, "limit_study": 64},
     "Pretrained/leaderboard": {"mac_cuts": [0.2, 0.4], "seeds": [0, 1], "limit_val": 128},
     "Pretrained/method_grid": {"keep_rates": [0.5], "limit_train": 256, "limit_val": 128},
     "Pretrained/methods_gallery": {"limit_train": 256},
@@ -35,7 +35,12 @@ SMALLER: dict[str, dict[str, Any]] = {  # by notebook: parameters
     "Pretrained/patch_slimming_limits": {"tapers": [0.0, 0.35], "num_calibration": 128, "limit_val": 128},
     "Pretrained/patch_slimming_study": {"blocks": [0, 2], "random_masks": 2, "limit_val": 128},
     "Pretrained/pattern_proxies": {"keep_rates": [0.9, 0.5], "limit_val": 128},
-    "Pretrained/patterns_across_data": {"weights": ["digits", ""], "limits": [64, 64], "resamples": 10},
+    "Pretrained/patterns_across_data": {
+        "weights": ["digits", ""],
+        "keep_rates": [0.9, 0.5],
+        "limits": [64, 64],
+        "resamples": 10,
+    },
     "Pretrained/reduction_patterns": {"keep_rates": [0.9, 0.5], "limit_val": 128},
     "Scratch/train_test": {"epochs": 3},
 }
