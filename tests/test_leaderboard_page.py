@@ -161,6 +161,16 @@ def test_between_two_measured_points_a_line_is_straight_and_beyond_them_there_is
     assert board.positions[-1] == pytest.approx(0.4)
 
 
+def test_a_line_of_shrunk_images_begins_where_it_was_measured():
+    """With all its tokens it is no unreduced model, so nothing lies between that and its first point."""
+    shrunk = [run("tome", saved, 0.8, options="resize=24") for saved in (0.3, 0.4)]
+    rows = [run("none", 0.0, 0.9), *shrunk, run("topk", 0.3, 0.7), run("topk", 0.4, 0.6)]
+    (contest,) = contests(pd.DataFrame(rows), pd.DataFrame())
+    board = Board.of(contest)
+    assert [(line.options, line.begins_whole) for line in contest.lines] == [("resize=24", False), ("", True)]
+    assert set(board.at(0.1)) == set(board.at(0.28)) == {1} and set(board.at(0.3)) == set(board.at(0.35)) == {0, 1}
+
+
 def test_differences_are_to_the_rows_at_the_same_cost(board):
     at = board.at(0.4)
     chance = board.contest.lines[2].points["accuracy"].item()
@@ -411,7 +421,8 @@ def test_the_slider_ranks_again_by_the_interpolated_accuracies_and_moves_the_lin
     places = []
     for position in (20, 33):
         slide(browser, position)
-        there = {line["label"]: line["places"][position][0] for line in board["lines"] if line["places"][position]}
+        places_there = {line["label"]: line["places"][position] for line in board["lines"]}
+        there = {label: numbers[0] / 100 for label, numbers in places_there.items() if numbers}
         shown = browser.run(ROWS)
         assert [float(row[2]) for row in shown] == sorted(there.values(), reverse=True)
         assert {row[1]: float(row[2]) for row in shown} == there

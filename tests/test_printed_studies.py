@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 from documents import ROOT, printed, rows_below, running, section
 
-from common.report.paired import mean_interval
+from common.report.paired import mean_interval, paired_difference
 from common.results import read_runs
 from common.studies import find_study
 
@@ -149,6 +150,52 @@ def test_where_the_limit_of_one_mask_is() -> None:
 
 def changed(row: pd.Series, sign: int = 1) -> str:
     return f"{sign * row['divergence_change']:.3f} ± {row['divergence_change_sem']:.3f}"
+
+
+SMALLER = {
+    "ToMe on whole images": ("tome", ""),
+    "DiffRate on whole images": ("diffrate", ""),
+    "ToMe on 208 pixels": ("tome", "resize=208"),
+    "ToMe on 192 pixels": ("tome", "resize=192"),
+    "ToMe on 176 pixels": ("tome", "resize=176"),
+    "DiffRate on 192 pixels": ("diffrate", "resize=192"),
+    "DiffRate on 176 pixels": ("diffrate", "resize=176"),
+    "a smaller image alone": ("downsample", ""),
+}
+
+
+def test_a_smaller_image_and_fewer_tokens() -> None:
+    runs = read_runs(ROOT / "results/gpu/nvidia_h100_80gb_hbm3", find_study("leaderboard")).set_index(
+        ["method", "options", "mac_cut"]
+    )
+    assert set(runs["n_val"]) == {3925}
+    table = printed("| saved | 40 % | 50 % | 60 % |")
+    assert set(table) == set(SMALLER)
+    for name, cells in table.items():
+        rows = [runs.loc[(*SMALLER[name], cut)] for cut in (0.4, 0.5, 0.6)]
+        assert [cell.replace("**", "") for cell in cells] == [
+            f"{row['accuracy_full']:.1f} ({row['accuracy']:.1f})" for row in rows
+        ], name
+    alone = [runs.loc[("downsample", "", cut)] for cut in (0.4, 0.5, 0.6)]
+    text = running(section("A smaller image and fewer tokens"))
+    assert "saves {:.0f}, {:.0f} and {:.0f} %".format(*(100 * row["saved"] for row in alone)) in text
+
+    def ahead(row: pd.Series, other: pd.Series) -> tuple[float, ...]:
+        return paired_difference(*(100 * np.asarray(each["accuracy_full_by_image"], float) for each in (row, other)))
+
+    both, whole = runs.loc[("diffrate", "resize=176", 0.6)], runs.loc[("diffrate", "", 0.6)]
+    assert "{:.1f} points (95 % interval {:.1f} to {:.1f}) above the smaller".format(*ahead(both, alone[2])) in text
+    assert "{:.1f} ({:.1f} to {:.1f}) above DiffRate on whole images".format(*ahead(both, whole)) in text
+    assert "that saves 52 % ({:+.1f}, {:+.1f} to {:+.1f})".format(*ahead(both, alone[1])) in text
+    shrunk, whole = runs.loc[("tome", "resize=208")], runs.loc[("diffrate", "")]
+    told = "ToMe on 208 pixels at 50 %: {:+.1f}, {:+.1f} to {:+.1f})"
+    assert told.format(*ahead(shrunk.loc[0.5], whole.loc[0.5])) in text
+    apart = [row.loc[0.4, "divergence"] for row in (whole, shrunk)]
+    assert "divergence {:.2f} nats against {:.2f}".format(*apart) in text
+    best = max(runs.loc[(*SMALLER[name], 0.6)]["accuracy_full"] for name in SMALLER if "whole" in name)
+    told = f"DiffRate on images of 176 pixels reaches {both['accuracy_full']:.1f} %, the smaller image alone "
+    told += f"{alone[2]['accuracy_full']:.1f} %, ToMe or DiffRate on whole images at most {best:.1f} %"
+    assert told in running(section("What we found"))
 
 
 def test_labels_as_decisions() -> None:

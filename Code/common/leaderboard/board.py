@@ -113,14 +113,14 @@ class _Mixtures:
     def _knots(self, lines: tuple[Line, ...]) -> Iterator[tuple[list[float], list[np.ndarray]]]:
         """``saved`` of the points of each line, rising, and their weights.
 
-        Without training a method that drops nothing is the unreduced model, where its line begins.
+        A method that drops nothing is the unreduced model, where its line begins; not what is trained or resized.
         """
         number = 1
         for line in lines:
             saved = line.points["saved"].tolist()
             weights = [self._unit(number + i) for i in range(len(saved))]
             number += len(saved)
-            yield (saved, weights) if line.trained else ([0.0, *saved], [self.whole, *weights])
+            yield ([0.0, *saved], [self.whole, *weights]) if line.begins_whole else (saved, weights)
 
     def _mixture(self, number: int, saved: float) -> np.ndarray | None:
         """Weights on the straight line between the two points around ``saved``; None beyond the last measured ones."""

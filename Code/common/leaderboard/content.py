@@ -111,12 +111,21 @@ def _call(board: Board, line: Line, keep_rate: float | str) -> list[str]:
     return [f"{before}keep_rate=", behind]
 
 
-def _numbers(place: Place, nulls: Sequence[str]) -> list[float | None]:
-    """A place as the script reads it: accuracy, lost, above each of ``nulls``, behind (three numbers each), second."""
+def _numbers(place: Place, nulls: Sequence[str]) -> list[int | None]:
+    """A place as the script reads it: accuracy, lost, above each of ``nulls``, behind (three numbers each), second.
+
+    Whole numbers, since they are a third shorter: the accuracy in hundredths of a point, differences in tenths, the two
+    last in ten-thousandths.
+    """
     empty = (float("nan"),) * 3
     differences = [place.lost, *(place.above.get(null, empty) for null in nulls), place.behind or empty]
-    second = [_round(place.second[name], 4) for name in SECOND]
-    return [_round(place.accuracy), *(_round(value) for difference in differences for value in difference), *second]
+    tenths = [_whole(value, 10) for difference in differences for value in difference]
+    return [_whole(place.accuracy, 100), *tenths, *(_whole(place.second[name], 10_000) for name in SECOND)]
+
+
+def _whole(value: float, parts: int) -> int | None:
+    """``value`` in so many parts of 1."""
+    return None if pd.isna(value) else round(parts * float(value))
 
 
 def _point(place: Place, row: pd.Series) -> dict[str, Any]:

@@ -47,6 +47,12 @@ class Line:
         return bool(self.how["epochs"])
 
     @property
+    def begins_whole(self) -> bool:
+        """With nothing dropped it is the unreduced model, and has a point at no saving: neither trained nor resized."""
+        resized = any(part.startswith("resize=") for part in self.options.split(","))
+        return not (self.trained or resized)
+
+    @property
     def training(self) -> str:
         """``after 3 epochs on 9,469 images``; "off the shelf" without."""
         return training_text(pd.DataFrame([dict(self.how)]))

@@ -7,9 +7,11 @@
   const HINT = get("strip").textContent;
   const state = { board: boards[0], position: 0, hidden: new Set(), chosen: null };
 
-  // Places come as bare numbers, in the order of content.py: accuracy, lost, above each null row, behind, second.
-  function unpack(numbers, nulls) {
-    if (!numbers) return null;
+  // Places come as whole numbers, in the order of content.py: accuracy in hundredths of a point; lost, above each null row
+  // and behind in tenths; agreement and divergence in ten-thousandths.
+  function unpack(packed, nulls) {
+    if (!packed) return null;
+    const numbers = packed.map((value, i) => (value == null ? null : value / (i === 0 ? 100 : i < packed.length - 2 ? 10 : 10000)));
     const three = (start) => (numbers[start] == null ? null : numbers.slice(start, start + 3));
     const [agreement, divergence] = numbers.slice(-2);
     const above = Object.fromEntries(nulls.map((name, number) => [name, three(4 + 3 * number)]));
@@ -26,7 +28,7 @@
 
   const fixed = (value, digits = 2) => (value == null ? "" : value.toFixed(digits));
   const signed = (value, digits = 2) => (value >= 0 ? "+" : "\u2212") + Math.abs(value).toFixed(digits);
-  const interval = ([mean, low, high]) => [`${signed(mean)} `, node("small", {}, `(${signed(low)} to ${signed(high)})`)];
+  const interval = ([mean, low, high]) => [`${signed(mean, 1)} `, node("small", {}, `(${signed(low, 1)} to ${signed(high, 1)})`)];
 
   // What is shown
 

@@ -33,7 +33,7 @@ from common.weights import HUB, NORM
 
 COUNT = 6
 BUDGETS = 2  # of each method at most, spread over those that were measured
-SIDE, QUALITY = 144, 72  # of a JPEG: pixels, percent
+SIDE, QUALITY = 144, 66  # of a JPEG: pixels, percent
 GONE, FUSED, GROUPS = 0, 255, 254  # bytes: dropped; in the one token of what was left over; numbers of other tokens
 # (photograph, left, top, side) of squares in scikit-learn's two photographs, 427 x 640 pixels
 SQUARES = (("china", 0, 0, 427), ("china", 213, 0, 427), ("china", 330, 90, 300))

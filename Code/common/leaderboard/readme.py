@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from pathlib import Path
 
@@ -44,15 +45,19 @@ def _table(board: Board) -> str:
 
 
 def _order(board: Board, columns: list[dict[int, Place]]) -> list[int]:
-    """Untrained methods by their mean accuracy, best first; the null rows last."""
+    """Untrained methods by how far they are behind the best, at those budgets where they are; the null rows last."""
     lines = board.contest.lines
     untrained = [number for number, line in enumerate(lines) if not line.trained]
 
-    def mean(number: int) -> float:
-        known = [column[number].accuracy for column in columns if number in column]
-        return sum(known) / len(known) if known else 0.0
+    def behind(number: int) -> float:
+        known = [
+            max(each.accuracy for each in column.values()) - column[number].accuracy
+            for column in columns
+            if number in column
+        ]
+        return sum(known) / len(known) if known else math.inf
 
-    return sorted(untrained, key=lambda number: (lines[number].method in NULLS, -mean(number)))
+    return sorted(untrained, key=lambda number: (lines[number].method in NULLS, behind(number)))
 
 
 def _row(board: Board, number: int, columns: list[dict[int, Place]]) -> str:
