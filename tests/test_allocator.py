@@ -2,70 +2,49 @@
 
 from __future__ import annotations
 
-import ctypes
-import multiprocessing
 import platform
 import resource
+import subprocess
+import sys
 
 import pytest
-import torch
 
-from common.cost.allocator import keep_freed_memory
+ELEMENTS = 10_000_000  # 40 MB, which glibc returns to the system whenever it is freed
+PAGES = 4 * ELEMENTS // resource.getpagesize()
+# A process of its own, since any test may have told this one to keep its memory: the page faults of nine passes.
+PROGRAM = f"""
+import resource, torch
 from common.cost.throughput import interleaved
 from common.serving.load import Load, in_turn
 
-ELEMENTS = 10_000_000  # 40 MB, which glibc returns to the system whenever it is freed
-GLIBC = {-1: 128 * 1024, -3: 128 * 1024, -4: 65536, -8: 0}  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, _MAX, M_ARENA_MAX
-PAGES = 4 * ELEMENTS // resource.getpagesize()
+torch.set_num_threads(1)
+found, images = [], torch.zeros(2, 3, 4, 4)
+
+def model(images):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones({ELEMENTS})
+    found.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    return images
+
+%s
+print(*found)
+"""
 
 pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc returns memory after each pass")
 
 
-def page_faults() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-
-
-def faults_of(timed) -> list[int]:
-    """Page faults of each pass of a model that needs 40 MB, in a process of its own that runs ``timed(model)``."""
-    ours, theirs = multiprocessing.Pipe()
-
-    def watched(images: torch.Tensor) -> torch.Tensor:
-        before = page_faults()
-        logits = torch.ones(ELEMENTS)[: len(images)]
-        del logits
-        found.append(page_faults() - before)
-        return images
-
-    def run() -> None:
-        torch.set_num_threads(1)
-        keep_freed_memory.cache_clear()  # other tests of this process have called it
-        for parameter, value in GLIBC.items():
-            assert ctypes.CDLL(None).mallopt(parameter, value) == 1
-        timed(watched)
-        theirs.send(found)
-
-    found: list[int] = []
-    process = multiprocessing.get_context("fork").Process(target=run)
-    process.start()
-    process.join()
-    assert process.exitcode == 0
-    return ours.recv()
-
-
-IMAGES = torch.zeros(2, 3, 4, 4)
+def faults_of(timed: str) -> list[int]:
+    done = subprocess.run([sys.executable, "-c", PROGRAM % timed], capture_output=True, text=True, check=True)
+    return [int(count) for count in done.stdout.split()]
 
 
 def test_every_pass_asks_for_its_memory_anew_by_default():
-    faults = faults_of(lambda model: [model(IMAGES) for _ in range(9)])
-    assert min(faults) > 0.9 * PAGES
+    assert min(faults_of("for _ in range(9): model(images)")) > 0.9 * PAGES
 
 
 @pytest.mark.parametrize(
     "timed",
-    [
-        lambda model: interleaved({"a": model}, IMAGES, baseline="a", rounds=9),
-        lambda model: in_turn([model], IMAGES, [Load(1, 9, 1, 0.0)], 1),
-    ],
+    ["interleaved({'a': model}, images, baseline='a', rounds=9)", "in_turn([model], images, [Load(1, 9, 1, 0.0)], 1)"],
     ids=["in turn", "serving"],
 )
 def test_what_is_timed_gets_its_memory_back(timed):

@@ -346,7 +346,8 @@ REFUSALS = {
     ),
     "budget of what has no keep rate": (
         [{"parameters": {"reducer": "idle_mlp", "keep_rate": "mac_cut=0.5"}}],
-        "profile toy: 'idle_mlp' has no keep rate to solve for; allowed: methods that follow a schedule",
+        "profile toy: 'idle_mlp' has no keep rate to solve for; allowed: methods that follow a schedule "
+        "(common.idling.fit and common.slimming.search meet a mac_cut by other means)",
     ),
     "weights of no file": (
         [{"parameters": {"weights": 5}}],

@@ -16,6 +16,7 @@ from annotated_types import Ge
 from torch import Tensor, nn
 
 from common.budget import keep_rate_for
+from common.cost.ceiling import FirstTokens
 from common.errors import UsageError, command
 from common.models.factory import create_backbone, create_model
 from common.models.reduced import ReducedVisionTransformer, check_vit
@@ -80,7 +81,7 @@ def _check(model: nn.Module, path: Path) -> None:
         raise UsageError(f"cannot export to {str(path)!r}; allowed: a file that ends in {' or '.join(FORMATS)}")
     if path.suffix == ".onnx":
         require_onnx(path.suffix)
-    check_vit(model)
+    check_vit(model.vit if isinstance(model, FirstTokens) else model)
     parameter = next(model.parameters())
     if parameter.device.type != "cpu" or parameter.dtype != torch.float32:
         raise UsageError(f"a model in {parameter.dtype} on {parameter.device} is given; allowed: float32 on cpu")

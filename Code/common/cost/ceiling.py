@@ -62,6 +62,11 @@ class FirstTokens(nn.Module):
         """That of the ViT, which says what images it takes."""
         return self.vit.patch_embed
 
+    @property
+    def in_chans(self) -> int:
+        """Channels of its images."""
+        return self.vit.in_chans
+
     def forward(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) -> logits (B, classes)."""
         x = embed(self.vit, images)  # (B, N, D)
