@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 from documents import ROOT, printed, rows_below, running, section
 
+from common.plots.slimming import what_differs
 from common.report.paired import mean_interval, paired_difference
 from common.results import read_runs
 from common.studies import find_study
@@ -117,18 +118,31 @@ def test_where_the_limit_of_one_mask_is() -> None:
     """Similarity, the best of the plans of equal cost, lengths by taper over three draws, gates that kept the plan."""
     runs = read_runs(ROOT / "results/imagenette", find_study("slimming"))
     text = running(section("Patch slimming"))
-    cosines = runs.query("part == 'similarity'").set_index("block")["similarity"]
+    cosines = runs.query("part == 'similarity'").groupby("block")["similarity"].mean()
     least = cosines.idxmin()
     assert f"falls from {cosines[0]:.2f} after the first block to {cosines[least]:.2f} after block {least}" in text
     assert f"and ends at {cosines[10]:.2f} after the last block with patches" in text
 
     equal = runs.query("part == 'equal_cost'")
-    assert len(equal) == 17 and set(equal["n_val"]) == {600} and equal["mac_cut"].between(0.45, 0.453).all()
-    best = equal.loc[equal["divergence_change"].idxmin()]
-    chance, few = (equal.query(what).iloc[0] for what in ("score == 'random'", "scored_on == 64"))
-    assert f"The best of these sixteen gains {changed(best, -1)} of the {equal['divergence'].iloc[0]:.3f} nats" in text
-    assert f"patches at random costs {changed(chance)}, choosing them on 64 images" in text
-    assert f"instead of 1,024 costs {changed(few)}" in text
+    draws = sorted(equal["seed"].unique())
+    assert set(equal["n_val"]) == {3925} and equal["mac_cut"].between(0.45, 0.453).all()
+    table = printed(f"| other than uniform lengths | {' | '.join(f'draw {seed}' for seed in draws)} |")
+    base = equal.iloc[0]
+    assert len(table) == len(equal) / len(draws) - 1 == 10
+    for place, (name, cells) in enumerate(table.items(), 1):
+        rows = [equal[equal["seed"] == seed].iloc[place] for seed in draws]
+        assert {what_differs(row, base) for row in rows} == {name}
+        assert cells == [f"{row['divergence_change']:+.3f} ± {row['divergence_change_sem']:.3f}" for row in rows]
+    uniform = equal.groupby("seed")["divergence"].first()
+    assert "uniform lengths, {} nats".format(" and ".join(f"{each:.3f}" for each in uniform)) in text
+    taper = equal.query("taper == 0.2 and floor == 1 and order == 'top-down'").set_index("seed")
+    assert (taper["divergence_change"] / taper["divergence_change_sem"]).between(-5, -3.9).all()
+    shares = sorted((-100 * taper["divergence_change"] / uniform).round())
+    assert f"by {shares[0]:.0f} to {shares[-1]:.0f} % of the divergence" in text
+    gains = [f"{row['gain']:.1f} ± {row['gain_sem']:.1f}" for _, row in taper.iterrows()]
+    assert "in accuracy by {} and {} points".format(*gains) in text
+    more = 100 * (equal.groupby("seed")["mac_cut"].first() - taper["mac_cut"])
+    assert more.round(1).tolist() == [0.3, 0.3]
 
     stages = runs.query("part == 'stages' and score == 'coverage'")
     tapered, uniform = (stages[stages["lengths"] == lengths] for lengths in ("tapered", "uniform"))
@@ -146,10 +160,6 @@ def test_where_the_limit_of_one_mask_is() -> None:
 
     gates = runs[(runs["part"] == "dynamic") & runs["seed"].isin([1, 2, 3]) & (runs["gates"] != "none")]
     assert len(gates) == 6 and (gates["divergence_change"] == 0).all()
-
-
-def changed(row: pd.Series, sign: int = 1) -> str:
-    return f"{sign * row['divergence_change']:.3f} ± {row['divergence_change_sem']:.3f}"
 
 
 SMALLER = {

@@ -160,7 +160,7 @@ def _limits(ax: Axes, draws: Sequence[pd.DataFrame]) -> None:
             ax.errorbar(value, place - lower, xerr=width, color=_COLORS[0], marker="o", markersize=4, linewidth=1.2)
     ax.set_xlim(min(ends) - room, max(ends) + room)
     ax.axvline(0, color="#000000", linewidth=1)
-    ax.set_yticks(range(len(plans)), [_what_differs(row, base) for _, row in plans.iterrows()], fontsize=8.5)
+    ax.set_yticks(range(len(plans)), [what_differs(row, base) for _, row in plans.iterrows()], fontsize=8.5)
     uniform = np.mean([draw["divergence"].iloc[0] for draw in draws])
     ax.set(xlabel=f"Divergence less that of uniform lengths, {uniform:.3f} nats (95 % interval)")
 
@@ -170,7 +170,8 @@ def _offsets(count: int) -> np.ndarray:
     return 0.24 * (np.arange(count) - (count - 1) / 2)
 
 
-def _what_differs(row: pd.Series, base: pd.Series) -> str:
+def what_differs(row: pd.Series, base: pd.Series) -> str:
+    """In what the plan of a row "equal_cost" differs from that of ``base``, in words; "" where in nothing."""
     lengths = f"first blocks +{100 * row['taper']:.0f} %" if row["taper"] else ""
     last = f"last block {100 * row['floor']:.0f} %" if row["floor"] < 1 else ""
     name = "random patches" if row["score"] == "random" else f"by {_SCORES.get(row['score'], row['score'])}"
