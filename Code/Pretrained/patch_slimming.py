@@ -39,7 +39,7 @@
 # lifts both above the unreduced network (75.5 % and 76.3 %), for a simple reason: these images are of ten classes only,
 # and the network learns to take them for fewer others.
 #
-# Where the limit is, at equal cost and over three draws of calibration images: `patch_slimming_limits`.
+# Where the limit is, at equal cost and over draws of calibration images: `patch_slimming_limits`.
 
 # %% tags=["colab"]
 import runpy

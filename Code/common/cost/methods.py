@@ -6,7 +6,6 @@ and idle patches. None of them is thop's way of counting, see :mod:`common.cost.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -152,7 +151,8 @@ def predictor_macs(predictor: Predictor, num_patches: int) -> int:
 def deciding_macs(model: ReducedVisionTransformer, layers: Sequence[int]) -> int:
     """MAC that the predictors of ``layers`` spend on one image; 0 for methods without."""
     predictors = getattr(model.reducer, "predictors", {})
-    return sum(predictor_macs(predictors[str(layer)], math.prod(model.grid_size)) for layer in layers if predictors)
+    patches = Shape.of(model).num_patches
+    return sum(predictor_macs(predictors[str(layer)], patches) for layer in layers if predictors)
 
 
 def attention_of(reducer: Idling) -> str:

@@ -5,7 +5,6 @@ The reducer drops patches before it knows the class; the explainer says, afterwa
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +14,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from common.cost.closed_form import Shape
 from common.errors import UsageError
 from common.models.observe import as_reduced
 from common.models.reduced import ReducedVisionTransformer
@@ -93,7 +93,7 @@ def decisions_of(model: VisionTransformer, loader: DataLoader, block: int | None
     """
     model = as_reduced(model)
     block = _checked_block(model, block)
-    first = min(model.reducer.schedule.drops(math.prod(model.grid_size)), default=None)
+    first = min(model.reducer.schedule.drops(Shape.of(model).num_patches), default=None)
     kept, scores = [], []
     with inference_pass([model], loader, "decisions") as batches:
         for images, _ in batches:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 
 import torch
@@ -68,7 +67,7 @@ def solve_thresholds(model: ReducedVisionTransformer, loader: DataLoader, cut: f
 
 def check_possible(model: ReducedVisionTransformer, cut: float) -> None:
     """Refuse a ``cut`` that is more than the model saves where every patch idles wherever that pays."""
-    shares_of_budget(model, torch.zeros(len(model.blocks), 1, math.prod(model.grid_size)), cut)
+    shares_of_budget(model, torch.zeros(len(model.blocks), 1, Shape.of(model).num_patches), cut)
 
 
 def _saved(model: ReducedVisionTransformer, states: list[Tokens], counts: list[float | None]) -> float:

@@ -17,7 +17,7 @@ def call_text(backbone: str, weights: str, method: str, options: str, keep_rate:
     "common.create_model('vit_digits', reducer='topk', keep_rate=(48, 32, 16), head_fusion='mean', weights='timm')"
     """
     given = {"reducer": method, "keep_rate": read_keep_rate(keep_rate)}
-    given |= dict(Method.parse(f"{method}:{options}" if options else method).options)
+    given |= dict(Method.of_table(method, options).options)
     if weights.split(" ")[0] == HUB:
         given["weights"] = HUB
     elif weights != "random":

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from common.reducers import Method
 from common.report.rows import VARIANT, refuse_repeats
 from common.report.sections import method_label, training_text
 from common.results import BY_IMAGE
@@ -49,8 +50,12 @@ class Line:
     @property
     def begins_whole(self) -> bool:
         """With nothing dropped it is the unreduced model, and has a point at no saving: neither trained nor resized."""
-        resized = any(part.startswith("resize=") for part in self.options.split(","))
-        return not (self.trained or resized)
+        return not self.trained and "resize" not in dict(self.parsed.options)
+
+    @property
+    def parsed(self) -> Method:
+        """The method with its options."""
+        return Method.of_table(self.method, self.options)
 
     @property
     def training(self) -> str:

@@ -24,7 +24,6 @@ from common.models.factory import create_backbone, expected_norm
 from common.models.grids import merged_patches
 from common.models.reduced import reduce_tokens
 from common.models.trace import Trace
-from common.reducers import Method
 from common.results import resolve
 from common.schedule import read_keep_rate
 from common.training.digits_backbone import NAME as DIGITS
@@ -90,14 +89,11 @@ def _spread(points: int) -> list[int]:
 
 def _kept(vit: torch.nn.Module, line: Line, number: int, images: Tensor) -> dict[str, Any]:
     point = line.points.iloc[number]
-    method = Method.parse(f"{line.method}:{line.options}" if line.options else line.method).seeded(0)
+    method = line.parsed.seeded(0)
     model = reduce_tokens(vit, method.name, keep_rate=read_keep_rate(point["keep_rate"]), **dict(method.options))
     _, trace = model.eval().trace(images)
-    groups = patch_bytes(trace, fuses=model.reducer.fuses)
-    if (
-        model.grid_size != vit.patch_embed.grid_size
-    ):  # of a smaller image: each patch of the whole one as that it lies in
-        groups = groups[:, merged_patches(vit.patch_embed.grid_size, model.grid_size).numpy()]
+    holders = merged_patches(vit.patch_embed.grid_size, model.grid_size).numpy()  # those of a shrunk image
+    groups = patch_bytes(trace, fuses=model.reducer.fuses)[:, holders]
     return {
         "saved": round(100 * float(point["saved"]), 1),
         "groups": [base64.b64encode(each.tobytes()).decode() for each in groups],

@@ -7,7 +7,7 @@ import textwrap
 from pathlib import Path
 
 from common.errors import UsageError
-from common.leaderboard.answers import called_simply, leads, measured_on, sentences
+from common.leaderboard.answers import BudgetLead, called_simply, leads, measured_on, sentences
 from common.leaderboard.board import Board, Place
 from common.leaderboard.lines import NULLS
 from common.leaderboard.verified import VERIFIED
@@ -41,7 +41,7 @@ def _table(board: Board) -> str:
     costs = " | ".join(f"{whole['gmac'] * (1 - budget):.2f} GMAC" for budget in budgets)
     lines.append(f"| unreduced: {whole[board.contest.metric]:.1f}, {whole['gmac']:.2f} GMAC | {costs} |  |")
     columns = [board.at(budget) for budget in budgets]
-    return "\n".join([*lines, *(_row(board, number, columns) for number in _order(board, columns))])
+    return "\n".join([*lines, *(_row(board, number, columns, found) for number in _order(board, columns))])
 
 
 def _order(board: Board, columns: list[dict[int, Place]]) -> list[int]:
@@ -49,20 +49,18 @@ def _order(board: Board, columns: list[dict[int, Place]]) -> list[int]:
     lines = board.contest.lines
     untrained = [number for number, line in enumerate(lines) if not line.trained]
 
+    best = [max(each.accuracy for each in column.values()) for column in columns]
+
     def behind(number: int) -> float:
-        known = [
-            max(each.accuracy for each in column.values()) - column[number].accuracy
-            for column in columns
-            if number in column
-        ]
+        known = [most - column[number].accuracy for most, column in zip(best, columns, strict=True) if number in column]
         return sum(known) / len(known) if known else math.inf
 
     return sorted(untrained, key=lambda number: (lines[number].method in NULLS, behind(number)))
 
 
-def _row(board: Board, number: int, columns: list[dict[int, Place]]) -> str:
+def _row(board: Board, number: int, columns: list[dict[int, Place]], found: list[BudgetLead]) -> str:
     line, cells = board.contest.lines[number], []
-    for column, lead in zip(columns, leads(board), strict=True):
+    for column, lead in zip(columns, found, strict=True):
         text = f"{column[number].accuracy:.1f}" if number in column else ""
         cells.append(f"**{text}**" if text and number in (lead.best, *lead.tied) else text)
     title = called_simply(line.method) + (f" (`{line.options}`)" if line.options else "")

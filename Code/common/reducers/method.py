@@ -34,6 +34,11 @@ class Method:
         """
         return cls(*REDUCERS.read(text))
 
+    @classmethod
+    def of_table(cls, name: str, options: str) -> Method:
+        """The method that tables call ``name``, with its ``options`` as they stand there, "" without any."""
+        return cls.parse(f"{name}:{options}" if options else name)
+
     def having(self, **options: object) -> Method:
         """This method with ``options`` in place of its own, or beside them."""
         return Method(self.name, tuple({**dict(self.options), **options}.items()))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import torch
@@ -10,9 +9,9 @@ import torch.nn.functional as F
 from timm.loss import BinaryCrossEntropy, SoftTargetCrossEntropy
 from torch import Tensor, nn
 
+from common.cost.closed_form import Shape
 from common.data.base import LabelledDataset
 from common.errors import UsageError
-from common.models.reduced import is_reduced
 from common.reducers.base import Teaching, divergence
 from common.reducers.none import NoReduction
 from common.training.config import TrainConfig
@@ -135,7 +134,8 @@ def check_teacher(model: nn.Module, teacher: nn.Module | None, config: TrainConf
 
 
 def _patches(model: nn.Module) -> tuple[int, int]:
-    return math.prod(model.grid_size if is_reduced(model) else model.patch_embed.grid_size), model.embed_dim
+    shape = Shape.of(model)
+    return shape.num_patches, shape.dim
 
 
 def check_labels(model: nn.Module, train_set: LabelledDataset, val_set: LabelledDataset) -> None:
