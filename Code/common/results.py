@@ -37,6 +37,11 @@ def resolve(path: str | Path) -> Path:
     return (checkout() or Path.cwd()) / Path(path).expanduser()
 
 
+def from_cwd(path: str | Path) -> Path:
+    """Absolute form of ``path``; a relative one starts where one works: what a command line means by it."""
+    return Path(path).expanduser().absolute()
+
+
 def conditions(**given: Any) -> dict[str, Any]:
     """Condition columns of a run, in the order of the schema.
 

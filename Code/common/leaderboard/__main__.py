@@ -19,6 +19,7 @@ from common.leaderboard.photographs import traced
 from common.leaderboard.readme import write_readme
 from common.leaderboard.runs import boards_of, speeds_of
 from common.registry import import_own_module
+from common.results import from_cwd
 from common.training.digits_backbone import from_here
 
 
@@ -34,10 +35,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     if given.module:
         import_own_module(given.module, "--module")
-    folder = Path(given.results_dir).expanduser().absolute()
+    folder = from_cwd(given.results_dir)
     boards = boards_of(folder)
     weights = from_here(given.weights) if given.weights else None
-    speeds = speeds_of(Path(given.speeds).expanduser().absolute() if given.speeds else folder)
+    speeds = speeds_of(from_cwd(given.speeds) if given.speeds else folder)
     html = render(boards, speeds, list(traced(boards, folder, weights)), title=given.title)
     print(write_page(folder, html))
     if given.readme:

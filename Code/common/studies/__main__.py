@@ -10,11 +10,11 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from common.errors import command
 from common.report.page import write_report
 from common.report.tables import write_tables
+from common.results import from_cwd
 from common.studies import all_studies
 
 
@@ -26,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--title", default="", help="heading of the page")
     parser.add_argument("--about", default="", help="one paragraph below the heading")
     given = parser.parse_args(arguments)
-    folder = Path(given.results_dir).expanduser().absolute()
+    folder = from_cwd(given.results_dir)
     if given.what != "report":
         written = write_tables(folder, all_studies().values())
         print(f"{len(written)} files in {written[0].parent}")

@@ -9,7 +9,7 @@ import torch
 from common.data import load_dataset
 from common.errors import require_choice
 from common.models.factory import create_model
-from common.results import resolve
+from common.results import from_cwd, resolve
 from common.training import TrainConfig, train
 from common.weights import HUB, save_state
 
@@ -34,7 +34,7 @@ def resolve_weights(weights: str, backbone: str = BACKBONES[0]) -> str | None:
 
 def from_here(weights: str) -> str:
     """``weights`` with a path made absolute, from the working directory: what a command line means by it."""
-    return weights if weights in NO_PATH else str(Path(weights).expanduser().absolute())
+    return weights if weights in NO_PATH else str(from_cwd(weights))
 
 
 def digits_checkpoint(backbone: str = BACKBONES[0]) -> Path:

@@ -27,7 +27,7 @@ from common.options import Count, NonNegative, ShareBelow1, check_fields, check_
 from common.processes import is_alone, is_main_process
 from common.reducers import Method
 from common.reducers.method import MethodText
-from common.results import conditions, resolve
+from common.results import conditions, from_cwd, resolve
 from common.schedule import Blocks, KeepRateOrBudget, is_budget, keep_rate_text, read_budget
 from common.training.checkpoint import STATE, refuse_difference, write_json
 from common.training.config import TrainConfig, protocol
@@ -121,7 +121,7 @@ class Experiment:
         for key in PATHS & given.keys():
             path = given[key]
             if isinstance(path, str) and path not in NO_PATH:
-                given[key] = str(Path(path).expanduser().absolute())
+                given[key] = str(from_cwd(path))
         return cls.from_dict(given)
 
     @classmethod
