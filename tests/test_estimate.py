@@ -16,6 +16,7 @@ import passes
 from common.budget import COST_IMAGES
 from common.reducers import list_reducers, reducer_class
 from common.slimming.allocation import SHARES, TAPERS
+from common.slimming.top_down import SearchSettings
 from estimate import CHECKPOINT_BYTES, TFLOPS, cost_of, passes_of
 from limits import LEAST_MB, LEAST_MINUTES, limits_of, mem_mb, runtime
 from needs import data_of, weights_of
@@ -212,6 +213,7 @@ def test_numbers_that_the_estimate_repeats_are_those_of_the_package():
     adaptive = {name for name in list_reducers() if reducer_class(name).adaptive}
     assert adaptive == passes.ADAPTIVE and passes.COST_IMAGES == COST_IMAGES
     assert (len(SHARES), len(TAPERS)) == (passes.SHARES, passes.FAMILIES)
+    assert SearchSettings(mac_cut=0.5).score_images == passes.SCORED
 
 
 def test_budgets_of_what_depends_on_the_images_take_passes_to_be_solved(profile):

@@ -71,8 +71,8 @@ def test_a_search_by_taper_takes_the_lengths_that_diverge_least_on_images_that_n
     plans = {each: nested(scores, each) for each in {tapered_lengths(Shape.of(vit), 0.5, *each) for each in TAPERS}}
     found = divergences(vit, plans, x[18:])
     assert len(plans) > 4 and best_tapered(whole, x[18:], scores, 0.5) == min(found, key=found.get)
-    plan = search(vit, x, mac_cut=0.5, sharing="taper", epochs=0, score_images=18, error_images=6)
-    assert plan.lengths in plans and plan.settings["sharing"] == "taper"
+    plan = search(vit, x, mac_cut=0.5, sharing="tapered", epochs=0, score_images=18, error_images=6)
+    assert plan.lengths in plans and plan.settings["sharing"] == "tapered"
     spent = slim_macs(Shape.of(vit), plan.lengths, "compact") / Shape.of(vit).unreduced
     assert 0.47 < spent <= 0.5
 
@@ -80,8 +80,18 @@ def test_a_search_by_taper_takes_the_lengths_that_diverge_least_on_images_that_n
 def test_class_probabilities_need_a_head():
     vit = create_backbone("vit_digits")
     vit.reset_classifier(0)
-    with pytest.raises(UsageError, match="compares class probabilities, and this backbone has no head; give 'errors'"):
-        search(vit, noise(), mac_cut=0.5, sharing="taper")
+    with pytest.raises(UsageError, match="compares class probabilities, and this backbone has no head; give 'falling', 'uniform'"):
+        search(vit, noise(), mac_cut=0.5, sharing="tapered")
+
+
+def test_a_search_shares_its_budget_out_as_it_is_told_and_by_falling_lengths_if_it_is_not():
+    shape = Shape.of(uneven_vit())
+    by_default, falling, uniform = (
+        search(uneven_vit(), noise(), mac_cut=0.5, epochs=0, **how)
+        for how in ({}, {"sharing": "falling"}, {"sharing": "uniform"})
+    )
+    assert by_default.lengths == falling.lengths == tapered_lengths(shape, 0.5, taper=0.2)
+    assert uniform.lengths == uniform_lengths(shape, 0.5)
 
 
 @pytest.mark.parametrize("family", ["vit", "deit-distilled"])

@@ -455,7 +455,7 @@ def test_every_parameter_of_a_notebook_is_in_the_vocabulary_and_its_default_pass
         ("labels", ["similarity=l2"], "reducer 'idle_mlp': unknown similarity 'l2'"),
         ("labels", "similarity=blend", "give a list, each text"),
         ("pruning", ["gone"], "give a list of dropped, idle, zero"),
-        ("lengths", ["learned", "greedy"], "give a list of learned, tapered, uniform"),
+        ("lengths", ["learned", "greedy"], "give a list of falling, learned, tapered, uniform"),
         ("scores", ["luck"], "give a list of attention, coverage"),
         ("recipe", "crop", "unknown recipe 'crop'; allowed: center_crop, pretrained, scratch, which_tokens"),
         ("optimizer", "sgdd", "unknown optimizer 'sgdd'"),

@@ -21,8 +21,9 @@
 # and tune one block at a time until the next block gives its old output again: images only, no labels. In the end the
 # whole network learns: in the paper on labels (`finetune_epochs`), by default here from its old logits, still without.
 #
-# A budget of multiplications is shared out so that the least error reaches the output ("learned"), or by the best of a
-# few families of lengths ("tapered"), against the same number of tokens in every block ("uniform") at equal cost.
+# A budget of multiplications is shared out so that the least error reaches the output ("learned"), by lengths that fall
+# evenly, from 20 % above their mean to 20 % below ("falling"), or by the best of a few such families ("tapered"), against
+# the same number of tokens in every block ("uniform") at equal cost.
 #
 # | | |
 # |---|---|
@@ -61,7 +62,6 @@ from common import plots
 from common.cost.closed_form import Shape
 from common.results import read_published, resolve, write_run
 from common.setup import Setup
-from common.slimming.allocation import uniform_lengths
 from common.slimming.rows import budget_rows, dynamic_rows, stage_rows
 from common.slimming.stages import distilled, finetuned, searched
 from common.studies.slimming import Slimming
@@ -78,7 +78,7 @@ counter = "compact"
 lengths = ["learned", "uniform"]
 scores = ["significance"]
 num_calibration = 256
-error_images = 32
+error_images = 64
 epochs = 2
 lr = 1e-4
 error_norm = "token"
@@ -118,14 +118,13 @@ print(f"{len(setup.calibration)} images of {dataset} to tune on, {len(setup.val_
 # what the authors count (`"paper"`).
 
 # %%
-goals = {"learned": {"mac_budget": mac_budget}, "tapered": {"mac_budget": mac_budget, "sharing": "taper"}}
-goals["uniform"] = {"lengths": uniform_lengths(shape, mac_budget, counter)}
-how = {"epochs": epochs, "lr": lr, "error_norm": error_norm, "error_images": error_images, "counter": counter}
+goal = {"mac_budget": mac_budget, "counter": counter, "error_images": error_images}
+how = {"epochs": epochs, "lr": lr, "error_norm": error_norm}
 names = list(product(lengths, scores))
 places = {(name, score): setup.place(f"{mac_budget}-{name}-{score}") for name, score in names}
 found = {}
 for name, score in names:
-    found[name, score] = searched(setup, places[name, score], score=score, **goals[name], **how)
+    found[name, score] = searched(setup, places[name, score], score=score, sharing=name, **goal, **how)
 
 # %%
 plans = {", ".join(name): stages[0].plan for name, stages in found.items()}

@@ -80,7 +80,7 @@ def _plans(run: Run) -> Iterator[Row]:
     same |= {"dataset": Path(given["dataset"].removeprefix("folder:")).name}
     yield {**same, "method": "none", "variant": "baseline"}
     cut = {"cut": 100 * (1 - given["mac_budget"])}
-    names = {"learned": "PS", "uniform": "uniform"}  # tapered lengths are nobody's
+    names = {"learned": "PS", "uniform": "uniform"}  # other lengths are nobody's
     kinds = [names[kind] for kind in given["lengths"] if kind in names]
     yield from ({**same, **cut, "method": "patch_slimming", "variant": kind} for kind in kinds)
     if given["gate_epochs"]:

@@ -15,14 +15,13 @@ from common.cost.closed_form import Shape
 from common.models.reduced import ReducedVisionTransformer, reduce_tokens
 from common.reducers.slimming_plan import SlimmingPlan
 from common.setup import Setup
-from common.slimming.allocation import allocate, error_curves, sensitivity, uniform_lengths
+from common.slimming.allocation import LEARNED, UNIFORM, allocate, error_curves, sensitivity, uniform_lengths
 from common.slimming.gates import GATE_LR, calibrate_thresholds, fit_gates
 from common.slimming.measuring import Row, cost, hits_of, measures, speeds
 from common.slimming.plans import best_first, nested, one_block, one_block_lengths, slimmed
 from common.slimming.ranking import SCORES, SIGNIFICANCES, mean_scores
 from common.slimming.stages import Stage, finetuned, searched
 
-LEARNED, TAPERED, UNIFORM = "learned", "tapered", "uniform"  # how a budget is shared out among the blocks
 _COUNTERS = {"all": "compact", "selected": "square"}  # what is executed, by the keys of a block
 
 

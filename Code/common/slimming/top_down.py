@@ -27,7 +27,19 @@ from common.models.observe import untouched
 from common.models.reduced import check_supported, reduce_tokens
 from common.options import Count, Many, NonNegative, Share, Whole, check_names, field_kinds
 from common.reducers.slimming_plan import Candidate, LayerRecord, SlimmingPlan, record_of
-from common.slimming.allocation import allocate, best_tapered, error_curves, sensitivity, uniform_lengths
+from common.slimming.allocation import (
+    FALLING,
+    SHARINGS,
+    TAPER,
+    TAPERED,
+    UNIFORM,
+    allocate,
+    best_tapered,
+    error_curves,
+    sensitivity,
+    tapered_lengths,
+    uniform_lengths,
+)
 from common.slimming.plans import best_first, slimmed
 from common.slimming.ranking import SCORES, block_scores, network_scores
 from common.slimming.scores import Scoring, check_backbone
@@ -49,9 +61,10 @@ class SearchSettings(Tuning, Scoring):
         lengths: tokens of every block, prefix tokens included; the last block computes these alone. One of these
             four says how far to go.
         step: patches to add at a time (the paper's r0).
-        sharing: how a budget is shared out, see :mod:`common.slimming.allocation`: "errors", so that the blocks, each
-            by itself, add the least error to the output; "taper", by the best of eight families of lengths, uniform
-            ones among them, whose whole networks are measured.
+        sharing: how a budget is shared out, see :mod:`common.slimming.allocation`: "falling", evenly from a first block
+            of 20 % more tokens than the mean of all to a last one of 20 % less; "uniform", as many in every block;
+            "learned", so that the blocks, each by itself, add the least error to the output; "tapered", by the best of
+            eight families of lengths, the first two among them, whose whole networks are measured.
         counter: "compact", what the slim model executes, or "paper", see :func:`common.cost.methods.slim_block_macs`.
         reset: every candidate starts from the original weights, not from those tuned for the one before.
         score: by which patches are added: "significance", as published, or another of :mod:`common.slimming.ranking`.
@@ -68,11 +81,11 @@ class SearchSettings(Tuning, Scoring):
     mac_cut: Share | None = None
     lengths: Many[Count] | None = None
     step: Count = 10
-    sharing: Literal["errors", "taper"] = "errors"
+    sharing: Literal[SHARINGS] = FALLING
     counter: Literal[COUNTERS] = "compact"
     reset: bool = False
     score: Literal[SCORES] = "significance"
-    score_images: Count = 128
+    score_images: Count = 512
     error_images: Count = 32
     held_out: Share = 0.25
     chunk: Count = 32
@@ -123,8 +136,9 @@ def search(
     how = SearchSettings(**settings)
     check_supported(model)
     check_backbone(model)
-    if how.sharing == "taper" and not model.num_classes:
-        raise UsageError("sharing='taper' compares class probabilities, and this backbone has no head; give 'errors'")
+    if how.sharing == TAPERED and not model.num_classes:
+        others = ", ".join(repr(name) for name in SHARINGS if name != TAPERED)
+        raise UsageError(f"sharing='tapered' compares class probabilities, and this backbone has no head; give {others}")
     if how.budget is not None:
         uniform_lengths(Shape.of(model), how.budget, how.counter)  # refuses what no lengths can meet
     calibration = as_calibration(images, model)
@@ -169,10 +183,14 @@ class _Search:
         how = self.how
         if how.budget is None:
             return how.lengths if how.lengths is None else self._checked(how.lengths)
+        if how.sharing == UNIFORM:
+            return uniform_lengths(self.shape, how.budget, how.counter)
+        if how.sharing == FALLING:
+            return tapered_lengths(self.shape, how.budget, TAPER, counter=how.counter)
         scored = take(self.images, self.tuned_on[: how.score_images])
         held_out = take(self.images, self.measured_on[: how.error_images])
         scores = network_scores(how.score, self.teacher, scored, how)
-        if how.sharing == "taper":
+        if how.sharing == TAPERED:
             return best_tapered(self.teacher, held_out, scores, how.budget, how.counter)
         curves = error_curves(sensitivity(self.teacher, held_out, scores), self.num_patches)
         return allocate(curves, self.shape, how.budget, how.counter)

@@ -14,9 +14,9 @@ from common.options import Count, Many, Share, Whole, field_kinds
 from common.report.rows import refuse_repeats
 from common.report.sections import Answer, Section, setting_title
 from common.schema import REQUIRED, count, means, number, text
+from common.slimming.allocation import SHARINGS
 from common.slimming.plans import PRUNING
 from common.slimming.ranking import SCORES, SIGNIFICANCES
-from common.slimming.rows import LEARNED, TAPERED, UNIFORM
 from common.slimming.top_down import SearchSettings
 from common.studies._slimming_published import (
     PUBLISHED,
@@ -63,7 +63,8 @@ class Slimming(Study):
     columns = {
         "part": text("what the row is of"),
         "lengths": text(
-            "how tokens are shared out: learned, by errors of blocks; tapered; uniform", optional=True
+            "how tokens are shared out: falling evenly; uniform; learned, by errors of blocks; best of eight tapers",
+            optional=True,
         ).only("stages", "budgets"),
         "score": text("what patches are chosen by", optional=True),
         **{name: replace(column, before="").only("equal_cost") for name, column in _VARIED.items()},
@@ -118,7 +119,7 @@ class Slimming(Study):
             name: _search[name] for name in ("mac_budget", "counter", "tolerance", "step", "error_norm", "error_images")
         },
         "rounds": Whole,
-        "lengths": Many[Literal[LEARNED, TAPERED, UNIFORM]],
+        "lengths": Many[Literal[SHARINGS]],
         **dict.fromkeys(("score", "other_score"), Literal[(*SCORES, *SIGNIFICANCES)]),
         "pruning": Many[Literal[PRUNING]],
         "block": Whole,
