@@ -80,7 +80,7 @@ def test_a_search_by_taper_takes_the_lengths_that_diverge_least_on_images_that_n
 def test_class_probabilities_need_a_head():
     vit = create_backbone("vit_digits")
     vit.reset_classifier(0)
-    with pytest.raises(UsageError, match="compares class probabilities, and this backbone has no head; give 'falling', 'uniform'"):
+    with pytest.raises(UsageError, match=r"this backbone has no head; give 'falling', 'uniform', 'learned'$"):
         search(vit, noise(), mac_cut=0.5, sharing="tapered")
 
 

@@ -22,7 +22,7 @@
 # whole network learns: in the paper on labels (`finetune_epochs`), by default here from its old logits, still without.
 #
 # A budget of multiplications is shared out so that the least error reaches the output ("learned"), by lengths that fall
-# evenly, from 20 % above their mean to 20 % below ("falling"), or by the best of a few such families ("tapered"), against
+# evenly, from 20 % above their mean to 20 % below ("falling"), or by the best of a few such tapers ("tapered"), against
 # the same number of tokens in every block ("uniform") at equal cost.
 #
 # | | |

@@ -138,7 +138,7 @@ def search(
     check_backbone(model)
     if how.sharing == TAPERED and not model.num_classes:
         others = ", ".join(repr(name) for name in SHARINGS if name != TAPERED)
-        raise UsageError(f"sharing='tapered' compares class probabilities, and this backbone has no head; give {others}")
+        raise UsageError(f"sharing={TAPERED!r} compares class probabilities; this backbone has no head; give {others}")
     if how.budget is not None:
         uniform_lengths(Shape.of(model), how.budget, how.counter)  # refuses what no lengths can meet
     calibration = as_calibration(images, model)
