@@ -112,6 +112,25 @@ def test_the_answer_names_the_leader_and_counts_who_beats_the_null_rows(table, m
     assert point.endswith(f"surely above smaller image ({right['downsample']})")
 
 
+def test_methods_are_compared_where_the_budget_says_although_images_come_in_steps(made_up, tmp_path):
+    """The smaller images save 30 and 50 % in place of 40 and 60: half of each at 40 %, and nothing is known of 60."""
+    run = [row("none", made_up["none"], cut=0.0), row("tome", made_up["tome"]), row("tome", made_up["topk"], cut=0.6)]
+    for cut, saved, name in ((0.4, 0.3, "downsample"), (0.6, 0.5, "random0")):
+        run.append(row("downsample", made_up[name], cut=cut, saved=saved, gmac=1 - saved))
+    run.append(row("tome", made_up["random1"], saved=0.45, gmac=0.55, options="resize=16"))
+    write_run(run, Leaderboard, tmp_path / "runs/leaderboard/a.csv", image_ids=IMAGES, **SAME)
+    table = STUDY.summarise(read_runs(tmp_path, STUDY))
+    found = table.set_index(["method", "options", "mac_cut"])["equal"]
+    half = 50 * (made_up["downsample"].mean() + made_up["random0"].mean())
+    assert found["downsample", "", 0.4] == pytest.approx(half)
+    assert np.isnan(found["downsample", "", 0.6]) and np.isnan(found["tome", "resize=16", 0.4])
+    (answer,) = STUDY.answers(table)
+    assert answer.points[0].endswith(f"1 of 1 surely above smaller image ({half:.2f})")
+    assert answer.points[1].endswith("neither null row was run")
+    accuracy, *_ = STUDY.sections(table)
+    assert accuracy.frame.set_index("Model").loc["smaller image"].tolist() == [f"{half:.2f}", "-"]
+
+
 def test_certain_leaders_and_certain_gains_are_stressed(table):
     accuracy, gains, *_ = STUDY.sections(table)
     models = accuracy.frame["Model"].tolist()

@@ -24,9 +24,10 @@ from fake_runs import (
 from common.errors import UsageError
 from common.report import tables
 from common.report.grids import at_equal_cost, mean_ranks, ranks
+from common.report.page import facts
 from common.report.paired import NOT_PAIRED, ONE_SEED, PAIRED
 from common.report.published import published_sections
-from common.report.sections import Section, spread
+from common.report.sections import Section, number, spread
 from common.report.tables import write_tables
 from common.results import read_published, read_runs
 from common.schedule import keep_rate_text
@@ -220,6 +221,34 @@ def test_throughput_stands_beside_the_published_numbers(tmp_path: Path) -> None:
     where = {"backbone": "vit_base_patch16_224", "img_size": 160}
     assert row(rest, method="ats", keep_rate=0.5, **where)["published_gflops"] == "4.0943 / 4.0989"
     assert row(rest, method="none", **where)["published_fps"] == "800.46 / 797.42 / 793.98"
+
+
+def test_keep_rates_of_budgets_are_compared_at_equal_cost(tmp_path: Path) -> None:
+    """A MAC ratio is the speed-up here. What saves 25.9 % meets no tenth, and nothing is said of it."""
+    speeds = {("none", 1.0): 1.0, ("tram", 0.7312): 1.25, ("tram", 0.5107): 2.0, ("tome", 0.7255): 1.26}
+    speeds |= {("tome", 0.5012): 1.99, ("evit", 0.6): 1.35, ("ats", 0.77): 1.24, ("ppt", 0.78): 1.25}
+    throughput_run(tmp_path, speeds)
+    found = found_in(tmp_path, "throughput")
+    (answer,) = answered("throughput", found.table)
+    assert [point.partition(" (")[0] for point in answer.points] == [
+        "20 % of the multiply-accumulates saved: 1.24 to 1.26 times as fast",
+        "50 % of the multiply-accumulates saved: 1.99 to 2.00 times as fast",
+    ]
+    assert found.missing == (), "a keep rate of one method is no hole of the others"
+    assert not list(found.study.figures(found.runs, {})), "there is no keep rate to compare at"
+    assert "Keep rates" not in facts(found.runs)
+
+
+def test_columns_without_any_value_are_left_out(tmp_path: Path) -> None:
+    for backbone, printed in (("vit_small_patch16_224", True), ("vit_large_patch16_224", False)):
+        throughput_run(tmp_path / backbone, {("none", 1.0): 1.0, ("ats", 0.3): 1.9}, backbone=backbone)
+        section = found_in(tmp_path / backbone, "throughput").sections[0]
+        assert ("Published FPS" in section.frame, "Published GFlops" in section.frame) == (printed, printed)
+        assert any(note.startswith("Published FPS") for note in section.notes) == printed
+
+
+def test_a_zero_has_no_sign() -> None:
+    assert [number(value) for value in (-0.004, 0.0, -0.006, 1234.5)] == ["0.00", "0.00", "-0.01", "1,234.50"]
 
 
 def test_throughput_markdown_keeps_the_two_kinds_of_count_apart(tmp_path: Path) -> None:

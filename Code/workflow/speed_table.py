@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from common.cost.throughput import promise_share
 from common.devices import RUNTIMES
 from common.leaderboard.answers import called_simply
 from common.results import read_runs, write_atomically
@@ -69,8 +70,9 @@ def _cell(method: str, rows: pd.DataFrame) -> tuple[str, str]:
     if own.empty:
         return "", ""
     row = own.iloc[0]
-    ratio = _whole(rows, [row["backbone"]])["gmac"] / row["gmac"]
-    return f"{ratio:.2f}", f"{row['speedup']:.2f} ({100 * row['speedup'] / ratio:.0f} %)"
+    whole = _whole(rows, [row["backbone"]])["gmac"]
+    share = promise_share(row["speedup"], row["gmac"], whole)
+    return f"{whole / row['gmac']:.2f}", f"{row['speedup']:.2f} ({100 * share:.0f} %)"
 
 
 def parts(text: str) -> tuple[str, str, str]:

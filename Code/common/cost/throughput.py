@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -91,6 +92,15 @@ def summary(own: Sequence[float], baseline: Sequence[float], batch: int) -> Thro
     fps = [batch / seconds for seconds in own]
     speedup = [base / seconds for base, seconds in zip(baseline, own, strict=True)]
     return Throughput(*_quartiles(fps), *_quartiles(speedup), rounds=len(own))
+
+
+def promise_share(speedup: Any, gmac: Any, unreduced_gmac: Any) -> Any:
+    """Share that a speed-up reaches of what the arithmetic promises, the MAC ratio; of numbers, or of columns of them.
+
+    >>> promise_share(1.5, 0.5, 1.0)
+    0.75
+    """
+    return speedup * gmac / unreduced_gmac
 
 
 def _quartiles(values: Sequence[float]) -> tuple[float, float, float]:

@@ -50,7 +50,7 @@ class Line:
     @property
     def begins_whole(self) -> bool:
         """With nothing dropped it is the unreduced model, and has a point at no saving: neither trained nor resized."""
-        return not self.trained and "resize" not in dict(self.parsed.options)
+        return not self.trained and self.parsed.begins_whole
 
     @property
     def parsed(self) -> Method:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from common.cost.throughput import promise_share
 from common.errors import UsageError
 from common.leaderboard.board import Board
 from common.leaderboard.content import speed_key
@@ -62,7 +63,7 @@ def speeds_of(results_dir: str | Path) -> dict[tuple, Mapping[str, float | str]]
         beside = whole[(whole["backbone"] == row["backbone"]) & (whole["img_size"] == row["img_size"])]
         speed = {"speedup": row["speedup"], "memory": row["peak_memory_mb"]}
         if len(beside):
-            speed["promise"] = row["speedup"] * row["gmac"] / beside["gmac"].iloc[0]
+            speed["promise"] = promise_share(row["speedup"], row["gmac"], beside["gmac"].iloc[0])
         known = {name: round(float(value), 3) for name, value in speed.items() if pd.notna(value)}
         threads = "" if "cuda" in row["device"] else f", {counted(int(row['threads']), 'thread')}"
         where = f"{row['device']}{threads}, {row['dtype']}, batch {row['batch']:.0f}"

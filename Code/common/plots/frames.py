@@ -142,9 +142,11 @@ def panel_axes(fig: Figure, count: int, columns: int = 3, **share: str | bool) -
 
 
 def outer_labels(axes: Sequence[Axes], columns: int) -> None:
-    """Say once what a row or column of panels shares: x under the lowest panel, y on the left of equal neighbours."""
-    for ax in axes[: max(len(axes) - columns, 0)]:
-        ax.set_xlabel("")
+    """Say once what a row or column of panels shares: x under the lowest of equals, y on the left of equals."""
+    labels = [ax.get_xlabel() for ax in axes]
+    for ax, own, below in zip(axes, labels, labels[columns:], strict=False):
+        if own == below:
+            ax.set_xlabel("")
     outer_values(axes, columns)
 
 

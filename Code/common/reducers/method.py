@@ -57,6 +57,15 @@ class Method:
         return self.having(seed=seed) if self.leaves_seed else self
 
     @property
+    def begins_whole(self) -> bool:
+        """With nothing dropped it is the unreduced model, as images are not resized.
+
+        >>> Method.parse("tome").begins_whole, Method.parse("tome:resize=176").begins_whole
+        (True, False)
+        """
+        return "resize" not in dict(self.options)
+
+    @property
     def options_text(self) -> str:
         """The options as they stand in tables: ``key=value,key=value``, empty without any."""
         return options_text(self.options)

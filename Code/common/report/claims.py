@@ -129,7 +129,9 @@ def summary(judged: Sequence[Claim]) -> str:
     counts = {verdict: sum(verdict in each for each in outcomes) for verdict in VERDICTS}
     several = sum(len(each) > 1 for each in outcomes)
     told = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
-    return f"{counted(len(judged), 'claim')}: {told}" + (f" ({several} with different verdicts)." if several else ".")
+    return f"{counted(len(judged), 'claim')}: {told}" + (
+        f"; {several} count under each of several verdicts." if several else "."
+    )
 
 
 def claims_table(judged: Sequence[Claim]) -> pd.DataFrame:

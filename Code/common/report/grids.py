@@ -33,15 +33,20 @@ def at_equal_cost(rows: pd.DataFrame, name: str) -> pd.DataFrame:
         model: pd.concat([rows[rows["method"] == "none"], points]).sort_values("gmac", kind="stable")
         for model, points in reduced.groupby(_MODEL)
     }
-    found = [_on_line(lines[tuple(row[_MODEL])], targets[row["keep_rate"]], name) for _, row in reduced.iterrows()]
+    found = [on_line(lines[tuple(row[_MODEL])], targets[row["keep_rate"]], name) for _, row in reduced.iterrows()]
     equal = pd.Series([value for value, _ in found], index=reduced.index, dtype=float)
     samples = pd.Series([values for _, values in found], index=reduced.index, dtype=object)
     return rows.assign(equal=equal, equal_samples=samples)
 
 
-def _on_line(points: pd.DataFrame, gmac: float, name: str) -> tuple[float, np.ndarray | None]:
-    """Value, and its samples, of the line through ``points``, in the order of their cost, at ``gmac``."""
+def on_line(points: pd.DataFrame, gmac: float, name: str, missed: float = 0.0) -> tuple[float, np.ndarray | None]:
+    """Value, and its samples, of the line through ``points``, in the order of their cost, at ``gmac``.
+
+    NaN beyond its ends, off which ``gmac`` may lie by ``missed``.
+    """
     costs = points["gmac"].to_numpy(float)
+    nearest = min(max(gmac, costs[0]), costs[-1])
+    gmac = nearest if abs(nearest - gmac) <= missed else gmac
     above = int(np.searchsorted(costs, gmac * (1 - 1e-9)))
     if above == len(costs) or (above == 0 and costs[0] > gmac * (1 + 1e-9)):
         return float("nan"), None

@@ -91,8 +91,24 @@ def add_speedup(runs: pd.DataFrame, throughput: pd.DataFrame) -> pd.DataFrame:
     return runs.assign(architecture=runs["backbone"].map(architecture)).merge(speed, on=key, how="left")
 
 
+def shared_rates(reduced: pd.DataFrame) -> list[str]:
+    """Keep rates, falling, at which at least half of the ``reduced`` models of one setting were run.
+
+    Others belong to few models: above all those that were solved, method by method, for a budget.
+
+    >>> rates = ["0.5", "0.5", "0.3127", "0.2953"]
+    >>> shared_rates(pd.DataFrame({"method": ["tram", "tome", "evit", "ats"], "options": "", "keep_rate": rates}))
+    ['0.5']
+    """
+    models = reduced.drop_duplicates(VARIANT)
+    counts = models["keep_rate"].value_counts()
+    return falling(counts[2 * counts >= len(models[VARIANT[:2]].drop_duplicates())].index)
+
+
 def holes(runs: pd.DataFrame, setting: Sequence[str], *, trained: bool = False) -> list[str]:
     """Conditions missing from the full grid of methods x keep rates x seeds that the runs of one setting span.
+
+    Keep rates are those that methods share (:func:`shared_rates`).
 
     Args:
         trained: every method is repeated for every seed; elsewhere a deterministic method needs one.
@@ -101,7 +117,7 @@ def holes(runs: pd.DataFrame, setting: Sequence[str], *, trained: bool = False) 
     for values, group in runs.groupby(list(setting), dropna=False):
         reduced = group[is_reduced(group)]
         variants = sorted(set(zip(reduced["method"], reduced["options"], strict=True)))
-        rates = falling(reduced["keep_rate"])
+        rates = shared_rates(reduced)
         seed_of = group["seed"] if trained else pd.Series("", index=group.index)
         present = set(zip(*(group[name] for name in VARIANT), seed_of, strict=True))
         for (method, options), rate, seed in product(variants, rates, sorted(seed_of.unique())):

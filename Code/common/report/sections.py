@@ -63,7 +63,7 @@ def counted(count: int, what: str) -> str:
 
 
 def number(value: float, digits: int = 2) -> str:
-    return NONE if pd.isna(value) else f"{value:,.{digits}f}"
+    return NONE if pd.isna(value) else f"{round(value, digits) + 0.0:,.{digits}f}"  # no minus before a zero
 
 
 def numbers(values: pd.Series, digits: int = 3) -> list[str]:
@@ -83,6 +83,11 @@ def with_errors(rows: pd.DataFrame, name: str, digits: int = 3) -> list[str]:
 
 def quartiles(row: pd.Series, name: str, digits: int) -> str:
     return f"{number(row[name], digits)} [{number(row[f'{name}_q1'], digits)}, {number(row[f'{name}_q3'], digits)}]"
+
+
+def filled(frame: pd.DataFrame) -> pd.DataFrame:
+    """``frame`` without the columns that have no value at all."""
+    return frame.loc[:, (frame != NONE).any()]
 
 
 def is_reduced(rows: pd.DataFrame) -> pd.Series:

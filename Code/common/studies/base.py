@@ -24,6 +24,7 @@ class Study(Table):
         setting: columns that rows must share to stand in one table.
         captions: of its figures, by the name that :meth:`figures` gives; "" = of the figures of single runs.
         run_figures: pattern of those figures of single runs that the page shows, "" = none.
+        run_captions: of those that need another caption: pattern of their path -> caption.
         own_page: name of a page that shows its runs, too; the report beside it has a link to it. "" = none.
         parameters: of its notebook, those that :data:`common.parameters.PARAMETERS` lacks: name -> what it may be.
         explains: ``method`` and ``options`` are those of an explainer.
@@ -37,6 +38,7 @@ class Study(Table):
     setting: Sequence[str] = ()
     captions: Mapping[str, str] = {}
     run_figures: str = ""
+    run_captions: Mapping[str, str] = {}
     own_page: str = ""
     parameters: Mapping[str, object] = {}
     explains: bool = False

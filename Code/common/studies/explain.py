@@ -115,9 +115,10 @@ class Explain(Study):
     setting = _TABLE
     captions = {
         "": "The image, its heat, and the probability of the explained class while patches are shown or removed, the "
-        "hottest first; or the same images under several explainers.",
+        "hottest first.",
     }
     run_figures = "**/*.png"
+    run_captions = {"explainers.png": "The heat of several explainers for the same images."}
     explains = True
 
     def summarise(self, runs: pd.DataFrame) -> pd.DataFrame:

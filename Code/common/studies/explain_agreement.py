@@ -99,7 +99,7 @@ class ExplainAgreement(Study):
     def sections(self, data: pd.DataFrame) -> Iterator[Section]:
         for _, rows in data.groupby(_TABLE, sort=False, dropna=False):
             row, notes = rows.iloc[0], (_BLOCKS, *explained.digits_note(rows))
-            apart = f"keep rate {percent(row['keep_rate'])}", f"{row['n_images']} images"
+            apart = f"keep rate {percent(row['keep_rate'])}", f"{row['n_images']:,} images"
             title = explained.title_of(rows, data, *apart)
             scored = rows[rows["rank_correlation"].notna()]
             if len(scored):
@@ -116,7 +116,7 @@ class ExplainAgreement(Study):
         for _, rows in data.groupby(_TABLE, sort=False, dropna=False):
             where = f"{where_text(rows)}, keep rate {percent(rows['keep_rate'].iloc[0])}"
             points = [_best(rows[rows[name].notna()], name) for name in _LEADING if rows[name].notna().any()]
-            yield Answer(f"On {rows['n_images'].iloc[0]} images of {where}:", tuple(points))
+            yield Answer(f"On {rows['n_images'].iloc[0]:,} images of {where}:", tuple(points))
 
 
 def _best(rows: pd.DataFrame, name: str) -> str:

@@ -177,7 +177,7 @@ class ExplainBenchmark(Study):
         """The comparison of all explainers of each setting, then the other parts, which start closed."""
         for _, rows in data.groupby(_TABLE, sort=False, dropna=False):
             row = rows.iloc[0]
-            title = explained.title_of(rows, data, f"baseline {row['baseline']}", f"{row['n_images']} images")
+            title = explained.title_of(rows, data, f"baseline {row['baseline']}", f"{row['n_images']:,} images")
             for (part, parameter), found in rows.groupby(["part", "parameter"], sort=False):
                 what, first = _first_columns(part, parameter, found)
                 yield _scores(f"{title}{what}", found.reset_index(drop=True), first, folded=bool(what))
@@ -196,7 +196,7 @@ class ExplainBenchmark(Study):
         for _, rows in compared.groupby(_TABLE, sort=False, dropna=False):
             points = [*(_best(rows, name) for name in _LEADING), *_beyond_chance(rows)]
             where = f"{where_text(rows)}, baseline {rows['baseline'].iloc[0]}, {counted(len(rows), 'explainer')}"
-            yield Answer(f"On {rows['n_images'].iloc[0]} images of {where}:", tuple(points))
+            yield Answer(f"On {rows['n_images'].iloc[0]:,} images of {where}:", tuple(points))
 
 
 def _places(values: pd.Series, known: Iterable[str]) -> pd.Series:
@@ -247,7 +247,7 @@ def _lead(rows: pd.DataFrame, name: str) -> Lead | None:
 
 def _notes(rows: pd.DataFrame, shown: Mapping[str, list[str]]) -> Iterator[str]:
     row = rows.iloc[0]
-    yield f"{explained.areas_note(rows)} Mean ± standard error over {row['n_images']} images."
+    yield f"{explained.areas_note(rows)} Mean ± standard error over {row['n_images']:,} images."
     yield from (note for column, note in _NOTES.items() if column in shown)
     if any(name.endswith("per image") for name in shown):
         yield f"Time of explaining alone: {row['device']}, threads: {row['threads']}, batch {row['batch']}."

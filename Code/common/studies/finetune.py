@@ -129,7 +129,7 @@ def _training_section(cells: pd.DataFrame, keep_rate: str) -> Section:
         lead = lead_of(reduced.assign(equal=reduced[name], equal_samples=reduced[name + SAMPLES]))
         best |= {(int(reduced.index[lead.place]), column)} if lead is not None and lead.certain else set()
     title = f"{show.setting_title(cells)}, {_training(cells)}, keep rate {show.percent(keep_rate)}"
-    return Section(title, pd.DataFrame(columns), _comparability(cells, comparable), frozenset(best))
+    return Section(title, show.filled(pd.DataFrame(columns)), _comparability(cells, comparable), frozenset(best))
 
 
 def _training(rows: pd.DataFrame) -> str:

@@ -96,10 +96,10 @@ class Idling(Study):
     parts = ("input", "similarity", *_MODELS)
     setting = SETTING
     captions = {
-        "": "Patches that each block computes, idle ones black, blocks counted from 0 as timm's blocks.N; or accuracy "
-        "against the arithmetic saved, hollow: idle patches are not seen.",
+        "": "Patches that each block computes, idle ones black. Blocks count from 0, as timm's blocks.N.",
     }
     run_figures = "*.png"
+    run_captions = {"study-*.png": "Accuracy against the arithmetic saved. Hollow: idle patches are not seen."}
 
     def summarise(self, runs: pd.DataFrame) -> pd.DataFrame:
         """Every row in the order of the runs, mean over seeds.
@@ -133,7 +133,7 @@ class Idling(Study):
             for part, what in {"similarity": "how similar patches are", **_MODELS}.items():
                 if part in tables.groups:
                     found = tables.get_group(part)
-                    title = f"{show.setting_title(found)}: {what}, {found['n_val'].iloc[0]} images"
+                    title = f"{show.setting_title(found)}: {what}, {found['n_val'].iloc[0]:,} images"
                     yield _similarity(title, found) if part == "similarity" else _models(title, found)
 
     def answers(self, data: pd.DataFrame) -> Iterator[Answer]:

@@ -84,8 +84,8 @@ class MethodGrid(Study):
 
     def sections(self, data: pd.DataFrame) -> Iterator[Section]:
         others = {"ema_accuracy": "running average of the weights, last epoch", "accuracy_best": "best epoch"}
-        for _, rows in data.groupby(SETTING, sort=False, dropna=False):
-            title, note = f"{show.setting_title(rows)}, {_measured(rows)}", _grid_note(rows)
+        for rows, apart in _settings(data):
+            title, note = f"{show.setting_title(rows)}, {_measured(rows)}{apart}", _grid_note(rows)
             yield ranked(title, rows, "accuracy", note)
             pairs = zip(rows["tokens"], show.numbers(rows["gmac"]), strict=True)
             cost = [f"{tokens} · {gmac}" for tokens, gmac in pairs]
@@ -98,8 +98,8 @@ class MethodGrid(Study):
         yield "cost", plots.accuracy_mac_pareto(add_speedup(runs, others["throughput"]))
 
     def answers(self, data: pd.DataFrame) -> Iterator[Answer]:
-        for _, rows in data.groupby(SETTING, sort=False, dropna=False):
-            context = f"On {show.where_text(rows)}, {_measured(rows)}"
+        for rows, apart in _settings(data):
+            context = f"On {show.where_text(rows)}, {_measured(rows)}{apart}"
             answer = best_answer(rows, "accuracy", context, cost=True)
             order = mean_ranks(at_equal_cost(rows, "accuracy")).dropna().sort_values(kind="stable")
             first = "; ".join(f"{show.method_label(*model)} {rank:.2f}" for model, rank in order.head(3).items())
@@ -121,6 +121,15 @@ def _mean_tokens(counts: pd.Series) -> str:
     """Mean of texts like "137 96 67", number by number, to one decimal."""
     means = counts.str.split(expand=True).astype(float).mean()
     return " ".join(f"{round(mean, 1):g}" for mean in means)
+
+
+def _settings(data: pd.DataFrame) -> Iterator[tuple[pd.DataFrame, str]]:
+    """Rows of each setting, with what tells it from others of the same training: number format and images."""
+    settings = [rows for _, rows in data.groupby(SETTING, sort=False, dropna=False)]
+    named = [(show.setting_title(rows), _measured(rows)) for rows in settings]
+    for rows, name in zip(settings, named, strict=True):
+        row, several = rows.iloc[0], named.count(name) > 1
+        yield rows, f", {row['dtype']}, {row['n_val']:,} validation images" if several else ""
 
 
 def _measured(rows: pd.DataFrame) -> str:

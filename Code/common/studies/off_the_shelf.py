@@ -57,7 +57,7 @@ class OffTheShelf(Study):
         for _, rows in data.groupby(SETTING, sort=False, dropna=False):
             title, images = setting_title(rows), rows["n_val"].iloc[0]
             for name, head in _heads(rows):
-                note = f"Top-1 accuracy in percent on {images} images, no training; {head}."
+                note = f"Top-1 accuracy in percent on {images:,} images, no training; {head}."
                 yield ranked(f"{title}: {head}", rows, name, note)
             yield Section(f"{title}: GMAC per image, attention included", pivot(rows, numbers(rows["gmac"])))
 
@@ -69,7 +69,7 @@ class OffTheShelf(Study):
     def answers(self, data: pd.DataFrame) -> Iterator[Answer]:
         for _, rows in data.groupby(SETTING, sort=False, dropna=False):
             for name, head in _heads(rows):
-                context = f"On {where_text(rows)}, {rows['n_val'].iloc[0]} images, {head}"
+                context = f"On {where_text(rows)}, {rows['n_val'].iloc[0]:,} images, {head}"
                 yield best_answer(rows, name, context, cost=True)
 
     def measured_on(self, rows: pd.DataFrame) -> str:

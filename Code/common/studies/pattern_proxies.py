@@ -40,6 +40,7 @@ _CORRELATION_NOTE = (
     "by leaving out one model at a time. p: share of the ways to deal the accuracies to the models that give as much; "
     "not corrected for the number of rows. Given tokens: the same, given the difference in tokens left at the end."
 )
+_LEVEL = 0.05  # of p, below which a correlation is told
 Row = dict[str, object]
 
 
@@ -110,7 +111,7 @@ class PatternProxies(Study):
         for _, rows in correlations.groupby(SETTING, sort=False, dropna=False):
             points = [_best(pairs, cells) for pairs, cells in rows.groupby("pairs", sort=False)]
             yield Answer(
-                f"On {rows['n_images'].iloc[0]} images of {show.where_text(rows)}{show.trained_text(rows)}:",
+                f"On {rows['n_images'].iloc[0]:,} images of {show.where_text(rows)}{show.trained_text(rows)}:",
                 tuple(points),
             )
 
@@ -178,7 +179,10 @@ def without_correlation(rows: pd.DataFrame) -> str:
 
 
 def _best(pairs: str, rows: pd.DataFrame) -> str:
-    best = rows.loc[rows["correlation"].abs().idxmax()]
+    known = rows[rows["p"] < _LEVEL]
+    if known.empty:
+        return f"pairs {pairs}: no measure is correlated with p < {_LEVEL} ({show.counted(len(rows), 'row')})"
+    best = known.loc[known["correlation"].abs().idxmax()]
     sure = f"p = {best['p']:.3f}" if best["p"] >= 0.001 else "p < 0.001"
     return (
         f"pairs {pairs}: strongest by {MEASURES[best['measure']]} after block {best['block']}, correlation "

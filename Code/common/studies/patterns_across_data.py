@@ -133,15 +133,15 @@ class PatternsAcrossData(Study):
     def answers(self, data: pd.DataFrame) -> Iterator[Answer]:
         halves = data[data["part"] == "halves"]
         for _, rows in of_part(data, "datasets", OF_DATA):
-            images = f"{rows['n_images'].iloc[0]} images of {rows['dataset'].iloc[0]} and "
-            images += f"{rows['other_n_images'].iloc[0]} of {rows['other_dataset'].iloc[0]}"
+            images = f"{rows['n_images'].iloc[0]:,} images of {rows['dataset'].iloc[0]} and "
+            images += f"{rows['other_n_images'].iloc[0]:,} of {rows['other_dataset'].iloc[0]}"
             found = tuple(_over_data(looking(rows), halves))
             if found:
                 where = f"{backbone_name(rows['backbone'].iloc[0])}{show.trained_text(rows)}"
                 yield Answer(f"Maps of depth on {images}, with {where}:", found)
         for _, rows in of_part(data, "capacity", OF_WIDTHS):
             where = (
-                f"{both(rows, 'backbone')} on the same {rows['n_images'].iloc[0]} images of {rows['dataset'].iloc[0]}"
+                f"{both(rows, 'backbone')} on the same {rows['n_images'].iloc[0]:,} images of {rows['dataset'].iloc[0]}"
             )
             for measure, what in ADJUSTED.items():
                 found = tuple(_over_widths(with_measure(rows, measure), measure))

@@ -82,13 +82,14 @@ class ReductionPatterns(Study):
     setting = SETTING
     claims = _pattern_claims.PATTERN_CLAIMS
     captions = {
-        "": "How many blocks each place comes through, mean over images; one photograph under two methods.",
+        "": "How many blocks each place comes through, mean over images.",
         "iou_excess": "How far methods keep the same patches after the last reduction: 0 = as by chance, 1 = as far as "
         "their numbers allow. Methods that agree stand side by side.",
         "ami": "How far methods merge the same patches after the last reduction: 0 = by chance, 1 = the same. Methods "
         "that agree stand side by side.",
     }
     run_figures = "**/*.png"
+    run_captions = {"pair.png": "Patches of one photograph that are left by both of two methods, or by one alone."}
     # records are found by their keep rates, so these are no budgets
     parameters = {"pair": Many[MethodText], "image": Whole, "keep_rate": KeepRate}
 
@@ -124,7 +125,7 @@ class ReductionPatterns(Study):
             for measure, what in ADJUSTED.items():
                 points = [*_most_alike(rows, measure), *_over_rates(rows, measure)]
                 if points:
-                    yield Answer(f"On {images} images of {where}, {what}, agreement beyond chance:", tuple(points))
+                    yield Answer(f"On {images:,} images of {where}, {what}, agreement beyond chance:", tuple(points))
 
 
 def _depths(title: str, rows: pd.DataFrame) -> Section:
@@ -194,7 +195,7 @@ def _most_alike(rows: pd.DataFrame, measure: str) -> Iterator[str]:
 
 def _over_rates(rows: pd.DataFrame, measure: str) -> Iterator[str]:
     """Which method is most and which least consistent over its keep rates."""
-    known = with_measure(rows[(rows["part"] == "rates") & ~rows["method"].isin(PATTERNS)], measure)
+    known = with_measure(rows[(rows["part"] == "rates") & ~rows["method"].isin([*PATTERNS, "random"])], measure)
     if len(known):
         means = known.groupby(["method", "options"])[measure].mean().sort_values()
         least, most = means.index[0], means.index[-1]

@@ -8,6 +8,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from common import plots
+from common.cost.throughput import promise_share
 from common.options import Count, Many, NonNegative
 from common.plots.frames import backbone_name
 from common.report import sections as show
@@ -68,7 +69,7 @@ class Serving(Study):
         table = in_order(runs[[*SETTING, *VARIANT, *measured]], SETTING)
         whole = table.loc[table["method"] == "none", [*SETTING, "gmac", "p95_ms"]]
         table = table.merge(whole, how="left", on=SETTING, suffixes=("", "_whole"))
-        promise = table["speedup"] * table["gmac"] / table.pop("gmac_whole")
+        promise = promise_share(table["speedup"], table["gmac"], table.pop("gmac_whole"))
         return table.assign(promise=promise, p95_ratio=table.pop("p95_ms_whole").rdiv(table["p95_ms"]))
 
     def sections(self, table: pd.DataFrame) -> Iterator[Section]:

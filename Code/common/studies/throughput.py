@@ -10,13 +10,14 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from common import plots
+from common.cost.throughput import promise_share
 from common.data.catalog import Dataset
 from common.devices import Format, Runtime
 from common.models.factory import create_backbone
 from common.options import Many
 from common.plots.frames import backbone_name
 from common.report import sections as show
-from common.report.rows import VARIANT, architecture, holes, in_order, refuse_repeats
+from common.report.rows import VARIANT, architecture, holes, in_order, refuse_repeats, shared_rates
 from common.report.sections import Answer, Section
 from common.results import read_published
 from common.schedule import keep_rate_text
@@ -139,7 +140,7 @@ class Throughput(Study):
             notes = {"Share of promise": PROMISE_NOTE, "Share of ceiling": CEILING_NOTE, "Peak MB": MEMORY_NOTE}
             notes["Ready in (s)"] = READY_NOTE
             note = " ".join([note, *(said for column, said in notes.items() if column in frame)])
-            yield Section(title, frame, (note, GFLOPS_NOTE, FPS_NOTE))
+            yield Section(title, frame, (note, GFLOPS_NOTE, *([FPS_NOTE] if "Published FPS" in frame else [])))
         rest = data[data["status"] == show.NOT_RUN]
         if len(rest):
             frame = pd.DataFrame(
@@ -157,19 +158,18 @@ class Throughput(Study):
             yield Section("Published conditions that were not run here", frame, (FPS_NOTE,), folded=True)
 
     def figures(self, runs: pd.DataFrame, others: Mapping[str, pd.DataFrame]) -> Iterator[tuple[str, Figure]]:
-        yield "", plots.speedup_vs_keep_rate(runs)
+        """Of all settings in which methods share keep rates; the leaderboard's page shows speeds at equal cost."""
+        parts = [
+            rows for _, rows in runs.groupby(SETTING, dropna=False) if len(shared_rates(rows[show.is_reduced(rows)]))
+        ]
+        if parts:
+            yield "", plots.speedup_vs_keep_rate(pd.concat(parts, ignore_index=True))
 
     def answers(self, data: pd.DataFrame) -> Iterator[Answer]:
-        reduced = data[(data["status"] != show.NOT_RUN) & show.is_reduced(data)]
+        reduced = _placed(data[data["status"] != show.NOT_RUN])
         several = reduced["device"].nunique() > 1
         for _, rows in reduced.groupby(["dtype", "runtime", "device"], sort=False):
-            points = []
-            for keep_rate, cells in rows.groupby("keep_rate", sort=False):
-                best, worst = cells.loc[cells["speedup"].idxmax()], cells.loc[cells["speedup"].idxmin()]
-                points.append(
-                    f"keep {show.percent(keep_rate)}: {worst['speedup']:.2f} to {best['speedup']:.2f} times as fast "
-                    f"(least: {_place(worst)}; most: {_place(best)})"
-                )
+            points = [_range(at, cells) for at, cells in rows.groupby("at", sort=False)]
             row = rows.iloc[0]
             where = f"In {_form(row)} on {row['device']}" if several else f"In {_form(row)}"
             yield Answer(f"{where}, compared with the same model without reduction:", tuple(points))
@@ -204,13 +204,13 @@ def _throughput_frame(rows: pd.DataFrame) -> pd.DataFrame:
         "Params (M)": show.numbers(rows["params"] / 1e6, 2),
         "Published FPS": published["published_fps"],
     }
-    return pd.DataFrame(columns)
+    return show.filled(pd.DataFrame(columns))
 
 
 def _where_measured(rows: pd.DataFrame) -> dict[str, list[str]]:
     """The columns that not every run has, as far as these ``rows`` of one setting have any value there."""
-    reduced, whole = show.is_reduced(rows), rows.loc[rows["method"] == "none", "gmac"]
-    promise = rows["speedup"] * rows["gmac"] / (whole.iloc[0] if len(whole) else math.nan)
+    reduced = show.is_reduced(rows)
+    promise = promise_share(rows["speedup"], rows["gmac"], _whole_gmac(rows))
     found = {
         "Share of promise": (100 * promise.where(reduced), 0, " %"),
         "Share of ceiling": (100 * (rows["speedup"] / rows["ceiling"]).where(reduced), 0, " %"),
@@ -222,6 +222,44 @@ def _where_measured(rows: pd.DataFrame) -> dict[str, list[str]]:
         for name, (values, digits, unit) in found.items()
         if values.notna().any()
     }
+
+
+def _placed(measured: pd.DataFrame) -> pd.DataFrame:
+    """The reduced models of all settings with ``at``, the keep rate or the cost, in words, at which they are compared.
+
+    Keep rates that methods do not share were solved for budgets. Such models are compared at each tenth of the
+    multiply-accumulates saved that they meet within a point.
+    """
+    found = []
+    for _, rows in measured.groupby(SETTING, sort=False, dropna=False):
+        reduced, whole = rows[show.is_reduced(rows)], _whole_gmac(rows)
+        shared, saved = shared_rates(reduced), 100 * (1 - reduced["gmac"] / whole)
+        tenth = (saved / 10).round() * 10
+        at = (
+            reduced["keep_rate"]
+            .map(lambda rate: f"keep {show.percent(rate)}")
+            .where(reduced["keep_rate"].isin(shared), tenth.map("{:.0f} % of the multiply-accumulates saved".format))
+        )
+        met = reduced["keep_rate"].isin(shared) | (((saved - tenth).abs() <= 1) & (tenth > 0))
+        found.append(reduced.assign(at=at, _saved=tenth.where(~reduced["keep_rate"].isin(shared), 0))[met])
+    return pd.concat(found).sort_values("_saved", kind="stable").drop(columns="_saved")
+
+
+def _range(at: str, cells: pd.DataFrame) -> str:
+    """How much faster the ``cells`` that are compared are; the slowest and the fastest by name."""
+    best, worst = cells.loc[cells["speedup"].idxmax()], cells.loc[cells["speedup"].idxmin()]
+    if len(cells) == 1:
+        return f"{at}: {best['speedup']:.2f} times as fast ({_place(best)})"
+    return (
+        f"{at}: {worst['speedup']:.2f} to {best['speedup']:.2f} times as fast "
+        f"(least: {_place(worst)}; most: {_place(best)})"
+    )
+
+
+def _whole_gmac(rows: pd.DataFrame) -> float:
+    """GMAC of the unreduced model of one setting; NaN where it was not measured."""
+    whole = rows.loc[rows["method"] == "none", "gmac"]
+    return whole.iloc[0] if len(whole) else math.nan
 
 
 def _form(row: pd.Series) -> str:

@@ -51,10 +51,10 @@ class Visualize(Study):
     required = (*REQUIRED, "dataset")
     setting = SETTING
     captions = {
-        "": "Patches that are still there after each block that reduces, and how many blocks each place survives on "
-        "average. Blocks count from 0, as timm's blocks.N.",
+        "": "Patches that are still there after each block that reduces. Blocks count from 0, as timm's blocks.N.",
     }
     run_figures = "*.png"  # six images, and survival; those of each image are beside them, in folders
+    run_captions = {"*-survival.png": "How many blocks each place survives, mean over the images."}
 
     def summarise(self, runs: pd.DataFrame) -> pd.DataFrame:
         """Per condition the number of images, and means over them with their standard errors: tokens left at the end,
@@ -89,7 +89,7 @@ class Visualize(Study):
             yield Answer(
                 f"{model_name(row)} on {backbone_name(row['backbone'])}, keep rate {percent(row['keep_rate'])}: "
                 f"{row['num_tokens']:.0f} patches are left at the end; the prediction is the same as the full model's "
-                f"on {100 * row['same_share']:.0f} % of {row['n_images']} images; mean probability "
+                f"on {100 * row['same_share']:.0f} % of {row['n_images']:,} images; mean probability "
                 f"{row['probability']:.2f} (full model {row['probability_full_model']:.2f})."
             )
 
