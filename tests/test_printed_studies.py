@@ -142,7 +142,8 @@ def test_where_the_limit_of_one_mask_is() -> None:
     worse = equal.query("score == 'significance'")["divergence_change"]
     assert len(worse) == 3 and mean_interval(worse)[1] > 0
     shares = sorted((-100 * taper["divergence_change"] / uniform).round())
-    assert f"by {shares[0]:.0f} to {shares[-1]:.0f} % of the divergence" in text
+    share = f"by {shares[0]:.0f} to {shares[-1]:.0f} % of the divergence"
+    assert share in text and f"{share} from the unreduced network" in running(section("What we found"))
     gains = [f"{row['gain']:.1f} ± {row['gain_sem']:.1f}" for _, row in taper.iterrows()]
     assert "in accuracy by {}, {} and {} points".format(*gains) in text
     more = 100 * (equal.groupby("seed")["mac_cut"].first() - taper["mac_cut"])
