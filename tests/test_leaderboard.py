@@ -53,7 +53,7 @@ def test_sampling_leaps_over_a_budget_which_is_said_with_the_nearest(capsys):
 def test_a_budget_that_a_method_cannot_meet_is_printed_and_has_no_row(capsys):
     setup = Setup("vit_digits", "", "digits", img_size=32, limit_val=8)
     assert not list(measure(setup, ["tome"], [0.9]))
-    assert "no row: tome in blocks [1, 3, 4] cannot save 90.0% of the MAC; at most" in capsys.readouterr().out
+    assert "left out: tome in blocks [1, 3, 4] cannot save 90.0% of the MAC; at most" in capsys.readouterr().err
 
 
 # the table, on hits that are made up

@@ -195,8 +195,10 @@ def test_commit_says_when_sources_differ(tmp_path: Path) -> None:
     (tmp_path / "results").mkdir()
     (tmp_path / "results/x.csv").write_text("a study writes this while it runs")
     assert provenance.git_commit(tmp_path) == clean
-    (tmp_path / "README.md").write_text("no number depends on this")
-    assert provenance.git_commit(tmp_path) == clean
+    for text in ("README.md", "Code/README.md", "Code/common/README.md"):
+        (tmp_path / text).parent.mkdir(exist_ok=True)
+        (tmp_path / text).write_text("no number depends on this")
+        assert provenance.git_commit(tmp_path) == clean
     (tmp_path / "Code/a.py").write_text("2")
     assert provenance.git_commit(tmp_path) == f"{clean}+dirty"
 

@@ -16,7 +16,6 @@ from annotated_types import Ge
 from torch import Tensor, nn
 
 from common.budget import keep_rate_for
-from common.cost.ceiling import FirstTokens
 from common.errors import UsageError, command
 from common.models.factory import create_backbone, create_model
 from common.models.reduced import ReducedVisionTransformer, check_vit
@@ -39,8 +38,8 @@ def export(model: nn.Module, path: str | Path, *, batch: Batch = "dynamic") -> P
     The file is for images (B, 3, H, W), float32, of the size that the model was made for.
 
     Args:
-        model: of :func:`common.reduce_tokens` or :func:`common.create_model`, or a timm ViT, on CPU in float32; it is
-            exported in eval mode.
+        model: of :func:`common.reduce_tokens` or :func:`common.create_model`, or a timm ViT, or a module that runs one
+            in its own way and has it as ``vit``, on CPU in float32; it is exported in eval mode.
         path: its ending decides: ``.pt2`` (``torch.export.load(path).module()``), or ``.onnx`` (needs the packages of
             ``pip install 'token-reduction[export]'``).
         batch: "dynamic", any number of images; or a fixed one, which some runtimes are faster with.
@@ -81,7 +80,7 @@ def _check(model: nn.Module, path: Path) -> None:
         raise UsageError(f"cannot export to {str(path)!r}; allowed: a file that ends in {' or '.join(FORMATS)}")
     if path.suffix == ".onnx":
         require_onnx(path.suffix)
-    check_vit(model.vit if isinstance(model, FirstTokens) else model)
+    check_vit(getattr(model, "vit", model))
     parameter = next(model.parameters())
     if parameter.device.type != "cpu" or parameter.dtype != torch.float32:
         raise UsageError(f"a model in {parameter.dtype} on {parameter.device} is given; allowed: float32 on cpu")

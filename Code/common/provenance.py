@@ -14,14 +14,14 @@ import torch
 
 from common.errors import UsageError
 
-SOURCES = ("Code", "requirements.txt", "pyproject.toml")
+SOURCES = ("Code", "requirements.txt", "pyproject.toml", ":(exclude,glob)Code/**/*.md")  # as git takes them
 
 
 def git_commit(folder: Path | None) -> str:
     """Short hash of the commit checked out in ``folder``, "+dirty" appended when sources differ from it.
 
     "" without git, repository or first commit. Sources are what a number can depend on: the code and the
-    pinned packages, not the README, the tests, or the results and notebooks that a study writes while it runs.
+    pinned packages, not the texts, the tests, or the results and notebooks that a study writes while it runs.
     Without a folder, the commit that pip installed this package from (PEP 610), "" where that was no repository.
     """
     if folder is None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -10,7 +9,7 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from common.budget import OutOfReachError, solved
+from common.budget import met, solved
 from common.cost.ceiling import FirstTokens, Lengths, has_ceiling, recorded_lengths
 from common.cost.counter import count_macs, counts_of
 from common.errors import UsageError
@@ -73,20 +72,11 @@ def models_of(
         OutOfReachError: none can.
     """
     reduced = [(method, rate) for method in methods if method.name != "none" for rate in keep_rates]
-    variants = [(Method("none"), 1.0), *reduced]
-    found, refused = [], []
-    for method, rate in variants:
-        try:
-            found.append((method, solved(vit, method, rate, images, **how)))
-        except OutOfReachError as error:
-            refused.append(error)
-    if refused and len(found) == 1:
-        raise refused[0]
-    for error in refused:
-        print(f"left out: {error}", file=sys.stderr)
+    found = met(reduced, lambda variant: solved(vit, *variant, images, **how), required=True)
+    rates = [(Method("none"), 1.0), *((method, rate) for (method, _), rate in found)]
     return {
         (method, rate): reduce_tokens(vit, method.name, keep_rate=rate, **dict(method.options))
-        for method, rate in found
+        for method, rate in rates
     }
 
 

@@ -10,4 +10,4 @@ from common.budget.solver import (
     reduce_tokens,
     solved,
 )
-from common.budget.timing import OutOfReachError
+from common.budget.timing import OutOfReachError, met

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from torch import Tensor, nn
 
@@ -32,10 +33,42 @@ TOLERANCE = 0.05  # by which two measurements of the same model may differ
 TRIES = 2
 ROUNDS = 15
 LIMIT_SECONDS = 3.0  # of timed passes, after which a slow model has been seen often enough
+Wanted, Found = TypeVar("Wanted"), TypeVar("Found")
 
 
 class OutOfReachError(UsageError):
     """A budget that no keep rate of a method meets."""
+
+
+def met(
+    wanted: Iterable[Wanted], solve: Callable[[Wanted], Found], *, required: bool = False
+) -> list[tuple[Wanted, Found]]:
+    """Those of ``wanted`` whose budget can be met, with what ``solve`` gives; lines on stderr say why others are not.
+
+    Args:
+        required: one of them must be met.
+
+    Raises:
+        OutOfReachError: the first of all, where none is met and one is ``required``.
+
+    >>> def solve(budget):
+    ...     if budget > 0.5:
+    ...         raise OutOfReachError(f"tome cannot save {budget}")
+    ...     return 1 - budget
+    >>> met([0.25, 0.75], solve)
+    [(0.25, 0.75)]
+    """
+    found, refused = [], []
+    for each in wanted:
+        try:
+            found.append((each, solve(each)))
+        except OutOfReachError as error:
+            refused.append(error)
+    if required and refused and not found:
+        raise refused[0]
+    for error in refused:
+        print(f"left out: {error}", file=sys.stderr)
+    return found
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ WRONG, RIGHT = "#D55E00", "#333333"
 _CAPTION = 0.24  # inches, of a line of text below a row of panels
 _NAME = 26  # characters of a class name that a caption has room for
 # Patches that two methods keep, the first or the second of them alone; share of a patch that has that colour.
+_LEGEND_LETTERS = 50  # of a legend in one line
 _BOTH, _FIRST, _SECOND, _TINT = "#009E73", "#0072B2", "#D55E00", 0.45
 
 
@@ -157,7 +158,8 @@ def kept_by_two(image: ArrayLike, masks: Mapping[str, ArrayLike], *, patch_grid:
     right.set_title(f"{(first & second).sum()} of {(first | second).sum()} patches by both")
     entries = {f"{one} and {other}": _BOTH, f"{one} only": _FIRST, f"{other} only": _SECOND}
     handles = [Patch(color=color, label=label) for label, color in entries.items()]
-    fig.legend(handles=handles, loc="outside lower center", ncols=len(handles))
+    fits = sum(map(len, entries)) <= _LEGEND_LETTERS
+    fig.legend(handles=handles, loc="outside lower center", ncols=len(handles) if fits else 1)
     return fig
 
 

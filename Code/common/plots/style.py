@@ -21,6 +21,7 @@ _LETTERS = 110  # in a line of this width
 MAX_BYTES = 150_000
 # From sharp to small: (dots per inch, colours). The first that fits under MAX_BYTES is written.
 _QUALITIES = ((200, 256), (160, 256), (130, 256), (100, 256), (100, 128), (100, 64), (100, 32))
+_AREAS = 8  # of so many colours one is that of an area
 
 RC = rc_params_from_file(Path(__file__).with_name("figures.mplstyle"), use_default_template=False)
 
@@ -193,7 +194,11 @@ def _render(fig: Figure, dpi: int) -> Image.Image:
 
 
 def _encode(image: Image.Image, colors: int) -> bytes:
+    """PNG of ``colors``, among them those of areas, exactly: legends have them, which photographs would wash out."""
+    areas = sorted(image.getcolors(image.width * image.height), reverse=True)[: colors // _AREAS]
+    rest = image.quantize(colors - len(areas), method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+    palette = Image.new("P", (1, 1))
+    palette.putpalette([*rest.getpalette(), *(part for _, color in areas for part in color)])
     stream = io.BytesIO()
-    palette = image.quantize(colors, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
-    palette.save(stream, "PNG", optimize=True)
+    image.quantize(palette=palette, dither=Image.Dither.NONE).save(stream, "PNG", optimize=True)
     return stream.getvalue()

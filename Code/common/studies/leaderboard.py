@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from common import plots
-from common.budget import BudgetSolver, OutOfReachError, Solution
+from common.budget import BudgetSolver, Solution, met
 from common.cost.counter import count_macs
 from common.reducers import Method, reducer_class
 from common.reducers.base import divergence
@@ -227,7 +227,7 @@ def measure(
     """A row for every method at every budget, on the weights of one backbone; "none" is the unreduced model, once.
 
     Each method takes one pass over the images with all its budgets. A budget that a method cannot meet has no row, and
-    is printed.
+    a line on stderr says so.
 
     Args:
         reducers: methods in their written form.
@@ -269,15 +269,11 @@ def _drawn(reducers: Sequence[str], seed: int, seeds: Sequence[int]) -> Iterator
         yield from ((method, each) for each in (seeds if method.leaves_seed else [seed]))
 
 
-def _solutions(setup: Setup, method: Method, mac_cuts: Sequence[float]) -> Iterator[tuple[float, Solution]]:
+def _solutions(setup: Setup, method: Method, mac_cuts: Sequence[float]) -> list[tuple[float, Solution]]:
     adaptive = reducer_class(method.name).adaptive
     images = setup.cost_images() if adaptive else None
     solver = BudgetSolver(setup.vit, method.name, images=images, **dict(method.options))
-    for cut in mac_cuts:
-        try:
-            yield cut, solver.solve(mac_cut=cut)
-        except OutOfReachError as refusal:
-            print(f"no row: {refusal}")
+    return met(mac_cuts, lambda cut: solver.solve(mac_cut=cut))
 
 
 def _measures(logits: Tensor, whole: Tensor, labels: Tensor, setup: Setup) -> dict[str, object]:
