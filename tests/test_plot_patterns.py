@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from itertools import combinations
 
 import numpy as np
@@ -12,6 +13,7 @@ from PIL import Image
 
 from common import plots
 from common.errors import UsageError
+from common.plots.style import to_png
 
 # Two close pairs, far from each other.
 SIMILAR = {"ab": 0.9, "ac": 0.3, "ad": 0.2, "bc": 0.4, "bd": 0.1, "cd": 0.8}
@@ -217,6 +219,17 @@ def test_patches_of_two_methods_have_three_colours_and_the_rest_is_pale():
     assert [text.get_text() for text in fig.legends[0].get_texts()] == ["one and other", "one only", "other only"]
     with pytest.raises(UsageError, match=r"compares two methods; given: one$"):
         plots.kept_by_two(np.zeros((3, 4, 4)), {"one": masks["one"]}, patch_grid=(2, 2))
+
+
+def test_a_legend_beside_a_photograph_keeps_its_colours():
+    """All colours of a picture are different here, and want a place among the 256 of the file."""
+    masks = {"one": np.arange(16) < 8, "other": np.arange(16) % 2 == 0}
+    image = np.random.default_rng(0).random((3, 64, 64))
+    data = to_png(plots.kept_by_two(image, masks, patch_grid=(4, 4)))
+    saved = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+    for colour in ("#009E73", "#0072B2", "#D55E00", "#FFFFFF"):
+        exact = np.round(255 * np.array(to_rgb(colour))).astype(int)
+        assert (saved == exact).all(-1).sum() > 100, colour
 
 
 def test_correlations_stand_by_strength_and_certain_ones_are_filled():

@@ -8,6 +8,7 @@ import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from matplotlib import rc_context, rc_params_from_file
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -197,8 +198,12 @@ def _encode(image: Image.Image, colors: int) -> bytes:
     """PNG of ``colors``, among them those of areas, exactly: legends have them, which photographs would wash out."""
     areas = sorted(image.getcolors(image.width * image.height), reverse=True)[: colors // _AREAS]
     rest = image.quantize(colors - len(areas), method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
-    palette = Image.new("P", (1, 1))
-    palette.putpalette([*rest.getpalette(), *(part for _, color in areas for part in color)])
-    stream = io.BytesIO()
-    image.quantize(palette=palette, dither=Image.Dither.NONE).save(stream, "PNG", optimize=True)
+    palette = rest.getpalette()
+    pixels, places, stream = np.asarray(image), np.array(rest), io.BytesIO()
+    for _, color in areas:
+        places[(pixels == color).all(-1)] = len(palette) // 3
+        palette += color
+    few = Image.fromarray(places)
+    few.putpalette(palette)
+    few.save(stream, "PNG", optimize=True)
     return stream.getvalue()
