@@ -47,7 +47,7 @@ def test_sampling_leaps_over_a_budget_which_is_said_with_the_nearest(capsys):
     """Of digits ATS samples the same few patches again and again: it keeps all 64, or a third of them."""
     setup = Setup("vit_digits", "digits", "digits", img_size=32, limit_val=40)
     assert not list(measure(setup, ["ats"], [0.4]))
-    assert "cannot save 40.0% of the MAC; the nearest that it can is 6" in capsys.readouterr().out
+    assert "cannot save 40.0% of the MAC; the nearest that it can is 6" in capsys.readouterr().err
 
 
 def test_a_budget_that_a_method_cannot_meet_is_printed_and_has_no_row(capsys):
