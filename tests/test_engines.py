@@ -211,6 +211,12 @@ def test_a_format_that_the_processor_lacks_is_refused(arguments, units, capsys, 
     assert capsys.readouterr().err == f"error: not measured: {units}\n"
 
 
+@pytest.mark.usefixtures("old_processor", "no_compute")
+def test_the_classes_of_int8_are_not_compared_where_its_sums_overflow(capsys):
+    assert int8_classes.main([]) == 2
+    assert capsys.readouterr().err.startswith("error: not measured: int8 on this processor, which has none of: ")
+
+
 @pytest.mark.usefixtures("old_processor")
 def test_a_format_that_the_processor_lacks_is_left_out_beside_others(capsys):
     rows = compare_all("vit_digits", ["topk"], [0.5], dtypes=("float32", "bfloat16"), batch_sizes=(1,), **DIGITS)

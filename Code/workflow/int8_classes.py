@@ -1,7 +1,7 @@
 """How often int8 names the class that float32 names: the shares that results/README.md prints.
 
 python Code/workflow/int8_classes.py prints them, of 1,000 classes on 500 Imagenette photographs by a trained ViT-Ti/16;
-that takes some minutes.
+that takes some minutes, and a processor with units for int8: without them sums overflow, and fewer agree.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ from torch import Tensor, nn
 
 from common.data import load_dataset, subset
 from common.data.sources import data_root
-from common.errors import command
+from common.errors import UsageError, command
 from common.exporting import export
 from common.leaderboard.answers import called_simply
 from common.models.factory import create_model
 from common.onnx_int8 import quantised
 from common.onnx_sessions import open_onnx
+from common.precision import lacking
 
 BACKBONE = "vit_tiny_patch16_224"
 MODELS = {"none": 1.0, "tram": 0.5, "topk:head_fusion=mean": 0.5, "tome": 0.5}  # with their keep rates
@@ -54,6 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, default=IMAGES, help=f"photographs; default: {IMAGES}")
     count = parser.parse_args(arguments).images
+    if reason := lacking("int8", torch.device("cpu")):
+        raise UsageError(f"not measured: {reason}")
     for reducer, keep_rate in MODELS.items():
         model = trained(reducer, keep_rate)
         share = same_class(model, photographs(model, count))
