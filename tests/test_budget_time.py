@@ -183,6 +183,7 @@ def test_a_text_is_the_budget_that_it_says(vit):
     [
         ("mac_cut=1.5", "mac_cut=1.5 is not allowed; give a number from 0 to below 1"),
         ("speedup=fast", "speedup='fast' is not allowed; give a number >= 1"),
+        ("mac-cut=0.4", r"keep_rate='mac-cut=0.4' is not allowed; give .*; did you mean 'mac_cut'\?$"),
         ("macs=0.4", 'keep_rate=.macs=0.4. is not allowed; give .* or a budget such as "mac_cut=0.4"'),
     ],
 )

@@ -444,7 +444,7 @@ def test_labels_that_do_not_fit_are_refused_in_one_line(labels):
 @pytest.mark.parametrize("shape", [(3, 16, 16), (2, 1, 16, 16), (2, 3, 32, 32), (0, 3, 16, 16)])
 def test_images_that_do_not_fit_are_refused_in_one_line(shape):
     with pytest.raises(
-        UsageError, match=r"^(images of shape [^\n]*allowed: \(B, 3, 16, 16\)|there are no images[^\n]*)$"
+        UsageError, match=r"^(images of shape [^\n]*give a tensor \(B, 3, 16, 16\)[^\n]*|there are no images[^\n]*)$"
     ):
         explain("rollout", digits(img_size=16), torch.zeros(shape))
 
@@ -480,7 +480,9 @@ def test_insertion_and_deletion_of_a_dynamic_size_are_those_of_a_model_of_that_s
 
 
 def test_images_that_no_dynamic_size_fits_are_refused_in_one_line():
-    with pytest.raises(UsageError, match=r"allowed: \(B, 3, 32, 40\) or other multiples of a patch$"):
+    with pytest.raises(
+        UsageError, match=r"give a tensor \(B, 3, H, W\) of floating-point numbers \(H a multiple of 8, W of 8\)$"
+    ):
         explain("rollout", resized((32, 32))[0], torch.zeros(2, 3, 33, 47))
 
 
@@ -518,7 +520,7 @@ def test_a_missing_library_is_named_with_the_way_to_get_it(name, package, monkey
 
 
 def test_what_is_no_tensor_of_images_is_refused():
-    with pytest.raises(UsageError, match=r"images of type str are not allowed; give a tensor \(B, 3, H, W\)"):
+    with pytest.raises(UsageError, match=r"images of type str are not allowed; give a tensor \(B, 3, 16, 16\)"):
         create_explainer("rollout", digits(img_size=16))("photo.jpg")
 
 

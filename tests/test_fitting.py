@@ -150,7 +150,7 @@ def with_nan(images):
 
 
 BAD = {
-    "a list": (lambda x: list(x), r"images of type list are not allowed; give a tensor \(N, 3, 32, 32\)"),
+    "a list": (lambda x: list(x), r"images of type list are not allowed; give a tensor \(B, 3, 32, 32\)"),
     "an array": (lambda x: x.numpy(), "images of type ndarray are not allowed"),
     "NaN": (with_nan, "2 of 48 images hold NaN or an infinite value, first image 5"),
     "NaN in a loader": (lambda x: DataLoader(Bare(with_nan(x)), 10), "2 of 48 images hold NaN"),
@@ -158,15 +158,15 @@ BAD = {
     "grey": (lambda x: x[:, :1], r"images of shape \(48, 1, 32, 32\)"),
     "channels last": (lambda x: x.permute(0, 2, 3, 1), r"images of shape \(48, 32, 32, 3\)"),
     "one image": (lambda x: x[0], r"images of shape \(3, 32, 32\)"),
-    "bytes": (lambda x: x.byte(), "and torch.uint8 not allowed"),
+    "bytes": (lambda x: x.byte(), "and torch.uint8 are not allowed"),
     "a small one among them": (
         lambda x: Bare([*x[:20], x[20][:, :16, :16]]),
-        r"image 20 of shape \(3, 16, 16\) and torch.float32 not allowed",
+        r"image 20 of shape \(3, 16, 16\) and torch.float32 is not allowed",
     ),
-    "pictures": (lambda x: Bare(["a.png"] * 20), "image 0 is of type str; give a tensor"),
+    "pictures": (lambda x: Bare(["a.png"] * 20), "image 0 of type str is not allowed; give a tensor"),
     "a loader of dictionaries": (
         lambda x: DataLoader(Bare([{"image": each} for each in x])),
-        "batch 0 is of type dict; give a tensor",
+        "batch 0 of type dict is not allowed; give a tensor",
     ),
     "none": (lambda x: x[:0], "0 images are too few; give at least"),
     "an empty dataset": (lambda x: Bare([]), "0 images are too few"),

@@ -12,7 +12,19 @@ COMMON = Path(__file__).parents[1] / "Code" / "common"
 # From the bottom to the top; a part imports itself and those before it.
 LAYERS = (
     *("errors", "processes", "precision", "rows", "options", "devices", "yaml_files", "registry", "schedule", "schema"),
-    *("provenance", "results", "tokens", "attention", "weights", "data", "reducers", "models", "cost", "budget"),
+    *(
+        "provenance",
+        "results",
+        "tokens",
+        "attention",
+        "weights",
+        "images",
+        "data",
+        "reducers",
+        "models",
+        "cost",
+        "budget",
+    ),
     *("training", "onnx_operators", "onnx_int8", "onnx_sessions", "exporting"),
     *("benchmark", "serving", "setup", "evaluation", "idling", "slimming", "explain"),
     *("plots", "analysis"),

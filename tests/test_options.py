@@ -128,6 +128,17 @@ def test_keyword_only_arguments_of_a_function():
     assert mean([], steps=2, weights=[0.5]) == (2, (0.5,))
     with pytest.raises(UsageError, match=r"^steps=0 is not allowed; give a whole number >= 1$"):
         mean([], steps=0)
+    with pytest.raises(UsageError) as refused:
+        mean([], step=2)
+    assert str(refused.value) == "mean takes no 'step'; allowed: values, steps, weights; did you mean 'steps'?"
+    assert mean(values=[], steps=1) == (1, ())
+
+
+def test_a_name_that_is_nearly_one_is_told():
+    with pytest.raises(UsageError, match=r"^unknown option 'mxa'; allowed: max, mean; did you mean 'max'\?$"):
+        check("option", "mxa", HeadFusion)
+    with pytest.raises(UsageError, match=r"^toy 'fused' has no option 'batch'; .*plan; did you mean 'batch_size'\?$"):
+        TOYS.check_options("fused", {"batch": 3})
 
 
 # options of registered classes

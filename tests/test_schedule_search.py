@@ -106,6 +106,7 @@ def test_a_ratio_of_few_digits_leaves_as_many(kept, patches):
         ("topk", {"mac_cut": 0.99}, r"topk in blocks \[1, 3, 4\] cannot save 99.0% of the MAC; at most "),
         ("topk", {}, "give one budget: mac_cut, gmac, latency_ms, speedup; given none"),
         ("topk", {"mac_cut": 0.3, "candidates": 0}, "candidates=0 is not allowed; give a whole number >= 1"),
+        ("topk", {"mac_cutt": 0.3}, "search_schedule takes no 'mac_cutt'; allowed: vit, .*; did you mean 'mac_cut'"),
         ("idle_mlp", {"mac_cut": 0.3}, "'idle_mlp' has no keep rate to solve for"),
     ],
 )
@@ -118,7 +119,7 @@ def test_what_cannot_be_searched_is_one_line(vit, some, method, given, message, 
 
 def test_images_must_be_images(vit):
     with pytest.raises(
-        UsageError, match=r"images of shape \(3, 128, 128\) and torch.float32 not allowed; give a tensor"
+        UsageError, match=r"images of shape \(3, 128, 128\) and torch.float32 are not allowed; give a tensor"
     ):
         search_schedule(vit, "topk", torch.zeros(3, 128, 128), mac_cut=0.3)
     with pytest.raises(UsageError, match="images of type str are not allowed; give a tensor"):

@@ -2,12 +2,14 @@
 
 import pytest
 import torch
+from small_training import Pictures, config, killed_at, small_vit
 
 from common.cost.counter import count_macs, mean_macs
 from common.data import load_dataset
 from common.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from common.errors import UsageError
 from common.models.factory import create_backbone
+from common.models.reduced import reduce_tokens
 from common.setup import Setup
 from common.weights import save_state
 
@@ -52,3 +54,18 @@ def test_what_weights_leave_open_is_drawn_by_the_seed(tmp_path):
     first, again, other = (Setup("vit_digits", "", "digits", **given, seed=seed).vit for seed in (1, 1, 2))
     assert torch.equal(first.head.weight, again.head.weight) and not torch.equal(first.head.weight, other.head.weight)
     assert Setup("vit_digits", "", "digits", **given, seed=1).place("idle:a=b,c") == tmp_path / "idle-a-b-c"
+
+
+def test_a_training_that_goes_on_prints_only_what_is_new(tmp_path, monkeypatch, capsys):
+    pictures = {"train_set": Pictures(8), "val_set": Pictures(4)}
+
+    def learn():
+        setup = Setup.around(small_vit().eval(), pictures, batch_size=4, device="cpu")
+        setup.learn(reduce_tokens(setup.vit, "none"), setup.training(), config(epochs=3), folder=tmp_path / "run")
+        return [line.partition(", loss")[0] for line in capsys.readouterr().out.splitlines()]
+
+    killed_at(monkeypatch, 2, 0, learn)
+    assert capsys.readouterr().out.startswith("fine-tuned: epoch 1 of 3, loss")
+    goes_on = ["goes on after epoch 1 of 3", "epoch 2 of 3", "epoch 3 of 3"]
+    assert learn() == [f"fine-tuned: {line}" for line in goes_on]
+    assert learn() == ["fine-tuned: was trained already: epoch 3 of 3"]

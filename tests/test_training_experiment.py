@@ -18,6 +18,7 @@ from common.errors import UsageError
 from common.models.factory import create_backbone, expected_norm
 from common.training import TrainConfig, digits_backbone, experiment, protocol
 from common.training.__main__ import main
+from common.training.engine import Trainer
 from common.training.experiment import Experiment, restrict_head
 from common.weights import save_state
 
@@ -215,8 +216,25 @@ def test_a_run_leaves_its_folder(file, tmp_path, capsys):
     options = {"reducer": "topk", "keep_rate": 0.5, "img_size": 32}
     model = create_model("vit_digits", weights=folder / "last.safetensors", **options)
     assert model.num_classes == 10
-    assert main([str(file)]) == 0  # finished: the same lines again
-    assert capsys.readouterr().out.splitlines() == lines
+    assert main([str(file)]) == 0
+    assert capsys.readouterr().out.splitlines() == ["was trained already: epoch 2 of 2", lines[2]]
+
+
+def test_a_killed_run_says_once_where_it_goes_on_and_then_only_what_is_new(file, capsys, monkeypatch):
+    train_epoch = Trainer._train_epoch
+
+    def killed(self, number):
+        if number == 2:
+            raise KeyboardInterrupt
+        return train_epoch(self, number)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Trainer, "_train_epoch", killed)
+        assert main([str(file)]) == 130
+    assert [line.split(":")[0] for line in capsys.readouterr().out.splitlines()] == ["epoch 0", "epoch 1"]
+    assert main([str(file)]) == 0
+    first, *others = capsys.readouterr().out.splitlines()
+    assert first == "goes on after epoch 1 of 2" and [line.split(":")[0] for line in others] == ["epoch 2"]
 
 
 def test_a_folder_of_another_experiment_is_refused(file, capsys):

@@ -47,6 +47,18 @@ def run(model, folder, stop_after=None, **changes):
     return numbers(epochs)
 
 
+def test_the_epochs_of_before_a_stop_may_be_told_apart(tmp_path):
+    expected, told = run(noisy_model(), tmp_path / "whole"), []
+    run(noisy_model(), tmp_path / "parts", stop_after=1)
+    how = {"config": config(**EVERYTHING), "output_dir": tmp_path / "parts", "on_resume": told.append}
+    new = list(train(noisy_model(), Pictures(14), Pictures(6), **how))
+    assert [numbers(epochs) for epochs in (*told, new)] == [expected[:2], expected[2:]]
+    assert list(train(noisy_model(), Pictures(14), Pictures(6), **how)) == [] and numbers(told[1]) == expected
+    told.clear()
+    assert len(list(train(noisy_model(), Pictures(14), Pictures(6), config(epochs=1), on_resume=told.append))) == 2
+    assert told == []
+
+
 @pytest.mark.parametrize("optimizer", ["adamw", "muon", "sgd"])
 def test_a_stopped_run_goes_on_bit_for_bit(tmp_path, optimizer):
     whole, stopped, resumed = noisy_model(), noisy_model(), noisy_model(seed=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from functools import wraps
@@ -20,8 +21,18 @@ def require_choice(value: str, allowed: Iterable[str], what: str) -> str:
     """Return ``value`` if it is one of ``allowed``; otherwise raise :class:`UsageError` naming both."""
     allowed = sorted(allowed)
     if value not in allowed:
-        raise UsageError(f"unknown {what} {value!r}; allowed: {', '.join(allowed)}")
+        raise UsageError(f"unknown {what} {value!r}; allowed: {', '.join(allowed)}{nearest(value, allowed)}")
     return value
+
+
+def nearest(word: object, allowed: Iterable[str]) -> str:
+    """The end of a message about a ``word`` that is none of ``allowed``: the one that may be meant, "" if none is near.
+
+    >>> nearest("mac_cutt", ["mac_cut", "gmac"]), nearest("watts", ["mac_cut", "gmac"])
+    ("; did you mean 'mac_cut'?", '')
+    """
+    close = difflib.get_close_matches(word, list(map(str, allowed)), n=1) if isinstance(word, str) else []
+    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def require_package(name: str, extra: str, what: str) -> ModuleType:

@@ -25,7 +25,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic import AfterValidator, ConfigDict, Strict, TypeAdapter, ValidationError
 
-from common.errors import UsageError, require_choice
+from common.errors import UsageError, nearest, require_choice
 
 T = TypeVar("T")
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -90,10 +90,15 @@ def check_names(given: Iterable[str], allowed: Iterable[str], what: str) -> None
 
 
 def checked(function: Function) -> Function:
-    """Decorator: the keyword-only arguments of ``function`` are checked before it runs."""
+    """Decorator: the keyword-only arguments of ``function`` are checked before it runs, and others are refused."""
+    parameters = inspect.signature(function).parameters
+    takes_any = any(each.kind is each.VAR_KEYWORD for each in parameters.values())
 
     @wraps(function)
     def call(*args: Any, **options: Any) -> Any:
+        for key in () if takes_any else options.keys() - parameters.keys():
+            name, allowed = function.__name__, ", ".join(parameters)
+            raise UsageError(f"{name} takes no {key!r}; allowed: {allowed}{nearest(key, parameters)}")
         for key in keywords(function).keys() & options:
             options[key] = check(key, options[key], keywords(function)[key].annotation)
         return function(*args, **options)

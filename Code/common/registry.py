@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache, wraps
 from importlib import import_module
 from typing import Any, Generic, TypeVar
 
-from common.errors import UsageError, require_choice
+from common.errors import UsageError, nearest, require_choice
 from common.options import check, keywords
 from common.yaml_files import parse_yaml
 
@@ -40,10 +40,11 @@ class Registry(Generic[Class]):
         what: what the classes are, as messages call it: "reducer".
         shared: its keyword-only parameters are options of every class, after its own; called with a new instance and
             those of them that were given.
+        beside: what calls take next to these options; messages know that it may be meant.
     """
 
-    def __init__(self, what: str, shared: Callable[..., None] | None = None) -> None:
-        self._what = what
+    def __init__(self, what: str, shared: Callable[..., None] | None = None, *, beside: Sequence[str] = ()) -> None:
+        self._what, self._beside = what, tuple(beside)
         self._shared = shared
         self._classes: dict[str, Class] = {}
 
@@ -116,7 +117,10 @@ class Registry(Generic[Class]):
         for option, value in options.items():
             if option not in known:
                 allowed = ", ".join(known) or "none"
-                raise UsageError(f"{self._what} {name!r} has no option {option!r}; allowed: {allowed}")
+                more = nearest(option, [*known, *self._beside])
+                if option in self._beside:
+                    more = f"; {option} is no option of a {self._what}, it is given beside one"
+                raise UsageError(f"{self._what} {name!r} has no option {option!r}; allowed: {allowed}{more}")
             try:
                 found[option] = check(option, value, known[option].annotation)
             except UsageError as error:

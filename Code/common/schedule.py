@@ -13,7 +13,7 @@ from typing import Annotated
 from annotated_types import Gt, Le, MinLen, Predicate
 from pydantic import AfterValidator, Strict
 
-from common.errors import UsageError
+from common.errors import UsageError, nearest
 from common.options import AtLeast1, Many, Positive, ShareBelow1, Whole, accepted_by, check, check_fields
 
 ALLOWED = (
@@ -22,6 +22,7 @@ ALLOWED = (
     'or a budget such as "mac_cut=0.4" or "speedup=1.5"'
 )
 BUDGETS = {"mac_cut": ShareBelow1, "gmac": Positive, "latency_ms": Positive, "speedup": AtLeast1}
+BESIDE = ("images", "batch_size", "device", "dtype", "cache")  # what only a budget needs
 PLACED = re.compile(r"(\d*\.?\d+)@(\d+)")
 RULE = re.compile(r"(r)=([1-9]\d*)( decreasing)?|(q)=(0?\.\d+)")
 
@@ -58,7 +59,7 @@ def counts_by_rule(rule: str, num_patches: int, stages: int) -> Iterator[int]:
     """
     found = RULE.fullmatch(rule)
     if not found:
-        raise UsageError(f"keep_rate={rule!r} is not allowed; give {ALLOWED}")
+        raise _no_keep_rate(rule)
     number, decreasing, share = int(found[2] or 0), found[3], float(found[5] or 0)
     left = num_patches
     for stage in range(stages):
@@ -137,7 +138,12 @@ def _check_text(text: str) -> None:
     if is_budget(text):
         read_budget(text)
     elif not RULE.fullmatch(text) and not placed_ratios(text):
-        raise UsageError(f"keep_rate={text!r} is not allowed; give {ALLOWED}")
+        raise _no_keep_rate(text)
+
+
+def _no_keep_rate(text: str) -> UsageError:
+    word, equals, _ = text.partition("=")
+    return UsageError(f"keep_rate={text!r} is not allowed; give {ALLOWED}{nearest(word, BUDGETS) if equals else ''}")
 
 
 def _single(rates: float | tuple[float, ...]) -> float | tuple[float, ...]:

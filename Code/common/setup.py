@@ -27,6 +27,7 @@ from common.schedule import is_budget
 from common.training import TrainConfig, train
 from common.training.digits_backbone import resolve_weights
 from common.training.distillation import DISTILLATION, Data, in_the_heads_classes
+from common.training.engine import goes_on
 from common.weights import NORM, weights_label
 
 
@@ -189,9 +190,15 @@ class Setup:
             How many images it learnt from.
         """
         config = replace(config, seed=self.seed, device=self.device)
-        for epoch in train(model, *in_the_heads_classes(model, data), config, teacher=teacher, output_dir=folder):
-            if epoch.epoch and not self.quiet:
-                print(f"{title}: epoch {epoch.epoch} of {config.epochs}, loss {epoch.train_loss:.3f}")
+
+        def say(line: str) -> None:
+            if not self.quiet:
+                print(f"{title}: {line}")
+
+        how = {"teacher": teacher, "output_dir": folder, "on_resume": lambda history: say(goes_on(history, config))}
+        for epoch in train(model, *in_the_heads_classes(model, data), config, **how):
+            if epoch.epoch:
+                say(f"epoch {epoch.epoch} of {config.epochs}, loss {epoch.train_loss:.3f}")
         return len(data[0])
 
     def distil(

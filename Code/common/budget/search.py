@@ -23,7 +23,7 @@ from common.budget.timing import OutOfReachError
 from common.data.unlabelled import Images, as_tensor
 from common.models import reduced
 from common.models.observe import untouched
-from common.models.reduced import check_supported
+from common.models.reduced import check_head, check_supported
 from common.options import Count, Positive, ShareBelow1, Whole, checked
 from common.reducers import Method, Schedule, reducer_class
 from common.reducers.base import divergence_by_image
@@ -121,10 +121,11 @@ def search_schedule(
         batch_size: images of a pass.
 
     Raises:
-        UsageError: as :func:`common.keep_rate_for`; no images.
+        UsageError: as :func:`common.keep_rate_for`; no images; a model without classes.
     """
     parsed = Method.parse(method)
     check_supported(vit)
+    check_head(vit, "a search of schedules compares class probabilities")
     images = as_tensor(images, vit)
     few = images[:batch_size] if reducer_class(parsed.name).adaptive else None
     solver = BudgetSolver(vit, parsed.name, images=few, **dict(parsed.options))

@@ -33,13 +33,12 @@ from common.provenance import describe_device
 from common.reducers import Method, Schedule, default_reduction_loc, reducer_class
 from common.reducers.base import check_options
 from common.reducers.method import named
-from common.schedule import BUDGETS, is_budget, read_budget
+from common.schedule import BESIDE, BUDGETS, is_budget, read_budget
 
 DIGITS = 4  # of a keep rate: fine enough to move one token of 1,000 in any stage
 COST_IMAGES = 32  # on which the cost of a method is solved that keeps more of some images than of others
 TINY = 1e-9  # a keep rate that leaves one token of any number
 CLOSE_ENOUGH = 1e-4  # of the unreduced cost; below what a token is worth
-BESIDE = ("images", "batch_size", "device", "dtype", "cache")  # what only a budget needs
 FITTED = " (common.idling.fit and common.slimming.search meet a mac_cut by other means)"
 COARSEST = 0.06  # of the unreduced cost; what half a step of a small image's grid may miss
 
@@ -156,7 +155,7 @@ class BudgetSolver:
 
     def _saving(self, wanted: float) -> Solution:
         """The solution whose share of the MAC saved is nearest to ``wanted``."""
-        what = f"{self.reducer} in blocks {list(self.blocks)} cannot save {wanted:.1%} of the MAC"
+        what = f"{self._method} in blocks {list(self.blocks)} cannot save {wanted:.1%} of the MAC"
         if (most := self._cut_at(10.0**-DIGITS)) < wanted - CLOSE_ENOUGH:
             raise OutOfReachError(f"{what}; at most {most:.1%}")
         rate = _nearest(self._cut_at, wanted)
@@ -188,7 +187,7 @@ class BudgetSolver:
             "dtype": str(images.dtype).removeprefix("torch."),
             "batch": len(images),
             "backbone": {**asdict(Shape.of(vit)), "img_size": vit.patch_embed.img_size, "pool": vit.global_pool},
-            "method": str(Method(self.reducer, tuple(sorted(self.options.items())))),
+            "method": str(self._method),
             "reduction_loc": self.blocks,
             "shares": self._shares,
             "images": "" if self.images is None else hashlib.sha256(images.float().cpu().numpy().tobytes()).hexdigest(),
@@ -207,8 +206,13 @@ class BudgetSolver:
             size, generator = self.vit.patch_embed.img_size, torch.Generator().manual_seed(0)
             return torch.randn(batch, self.vit.in_chans, *size, generator=generator)
         if len(self.images) < batch:
-            raise UsageError(f"{self.reducer!r} is timed on your images: give batch_size={batch} of them or more")
+            raise UsageError(f"{str(self._method)!r} is timed on your images: give batch_size={batch} of them or more")
         return self.images[:batch]
+
+    @property
+    def _method(self) -> Method:
+        """With its options, as it is written."""
+        return Method(self.reducer, tuple(sorted(self.options.items())))
 
     @cached_property
     def _whole(self) -> int:

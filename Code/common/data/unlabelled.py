@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from common.data.base import LabelledDataset
 from common.data.transforms import Normalisation
 from common.errors import UsageError
+from common.images import check_images
 
 Images = Tensor | Dataset | DataLoader  # what users give
 Calibration = Tensor | LabelledDataset  # (n, 3, H, W), or a dataset whose images are decoded when they are needed
@@ -40,20 +41,17 @@ def as_calibration(images: Images, vit: VisionTransformer, *, least: int = 1) ->
     Raises:
         UsageError: anything else, images of another size, too few, or some that hold NaN or an infinite value.
     """
-    wanted = _Wanted(vit)
     if isinstance(images, LabelledDataset):
         _require(len(images), least)
-        wanted.check(images[0][0][None], "image 0")
+        _check(vit, images[0][0][None], "image 0")
         return images
     if isinstance(images, DataLoader):
-        found = _joined(wanted.parts(_firsts(images), "batch", batched=True))
+        found = _joined(_parts(vit, _firsts(images), "batch", batched=True))
     elif isinstance(images, Dataset):
-        found = _joined(wanted.parts(_firsts(_items(images)), "image", batched=False))
-    elif isinstance(images, Tensor):
-        wanted.check(images, "images")
-        found = images
+        found = _joined(_parts(vit, _firsts(_items(images)), "image", batched=False))
     else:
-        raise UsageError(f"images of type {type(images).__name__} are not allowed; give {wanted}")
+        _check(vit, images)
+        found = images
     _require(len(found), least)
     bad = (~found.flatten(1).isfinite().all(1)).nonzero().flatten().tolist()
     if bad:
@@ -67,33 +65,16 @@ def as_tensor(images: Images, vit: VisionTransformer, *, least: int = 1) -> Tens
     return found if isinstance(found, Tensor) else found.stack()
 
 
-class _Wanted:
-    """The shape of images that a network takes."""
+def _check(vit: VisionTransformer, images: object, what: str = "images") -> None:
+    check_images(vit, images, what, others=", a Dataset of such images or a DataLoader")
 
-    def __init__(self, vit: VisionTransformer) -> None:
-        channels, (height, width) = vit.in_chans, vit.patch_embed.img_size
-        self._shape = (channels, None, None) if vit.dynamic_img_size else (channels, height, width)
 
-    def __str__(self) -> str:
-        sides = ", ".join("any" if side is None else str(side) for side in self._shape)
-        return f"a tensor (N, {sides}) of floating-point numbers, a Dataset of such images or a DataLoader"
-
-    def check(self, images: object, what: str) -> None:
-        if not isinstance(images, Tensor):
-            raise UsageError(f"{what} is of type {type(images).__name__}; give {self}")
-        fits = images.dim() == 4 and all(
-            side in (None, own) for side, own in zip(self._shape, images.shape[1:], strict=True)
-        )
-        if not fits or not images.is_floating_point():
-            shape = tuple(images.shape) if what == "images" else tuple(images.shape[1:])
-            raise UsageError(f"{what} of shape {shape} and {images.dtype} not allowed; give {self}")
-
-    def parts(self, values: Iterator[object], what: str, *, batched: bool) -> Iterator[Tensor]:
-        """Batches (n, C, H, W) of ``values``, each of which is one or, if not ``batched``, a single image."""
-        for number, value in zip(count(), values):
-            part = value if batched or not isinstance(value, Tensor) else value[None]
-            self.check(part, f"{what} {number}")
-            yield part
+def _parts(vit: VisionTransformer, values: Iterator[object], what: str, *, batched: bool) -> Iterator[Tensor]:
+    """Batches (n, C, H, W) of ``values``, each of which is one or, if not ``batched``, a single image."""
+    for number, value in zip(count(), values):
+        part = value if batched or not isinstance(value, Tensor) else value[None]
+        _check(vit, part, f"{what} {number}")
+        yield part
 
 
 def _items(dataset: Dataset) -> Iterator[object]:

@@ -11,7 +11,9 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from common.errors import UsageError
+from common.images import check_images
 from common.models.observe import as_reduced, untouched
+from common.models.reduced import has_head
 from common.options import Count, accepted_by
 from common.registry import Registry, options_text
 
@@ -22,13 +24,13 @@ class Explanation:
 
     Attributes:
         heatmaps: (B, h, w) float32, one value per patch of the grid; more = more important, the scale is the method's.
-        labels: (B,) the classes that were explained.
+        labels: (B,) the classes that were explained; None where the model has none.
         masks: (B, M, h, w) True where a mask of MUTEX shows a patch, or None.
         confidences: (B, M) probability of the label when only that is shown, or None.
     """
 
     heatmaps: Tensor
-    labels: Tensor
+    labels: Tensor | None = None
     masks: Tensor | None = None
     confidences: Tensor | None = None
 
@@ -46,16 +48,28 @@ class Explainer:
 
     Class attributes:
         differentiates: the method needs gradients.
+        explains_class: its heatmaps are of a class; if not, a model without a head will do.
 
     Args:
         model: a timm VisionTransformer, reduced or not; any size, any depth, any number of prefix tokens.
         batch_size: images, or variants of them, that go through the model at once: it bounds the memory.
+
+    Raises:
+        UsageError: a model that is not supported, or has no head where the method explains a class.
     """
 
     differentiates = False
+    explains_class = True
 
     def __init__(self, model: VisionTransformer, *, batch_size: Count = 32) -> None:
         self.model, self.batch_size = as_reduced(model), batch_size
+        if self.explains_class and not has_head(self.model):
+            names = {name: EXPLAINERS.get(name) for name in list_explainers()}
+            mine = next((name for name, explainer in names.items() if type(self) is explainer), type(self).__name__)
+            allowed = ", ".join(name for name, explainer in names.items() if not explainer.explains_class)
+            raise UsageError(
+                f"explainer {mine!r} explains a class, and the model has no head (num_classes=0); allowed: {allowed}"
+            )
 
     def __call__(self, images: Tensor, labels: Tensor | int | None = None) -> Explanation:
         """Explain ``images`` with the model in eval mode.
@@ -63,11 +77,14 @@ class Explainer:
         Args:
             images: (B, 3, H, W), normalised as the model expects them.
             labels: (B,) classes, or one for all images; None = what the model predicts. 0 is a class like any other.
+                A model without a head has none.
 
         Raises:
             UsageError: images or labels do not fit the model.
         """
-        self._check_images(images)
+        check_images(self.model, images)
+        if not len(images):
+            raise UsageError("there are no images to explain; give at least one")
         with untouched(self.model), torch.inference_mode(not self.differentiates):  # False turns gradients on
             # a copy, so that images that were made in inference mode can be differentiated too
             images = images.detach().to(next(self.model.parameters()), copy=True).requires_grad_(self.differentiates)
@@ -77,6 +94,8 @@ class Explainer:
                 wanted = self._checked_labels(labels, images).split(self.batch_size)
             found = [self.explain(part, label) for part, label in zip(parts, wanted, strict=True)]
         names = [name for name, part in vars(found[0]).items() if part is not None]
+        if not has_head(self.model):
+            names.remove("labels")  # what would be the largest feature
         # detached, they are ordinary tensors, whatever mode they were made in
         return Explanation(**{name: torch.cat([vars(part)[name].detach() for part in found]) for name in names})
 
@@ -88,27 +107,16 @@ class Explainer:
         """Values (..., P) of the patches of ``images`` (B, 3, H, W) -> (..., h, w)."""
         return values.unflatten(-1, self.model.patch_grid(images))
 
-    def _check_images(self, images: Tensor) -> None:
-        if not isinstance(images, Tensor):
-            raise UsageError(f"images of type {type(images).__name__} are not allowed; give a tensor (B, 3, H, W)")
-        embed, sides, more = self.model.patch_embed, self.model.patch_embed.img_size, ""
-        if self.model.dynamic_img_size and images.dim() == 4:
-            steps, more = (1, 1) if embed.dynamic_img_pad else embed.patch_size, " or other multiples of a patch"
-            sides = [max(side - side % step, step) for side, step in zip(images.shape[2:], steps, strict=True)]
-        expected = (self.model.in_chans, *sides)
-        if images.dim() != 4 or tuple(images.shape[1:]) != expected:
-            allowed = f"(B, {', '.join(map(str, expected))}){more}"
-            raise UsageError(f"images of shape {tuple(images.shape)} do not fit the model; allowed: {allowed}")
-        if not len(images):
-            raise UsageError("there are no images to explain; give at least one")
-
     def _checked_labels(self, labels: Tensor | int, images: Tensor) -> Tensor:
+        if not has_head(self.model):
+            raise UsageError("labels are given, and the model has no head (num_classes=0); allowed: labels=None")
         given = np.asarray(labels.cpu() if isinstance(labels, Tensor) else labels)
         if not np.issubdtype(given.dtype, np.integer) or given.shape not in ((), (len(images),)):
             raise UsageError(f"labels {given.tolist()!r} are not allowed; give a class, or one per image")
-        outside = given[(given < 0) | (given >= self.model.num_classes)]
+        classes = getattr(self.model.head, "out_features", self.model.num_classes)  # of a head that was replaced, too
+        outside = given[(given < 0) | (given >= classes)]
         if len(outside):
-            raise UsageError(f"label {outside[0]} is not allowed; allowed: 0 to {self.model.num_classes - 1}")
+            raise UsageError(f"label {outside[0]} is not allowed; allowed: 0 to {classes - 1}")
         return torch.from_numpy(np.broadcast_to(given, len(images)).astype(np.int64)).to(images.device)
 
 

@@ -13,10 +13,12 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 from torchvision.transforms.functional import gaussian_blur
 
 from common.errors import UsageError
+from common.models.reduced import check_head
 from common.options import Count, Many, check, checked
 
 STEPS = (0, 1, 5, 10, 20, 30, 40, 50, 60, 70, 80, 90, 100)  # percent: the published points, and 0
@@ -103,8 +105,10 @@ def insertion_deletion(
         parity: the published areas: over percent; insertion without its point at 0 %, deletion with the value 0 there.
 
     Raises:
-        UsageError: heatmaps with NaN, or arguments that do not fit each other.
+        UsageError: heatmaps with NaN, arguments that do not fit each other, or a ViT without a head.
     """
+    if isinstance(model, VisionTransformer):
+        check_head(model, "insertion and deletion follow the probability of a class")
     steps = _checked_steps(steps)
     _check_shapes(images, heatmaps, labels, baseline)
     order, counts = _ranks(heatmaps.to(images.device), images.shape[2:], ranking, steps)

@@ -63,6 +63,8 @@ class RawAttention(_Attention):
         head_fusion: "mean" or "max" over heads.
     """
 
+    explains_class = False
+
     def __init__(self, model, *, head_fusion: HeadFusion = "mean", batch_size: Count = 32) -> None:
         super().__init__(model, batch_size=batch_size)
         self.head_fusion = head_fusion
@@ -80,6 +82,8 @@ class Rollout(_Attention):
 
     Abnar, Zuidema, "Quantifying Attention Flow in Transformers", ACL 2020, equation 1.
     """
+
+    explains_class = False
 
     def step(self, row: Tensor, attention: Tensor, gradient: Tensor | None) -> Tensor:
         return (row + _through(row, attention.mean(1))) / 2

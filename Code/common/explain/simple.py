@@ -15,6 +15,8 @@ from common.reducers.tram import weighted_in_degree
 class Random(Explainer):
     """Uniform noise: what an explanation must beat. Every call draws other noise, each new explainer the same."""
 
+    explains_class = False
+
     def __init__(self, model, *, seed: int = 0, batch_size: Count = 32) -> None:
         super().__init__(model, batch_size=batch_size)
         self._generator = torch.Generator().manual_seed(seed)
@@ -31,6 +33,8 @@ class TramCentrality(Explainer):
 
     Block l of L contributes (l + 1) / L times the weighted in-degree of the maximum over heads. It asks for no class.
     """
+
+    explains_class = False
 
     def explain(self, images: Tensor, labels: Tensor | None) -> Explanation:
         centralities: list[Tensor] = []

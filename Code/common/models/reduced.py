@@ -16,6 +16,7 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 from common.errors import UsageError
+from common.images import check_images
 from common.models.block import prefix_block, reduced_block
 from common.models.grids import at_grid, embed, merged_patches, resized_grid, view_at
 from common.models.trace import Trace
@@ -45,7 +46,11 @@ class _Reduced:
         Args:
             traced: note from block to block where each patch went (``Tokens.assignment``, ``Tokens.origin``); the first
                 block is entered by the patches of the image, whatever the grid that the reducer has it cut into.
+
+        Raises:
+            UsageError: images that are no such tensor, or of a size that the model does not take.
         """
+        check_images(self, images)
         full = self.patch_grid(images)
         grid = self.reducer.cut(full)
         x = embed(self, images) if grid == self._own_grid(images) else embed(*at_grid(self, images, grid))  # (B, N, D)
@@ -262,6 +267,17 @@ def check_vit(model: object) -> None:
     """Refuse what is no timm VisionTransformer, reduced or not."""
     if not isinstance(model, VisionTransformer):
         raise UsageError(f"a {type(model).__name__} is given; allowed: a timm VisionTransformer, reduced or not")
+
+
+def has_head(vit: VisionTransformer) -> bool:
+    """Whether ``vit`` gives logits of classes; else (``num_classes=0``, or a head taken off) it gives features."""
+    return not isinstance(vit.head, nn.Identity)
+
+
+def check_head(vit: VisionTransformer, what: str) -> None:
+    """Refuse a model without classes for ``what``, which asks for some."""
+    if not has_head(vit):
+        raise UsageError(f"{what}, and the model has no head (num_classes=0); allowed: a model with classes")
 
 
 def check_supported(vit: nn.Module) -> None:

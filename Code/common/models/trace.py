@@ -8,7 +8,33 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from common.errors import UsageError
 from common.tokens import GONE, Tokens
+
+
+class NoBlockError(UsageError, IndexError, KeyError):
+    """A block that a trace has nothing of; also what a list and a dictionary would raise."""
+
+    __str__ = Exception.__str__  # a KeyError puts its message in quotes
+
+
+class _OfAll(list):
+    """One value per block; a negative number counts from the last one."""
+
+    def __getitem__(self, layer):
+        try:
+            return super().__getitem__(layer)
+        except IndexError as error:
+            allowed = f"blocks 0 to {len(self) - 1}, or -1 to -{len(self)} from the last" if self else "none"
+            raise NoBlockError(f"block {layer} is not in the trace; allowed: {allowed}") from error
+
+
+class _OfSome(dict):
+    """Block -> value, of the blocks that have one."""
+
+    def __missing__(self, layer):
+        allowed = ", ".join(map(str, self)) or "none"
+        raise NoBlockError(f"block {layer} has no such entry in the trace; allowed: {allowed}")
 
 
 @dataclass(repr=False)
@@ -35,16 +61,22 @@ class Trace:
             only of soft merging (PatchMerger, SiT: a token's weights sum to 1; Sinkhorn: a patch's do).
         cls: block -> (B, D), the CLS token after that block, before the final norm; only blocks in ``cls_at``.
         cls_at: the blocks whose CLS token is recorded.
+
+    Blocks count from 0; where there is one value per block, also from the last one, which is -1.
+
+    Raises:
+        UsageError: of a block that has no value, here and in the methods; the message has those that have one. It is an
+            ``IndexError`` and a ``KeyError``, too.
     """
 
-    assignment: list[Tensor] = field(default_factory=list)
-    destination: list[Tensor] = field(default_factory=list)
-    num_tokens: list[Tensor] = field(default_factory=list)
-    origin: list[Tensor] = field(default_factory=list)
-    active: list[Tensor] = field(default_factory=list)
-    scores: dict[int, Tensor] = field(default_factory=dict)
-    weights: dict[int, Tensor] = field(default_factory=dict)
-    cls: dict[int, Tensor] = field(default_factory=dict)
+    assignment: list[Tensor] = field(default_factory=_OfAll)
+    destination: list[Tensor] = field(default_factory=_OfAll)
+    num_tokens: list[Tensor] = field(default_factory=_OfAll)
+    origin: list[Tensor] = field(default_factory=_OfAll)
+    active: list[Tensor] = field(default_factory=_OfAll)
+    scores: dict[int, Tensor] = field(default_factory=_OfSome)
+    weights: dict[int, Tensor] = field(default_factory=_OfSome)
+    cls: dict[int, Tensor] = field(default_factory=_OfSome)
     cls_at: Sequence[int] = ()
 
     def __repr__(self) -> str:

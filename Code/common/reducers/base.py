@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from common.options import Count
 from common.registry import Registry
-from common.schedule import Schedule
+from common.schedule import BESIDE, BUDGETS, Schedule
 from common.tokens import Gate, Keys, Selection, Tokens
 
 LastBlock = Literal["whole", "cls"]
@@ -229,7 +229,9 @@ def shared_options(reducer: Reducer, *, last_block: LastBlock = "whole", resize:
     reducer.last_block, reducer.resize = last_block, resize
 
 
-REDUCERS: Registry[type[Reducer]] = Registry("reducer", shared_options)
+REDUCERS: Registry[type[Reducer]] = Registry(
+    "reducer", shared_options, beside=("keep_rate", "reduction_loc", *BUDGETS, *BESIDE)
+)
 register_reducer = REDUCERS.register
 list_reducers = REDUCERS.names
 reducer_class = REDUCERS.get

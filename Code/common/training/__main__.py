@@ -11,7 +11,7 @@ import torch
 from common.errors import command
 from common.processes import is_main_process
 from common.schema import accuracy_name
-from common.training.engine import Epoch
+from common.training.engine import Epoch, goes_on
 from common.training.experiment import Experiment
 
 
@@ -28,12 +28,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     try:
         experiment = Experiment.from_yaml(given.config, given.overrides)
-        for epoch in experiment.run():
-            if is_main_process():
-                print(describe(epoch, accuracy_name(experiment.dataset)), flush=True)
+        measure = accuracy_name(experiment.dataset)
+
+        def resumed(history: list[Epoch]) -> None:
+            _say(goes_on(history, experiment.config))
+            if history[-1].epoch == experiment.config.total_epochs:  # no other line is to come
+                _say(describe(history[-1], measure))
+
+        for epoch in experiment.run(on_resume=resumed):
+            _say(describe(epoch, measure))
     finally:
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
+
+
+def _say(line: str) -> None:
+    if is_main_process():
+        print(line, flush=True)
 
 
 def describe(epoch: Epoch, measure: str = "accuracy") -> str:

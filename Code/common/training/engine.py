@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -69,6 +69,7 @@ def train(
     *,
     teacher: nn.Module | None = None,
     output_dir: str | Path | None = None,
+    on_resume: Callable[[list[Epoch]], None] | None = None,
 ) -> Iterator[Epoch]:
     """Train ``model`` in place; yields epoch 0 (before training) and then every epoch.
 
@@ -76,6 +77,7 @@ def train(
         teacher: an unreduced model of the same classes, for distillation or for a reducer that learns from one.
         output_dir: the run's folder, see :mod:`common.training.checkpoint`. Where it holds a stopped run, its epochs
             are yielded again and it goes on from there; ``model`` then gets its weights.
+        on_resume: is given the epochs of a stopped run, which then are not yielded again.
 
     Raises:
         UsageError: settings, data, model and folder do not fit together.
@@ -85,11 +87,20 @@ def train(
     try:
         with uncautioned(model):
             history = trainer.resume()
-            yield from history
+            if history and on_resume is not None:
+                on_resume(history)
+            else:
+                yield from history
             for number in range(len(history), config.total_epochs + 1):
                 yield trainer.epoch(number)
     finally:
         trainer.close()
+
+
+def goes_on(history: list[Epoch], config: TrainConfig) -> str:
+    """One line about a stopped run of the epochs ``history``: where it goes on, or that nothing is left to train."""
+    done, total = history[-1].epoch, config.total_epochs
+    return f"goes on after epoch {done} of {total}" if done < total else f"was trained already: epoch {done} of {total}"
 
 
 class Trainer:

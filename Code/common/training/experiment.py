@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -228,19 +228,23 @@ class Experiment:
         self,
         model: ReducedVisionTransformer | None = None,
         datasets: tuple[LabelledDataset, LabelledDataset] | None = None,
+        *,
+        on_resume: Callable[[list[Epoch]], None] | None = None,
     ) -> Iterator[Epoch]:
         """Train; yields what :func:`common.training.train` does and keeps it in ``output_dir``.
 
         Args:
             model: that of :meth:`model`, for who wants it afterwards.
             datasets: those of :meth:`datasets`, for who has them open.
+            on_resume: see :func:`common.training.train`.
         """
         train_set, val_set = datasets or self.datasets()
         model, teacher = model or self.model(val_set), self.teacher_model(val_set)
         folder = resolve(self.output_dir) if self.output_dir else None
         if folder:
             self._record(folder, model)
-        yield from train(model, train_set, val_set, self.config, teacher=teacher, output_dir=folder)
+        how = {"teacher": teacher, "output_dir": folder, "on_resume": on_resume}
+        yield from train(model, train_set, val_set, self.config, **how)
 
     def clear(self) -> None:
         """Remove ``output_dir``, when what the training found is kept elsewhere."""

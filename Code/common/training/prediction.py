@@ -9,9 +9,11 @@ from dataclasses import dataclass
 
 import torch
 from accelerate import Accelerator
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from common.images import check_images
 from common.models.observe import untouched
 from common.rows import Rows
 from common.training.accelerator import interleave, progress
@@ -63,7 +65,16 @@ def inference_pass(
         for model in models:
             stack.enter_context(untouched(model))
         stack.enter_context(torch.inference_mode())
-        yield ((images.to(parameter), labels) for images, labels in progress(loader, title, quiet))
+        yield (
+            (_for_model(images, models[0]).to(parameter), labels) for images, labels in progress(loader, title, quiet)
+        )
+
+
+def _for_model(images: Tensor, model: nn.Module) -> Tensor:
+    """``images`` as they are, refused where a ViT does not take them: bytes would become numbers without a word."""
+    if isinstance(model, VisionTransformer):
+        check_images(model, images)
+    return images
 
 
 def predict(
