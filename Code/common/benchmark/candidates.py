@@ -108,6 +108,7 @@ def _counted(method: Method, keep_rate: float, model: ReducedVisionTransformer, 
         "gmac": sum(each.total for each in macs) / len(macs) / 1e9,
         "gmac_thop_compat": sum(each.thop_compat for each in macs) / len(macs) / 1e9,
     }
+    model.cautioned = True  # what is timed may be untrained
     return Candidate(method, keep_rate, model, costs, tuple(map(tuple, lengths)) if has_ceiling(model) else None)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from common.cost.allocator import keep_freed_memory
+from common.models.reduced import uncautioned
 
 FEW = 3  # passes that have a median
 
@@ -62,7 +64,10 @@ def interleaved(
     """
     keep_freed_memory()
     seconds = {name: [] for name in models}
-    with torch.inference_mode():
+    with ExitStack() as stack:
+        for model in models.values():
+            stack.enter_context(uncautioned(model))  # untrained ones take as long
+        stack.enter_context(torch.inference_mode())
         for turn in tqdm(range(rounds), desc="rounds", leave=False):
             for name, model in models.items():
                 if turn >= FEW and name != baseline and sum(seconds[name]) > limit_seconds:

@@ -22,6 +22,7 @@ from common.leaderboard.board import Board
 from common.leaderboard.lines import Line
 from common.models.factory import create_backbone, expected_norm
 from common.models.grids import merged_patches
+from common.models.observe import untouched
 from common.models.reduced import reduce_tokens
 from common.models.trace import Trace
 from common.results import resolve
@@ -91,7 +92,8 @@ def _kept(vit: torch.nn.Module, line: Line, number: int, images: Tensor) -> dict
     point = line.points.iloc[number]
     method = line.parsed.seeded(0)
     model = reduce_tokens(vit, method.name, keep_rate=read_keep_rate(point["keep_rate"]), **dict(method.options))
-    _, trace = model.eval().trace(images)
+    with untouched(model):
+        _, trace = model.trace(images)
     holders = merged_patches(vit.patch_embed.grid_size, model.grid_size).numpy()  # those of a shrunk image
     groups = patch_bytes(trace, fuses=model.reducer.fuses)[:, holders]
     return {

@@ -241,6 +241,7 @@ def attach(vit: VisionTransformer, reducer: Reducer) -> ReducedVisionTransformer
     # buffers stay in one dict, so that moving one model moves the other's as it moves its parameters
     own = {key: value.copy() for key, value in vit.__dict__.items() if isinstance(value, dict) and key != "_buffers"}
     reduced.__dict__.update({**vit.__dict__, **own, "cautioned": False})
+    reducer.remember_start()
     reduced.reducer = reducer.to(vit.blocks[0].attn.qkv.weight).train(vit.training)
     return reduced
 

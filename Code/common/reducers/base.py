@@ -10,6 +10,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from common.options import Count
+from common.reducers.untrained import Fresh
 from common.registry import Registry
 from common.schedule import BESIDE, BUDGETS, Schedule
 from common.tokens import Gate, Keys, Selection, Tokens
@@ -108,6 +109,8 @@ class Reducer(nn.Module):
         signals: what it reads in the blocks that drop patches; None = nothing (see :meth:`needs`).
         keys: whom the patches that it selects attend to, see :class:`common.tokens.Selection`.
         last_block, resize: see :func:`shared_options`.
+        untrained: one line that says what is random until its parameters are trained or loaded, and how they are; "" =
+            nothing is. A model says it at its first evaluation, as whatever else :meth:`caution` gives.
         in_pieces: why a graph of fixed shapes cannot hold it, in words: torch.compile runs it in pieces, and no file of
             it can be made (:func:`common.export`). "" = one graph holds it.
     """
@@ -131,11 +134,18 @@ class Reducer(nn.Module):
     keys: Keys = "all"
     last_block: LastBlock = "whole"
     resize: int | None = None
+    untrained = ""
     in_pieces = ""
 
     def __init__(self, vit: VisionTransformer, schedule: Schedule) -> None:
         super().__init__()
         self.schedule = schedule
+        self._fresh: Fresh | None = None
+
+    def remember_start(self) -> None:
+        """Note, once, what the parameters are made with: a model does it that gets this reducer."""
+        if self.untrained and self._fresh is None:
+            self._fresh = Fresh(self)
 
     @property
     def blocks(self) -> tuple[int, ...]:
@@ -181,7 +191,7 @@ class Reducer(nn.Module):
 
     def caution(self) -> str:
         """What a user should know before the first evaluation, since decisions are void without it; "" = nothing."""
-        return ""
+        return self.untrained if self._fresh is not None and self._fresh.is_untouched(self) else ""
 
     def drops_at(self, layer: int, tokens: Tokens) -> int | None:
         """How many patch tokens block ``layer`` must keep, or None when it has nothing to drop."""
@@ -190,6 +200,12 @@ class Reducer(nn.Module):
 
     def extra_repr(self) -> str:
         return f"keep_rate={self.schedule.keep_rate}, reduction_loc={list(self.schedule.reduction_loc)}"
+
+
+def random_until_trained(what: str, parts: str) -> str:
+    """The line :attr:`Reducer.untrained` of a method whose ``parts`` a training of the whole model teaches."""
+    how = "python -m common.training trains them, weights= and common.load bring trained ones"
+    return f"{what} is random: the {parts} are untrained; {how}"
 
 
 def init_linear(module: nn.Module) -> None:

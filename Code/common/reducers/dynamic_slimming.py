@@ -28,7 +28,6 @@ from common.reducers.base import (
 from common.reducers.clustering import counts_where_dropping
 from common.reducers.patch_slimming import fitting_plan
 from common.reducers.slimming_plan import SlimmingPlan
-from common.reducers.untrained import Fresh
 from common.schedule import Schedule
 from common.tokens import Selection, Tokens, top_in_order
 
@@ -109,6 +108,7 @@ class DynamicSlimming(Reducer):
     by_rate = False
     wants_teacher = True
     scored = "prediction of the block's gate"
+    untrained = "which patches stay is random: the gates are untrained; common.slimming.fit_gates trains them"
 
     def __init__(
         self,
@@ -136,13 +136,9 @@ class DynamicSlimming(Reducer):
         self.gates = nn.ModuleDict({str(layer): gate for layer, gate in gates.items()})
         if budget == "threshold":
             self.register_buffer("thresholds", torch.full((len(vit.blocks),), float("nan"), device="cpu"))
-        self._fresh = Fresh(self.gates)
 
     def caution(self) -> str:
-        untrained = self.plan is None and self._fresh.is_untouched(self.gates)
-        return (
-            "which patches stay is random: the gates are untrained; common.slimming.fit_gates trains them" * untrained
-        )
+        return super().caution() if self.plan is None else ""  # gates of a plan start from its patches
 
     @property
     def blocks(self) -> tuple[int, ...]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from common.options import NonNegative
 from common.precision import without_autocast
-from common.reducers.base import Reducer, Teaching, divergence, init_linear, register_reducer
+from common.reducers.base import Reducer, Teaching, divergence, init_linear, random_until_trained, register_reducer
 from common.reducers.clustering import counts_where_dropping
 from common.tokens import Selection, Tokens, top_in_order
 
@@ -67,6 +67,7 @@ class DynamicViT(Reducer):
     selects = True
     scored = "predicted log-probability that the patch is kept"
     wants_teacher = True
+    untrained = random_until_trained("which patches stay", "predictors")
 
     def __init__(
         self,

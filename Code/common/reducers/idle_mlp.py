@@ -17,7 +17,6 @@ from common.precision import without_autocast
 from common.reducers.base import Signals, Teaching, divergence, register_reducer
 from common.reducers.idling import append_block
 from common.reducers.similarity import IdlingBySimilarity
-from common.reducers.untrained import Fresh
 from common.tokens import Tokens
 
 Context = Literal["none", "cls", "conv", "both"]
@@ -93,6 +92,7 @@ class IdleMlp(IdlingBySimilarity):
     learns_from_signals = True
     scored = "predicted chance that the block changes the patch"
     wants_teacher = True
+    untrained = "which patches idle is random: the predictors are untrained; common.idling.fit trains some"
 
     def __init__(
         self,
@@ -123,7 +123,6 @@ class IdleMlp(IdlingBySimilarity):
         acting = [layer for layer in self.blocks if always or self.count(layer, vit.patch_embed.num_patches)]
         self.predictors = nn.ModuleDict({str(layer): Predictor(vit.embed_dim, hidden, context) for layer in acting})
         self.register_load_state_dict_pre_hook(_leave_out_resting)
-        self._fresh = Fresh(self.predictors)
 
     def caution(self) -> str:
         if self._computes_all and self.last_block == "whole":
@@ -131,8 +130,7 @@ class IdleMlp(IdlingBySimilarity):
             return (
                 f"idle_mlp with {what} computes every patch and saves nothing; common.idling.fit makes one that saves"
             )
-        untrained = self._fresh.is_untouched(self.predictors)
-        return "which patches idle is random: the predictors are untrained; common.idling.fit trains some" * untrained
+        return super().caution()
 
     @property
     def _computes_all(self) -> bool:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from common.errors import UsageError
 from common.precision import without_autocast
-from common.reducers.base import Reducer, register_reducer
+from common.reducers.base import Reducer, random_until_trained, register_reducer
 from common.reducers.clustering import counts_where_dropping
 from common.tokens import Tokens
 
@@ -51,6 +51,7 @@ class PatchMerger(Reducer):
 
     family = "mixes"
     clusters = True
+    untrained = random_until_trained("what patches are merged into", "queries")
 
     def __init__(self, vit, schedule, *, parity: bool = False) -> None:
         super().__init__(vit, schedule)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.options import Count, Positive
-from common.reducers.base import Reducer, register_reducer
+from common.reducers.base import Reducer, random_until_trained, register_reducer
 from common.reducers.clustering import counts_where_dropping
 from common.tokens import Tokens
 
@@ -47,6 +47,7 @@ class Sinkhorn(Reducer):
 
     family = "mixes"
     clusters = True
+    untrained = random_until_trained("what patches are merged into", "prototypes")
 
     def __init__(self, vit, schedule, *, eps: Positive = 1.0, cluster_iters: Count = 3) -> None:
         super().__init__(vit, schedule)

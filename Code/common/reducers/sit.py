@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from common.precision import without_autocast
-from common.reducers.base import Reducer, init_linear, register_reducer
+from common.reducers.base import Reducer, init_linear, random_until_trained, register_reducer
 from common.reducers.clustering import counts_where_dropping
 from common.tokens import Tokens
 
@@ -40,6 +40,7 @@ class SiT(Reducer):
 
     family = "mixes"
     clusters = True
+    untrained = random_until_trained("what patches are merged into", "MLPs")
 
     def __init__(self, vit, schedule) -> None:
         super().__init__(vit, schedule)

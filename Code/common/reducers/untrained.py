@@ -5,31 +5,34 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+SAMPLE = 64  # numbers of each parameter; training or loading leaves none of them as they were
+FORMATS = (torch.float16, torch.bfloat16)  # that a model may have been in, and come back from
+
 
 class Fresh:
-    """What ``module`` was made with, as far as any training or loading changes it: its biases and its norms.
+    """What ``module`` was made with: a few numbers of each of its parameters.
 
     >>> layer = nn.Linear(3, 2)
     >>> fresh = Fresh(layer)
-    >>> before = fresh.is_untouched(layer.half())
+    >>> before = fresh.is_untouched(layer.half()), fresh.is_untouched(layer.float())
     >>> _ = nn.init.ones_(layer.bias)
     >>> before, fresh.is_untouched(layer)
-    (True, False)
+    ((True, True), False)
     """
 
     def __init__(self, module: nn.Module) -> None:
-        self._kept = [parameter.detach().cpu().clone() for parameter in _small(module) if not parameter.is_meta]
+        self._kept = [_sample(parameter).clone() for parameter in module.parameters() if not parameter.is_meta]
 
     def is_untouched(self, module: nn.Module) -> bool:
         """Whether ``module`` still has these values, on whatever device and in whatever number format."""
-        now = _small(module)
+        now = list(module.parameters())
         known = bool(now) and len(now) == len(self._kept) and not any(parameter.is_meta for parameter in now)
-        return known and all(_same(*pair) for pair in zip(now, self._kept, strict=True))
+        return known and all(_same(_sample(parameter), kept) for parameter, kept in zip(now, self._kept, strict=True))
 
 
-def _small(module: nn.Module) -> list[nn.Parameter]:
-    return [parameter for parameter in module.parameters() if parameter.ndim == 1]
+def _sample(parameter: Tensor) -> Tensor:
+    return parameter.detach().flatten()[:SAMPLE].cpu()
 
 
 def _same(now: Tensor, kept: Tensor) -> bool:
-    return torch.equal(now.detach().cpu(), kept.to(now.dtype))
+    return any(torch.equal(now, kept.to(between).to(now.dtype)) for between in (kept.dtype, *FORMATS))

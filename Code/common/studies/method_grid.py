@@ -20,6 +20,7 @@ from common.evaluation.evaluate import stage_blocks
 from common.evaluation.names import run_key, slug, unique_key
 from common.evaluation.record import TRAINING
 from common.evaluation.runner import DECISIONS
+from common.models.observe import untouched
 from common.models.reduced import ReducedVisionTransformer
 from common.reducers import Method, reducer_class
 from common.report import sections as show
@@ -283,7 +284,8 @@ def _accuracy(history: Sequence[Epoch]) -> dict[str, float | None]:
 def _cost(model: ReducedVisionTransformer, val_set: LabelledDataset) -> dict[str, object]:
     some = subset(val_set, min(TRACED_IMAGES, len(val_set)), seed=0)
     images = some.stack()
-    _, trace = model.eval().trace(images.to(next(model.parameters()).device))
+    with untouched(model):
+        _, trace = model.trace(images.to(next(model.parameters()).device))
     counts = [trace.num_tokens[layer].double().mean().item() for layer in model.reducer.blocks]
     return {
         "tokens": " ".join(f"{count:.4g}" for count in counts),
