@@ -13,8 +13,10 @@ from common.budget import BudgetSolver, Solution, keep_rate_for, reduce_tokens, 
 from common.cost.counter import count_macs, mean_macs
 from common.errors import UsageError
 from common.models import reduced
+from common.models.factory import create_backbone
 from common.reducers import Schedule, list_reducers, reducer_class
 from common.reducers.base import REDUCERS
+from common.weights import save_state
 
 
 def named_backbone(vit: torch.nn.Module, reducer: str, **options: object) -> torch.nn.Module:
@@ -192,3 +194,29 @@ def test_what_cannot_be_solved_is_one_line(name, given, message):
 def test_a_keep_rate_and_a_budget_are_too_much():
     with pytest.raises(UsageError, match=r"give a keep_rate, or one of mac_cut, gmac, .*; given keep_rate, mac_cut"):
         reduce_tokens(make("vit"), "tome", keep_rate=0.5, mac_cut=0.2)
+
+
+def test_a_budget_may_stand_where_a_model_is_made_by_name(tmp_path):
+    sizes = {"img_size": 64, "num_classes": 3}
+    vit = create_backbone("vit_digits", **sizes)
+    wanted = reduce_tokens(vit, "topk", mac_cut=0.3, head_fusion="mean", reduction_loc=(2, 4)).reducer
+    for how in ({"mac_cut": 0.3}, {"keep_rate": "mac_cut=0.3"}):
+        made = common.create_model("vit_digits", reducer="topk:head_fusion=mean", reduction_loc=(2, 4), **how, **sizes)
+        assert made.reducer.schedule == wanted.schedule and REDUCERS.asked(made.reducer) == REDUCERS.asked(wanted)
+        assert (made.num_classes, made.patch_embed.img_size) == (3, (64, 64))
+    with pytest.raises(UsageError, match=r"give a keep_rate, or one of mac_cut, .*; given keep_rate, mac_cut$"):
+        common.create_model("vit_digits", reducer="topk", keep_rate=0.5, mac_cut=0.3)
+    with pytest.raises(UsageError, match=r"give a keep_rate, or one of mac_cut, .*; given batch_size$"):
+        common.create_model("vit_digits", reducer="topk", batch_size=4)
+    with pytest.raises(UsageError, match=r"has no option 'mac_cutt'; .*; did you mean 'mac_cut'\?$"):
+        common.create_model("vit_digits", reducer="topk", mac_cutt=0.3)
+
+
+def test_a_model_made_for_a_budget_has_the_weights_of_its_file(tmp_path):
+    first = common.create_model("vit_digits", reducer="dynamicvit", mac_cut=0.3)
+    save_state(first, tmp_path / "w.safetensors")
+    again = common.create_model("vit_digits", reducer="dynamicvit", mac_cut=0.3, weights=tmp_path / "w.safetensors")
+    assert all(torch.equal(value, first.state_dict()[name]) for name, value in again.state_dict().items())
+    plain = common.create_model("vit_digits", reducer="topk", keep_rate=0.5)
+    assert plain.training and plain.reducer.schedule.keep_rate == 0.5
+    assert common.create_model("vit_digits").reducer.schedule.keep_rate == 1.0

@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from common import analysis, cost, data, evaluation, explain, idling, plots, reducers, slimming, studies, training
-    from common.budget import keep_rate_for, reduce_tokens, search_schedule
+    from common.budget import create_model, keep_rate_for, reduce_tokens, search_schedule
     from common.cost.allocator import keep_freed_memory
     from common.cost.counter import count_macs
     from common.data import load_dataset
     from common.exporting import export
-    from common.models.factory import create_model
     from common.models.saving import load, save
     from common.reducers import list_reducers
 
@@ -23,7 +22,7 @@ PACKAGES = ("analysis", "cost", "data", "evaluation", "explain", "idling", "plot
 PACKAGES += ("reducers", "slimming", "studies", "training")
 CALLS = {
     "count_macs": "common.cost.counter",
-    "create_model": "common.models.factory",
+    "create_model": "common.budget",
     "export": "common.exporting",
     "keep_freed_memory": "common.cost.allocator",
     "keep_rate_for": "common.budget",

@@ -1,5 +1,7 @@
-"""A keep rate for a budget, in place of one that is given: :func:`keep_rate_for`, :func:`reduce_tokens`."""
+"""A keep rate for a budget, in place of one that is given: :func:`keep_rate_for`, :func:`reduce_tokens`,
+:func:`create_model`."""
 
+from common.budget.models import create_model, reduce_tokens
 from common.budget.search import FoundSchedule, search_schedule
 from common.budget.solver import (
     COST_IMAGES,
@@ -7,7 +9,6 @@ from common.budget.solver import (
     Solution,
     check_solvable,
     keep_rate_for,
-    reduce_tokens,
     solved,
 )
 from common.budget.timing import OutOfReachError, met

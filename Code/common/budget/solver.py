@@ -33,7 +33,7 @@ from common.provenance import describe_device
 from common.reducers import Method, Schedule, default_reduction_loc, reducer_class
 from common.reducers.base import check_options
 from common.reducers.method import named
-from common.schedule import BESIDE, BUDGETS, is_budget, read_budget
+from common.schedule import BUDGETS, is_budget, read_budget
 
 DIGITS = 4  # of a keep rate: fine enough to move one token of 1,000 in any stage
 COST_IMAGES = 32  # on which the cost of a method is solved that keeps more of some images than of others
@@ -335,45 +335,3 @@ def solved(
         return keep_rate
     given = {"images": images()} if reducer_class(method.name).adaptive else {}
     return keep_rate_for(vit, method.name, **read_budget(keep_rate), **given, **how, **dict(method.options)).keep_rate
-
-
-def reduce_tokens(
-    vit: VisionTransformer,
-    reducer: str,
-    *,
-    keep_rate: float | tuple[float, ...] | str | None = None,
-    reduction_loc: tuple[int, ...] | None = None,
-    **options,
-) -> ReducedVisionTransformer:
-    """Make a timm VisionTransformer run on fewer tokens: for a keep rate, or for a budget.
-
-    The result shares all weights with ``vit``, which stays usable and unreduced.
-
-    >>> import timm, common
-    >>> vit = timm.create_model("vit_tiny_patch16_224").eval()
-    >>> fast = common.reduce_tokens(vit, "tome", mac_cut=0.4)
-    >>> round(common.count_macs(fast, 224).total / common.count_macs(vit, 224).total, 2)
-    0.6
-
-    Args:
-        vit, reducer, keep_rate, reduction_loc: see :func:`common.models.reduced.reduce_tokens`. A text such as
-            "mac_cut=0.4" is a budget too.
-        **options: in place of a keep rate one of ``mac_cut``, ``gmac``, ``latency_ms`` and ``speedup``, with what
-            :func:`keep_rate_for` takes beside it; and the method's own options.
-
-    Raises:
-        UsageError: as both of them do; a keep rate beside a budget.
-    """
-    words = {word: options.pop(word, None) for word in (*BUDGETS, *BESIDE)}
-    budget = {word: value for word, value in words.items() if value is not None}
-    if is_budget(keep_rate):
-        budget, keep_rate = {**budget, **read_budget(keep_rate)}, None
-    if budget and (keep_rate is not None or not budget.keys() & set(BUDGETS)):
-        given = ", ".join([*(["keep_rate"] if keep_rate is not None else []), *budget])
-        raise UsageError(
-            f"give a keep_rate, or one of {', '.join(BUDGETS)} (alone or with {', '.join(BESIDE)}); given {given}"
-        )
-    if budget:
-        keep_rate = keep_rate_for(vit, reducer, **budget, reduction_loc=reduction_loc, **options).keep_rate
-    rate = 1.0 if keep_rate is None else keep_rate
-    return reduced.reduce_tokens(vit, reducer, keep_rate=rate, reduction_loc=reduction_loc, **options)
