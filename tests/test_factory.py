@@ -212,7 +212,8 @@ def test_sizes_that_no_model_has(sizes):
 def test_images_of_another_size_are_refused_by_simple_vit():
     model = create_model("simple_vit_digits", reducer="tram", keep_rate=0.5)
     message = refusal(model, torch.randn(1, 3, 48, 48))
-    assert "(32, 32)" in message and "(48, 48)" in message
+    assert "(B, 3, 32, 32)" in message and "(1, 3, 48, 48)" in message
+    assert "(32, 32), given (48, 48)" in refusal(create_backbone("simple_vit_digits"), torch.randn(1, 3, 48, 48))
 
 
 # weights

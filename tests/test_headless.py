@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from timm.models.vision_transformer import VisionTransformer
+from torch.nn import Linear, Sequential
 
 import common
 from common.errors import UsageError
@@ -61,9 +62,10 @@ def test_labels_of_no_class_are_refused():
     assert refused(lambda: explainer(X, 3)) == f"labels are given, and {NO_HEAD}; allowed: labels=None"
 
 
-def test_labels_are_those_of_a_head_that_was_replaced():
+@pytest.mark.parametrize("head", [Linear(32, 4), Sequential(Linear(32, 8), torch.nn.ReLU(), Linear(8, 4))])
+def test_labels_are_those_of_a_head_that_was_replaced(head):
     vit = network(10)
-    vit.head = torch.nn.Linear(32, 4)
+    vit.head = head
     assert refused(lambda: create_explainer("chefer", vit)(X, 4)) == "label 4 is not allowed; allowed: 0 to 3"
     assert create_explainer("chefer", vit)(X, 3).labels.tolist() == [3, 3, 3]
 

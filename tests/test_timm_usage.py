@@ -12,6 +12,7 @@ from timm.models.vision_transformer import VisionTransformer
 from timm.optim import create_optimizer_v2
 from timm.utils import ModelEmaV3
 from torch import nn
+from torch.nn.utils import prune
 
 import common
 from common.errors import UsageError
@@ -77,6 +78,120 @@ def test_hooks_on_the_parts_of_a_block_fire_in_every_block(reducer):
         common.reduce_tokens(vit, reducer, keep_rate=0.5)(images())
     assert fired.keys() == {(layer, name) for layer in range(4) for name in HOOKED}
     assert {count for (_, name), count in fired.items() if name != "attn.qkv"} == {1}
+
+
+ADAPTED = ["none", "none:last_block=cls", "topk", "tram", "tome:last_block=cls", "idle_topk", "dynamicvit"]
+
+
+class Adapter(nn.Module):
+    """A layer and a low-rank change of it, without a ``weight`` of its own."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__()
+        self.layer, self.down = layer, nn.Linear(layer.in_features, 2)
+        self.up = nn.Linear(2, layer.out_features)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x) + self.up(self.down(x))
+
+    def merged(self) -> nn.Linear:
+        whole = deepcopy(self.layer)
+        with torch.no_grad():
+            whole.weight += self.up.weight @ self.down.weight
+            whole.bias += self.up.weight @ self.down.bias + self.up.bias
+        return whole
+
+
+def reduced(vit: nn.Module, method: str) -> nn.Module:
+    torch.manual_seed(0)  # of what a method draws for its own parameters
+    return common.reduce_tokens(vit, method, keep_rate=1.0 if method.startswith("none") else 0.5)
+
+
+@pytest.mark.parametrize("method", ADAPTED)
+def test_adapters_in_the_backbone_count_whether_they_come_before_the_method_or_after(method, tmp_path):
+    before, merged = network(), network()
+    for block, other in zip(before.blocks, merged.blocks, strict=True):
+        block.attn.qkv, block.mlp.fc1 = Adapter(block.attn.qkv), Adapter(block.mlp.fc1)
+        other.attn.qkv, other.mlp.fc1 = block.attn.qkv.merged(), block.mlp.fc1.merged()
+    wanted, model, after = reduced(merged, method)(images()), reduced(before, method), reduced(network(), method)
+    torch.testing.assert_close(model(images()), wanted, rtol=0, atol=1e-5)
+    assert (wanted - after(images())).abs().max() > 1e-3
+    for block, adapted in zip(after.blocks, before.blocks, strict=True):
+        block.attn.qkv, block.mlp.fc1 = adapted.attn.qkv, adapted.mlp.fc1
+    torch.testing.assert_close(after(images()), wanted, rtol=0, atol=1e-5)
+    again = common.load(common.save(model, tmp_path / "m.safetensors"), before)
+    torch.testing.assert_close(again(images()), wanted, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", ADAPTED)
+def test_pruned_weights_are_used_pruned(method):
+    """torch keeps the mask beside the weight, and multiplies them in a hook before the call."""
+    vit = network()
+    for block in vit.blocks:
+        prune.l1_unstructured(block.attn.qkv, "weight", 0.5)
+    masked = reduced(vit, method)(images())
+    for block in vit.blocks:
+        prune.remove(block.attn.qkv, "weight")
+    torch.testing.assert_close(masked, reduced(vit, method)(images()), rtol=0, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore")  # torch says that another package will have it
+@pytest.mark.parametrize("method", ADAPTED)
+def test_a_quantised_backbone_is_reduced_as_a_reduced_one_is_quantised(method):
+    quantised = torch.ao.quantization.quantize_dynamic(network(), {nn.Linear})
+    linear = {name for name, each in network().named_modules() if isinstance(each, nn.Linear)}
+    other = torch.ao.quantization.quantize_dynamic(
+        reduced(network(), method), dict.fromkeys(linear, torch.ao.quantization.default_dynamic_qconfig)
+    )
+    torch.testing.assert_close(reduced(quantised, method)(images()), other(images()), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda model: model.prune_intermediate_layers([1]),
+            "the blocks of a reduced model cannot be pruned; prune the",
+        ),
+        (
+            lambda model: model.set_input_size(img_size=64),
+            "the image size of a reduced model is fixed; set that of the",
+        ),
+        (lambda model: model.get_intermediate_layers(images(), 2), "has no forward_intermediates"),
+    ],
+)
+def test_what_would_leave_method_and_backbone_apart_is_refused(call, message):
+    vit = network()
+    model = common.reduce_tokens(vit, "topk", keep_rate=0.5)
+    expected = model(images())
+    with pytest.raises(UsageError, match=message):
+        call(model)
+    assert torch.equal(model(images()), expected) and vit(images()).shape == (2, 10)
+    vit.set_input_size(img_size=64)
+    assert common.reduce_tokens(vit, "topk", keep_rate=0.5)(torch.rand(2, 3, 64, 64)).shape == (2, 10)
+
+
+def test_another_pooling_that_reads_what_is_left_out_is_refused():
+    lean = common.reduce_tokens(network(), "topk:last_block=cls", keep_rate=0.5)
+    with pytest.raises(UsageError, match="last_block='cls' leaves patches out, but with reducer 'topk' the head reads"):
+        lean.reset_classifier(3, global_pool="avg")
+    assert lean(images()).shape == (2, 10)
+    masking = common.reduce_tokens(network(), "dynamicvit", keep_rate=0.5)
+    with pytest.raises(UsageError, match="'dynamicvit' masks tokens; global_pool='max' is not allowed; allowed: token"):
+        masking.reset_classifier(3, global_pool="max")
+    for model in (lean, masking, common.reduce_tokens(network(), "topk", keep_rate=0.5)):
+        model.reset_classifier(3)
+        assert model(images()).isfinite().all() and model(images()).shape == (2, 3)
+    model.reset_classifier(4, "avg")
+    unreduced = common.reduce_tokens(network(), "none")
+    unreduced.reset_classifier(4, "avg")
+    unreduced.head = model.head
+    assert model(images()).isfinite().all() and not torch.allclose(model(images()), unreduced(images()), atol=1e-4)
+
+
+def test_the_word_of_timm_for_weights_is_answered_with_ours():
+    with pytest.raises(UsageError, match=r"pretrained=True is not allowed; give weights='timm', or a file"):
+        common.create_model("vit_digits", reducer="topk", pretrained=True)
 
 
 @pytest.mark.parametrize("wrap", [torch.compile, nn.DataParallel, nn.Sequential])

@@ -66,13 +66,14 @@ class Heads:
 def _heads(attn: Attention, x: Tensor, first: int, last: int) -> tuple[Tensor, ...]:
     """Those of queries, keys and values numbered ``first`` to ``last`` - 1, (B, H, N, d) each, of ``x`` (B, N, D).
 
-    Only these are computed, unless ``attn.qkv`` is more than a plain linear layer (an adapter, a quantised one). Its
-    hooks see the call where there are any.
+    Only these are computed, unless ``attn.qkv`` is more than a plain linear layer (an adapter, one that is quantised or
+    pruned). Its hooks see the call where there are any.
     """
     dim = attn.num_heads * attn.head_dim
     wanted = slice(first * dim, last * dim)
     qkv = attn.qkv
-    if type(qkv) is nn.Linear and last - first < 3:
+    plain = type(qkv) is nn.Linear and all(name in ("weight", "bias") for name, _ in qkv.named_parameters())
+    if plain and last - first < 3:
         part = {name: value[wanted] for name, value in qkv.named_parameters()}
         projected = functional_call(qkv, part, (x,)) if _watched(qkv) else F.linear(x, **part)  # (B, N, parts·H·d)
     else:

@@ -101,6 +101,8 @@ def _asked(
     Raises:
         UsageError: both of the former, or what only a budget needs without one.
     """
+    if "pretrained" in options:  # timm's word
+        raise UsageError(f"pretrained={options['pretrained']!r} is not allowed; give weights='timm', or a file")
     own = {word: value for word, value in options.items() if word not in (*BUDGETS, *BESIDE)}
     budget = {word: value for word, value in options.items() if word not in own and value is not None}
     if is_budget(keep_rate):

@@ -13,7 +13,7 @@ from torch import Tensor
 from common.errors import UsageError
 from common.images import check_images
 from common.models.observe import as_reduced, untouched
-from common.models.reduced import has_head
+from common.models.reduced import has_head, num_outputs
 from common.options import Count, accepted_by
 from common.registry import Registry, options_text
 
@@ -113,7 +113,7 @@ class Explainer:
         given = np.asarray(labels.cpu() if isinstance(labels, Tensor) else labels)
         if not np.issubdtype(given.dtype, np.integer) or given.shape not in ((), (len(images),)):
             raise UsageError(f"labels {given.tolist()!r} are not allowed; give a class, or one per image")
-        classes = getattr(self.model.head, "out_features", self.model.num_classes)  # of a head that was replaced, too
+        classes = num_outputs(self.model)
         outside = given[(given < 0) | (given >= classes)]
         if len(outside):
             raise UsageError(f"label {outside[0]} is not allowed; allowed: 0 to {classes - 1}")

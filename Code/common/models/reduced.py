@@ -22,6 +22,7 @@ from common.models.grids import at_grid, embed, merged_patches, resized_grid, vi
 from common.models.trace import Trace
 from common.reducers.base import LastBlock, Reducer, check_options, reducer_class
 from common.reducers.method import named
+from common.registry import ASKED
 from common.schedule import Schedule, default_reduction_loc
 from common.tokens import GONE, Tokens
 
@@ -124,6 +125,26 @@ class _Reduced:
     def forward_intermediates(self, *args, **kwargs):
         """Refused: the tokens of a reduced model fill no grid. Use :meth:`trace`, or the unreduced model."""
         raise UsageError("a reduced model has no forward_intermediates: its tokens fill no grid; use trace(images)")
+
+    def prune_intermediate_layers(self, *args, **kwargs):
+        """Refused, as what it prepares for; and the method would go on to count on all blocks."""
+        raise UsageError("the blocks of a reduced model cannot be pruned; prune the unreduced one, then reduce it")
+
+    def set_input_size(self, *args, **kwargs):
+        """Refused: the backbone shares the patch embedding, and the method was made for its patches."""
+        raise UsageError("the image size of a reduced model is fixed; set that of the unreduced one, then reduce it")
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """As timm's; with another pooling only if the method leaves what that reads.
+
+        Raises:
+            UsageError: it does not: patches under ``last_block="cls"``, or all of them.
+        """
+        pool = self.global_pool if global_pool is None else global_pool
+        name = getattr(self.reducer, ASKED, (type(self.reducer).__name__,))[0]
+        if reason := _obstacle(self, self.reducer, name, self.reducer.last_block, pool):
+            raise UsageError(reason)
+        super().reset_classifier(num_classes, global_pool)
 
     @torch.inference_mode()
     def trace(self, images: Tensor, cls_at: Sequence[int] = ()) -> tuple[Tensor, Trace]:
@@ -242,7 +263,7 @@ def attach(vit: VisionTransformer, reducer: Reducer) -> ReducedVisionTransformer
     own = {key: value.copy() for key, value in vit.__dict__.items() if isinstance(value, dict) and key != "_buffers"}
     reduced.__dict__.update({**vit.__dict__, **own, "cautioned": False})
     reducer.remember_start()
-    reduced.reducer = reducer.to(vit.blocks[0].attn.qkv.weight).train(vit.training)
+    reduced.reducer = reducer.to(next(vit.parameters())).train(vit.training)
     return reduced
 
 
@@ -275,6 +296,12 @@ def has_head(vit: VisionTransformer) -> bool:
     return not isinstance(vit.head, nn.Identity)
 
 
+def num_outputs(vit: VisionTransformer) -> int:
+    """How many logits, also of a head that was put in place of timm's."""
+    layers = [layer for layer in vit.head.modules() if isinstance(layer, nn.Linear)]
+    return layers[-1].out_features if layers else vit.num_classes
+
+
 def check_head(vit: VisionTransformer, what: str) -> None:
     """Refuse a model without classes for ``what``, which asks for some."""
     if not has_head(vit):
@@ -300,21 +327,27 @@ def check_supported(vit: nn.Module) -> None:
 
 def obstacle(vit: VisionTransformer, reducer: str, last_block: LastBlock = "whole") -> str | None:
     """Why ``reducer`` cannot run on ``vit``, in one line."""
-    method = reducer_class(reducer)
-    if last_block == "cls" and (vit.global_pool != "token" or method.pools_mean):
-        pooled = "the mean of patches" if method.pools_mean else f"patches (global_pool={vit.global_pool!r})"
+    return _obstacle(vit, reducer_class(reducer), reducer, last_block, vit.global_pool)
+
+
+def _obstacle(
+    vit: VisionTransformer, method: type[Reducer] | Reducer, reducer: str, last_block: LastBlock, global_pool: str
+) -> str | None:
+    """The same where the head pools by ``global_pool``."""
+    if last_block == "cls" and (global_pool != "token" or method.pools_mean):
+        pooled = "the mean of patches" if method.pools_mean else f"patches (global_pool={global_pool!r})"
         return (
             f"last_block='cls' leaves patches out, but with reducer {reducer!r} the head reads {pooled}; allowed: whole"
         )
     if method.needs_class_token and not vit.has_class_token:
         return f"reducer {reducer!r} reads the CLS token's attention, but this backbone has no CLS token"
-    if method.reads_prefix_only and vit.global_pool != "token":
+    if method.reads_prefix_only and global_pool != "token":
         return (
             f"reducer {reducer!r} may drop every patch, but this backbone's head reads them "
-            f"(global_pool={vit.global_pool!r}); allowed: token"
+            f"(global_pool={global_pool!r}); allowed: token"
         )
-    if method.masks and (vit.global_pool not in ("token", "avg") or vit.pool_include_prefix):
-        return f"reducer {reducer!r} masks tokens; global_pool={vit.global_pool!r} is not allowed; allowed: token, avg"
+    if method.masks and (global_pool not in ("token", "avg") or vit.pool_include_prefix):
+        return f"reducer {reducer!r} masks tokens; global_pool={global_pool!r} is not allowed; allowed: token, avg"
     return None
 
 

@@ -91,7 +91,8 @@ def load(path: str | Path, vit: VisionTransformer) -> ReducedVisionTransformer:
         options[PLAN] = SlimmingPlan.of_content(options[PLAN])
     rate = record["keep_rate"]
     where = {"keep_rate": tuple(rate) if isinstance(rate, list) else rate, "reduction_loc": record["reduction_loc"]}
-    own = copy.deepcopy(vit).to(tensors["blocks.0.attn.qkv.weight"].dtype)
+    first, _ = next(vit.named_parameters())
+    own = copy.deepcopy(vit).to(tensors[first].dtype)
     model = reduce_tokens(own, record["method"], **where, **options)
     try:
         model.load_state_dict(tensors)
