@@ -103,6 +103,18 @@ def test_what_the_model_raises_reaches_those_who_asked_and_nobody_else():
     assert [each.result(0)[0].item() for each in answers[2:]] == [6, 8]
 
 
+def test_an_image_of_another_kind_spoils_no_answer_but_its_own():
+    """Such as of another size, which no batch holds."""
+    queue, model = queue_of(max_batch=5, max_wait_ms=0)
+    given = [image(1), torch.full((3, 2, 2), 2.0), image(3), "a.png", image(4).double()]
+    answers = [queue.submit(each) for each in given]
+    queue.run(queue.next_batch())
+    assert [answers[number].result(0)[0].item() for number in (0, 1, 2, 4)] == [2, 4, 6, 8]
+    assert [len(answers[number].result(0)) for number in (0, 1)] == [3, 12] and len(model.calls) == 3
+    with pytest.raises(TypeError):
+        answers[3].result(0)
+
+
 def test_a_closed_queue_answers_what_waits_and_takes_nothing_more():
     queue, model = queue_of(max_batch=4, max_wait_ms=100)
     logits = queue.submit(image(1))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -114,9 +114,17 @@ class BatchQueue:
             return 0
         return max(0, self._waiting[0].since + self.max_wait - self._clock.now()) if self._waiting else None
 
-    @torch.inference_mode()
     def run(self, batch: list[Request]) -> None:
-        """Answer the requests of one batch; what the model raises is the answer to each of them."""
+        """Answer the requests of one batch; those whose images are no tensors of one shape and kind, apart."""
+        alike: dict[object, list[Request]] = defaultdict(list)
+        for request in batch:
+            alike[getattr(request.image, "shape", None), getattr(request.image, "dtype", None)].append(request)
+        for requests in alike.values():
+            self._run(requests)
+
+    @torch.inference_mode()
+    def _run(self, batch: list[Request]) -> None:
+        """Answer requests together; what the model raises is the answer to each of them."""
         try:
             logits = self.model(torch.stack([request.image for request in batch]))
         except Exception as error:
