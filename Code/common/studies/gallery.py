@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from common.data.transforms import denormalise
+from common.models.observe import untouched
 from common.models.reduced import ReducedVisionTransformer
 from common.models.trace import Trace
 from common.plots import GalleryPanel, method_style
@@ -113,7 +114,8 @@ def measure(
         name, picture = dataset.classes[label], denormalise(image, dataset.mean, dataset.std)
         for method, model in models.items():
             block = model.reducer.schedule.reduction_loc[stage - 1]
-            logits, trace = model.eval().trace(image[None].to(next(model.parameters())))
+            with untouched(model):
+                logits, trace = model.trace(image[None].to(next(model.parameters())))
             said, tokens = Decision.of(logits, dataset), trace.num_tokens[block].item()
             prediction = {"predicted": said.names[0], "probability": said.probability.item()}
             look = _shown(trace, block, model.reducer) | {"correct": said.names[0] == name}
