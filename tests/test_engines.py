@@ -57,7 +57,8 @@ def test_a_model_is_exported_once_for_all_batches_and_measured_against_the_expor
     assert rows[0]["speedup"] == 1 and rows[1]["compile_seconds"] > 0 and rows[1]["ceiling"] > 0
     reason = "UsageError: ATC cannot be exported: SciPy clusters each image"
     said = [f"atc, keep rate 0.5 does not run on onnxruntime (float32, batch {batch}): {reason}" for batch in (1, 2)]
-    assert [f"left out: {each}" for each in said] == capsys.readouterr().err.splitlines()[:2]
+    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("left out: ")]  # beside the bars
+    assert told == [f"left out: {each}" for each in said]
 
 
 @pytest.mark.usefixtures("installed")
