@@ -284,7 +284,7 @@ def test_plans_of_a_budget_cost_the_same_and_are_compared_with_uniform_ones(setu
     assert rows[2]["tokens"] == rows[1]["tokens"]
     assert len(set(rows[5]["tokens"].split())) == 2 and int(rows[5]["tokens"][:2]) > int(rows[1]["tokens"][:2])
     (section,) = Slimming().sections(table(rows))
-    assert section.frame["Budget"].tolist() == ["60 %"] * 6 + ["40 %"] * 6
+    assert section.frame["Cut, at least"].tolist() == ["40 %"] * 6 + ["60 %"] * 6
 
 
 def test_gates_compute_as_many_patches_as_the_plan(setup, table):
@@ -315,14 +315,14 @@ def test_answers_and_tables_say_what_is_lost_at_every_stage_of_every_budget(tabl
     text, points = answer.text, answer.points
     assert text.endswith("74.00 % without reduction, among all classes of the head.")
     assert points[0].startswith(
-        "learned tokens, 45 % of the multiplications saved: points lost 14.00 before tuning, 1.50"
+        "learned tokens, 45 % of the multiplications saved: change in points -14.00 before tuning, -1.50"
     )
     assert (
-        "1.00 after distillation; on images only" in points[0]
+        "-1.00 after distillation; on images only" in points[0]
         and "33 %" in points[2]
-        and "0.50 after block tuning" in points[2]
+        and "-0.50 after block tuning" in points[2]
     )
-    assert points[1].endswith("points lost 0.20 after fine-tuning on labels")
+    assert points[1].endswith("change in points -0.20 after fine-tuning on labels")
     (section,) = Slimming().sections(frame)
     assert section.frame["Stage"].tolist().count("unreduced") == 1 and len(section.frame) == 6
     assert plots.slimming_tradeoff(frame).axes[0].get_legend_handles_labels()[1] == [
@@ -468,14 +468,14 @@ def test_seeds_are_one_row_with_the_interval_of_the_mean_gain(tmp_path) -> None:
     cells = table.loc[["learned"]].reset_index()
     said = seeds_point(cells, 74.0, {"none": "before", "network": "after"})
     assert said == (
-        "learned tokens, 45 % of the multiplications saved: points lost 2.00 before, 2.00 after; not told apart from "
-        "uniform lengths at the last stage (+2.00 [-0.48, +4.48])"
+        "learned tokens, 45 % of the multiplications saved: change in points -2.00 before, -2.00 after; not told "
+        "apart from uniform lengths at the last stage (+2.00 [-0.48, +4.48])"
     )
     cells["gain_low"] = 0.1
     assert "; told apart from uniform" in seeds_point(cells, 74.0, {"none": "before", "network": "after"})
     one = over_seeds(pd.DataFrame(rows[:4])).query("lengths == 'learned'")
     assert seeds_point(one, 74.0, {"none": "before", "network": "after"}).endswith(
-        "points lost 3.00 before, 3.00 after"
+        "change in points -3.00 before, -3.00 after"
     )
 
 

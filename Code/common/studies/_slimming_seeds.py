@@ -31,7 +31,7 @@ NOTE = (
     "of the divergence from the unreduced network in nats: mean over seeds of the difference on the same images to "
     "what the rows of each seed name, with the 95 % interval of that mean (Student's t over seeds)."
 )
-HEADINGS = {"mac_budget": "Budget", "training": "Stage", "pruning": "Others", "kept_share": "Computed"}
+HEADINGS = {"mac_budget": "Cut, at least", "training": "Stage", "pruning": "Others", "kept_share": "Computed"}
 HEADINGS |= {"gates": "Chosen by", "floor": "Last", "scored_on": "Scored on"}
 
 
@@ -60,6 +60,11 @@ def over_seeds(rows: pd.DataFrame, part: str = "stages") -> pd.DataFrame:
             row |= {name: middle, f"{name}_low": low, f"{name}_high": high}
         found.append(row)
     return pd.DataFrame(found)
+
+
+def at_least_cut(budget: float) -> str:
+    """What a ``budget``, the share of the multiplications that may be spent, saves at least."""
+    return percent(round(1 - budget, 4))
 
 
 Words = Mapping[str, Mapping[str, str]]  # column -> value -> what it is called
@@ -100,7 +105,9 @@ def _frame(table: pd.DataFrame, key: list[str], words: Words) -> pd.DataFrame:
 
 
 def _word(name: str, value: object, words: Words) -> str:
-    if name in ("mac_budget", "kept_share", "taper", "floor"):
+    if name == "mac_budget":
+        return at_least_cut(value)
+    if name in ("kept_share", "taper", "floor"):
         return percent(value)
     if name in ("tolerance", "block", "scored_on"):
         return f"{value:g}"
@@ -120,12 +127,12 @@ def difference_text(row: Mapping[str, object], name: str = "gain", digits: int =
 
 
 def seeds_point(cells: pd.DataFrame, baseline: float, trainings: dict[str, str]) -> str:
-    """A sentence on one goal and one way to share out tokens, over seeds: what is lost, and whether lengths pay."""
-    lost = [f"{baseline - row.accuracy_full:.2f} {trainings[row.training]}" for row in cells.itertuples()]
+    """A sentence on one goal and one way to share out tokens, over seeds: what it costs, and whether lengths pay."""
+    changes = [f"{row.accuracy_full - baseline:+.2f} {trainings[row.training]}" for row in cells.itertuples()]
     last = cells.iloc[-1]
     name = last["lengths"] if last["score"] == "significance" else f"{last['lengths']}, {last['score']}"
     cut = percent(round(last["mac_cut"], 3))
-    said = f"{name} tokens, {cut} of the multiplications saved: points lost {', '.join(lost)}"
+    said = f"{name} tokens, {cut} of the multiplications saved: change in points {', '.join(changes)}"
     if last["lengths"] == "uniform" or math.isnan(last["gain_low"]):
         return said
     sure = last["gain_low"] > 0 or last["gain_high"] < 0

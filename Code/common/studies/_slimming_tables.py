@@ -9,6 +9,7 @@ import pandas as pd
 
 from common.report.sections import NONE, numbers, percent, quartiles, with_errors
 from common.studies._slimming_published import PUBLISHED, PUBLISHED_TOKENS, PUBLISHED_TOP5
+from common.studies._slimming_seeds import at_least_cut
 
 TRAININGS = {"none": "before tuning", "blocks": "after block tuning", "network": "after distillation"}
 TRAININGS["labels"] = "after fine-tuning on labels"
@@ -39,7 +40,7 @@ def _spread_tokens(rows: pd.DataFrame) -> list[str]:
 
 # Heading -> the cells under it, in all tables.
 _CELLS: Mapping[str, Callable[[pd.DataFrame], Any]] = {
-    "Budget": lambda rows: rows["mac_budget"].map(percent),
+    "Cut, at least": lambda rows: rows["mac_budget"].map(at_least_cut),
     "Tolerance": lambda rows: rows["tolerance"].map("{:g}".format),
     "Block": lambda rows: rows["block"].astype(str),
     "Computed": lambda rows: rows["kept_share"].map(percent),
@@ -159,9 +160,11 @@ TABLES: Mapping[str, tuple[str, Callable[[pd.DataFrame], pd.DataFrame], tuple[st
     ),
     "budgets": (
         "budgets, scores and keys",
-        _frame("Budget", "Lengths", "Score", "Keys", "All classes (%)", "Gain", *_APART, "Images", "Cut", _TOKENS),
+        _frame(
+            "Cut, at least", "Lengths", "Score", "Keys", "All classes (%)", "Gain", *_APART, "Images", "Cut", _TOKENS
+        ),
         (
-            "Nothing is tuned. Budget: share of the multiplications that may be spent. Keys selected: patches that a "
+            "Nothing is tuned. Cut, at least: share of the multiplications to save. Keys selected: patches that a "
             "block does not compute are not seen in it either.",
             _GAIN.format("uniform lengths with patches by significance"),
             _APART_NOTE,
