@@ -163,6 +163,31 @@ def test_where_the_limit_of_one_mask_is() -> None:
     assert f"no certain gain (95 % interval {low:.4f} to {high:.4f})" in text and low < 0
     assert "none in accuracy: {:+.2f} points ({:+.2f} to {:+.2f})".format(*mean_interval(tapered["gain"])) in text
 
+    tuned = runs.query("part == 'stages' and score == 'coverage' and seed > 3").set_index("seed")
+    assert set(tuned["n_val"]) == {3925} and set(tuned.index) == {4, 5, 6}
+    printed_rows = rows_below("| 45 % saved | nothing tuned | divergence | blocks tuned | divergence |")
+    for name, lengths in (("from +20 to -20 %", "falling"), ("uniform", "uniform")):
+        (cells,) = (cells for what, *cells in printed_rows if name in what)
+        rows = tuned[tuned["lengths"] == lengths].groupby("training")
+        assert cells == [
+            over(rows.get_group(training)[column], digits)
+            for training in ("none", "blocks")
+            for column, digits in (("accuracy_full", 1), ("divergence", 3))
+        ]
+    changes = {
+        training: [f"{-row.divergence_change:.3f} ± {row.divergence_change_sem:.3f}" for row in rows.itertuples()]
+        for training, rows in tuned[tuned["lengths"] == "falling"].groupby("training")
+    }
+    assert "by {}, {} and {} nats untuned".format(*changes["none"]) in text
+    assert "and by {}, {} and {} with tuned blocks".format(*changes["blocks"]) in text
+    falling = tuned[(tuned["lengths"] == "falling") & (tuned["training"] == "blocks")]
+    mean, low, high = mean_interval(-falling["divergence_change"])
+    assert f"half of the gain is left (mean {mean:.3f}, 95 % interval over draws {low:.3f} to {high:.3f})" in text
+    gain = mean_interval(falling["gain"])
+    assert "gain {:.2f} points ({:+.2f} to {:+.2f}) then".format(*gain) in text
+    front = running(section("What we found"))
+    assert "by {:.2f} points (95 % interval {:.2f} to {:.2f}) once blocks are tuned".format(*gain) in front
+
     gates = runs[(runs["part"] == "dynamic") & runs["seed"].isin([1, 2, 3]) & (runs["gates"] != "none")]
     assert len(gates) == 6 and (gates["divergence_change"] == 0).all()
 

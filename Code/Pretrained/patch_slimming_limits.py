@@ -27,16 +27,16 @@
 # | Time | half a minute on 2 CPU cores, the first time with the training of the small ViT |
 # | Real images | `./run_all.sh imagenette`: ViT-Ti, draws of calibration images, 35 minutes each on one core |
 #
-# What came out on real images (ViT-Ti, Imagenette, a cut of 45 %): the patches of this network are not alike, and less
-# so in deep blocks than after the first, so the premise does not hold. By divergence from the unreduced network, which
-# is less noisy than accuracy, plans of equal cost differ little. Lengths that fall evenly, from 20 % above their mean
-# to 20 % below, gain a twelfth of it; neither fewer patches in the last block nor a choice from the first block up
-# gains anything, and patches that were scored on 64 images in place of 1,024 lose a quarter. What else was tried, on
-# 400 validation images and one draw of calibration images, differences to uniform lengths at .269 nats: a gradient of
-# that very divergence by how long every patch lives, -.008 ± .016 for lengths and patches together and +.045 ± .023 for
-# patches alone; a second-order bound at the unreduced network, greedy over patches and blocks, +.68 ± .05; lengths
-# learned with patches after an epoch of distillation, +.041 ± .014 to uniform ones so distilled. All numbers, with
-# intervals: `results/README.md`.
+# What came out on real images (ViT-Ti, Imagenette, a cut of 45 %): the patches of this network are not alike, and
+# less so in deep blocks than after the first, so the premise does not hold. By divergence from the unreduced network,
+# which is less noisy than accuracy, plans of equal cost differ little. Lengths that fall evenly, from 20 % above
+# their mean to 20 % below, gain a twelfth of it in each of three draws; neither fewer patches in the last block nor a
+# choice from the first block up gains anything, and patches that were scored on 64 images in place of 1,024 lose a
+# quarter. What else was tried, on 400 validation images and one draw of calibration images, differences to uniform
+# lengths at .269 nats: a gradient of that very divergence by how long every patch lives, -.008 ± .016 for lengths and
+# patches together and +.045 ± .023 for patches alone; a second-order bound at the unreduced network, greedy over
+# patches and blocks, +.68 ± .05; lengths learned with patches after an epoch of distillation, +.041 ± .014 to uniform
+# ones so distilled. All numbers, with intervals: `results/README.md`.
 
 # %% tags=["colab"]
 import runpy
