@@ -387,7 +387,7 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     ("runs", "axis", "message"),
     [
         ([], "seeds", r"^the reference has no files of axis 'seeds'; allowed: rates, capacity, methods, datasets$"),
-        ([], "models", r"axis 'models'; allowed: capacity, datasets, methods, rates, seeds$"),
+        ([], "models", r"axis 'models'; allowed: capacity, datasets, methods, rates, seeds; did you mean 'methods'\?$"),
         (
             [{}, {"seed": 1}],
             "rates",

@@ -152,7 +152,6 @@ def test_a_dynamic_size_has_the_pattern_of_a_model_of_that_size(name, options):
         fixed = reduce_tokens(timm.create_model("vit_tiny_patch16_224", img_size=side, depth=7).eval(), name, **options)
         (_, found), (_, expected) = model.trace(torch.zeros(1, 3, *side)), fixed.trace(torch.zeros(1, 3, *side))
         assert [kept.tolist() for kept in found.assignment] == [kept.tolist() for kept in expected.assignment]
-    model.set_input_size(96)
     kept = model.trace(torch.zeros(1, 3, 96, 96))[1].kept(-1).view(6, 6)
     assert kept.any() and torch.equal(kept, kept.flip(0)) and torch.equal(kept, kept.mT)
 

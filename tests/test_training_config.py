@@ -32,7 +32,7 @@ from common.training import TrainConfig, protocol
         ({"betas": (0.9,)}, "betas=(0.9,) is not allowed; give two numbers from 0 to 1"),
         ({"warmup_prefix": 1}, "warmup_prefix=1 is not allowed; give true or false"),
         ({"loss": "mse"}, "unknown loss 'mse'; allowed: asymmetric, auto, bce, cross_entropy"),
-        ({"distillation": "on"}, "unknown distillation 'on'; allowed: hard, none, soft"),
+        ({"distillation": "on"}, "unknown distillation 'on'; allowed: hard, none, soft; did you mean 'none'?"),
         ({"trackers": ("mlflow",)}, "trackers=('mlflow',) is not allowed; give a list of tensorboard, wandb"),
         ({"epochs": 3, "warmup_epochs": 4}, "not possible: warmup_epochs=4 of epochs=3; give at most as many"),
         (

@@ -318,11 +318,11 @@ REFUSALS = {
     ),
     "reducer": (
         [{"grid": {"reducer": ["trim", "tram"]}}],
-        f"profile toy: unknown reducer 'trim'; allowed: {', '.join(list_reducers())}",
+        f"profile toy: unknown reducer 'trim'; allowed: {', '.join(list_reducers())}; did you mean 'tram'?",
     ),
     "dataset": (
         [{"parameters": {"dataset": "cifar"}}],
-        f"profile toy: unknown dataset 'cifar'; allowed: {', '.join(list_datasets())}",
+        f"profile toy: unknown dataset 'cifar'; allowed: {', '.join(list_datasets())}; did you mean 'cifar10'?",
     ),
     "keep rate above 1": (
         [{"grid": {"reducer": ["tram"], "keep_rate": [1.2, 0.5]}}],
