@@ -294,6 +294,8 @@ def test_gates_compute_as_many_patches_as_the_plan(setup, table):
     assert rows[0]["gain"] == 0 and rows[0]["tokens"] == rows[1]["tokens"] == " ".join(map(str, plan.lengths))
     assert list(map(int, rows[2]["tokens"].split())) == pytest.approx(plan.lengths, abs=1)
     frame = table(rows)
+    deeper = replace(plan, settings={"mac_budget": 0.4})  # gates of two budgets are rows of their own
+    assert len(table(rows + list(dynamic_rows(setup, deeper, epochs=1, num_images=12)))) == 6
     assert frame["method"].tolist() == ["patch_slimming", "dynamic_slimming", "dynamic_slimming"]
     (section,) = Slimming().sections(frame)
     assert section.frame["Chosen by"].tolist() == ["plan", "gates, fixed", "gates, threshold"]

@@ -16,7 +16,7 @@ KEYS = {
     "stages": ["mac_budget", "lengths", "score", "training"],
     "tolerances": ["tolerance", "score", "training"],
     "budgets": ["mac_budget", "lengths", "score", "keys"],
-    "dynamic": ["gates"],
+    "dynamic": ["mac_budget", "gates"],
     "equal_cost": ["mac_budget", "taper", "floor", "score", "order", "scored_on"],
     "similarity": ["block"],
     "sensitivity": ["pruning", "block", "kept_share"],
@@ -86,7 +86,9 @@ def seeds_sections(rows: pd.DataFrame, titles: Mapping[str, str], words: Words) 
 
 def _frame(table: pd.DataFrame, key: list[str], words: Words) -> pd.DataFrame:
     columns = {
-        HEADINGS.get(name, name.capitalize()): [_word(name, each, words) for each in table[name]] for name in key
+        HEADINGS.get(name, name.capitalize()): [_word(name, each, words) for each in table[name]]
+        for name in key
+        if table[name].notna().any()
     }
     columns["Seeds"] = table["n"].astype(str)
     spreads = {
@@ -120,7 +122,7 @@ def _spreads(table: pd.DataFrame, name: str) -> list[str]:
 
 def difference_text(row: Mapping[str, object], name: str = "gain", digits: int = 2) -> str:
     """The difference ``name`` with its interval; none of the uniform lengths of a stage, to which it is."""
-    if row.get("lengths") == "uniform" and "keys" not in row:
+    if (row.get("lengths") == "uniform" and "keys" not in row) or math.isnan(row[name]):
         return NONE
     value, low, high = (f"{row[name + end]:+.{digits}f}" for end in ("", "_low", "_high"))
     return value if math.isnan(row[f"{name}_low"]) else f"{value} [{low}, {high}]"

@@ -73,7 +73,9 @@ class Slimming(Study):
         "training": text(
             "none; of the blocks one by one; of the network from its old logits; of the network on labels"
         ).only("stages", "tolerances"),
-        "mac_budget": number("share of the MAC that may be spent", "share").only("stages", "budgets", "equal_cost"),
+        "mac_budget": number("share of the MAC that may be spent", "share", optional=True).only(
+            "stages", "budgets", "equal_cost", "dynamic"
+        ),
         "tolerance": number("error that a block may make, as a share of its output", "ratio").only("tolerances"),
         "block": count("that is scored, or alone computes fewer patches", "block").only(
             *_ONE_BLOCK, "heads", "similarity"
