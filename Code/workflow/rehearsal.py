@@ -2,7 +2,7 @@
 
 The notebooks, the workflow, tables and page are those of the real study; generated pictures lie in the real layouts
 (rehearsal_data.py), networks are narrow and random (narrow.py), trainings take an epoch of three steps, and of cells
-that differ in numbers only some run. What comes out is in a folder of its own, and means nothing.
+that differ in values only some run. What comes out is in a folder of its own, and means nothing.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from profile_file import ROOT, find_profile
 
 FOLDER = Path("results/rehearsal")
 ABOUT = "Generated pictures and narrow random networks: this page shows that everything runs. No number means anything."
-SAMPLES = ("pairs", "kinds", "notebooks")  # see sample()
+SAMPLES = ("kinds", "pairs", "notebooks")  # see sample(); the first if nothing is said
 COUNTING = ("Code/Benchmark/sizing.py",)  # runs no network, and checks what the published ones count
 SOME = 3  # methods of a run that reads the records of trained models
 IMAGES = 24  # of every part of a data set that a parameter can limit
@@ -149,7 +149,8 @@ def _is_numeric(value: Any) -> bool:
 def _smaller(plan: Plan, runs: list[Run], how: str) -> Plan:
     made = {run.checkpoint for run in plan.runs}
     options = _with_one_backbone if how == "notebooks" else _small_options
-    small = [replace(run, profile="rehearsal", options=options(run), narrow=_narrow(run, made)) for run in runs]
+    same = {"profile": "rehearsal", "threads": 1}  # so narrow that more threads would only wait for each other
+    small = [replace(run, **same, options=options(run), narrow=_narrow(run, made)) for run in runs]
     return replace(plan, title=f"Rehearsal: {plan.title}", about=ABOUT, runs=tuple(small))
 
 
