@@ -15,15 +15,14 @@ import torch
 from annotated_types import Ge
 from torch import Tensor, nn
 
-from common.budget import keep_rate_for
+from common.budget import create_model
 from common.errors import UsageError, command
-from common.models.factory import create_backbone, create_model
 from common.models.reduced import ReducedVisionTransformer, check_vit
 from common.onnx_operators import translations
 from common.onnx_sessions import open_onnx, require_onnx
 from common.options import checked
 from common.reducers import Method, list_reducers
-from common.schedule import is_budget, read_budget, read_keep_rate
+from common.schedule import read_keep_rate
 
 FORMATS = (".pt2", ".onnx")
 TOLERANCE = 1e-4  # of logits, which are of the order of 1 to 10
@@ -135,9 +134,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     method = Method.parse(args.reducer)
     rate = 1.0 if args.keep_rate is None else read_keep_rate(args.keep_rate)
-    if is_budget(rate):
-        vit = create_backbone(args.backbone, img_size=args.img_size)
-        rate = keep_rate_for(vit, str(method), **read_budget(rate)).keep_rate
     sizes = {"weights": args.weights, "img_size": args.img_size}
     model = create_model(args.backbone, reducer=str(method), keep_rate=rate, **sizes)
     batch = int(args.batch) if args.batch.isdigit() else args.batch

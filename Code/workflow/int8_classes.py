@@ -57,10 +57,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     count = parser.parse_args(arguments).images
     if reason := lacking("int8", torch.device("cpu")):
         raise UsageError(f"not measured: {reason}")
-    for reducer, keep_rate in MODELS.items():
-        model = trained(reducer, keep_rate)
-        share = same_class(model, photographs(model, count))
-        print(f"{called_simply(reducer.partition(':')[0])}, keep {100 * keep_rate:.0f} %: {100 * share:.0f} %")
+    models = {reducer: trained(reducer, keep_rate) for reducer, keep_rate in MODELS.items()}
+    images = photographs(models["none"], count)
+    for reducer, model in models.items():
+        share = same_class(model, images)
+        print(f"{called_simply(reducer.partition(':')[0])}, keep {100 * MODELS[reducer]:.0f} %: {100 * share:.0f} %")
 
 
 if __name__ == "__main__":

@@ -23,8 +23,8 @@ _DIM = 0.25  # share of the picture that a dimmed patch keeps; the rest is white
 WRONG, RIGHT = "#D55E00", "#333333"
 _CAPTION = 0.24  # inches, of a line of text below a row of panels
 _NAME = 26  # characters of a class name that a caption has room for
-# Patches that two methods keep, the first or the second of them alone; share of a patch that has that colour.
 _LEGEND_LETTERS = 50  # of a legend in one line
+# Patches that two methods keep, the first or the second of them alone; share of a patch that has that colour.
 _BOTH, _FIRST, _SECOND, _TINT = "#009E73", "#0072B2", "#D55E00", 0.45
 
 

@@ -159,8 +159,7 @@ def dynamic_rows(
     trained = {"method": "dynamic_slimming", "epochs": epochs, "lr": GATE_LR, "n_train": num_images}
     for gates in slim:
         row = {"part": "dynamic", "score": plan.settings.get("score", ""), "gates": gates}
-        row["mac_budget"] = plan.settings.get("mac_budget")
-        row |= cost(Shape.of(setup.vit), plan.lengths)
+        row |= {"mac_budget": plan.settings.get("mac_budget"), **cost(Shape.of(setup.vit), plan.lengths)}
         row |= trained if gates != "none" else {}
         row |= _tokens(threshold, images, setup.batch_size) if gates == "threshold" else {}
         yield {**row, **measures(right[gates], right["none"])}

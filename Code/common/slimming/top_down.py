@@ -24,7 +24,7 @@ from common.cost.methods import COUNTERS
 from common.data.unlabelled import Calibration, Images, as_calibration, digest, split, take
 from common.errors import UsageError
 from common.models.observe import untouched
-from common.models.reduced import check_supported, reduce_tokens
+from common.models.reduced import check_supported, has_head, reduce_tokens
 from common.options import Count, Many, NonNegative, Share, Whole, check_names, field_kinds
 from common.reducers.slimming_plan import Candidate, LayerRecord, SlimmingPlan, record_of
 from common.slimming.allocation import (
@@ -136,7 +136,7 @@ def search(
     how = SearchSettings(**settings)
     check_supported(model)
     check_backbone(model)
-    if how.sharing == TAPERED and not model.num_classes:
+    if how.sharing == TAPERED and not has_head(model):
         others = ", ".join(repr(name) for name in SHARINGS if name != TAPERED)
         raise UsageError(f"sharing={TAPERED!r} compares class probabilities; this backbone has no head; give {others}")
     if how.budget is not None:

@@ -233,15 +233,12 @@ def _placed(measured: pd.DataFrame) -> pd.DataFrame:
     found = []
     for _, rows in measured.groupby(SETTING, sort=False, dropna=False):
         reduced, whole = rows[show.is_reduced(rows)], _whole_gmac(rows)
-        shared, saved = shared_rates(reduced), 100 * (1 - reduced["gmac"] / whole)
+        shared, saved = reduced["keep_rate"].isin(shared_rates(reduced)), 100 * (1 - reduced["gmac"] / whole)
         tenth = (saved / 10).round() * 10
-        at = (
-            reduced["keep_rate"]
-            .map(lambda rate: f"keep {show.percent(rate)}")
-            .where(reduced["keep_rate"].isin(shared), tenth.map("{:.0f} % of the multiply-accumulates saved".format))
-        )
-        met = reduced["keep_rate"].isin(shared) | (((saved - tenth).abs() <= 1) & (tenth > 0))
-        found.append(reduced.assign(at=at, _saved=tenth.where(~reduced["keep_rate"].isin(shared), 0))[met])
+        kept = reduced["keep_rate"].map(lambda rate: f"keep {show.percent(rate)}")
+        at = kept.where(shared, tenth.map("{:.0f} % of the multiply-accumulates saved".format))
+        met = shared | (((saved - tenth).abs() <= 1) & (tenth > 0))
+        found.append(reduced.assign(at=at, _saved=tenth.where(~shared, 0))[met])
     return pd.concat(found).sort_values("_saved", kind="stable").drop(columns="_saved")
 
 
