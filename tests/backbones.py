@@ -7,7 +7,7 @@ import timm
 import torch
 
 import common.models.registered  # noqa: F401  adds simple_vit to timm's registry
-from common.models.reduced import obstacle
+from common.models.support import obstacle
 from common.reducers import list_reducers
 from common.reducers.slimming_plan import SlimmingPlan
 

@@ -13,7 +13,8 @@ from common.benchmark import SelectAll
 from common.cost.counter import count_macs
 from common.errors import UsageError
 from common.models.block import reduced_block
-from common.models.reduced import attach, obstacle, reduce_tokens
+from common.models.reduced import attach, reduce_tokens
+from common.models.support import obstacle
 from common.reducers import Method, Reducer, Schedule, list_reducers, reducer_class, register_reducer
 from common.reducers.base import NO_SIGNALS
 from common.tokens import Selection, look_up

@@ -27,7 +27,8 @@ from common.explain.quality import mass_inside, max_sensitivity, pointing_game, 
 from common.idling.budget import solve_thresholds
 from common.idling.outcomes import outcomes, predictor_quality
 from common.idling.similarity import patch_similarities
-from common.models.reduced import obstacle, reduce_tokens
+from common.models.reduced import reduce_tokens
+from common.models.support import obstacle
 from common.reducers import Method, list_reducers, reducer_class
 from common.slimming.allocation import sensitivity
 from common.slimming.gates import calibrate_thresholds, fit_gates

@@ -12,7 +12,7 @@ from common.explain import Explainer, create_explainer, list_explainers, registe
 from common.explain.metrics import STEPS, insertion_deletion
 from common.explain.network import weighted_degrees
 from common.models.observe import as_reduced, attention_layers
-from common.models.reduced import is_reduced
+from common.models.support import is_reduced
 from common.reducers.base import reducer_class
 from common.reducers.downsample import Downsample
 from common.reducers.patch_slimming import PatchSlimming

@@ -17,8 +17,8 @@ from common import count_macs, create_model, list_reducers, load_dataset, reduce
 from common.data.transforms import IMAGENET_MEAN
 from common.errors import UsageError
 from common.models.factory import create_backbone, expected_norm
-from common.models.reduced import check_supported
 from common.models.simple_vit import sincos_position
+from common.models.support import check_supported
 from common.training import accuracy
 from common.weights import read_norm, read_state, save_state
 

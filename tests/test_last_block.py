@@ -15,7 +15,8 @@ from common.errors import UsageError
 from common.idling.budget import solve_thresholds
 from common.idling.outcomes import acting_blocks
 from common.models.factory import create_model
-from common.models.reduced import attach, obstacle, reduce_tokens
+from common.models.reduced import attach, reduce_tokens
+from common.models.support import obstacle
 from common.reducers import Method, Schedule
 
 ALL = [

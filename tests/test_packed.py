@@ -15,7 +15,8 @@ from common.models import packed
 from common.models.block import reduced_block
 from common.models.observe import attention_layers
 from common.models.packed import Packing
-from common.models.reduced import attach, obstacle, reduce_tokens
+from common.models.reduced import attach, reduce_tokens
+from common.models.support import obstacle
 from common.reducers import Method, Reducer, Schedule
 from common.reducers.base import NO_SIGNALS
 from common.tokens import Selection, Tokens

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from common.budget import create_model
 from common.errors import UsageError, command
-from common.models.reduced import ReducedVisionTransformer, check_vit
+from common.models.reduced import ReducedVisionTransformer
+from common.models.support import check_vit
 from common.onnx_operators import translations
 from common.onnx_sessions import open_onnx, require_onnx
 from common.options import checked

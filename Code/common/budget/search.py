@@ -23,7 +23,7 @@ from common.budget.timing import OutOfReachError
 from common.data.unlabelled import Images, as_tensor
 from common.models import reduced
 from common.models.observe import untouched
-from common.models.reduced import check_head, check_supported
+from common.models.support import check_head, check_supported
 from common.options import Count, Positive, ShareBelow1, Whole, checked
 from common.reducers import Method, Schedule, reducer_class
 from common.reducers.base import divergence_by_image

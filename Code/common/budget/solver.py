@@ -27,7 +27,8 @@ from common.data.unlabelled import Images, as_tensor
 from common.devices import DTYPES, Dtype, torch_device
 from common.errors import UsageError
 from common.models import reduced
-from common.models.reduced import ReducedVisionTransformer, check_supported
+from common.models.reduced import ReducedVisionTransformer
+from common.models.support import check_supported
 from common.options import AtLeast1, Count, Many, Positive, ShareBelow1, Whole, checked
 from common.provenance import describe_device
 from common.reducers import Method, Schedule, default_reduction_loc, reducer_class

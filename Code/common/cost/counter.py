@@ -26,7 +26,7 @@ from torch.utils.flop_counter import flop_registry
 
 from common.cost.closed_form import image_size
 from common.models.observe import untouched
-from common.models.reduced import check_vit
+from common.models.support import check_vit
 
 
 @dataclass(frozen=True)

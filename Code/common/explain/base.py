@@ -13,7 +13,7 @@ from torch import Tensor
 from common.errors import UsageError
 from common.images import check_images
 from common.models.observe import as_reduced, untouched
-from common.models.reduced import has_head, num_outputs
+from common.models.support import has_head, num_outputs
 from common.options import Count, accepted_by
 from common.registry import Registry, options_text
 

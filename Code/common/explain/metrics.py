@@ -18,7 +18,7 @@ from torch import Tensor
 from torchvision.transforms.functional import gaussian_blur
 
 from common.errors import UsageError
-from common.models.reduced import check_head
+from common.models.support import check_head
 from common.options import Count, Many, check, checked
 
 STEPS = (0, 1, 5, 10, 20, 30, 40, 50, 60, 70, 80, 90, 100)  # percent: the published points, and 0

@@ -12,7 +12,8 @@ from common.data.unlabelled import Images, Unlabelled, as_calibration, digest, s
 from common.errors import UsageError
 from common.idling.budget import check_possible, solve_thresholds
 from common.idling.candidates import LABEL_STAGE, THRESHOLD, fit_predictors
-from common.models.reduced import ReducedVisionTransformer, obstacle, reduce_tokens
+from common.models.reduced import ReducedVisionTransformer, reduce_tokens
+from common.models.support import obstacle
 from common.options import Count, Positive, Share, ShareBelow1, Whole, checked
 from common.reducers import Method
 from common.setup import Setup

@@ -16,7 +16,8 @@ from common.errors import UsageError
 from common.models import registered
 from common.models.authors import IMAGES, is_authors, read_authors
 from common.models.published import load_published
-from common.models.reduced import SUPPORTED, ReducedVisionTransformer, check_supported, reduce_tokens
+from common.models.reduced import ReducedVisionTransformer, reduce_tokens
+from common.models.support import SUPPORTED, check_supported
 from common.options import Count, ShareBelow1, checked
 from common.reducers.base import check_options
 from common.reducers.method import named

@@ -13,7 +13,8 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from common.errors import UsageError
-from common.models.reduced import ReducedVisionTransformer, attach, is_reduced, reduce_tokens, uncautioned
+from common.models.reduced import ReducedVisionTransformer, attach, reduce_tokens, uncautioned
+from common.models.support import is_reduced
 from common.reducers.base import NO_SIGNALS, Reducer, Signal, Signals
 from common.tokens import GONE, Choice, Tokens
 

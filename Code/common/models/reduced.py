@@ -9,18 +9,18 @@ from dataclasses import replace
 from functools import partial
 
 import torch
-from timm.layers.attention import Attention
 from timm.models import checkpoint
 from timm.models.deit import VisionTransformerDistilled
-from timm.models.vision_transformer import Block, VisionTransformer
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from common.errors import UsageError
 from common.images import check_images
 from common.models.block import prefix_block, reduced_block
 from common.models.grids import at_grid, embed, merged_patches, resized_grid, view_at
+from common.models.support import check_supported, is_reduced, obstacle
 from common.models.trace import Trace
-from common.reducers.base import LastBlock, Reducer, check_options, reducer_class
+from common.reducers.base import Reducer, check_options, reducer_class
 from common.reducers.method import named
 from common.registry import ASKED
 from common.schedule import Schedule, default_reduction_loc
@@ -142,7 +142,7 @@ class _Reduced:
         """
         pool = self.global_pool if global_pool is None else global_pool
         name = getattr(self.reducer, ASKED, (type(self.reducer).__name__,))[0]
-        if reason := _obstacle(self, self.reducer, name, self.reducer.last_block, pool):
+        if reason := obstacle(self, name, self.reducer.last_block, method=self.reducer, global_pool=pool):
             raise UsageError(reason)
         super().reset_classifier(num_classes, global_pool)
 
@@ -186,7 +186,6 @@ class ReducedVisionTransformerDistilled(_Reduced, VisionTransformerDistilled):
     """Reduced DeiT with a distillation token."""
 
 
-SUPPORTED = "timm VisionTransformer with standard blocks (ViT, DeiT, DeiT-III, DINOv2, SigLIP, SimpleViT)"
 REDUCED = {VisionTransformer: ReducedVisionTransformer, VisionTransformerDistilled: ReducedVisionTransformerDistilled}
 
 
@@ -267,11 +266,6 @@ def attach(vit: VisionTransformer, reducer: Reducer) -> ReducedVisionTransformer
     return reduced
 
 
-def is_reduced(model: nn.Module) -> bool:
-    """Whether ``model`` came from :func:`reduce_tokens` (or ``create_model``)."""
-    return isinstance(model, _Reduced)
-
-
 @contextmanager
 def uncautioned(model: nn.Module) -> Iterator[None]:
     """Nothing is told of ``model``, which is tried or trained here; if there was something to tell, there still is."""
@@ -283,72 +277,6 @@ def uncautioned(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         model.cautioned = before
-
-
-def check_vit(model: object) -> None:
-    """Refuse what is no timm VisionTransformer, reduced or not."""
-    if not isinstance(model, VisionTransformer):
-        raise UsageError(f"a {type(model).__name__} is given; allowed: a timm VisionTransformer, reduced or not")
-
-
-def has_head(vit: VisionTransformer) -> bool:
-    """Whether ``vit`` gives logits of classes; else (``num_classes=0``, or a head taken off) it gives features."""
-    return not isinstance(vit.head, nn.Identity)
-
-
-def num_outputs(vit: VisionTransformer) -> int:
-    """How many logits, also of a head that was put in place of timm's."""
-    layers = [layer for layer in vit.head.modules() if isinstance(layer, nn.Linear)]
-    return layers[-1].out_features if layers else vit.num_classes
-
-
-def check_head(vit: VisionTransformer, what: str) -> None:
-    """Refuse a model without classes for ``what``, which asks for some."""
-    if not has_head(vit):
-        raise UsageError(f"{what}, and the model has no head (num_classes=0); allowed: a model with classes")
-
-
-def check_supported(vit: nn.Module) -> None:
-    """Refuse, by name, every architecture whose blocks this package would not reduce."""
-    if is_reduced(vit):
-        raise UsageError("the model is reduced already; reduce the timm model it was made from")
-    if type(vit) not in REDUCED:
-        raise UsageError(f"backbone {type(vit).__name__} is not supported; allowed: {SUPPORTED}")
-    for block in vit.blocks:
-        attn = getattr(block, "attn", None)
-        if type(block) is not Block or type(attn) is not Attention:
-            raise UsageError(
-                f"backbone blocks of type {type(block).__name__} with {type(attn).__name__} are not supported; "
-                f"allowed: {SUPPORTED}"
-            )
-    if not isinstance(vit.patch_drop, nn.Identity):
-        raise UsageError("backbones with patch_drop_rate > 0 are not supported: two methods would drop patches")
-
-
-def obstacle(vit: VisionTransformer, reducer: str, last_block: LastBlock = "whole") -> str | None:
-    """Why ``reducer`` cannot run on ``vit``, in one line."""
-    return _obstacle(vit, reducer_class(reducer), reducer, last_block, vit.global_pool)
-
-
-def _obstacle(
-    vit: VisionTransformer, method: type[Reducer] | Reducer, reducer: str, last_block: LastBlock, global_pool: str
-) -> str | None:
-    """The same where the head pools by ``global_pool``."""
-    if last_block == "cls" and (global_pool != "token" or method.pools_mean):
-        pooled = "the mean of patches" if method.pools_mean else f"patches (global_pool={global_pool!r})"
-        return (
-            f"last_block='cls' leaves patches out, but with reducer {reducer!r} the head reads {pooled}; allowed: whole"
-        )
-    if method.needs_class_token and not vit.has_class_token:
-        return f"reducer {reducer!r} reads the CLS token's attention, but this backbone has no CLS token"
-    if method.reads_prefix_only and global_pool != "token":
-        return (
-            f"reducer {reducer!r} may drop every patch, but this backbone's head reads them "
-            f"(global_pool={global_pool!r}); allowed: token"
-        )
-    if method.masks and (global_pool not in ("token", "avg") or vit.pool_include_prefix):
-        return f"reducer {reducer!r} masks tokens; global_pool={global_pool!r} is not allowed; allowed: token, avg"
-    return None
 
 
 def masked_mean(x: Tensor, weight: Tensor | None) -> Tensor:

@@ -13,7 +13,8 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from common.errors import UsageError
-from common.models.reduced import ReducedVisionTransformer, check_supported, is_reduced, reduce_tokens
+from common.models.reduced import ReducedVisionTransformer, reduce_tokens
+from common.models.support import check_supported, is_reduced
 from common.reducers.base import REDUCERS
 from common.reducers.slimming_plan import SlimmingPlan
 from common.weights import CFG, expectations, read_norm, write_tensors

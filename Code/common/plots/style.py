@@ -197,13 +197,20 @@ def _render(fig: Figure, dpi: int) -> Image.Image:
 def _encode(image: Image.Image, colors: int) -> bytes:
     """PNG of ``colors``, among them those of areas, exactly: legends have them, which photographs would wash out."""
     areas = sorted(image.getcolors(image.width * image.height), reverse=True)[: colors // _AREAS]
+    exact = np.array([color for _, color in areas], np.uint8)  # (areas, 3)
     rest = image.quantize(colors - len(areas), method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
-    palette = rest.getpalette()
-    pixels, places, stream = np.asarray(image), np.array(rest), io.BytesIO()
-    for _, color in areas:
-        places[(pixels == color).all(-1)] = len(palette) // 3
-        palette += color
-    few = Image.fromarray(places)
-    few.putpalette(palette)
+    palette, stream = rest.getpalette(), io.BytesIO()
+    order, pixels = np.argsort(_numbers(exact)), _numbers(np.asarray(image))
+    rising = _numbers(exact)[order]
+    found = np.minimum(np.searchsorted(rising, pixels), len(areas) - 1)
+    places = np.where(rising[found] == pixels, len(palette) // 3 + order[found], np.asarray(rest))
+    few = Image.fromarray(places.astype(np.uint8))
+    few.putpalette([*palette, *exact.ravel().tolist()])
     few.save(stream, "PNG", optimize=True)
     return stream.getvalue()
+
+
+def _numbers(colors: np.ndarray) -> np.ndarray:
+    """Red, green and blue (..., 3) -> one number for each colour (...)."""
+    red, green, blue = np.moveaxis(colors.astype(np.uint32), -1, 0)
+    return red << 16 | green << 8 | blue

@@ -25,7 +25,8 @@ from common.data.unlabelled import Calibration
 from common.errors import UsageError
 from common.models.block import Heads
 from common.models.observe import AttentionLayer, as_reduced, untouched, watching
-from common.models.reduced import ReducedVisionTransformer, obstacle
+from common.models.reduced import ReducedVisionTransformer
+from common.models.support import obstacle
 from common.options import Count, Whole, check, check_fields
 from common.reducers.patch_slimming import PatchSlimming
 from common.reducers.slimming_plan import SlimmingPlan

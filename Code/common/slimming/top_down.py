@@ -24,7 +24,8 @@ from common.cost.methods import COUNTERS
 from common.data.unlabelled import Calibration, Images, as_calibration, digest, split, take
 from common.errors import UsageError
 from common.models.observe import untouched
-from common.models.reduced import check_supported, has_head, reduce_tokens
+from common.models.reduced import reduce_tokens
+from common.models.support import check_supported, has_head
 from common.options import Count, Many, NonNegative, Share, Whole, check_names, field_kinds
 from common.reducers.slimming_plan import Candidate, LayerRecord, SlimmingPlan, record_of
 from common.slimming.allocation import (
