@@ -27,6 +27,7 @@ from nbclient.exceptions import DeadKernelError
 from nbformat.v4 import new_code_cell
 from papermill import PapermillExecutionError, execute_notebook
 
+import warm_kernels
 from common.options import check
 from common.yaml_files import read_yaml
 from notebooks import declared_parameters, read_notebook, undeclared
@@ -42,7 +43,6 @@ from narrow import narrow
 narrow()
 count_passes()"""
 COUNTED = 'print(f"{counted():.1f} passes")'
-PATH_LIMIT = 60  # a Unix socket's path has at most 107 bytes; leave room for the names inside the folder
 
 
 class RunError(Exception):
@@ -50,10 +50,10 @@ class RunError(Exception):
 
 
 class ThisPython(KernelSpecManager):
-    """Knows one kernel: the interpreter that runs this file."""
+    """Knows one kernel: the interpreter that runs this file, or a fork of one that has the libraries already."""
 
     def get_kernel_spec(self, kernel_name: str) -> KernelSpec:
-        return KernelSpec(resource_dir=RESOURCES, **get_kernel_dict())
+        return KernelSpec(resource_dir=RESOURCES, **get_kernel_dict() | warm_kernels.command())
 
 
 def kernel_manager_class(folder: str) -> type[AsyncKernelManager]:
@@ -79,7 +79,7 @@ def run_notebook(source: Path, executed: Path, parameters: dict[str, Any], *, na
         raise RunError(message)
     executed.parent.mkdir(parents=True, exist_ok=True)
     partial = executed.with_suffix(".partial.ipynb")
-    with tempfile.TemporaryDirectory(prefix="nb", dir=_short_folder()) as folder:
+    with tempfile.TemporaryDirectory(prefix="nb", dir=warm_kernels.short_folder()) as folder:
         notebook = read_notebook(source)
         if narrow:
             notebook.cells.insert(0, new_code_cell(NARROW, metadata={"tags": []}))
@@ -110,11 +110,6 @@ def _execute(notebook: Any, partial: Path, parameters: dict[str, Any], folder: s
 def _one_line(error: PapermillExecutionError) -> str:
     message = " ".join(str(error.evalue).split())
     return message if error.ename == "UsageError" else f"{error.ename}: {message}"
-
-
-def _short_folder() -> str:
-    folder = tempfile.gettempdir()
-    return folder if len(folder.encode()) <= PATH_LIMIT else "/tmp"
 
 
 def stop_with_parent() -> None:
