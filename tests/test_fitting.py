@@ -7,10 +7,12 @@ from functools import partial
 import pytest
 import torch
 from small_training import killed_at, same_weights, updates_of
+from timm.models.vision_transformer import VisionTransformer
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 import common
 from common.cost.closed_form import Shape
+from common.cost.counter import mean_macs
 from common.data import load_dataset
 from common.errors import UsageError
 from common.idling.candidates import LABEL_STAGE, fit_predictors, within_budget
@@ -215,3 +217,27 @@ def test_networks_that_are_refused(vit, digits):
         FIT(common.reduce_tokens(vit, "none"), images)
     with pytest.raises(UsageError, match=r"a backbone in torch.bfloat16 is given"):
         FIT(copy.deepcopy(vit).to(torch.bfloat16), images)
+
+
+def shallow(depth):
+    return VisionTransformer(img_size=32, patch_size=4, embed_dim=32, depth=depth, num_heads=2, num_classes=10).eval()
+
+
+@pytest.mark.parametrize("depth", [2, 3])
+def test_networks_of_few_blocks_are_fitted_too(digits, depth):
+    """Which have no block at each quarter of their depth, where methods with a schedule reduce; these have none."""
+    vit = shallow(depth)
+    whole = common.count_macs(vit, 32).total
+    slim = common.slimming.search(vit, digits, mac_cut=0.6, epochs=0)
+    cost = common.count_macs(common.reduce_tokens(vit, "patch_slimming", plan=slim), 32).total
+    assert 0.37 * whole < cost <= 0.4 * whole
+    assert len(slim.lengths) == depth
+    idle = common.idling.fit(vit, digits, mac_cut=0.6, epochs=1)
+    assert 0.3 * whole < mean_macs(idle, torch.stack([image for image, _ in digits])) <= 0.45 * whole
+    with pytest.raises(UsageError, match=f"a backbone of depth {depth} has no default reduction_loc; give the 0-based"):
+        common.reduce_tokens(vit, "tome", keep_rate=0.5)
+
+
+def test_one_block_cannot_be_slimmed(digits):
+    with pytest.raises(UsageError, match="a model of one block is given, whose patches no other block reads; give two"):
+        common.slimming.search(shallow(1), digits, mac_cut=0.1)

@@ -113,6 +113,14 @@ def test_default_reduction_loc(depth, expected):
     assert default_reduction_loc(depth) == expected
 
 
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_default_reduction_loc_of_few_blocks(depth):
+    assert default_reduction_loc(depth, 1.0) == tuple(range(depth))
+    for keep_rate in (0.5, "mac_cut=0.2"):
+        with pytest.raises(UsageError, match=f"depth {depth} has no default reduction_loc; give the 0-based blocks"):
+            default_reduction_loc(depth, keep_rate)
+
+
 @pytest.mark.parametrize(
     "rate", [0, 0.0, 1.2, -0.5, 2, "0.5", None, True, (0.5, 0.5), (0.5, 98, 49), (98, 49, 1.5), (0.5, 0, 0.5), ()]
 )

@@ -27,7 +27,7 @@ PLACED = re.compile(r"(\d*\.?\d+)@(\d+)")
 RULE = re.compile(r"(r)=([1-9]\d*)( decreasing)?|(q)=(0?\.\d+)")
 
 
-def default_reduction_loc(depth: int, keep_rate: float | tuple[float, ...] | str = 1.0) -> tuple[int, ...]:
+def default_reduction_loc(depth: int, keep_rate: float | tuple[float, ...] | str | None = None) -> tuple[int, ...]:
     """The blocks at 1/4, 1/2 and 3/4 of the depth; every block where ``keep_rate`` is a rule such as "r=13".
 
     >>> default_reduction_loc(12), default_reduction_loc(3, "r=13"), default_reduction_loc(8, "mac_cut=0.4")
@@ -36,10 +36,12 @@ def default_reduction_loc(depth: int, keep_rate: float | tuple[float, ...] | str
     (2, 5)
 
     Raises:
-        UsageError: when the transformer has fewer than four blocks.
+        UsageError: when the transformer has fewer than four blocks, unless nothing is dropped: then it is every block.
     """
     if isinstance(keep_rate, str) and not is_budget(keep_rate):
         return tuple(placed_ratios(keep_rate) or range(depth))
+    if depth < 4 and keep_rate == 1.0:
+        return tuple(range(depth))
     if depth < 4:
         raise UsageError(f"a backbone of depth {depth} has no default reduction_loc; give the 0-based blocks")
     return tuple(stage * depth // 4 for stage in (1, 2, 3))

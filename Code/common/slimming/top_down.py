@@ -136,6 +136,8 @@ def search(
     check_names(settings, field_kinds(SearchSettings), "setting of a search")
     how = SearchSettings(**settings)
     check_supported(model)
+    if len(model.blocks) < 2:
+        raise UsageError("a model of one block is given, whose patches no other block reads; give two blocks or more")
     check_backbone(model)
     if how.sharing == TAPERED and not has_head(model):
         others = ", ".join(repr(name) for name in SHARINGS if name != TAPERED)
