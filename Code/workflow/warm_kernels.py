@@ -118,8 +118,8 @@ def _kernel(connection: socket.socket) -> int:
     threading.Thread(target=_end_with, args=(connection,), daemon=True).start()
     os.chdir(asked["folder"])
     os.environ.clear()
-    os.environ.update(asked["environment"], JPY_PARENT_PID=str(os.getppid()))
-    sys.argv[1:] = asked["arguments"]
+    os.environ.update(asked["environment"])
+    sys.argv[1:] = [*asked["arguments"], f"--IPKernelApp.parent_handle={os.getppid()}"]  # it ends with its parent
     del sys.path[0]  # the folder of this file
     _use_threads(int(os.environ["OMP_NUM_THREADS"]))
     try:

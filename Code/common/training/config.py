@@ -115,7 +115,8 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        torch_device(self.device)
+        if self.device is not None:
+            torch_device(self.device)  # refuses what is none
         self._check_combinations()
 
     @property
