@@ -27,8 +27,8 @@ class Registry(Generic[Class]):
     ... class Circle:
     ...     def __init__(self, *, radius: float = 1.0) -> None:
     ...         self.radius = radius
-    >>> SHAPES.names(), SHAPES.options("circle"), SHAPES.read("circle:radius=2.5")
-    (['circle'], ['radius'], ('circle', (('radius', 2.5),)))
+    >>> SHAPES.names(), SHAPES.options("circle"), SHAPES.read("circle:radius=2.5"), SHAPES.name_of(Circle)
+    (['circle'], ['radius'], ('circle', (('radius', 2.5),)), 'circle')
 
     Their annotations say what is allowed, see :mod:`common.options`; a registered class refuses anything else before
     its constructor runs. One that takes ``**`` others hands them to the class that it inherits from.
@@ -85,6 +85,10 @@ class Registry(Generic[Class]):
                 f"{type(instance).__name__} is no registered {self._what}; allowed: {', '.join(self.names())}"
             )
         return name, dict(options)
+
+    def name_of(self, cls: type) -> str:
+        """What messages call ``cls``: the name that it is registered under; its own if there is none."""
+        return next((name for name, registered in self._classes.items() if registered is cls), cls.__name__)
 
     def names(self) -> list[str]:
         """All names, sorted."""

@@ -64,9 +64,8 @@ class Explainer:
     def __init__(self, model: VisionTransformer, *, batch_size: Count = 32) -> None:
         self.model, self.batch_size = as_reduced(model), batch_size
         if self.explains_class and not has_head(self.model):
-            names = {name: EXPLAINERS.get(name) for name in list_explainers()}
-            mine = next((name for name, explainer in names.items() if type(self) is explainer), type(self).__name__)
-            allowed = ", ".join(name for name, explainer in names.items() if not explainer.explains_class)
+            mine = EXPLAINERS.name_of(type(self))
+            allowed = ", ".join(name for name in list_explainers() if not EXPLAINERS.get(name).explains_class)
             raise UsageError(
                 f"explainer {mine!r} explains a class, and the model has no head (num_classes=0); allowed: {allowed}"
             )

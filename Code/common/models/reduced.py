@@ -20,9 +20,8 @@ from common.models.block import prefix_block, reduced_block
 from common.models.grids import at_grid, embed, merged_patches, resized_grid, view_at
 from common.models.support import check_supported, is_reduced, obstacle
 from common.models.trace import Trace
-from common.reducers.base import Reducer, check_options, reducer_class
+from common.reducers.base import REDUCERS, Reducer, check_options, reducer_class
 from common.reducers.method import named
-from common.registry import ASKED
 from common.schedule import Schedule, default_reduction_loc
 from common.tokens import GONE, Tokens
 
@@ -141,7 +140,7 @@ class _Reduced:
             UsageError: it does not: patches under ``last_block="cls"``, or all of them.
         """
         pool = self.global_pool if global_pool is None else global_pool
-        name = getattr(self.reducer, ASKED, (type(self.reducer).__name__,))[0]
+        name = REDUCERS.name_of(type(self.reducer))
         if reason := obstacle(self, name, self.reducer.last_block, method=self.reducer, global_pool=pool):
             raise UsageError(reason)
         super().reset_classifier(num_classes, global_pool)
