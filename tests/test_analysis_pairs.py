@@ -25,8 +25,32 @@ def test_four_rates_are_six_pairs_of_a_method_and_the_first_keeps_more():
     runs = {str(rate): run(keep_rate=rate) for rate in (0.25, 0.9, 0.5, 0.7)} | {"other": run("tome", 0.9)}
     wanted = {"0.9 0.7", "0.9 0.5", "0.9 0.25", "0.7 0.5", "0.7 0.25", "0.5 0.25"}
     assert paired(runs, "rates") == wanted
-    several = {"counts": run(keep_rate=(147, 98, 49)), "ratios": run(keep_rate=(0.9, 0.7, 0.6))}
-    assert len(paired(several, "rates")) == 1
+
+
+@pytest.mark.parametrize(
+    ("less", "more"),
+    [
+        ((98, 49, 24), (147, 110, 82)),
+        ((147, 110, 24), (98, 90, 82)),  # at the end
+        ((98, 49, 24), (147, 49, 24)),  # else before
+        ((147, 98, 49), (0.9, 0.7, 0.6)),
+        ("r=13", "r=8"),
+        ("q=0.9", "q=0.95"),
+        ("0.7@3 0.5@6 0.3@9", "0.9@3 0.8@6 0.7@9"),
+        (0.5, (0.9, 0.7, 0.5)),
+    ],
+)
+def test_whatever_a_rate_is_the_first_keeps_more(less, more):
+    """Or what both keep would be a share of the larger set, and IoA is one of the smaller."""
+    loc = tuple(range(12)) if isinstance(less, str) and "=" in less else (3, 6, 9)
+    runs = {"less": run(keep_rate=less, reduction_loc=loc), "more": run(keep_rate=more, reduction_loc=loc)}
+    assert paired(runs, "rates") == {"more less"}
+    assert paired(dict(reversed(runs.items())), "rates") == {"more less"}
+
+
+def test_of_methods_without_stages_the_first_keeps_more():
+    runs = {str(rate): run("downsample", rate, reduction_loc=()) for rate in (0.5, 0.9)}
+    assert paired(runs, "rates") == {"0.9 0.5"}
 
 
 def test_the_wider_backbone_comes_first_and_patterns_are_not_mixed():

@@ -9,7 +9,7 @@ from backbones import FAMILIES, make
 from torch import nn
 
 from common.cost.closed_form import Shape, block_parts, total_macs
-from common.cost.counter import count_macs
+from common.cost.counter import count_macs, gmac_of, mean_macs
 from common.cost.methods import scheduled_macs, scheduled_parts
 from common.cost.published import published_model, run_thop, thop_macs
 from common.errors import UsageError
@@ -145,3 +145,30 @@ def test_counting_leaves_the_model_as_it_was():
     assert model.training and not any(m._forward_hooks for m in model.modules() if isinstance(m, nn.Linear))
     assert torch.equal(before, torch.get_rng_state())
     assert count_macs(model, 64) == first
+
+
+@pytest.mark.parametrize(
+    ("method", "varies"),
+    [
+        ("ats", True),
+        ("dynamic_slimming:budget=threshold", True),
+        ("dynamic_slimming", False),
+        ("idle_mlp:score_threshold=0.5", True),
+        ("idle_mlp", False),
+        ("topk", False),
+    ],
+)
+def test_what_depends_on_the_image_is_counted_on_images(method, varies):
+    """The mean over images, each on its own; and of whatever does not, images are not asked for."""
+    torch.manual_seed(0)
+    model = reduce_tokens(make("vit").eval(), method, **({"keep_rate": 0.5} if "idle" not in method else {})).eval()
+    with torch.no_grad():
+        for thresholds in (buffer for name, buffer in model.reducer.named_buffers() if "thresholds" in name):
+            thresholds.fill_(0.5)
+    assert model.reducer.adaptive == varies
+    images = torch.randn(3, 3, *model.patch_embed.img_size)
+    if varies:
+        each = [mean_macs(model, image[None]) for image in images]
+        assert gmac_of(model, lambda: images) == pytest.approx(sum(each) / 3e9)
+    else:
+        assert gmac_of(model, pytest.fail) == count_macs(model, model.patch_embed.img_size).total / 1e9

@@ -8,7 +8,7 @@ import pytest
 import torch
 from test_evaluation import assert_same, evaluated, noise, reduced
 
-from common.cost.counter import count_macs
+from common.cost.counter import count_macs, mean_macs
 from common.errors import UsageError
 from common.evaluation import Record, Setting, Stage, evaluate_model
 from common.evaluation.record import cls_path
@@ -135,6 +135,7 @@ def test_size_cost_and_time_of_the_model():
     record = evaluated("topk", seed=4)
     assert (record.setting.depth, record.setting.width, record.setting.seed) == (4, 192, 4)
     assert record.gmac == count_macs(reduced("topk"), 64).total / 1e9
+    assert evaluated("ats").gmac == mean_macs(reduced("ats"), noise().images) / 1e9
     made = datetime.fromisoformat(record.setting.versions["date"])
     assert made.tzinfo is not None and made.microsecond == 0
     assert timedelta(0) <= datetime.now(timezone.utc) - made < timedelta(minutes=5)

@@ -2,7 +2,7 @@
 
 Along an axis two runs differ in one thing and agree in all others:
 
-    rates       keep rate; the first keeps more
+    rates       keep rate; the first keeps more patches in the last stage, or in the first in which they differ
     capacity    backbone and its weights; the first is wider
     methods     method; models without reduction go with all of the others
     datasets    dataset
@@ -20,7 +20,7 @@ from typing import Literal, get_args
 from common.errors import UsageError
 from common.evaluation import Setting
 from common.options import check
-from common.schedule import ratio_of
+from common.schedule import Schedule, default_reduction_loc
 
 Axis = Literal["rates", "capacity", "methods", "datasets", "seeds"]
 AXES = get_args(Axis)
@@ -78,8 +78,15 @@ def differing(a: Setting, b: Setting) -> set[str]:
 def _comes_first(a: Setting, b: Setting, axis: Axis) -> bool:
     """Of two runs that are compared, ``a`` is the first."""
     if axis == "rates":
-        return ratio_of(a.keep_rate) > ratio_of(b.keep_rate)
+        return _kept(a) > _kept(b)
     return axis == "capacity" and (a.width or 0) > (b.width or 0)
+
+
+def _kept(setting: Setting) -> tuple[float, ...]:
+    """Patches that the schedule leaves after each stage, the last stage first."""
+    rate = setting.keep_rate
+    blocks = setting.reduction_loc or default_reduction_loc(12, rate)  # it decides nothing in any, as a smaller image
+    return tuple(reversed(Schedule(rate, blocks).counts(setting.num_patches)))
 
 
 def _refuse_repeats(settings: Sequence[Setting]) -> None:

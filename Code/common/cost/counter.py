@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -70,6 +70,19 @@ def count_macs(model: nn.Module, img_size: int | tuple[int, int], *, seed: int =
 def mean_macs(model: nn.Module, images: Tensor, *, seed: int = 0) -> float:
     """Mean ``total`` of :func:`count_macs` over ``images`` (n, 3, H, W), see :func:`counts_of`."""
     return sum(count.total for count in counts_of(model, images, seed=seed)) / len(images)
+
+
+def gmac_of(model: nn.Module, images: Callable[[], Tensor]) -> float:
+    """10^9 multiply-accumulates of an image, ``total`` of :func:`count_macs`.
+
+    Args:
+        model: a reduced one.
+        images: gives some (n, 3, H, W), for methods that keep more of some images than of others: their mean is taken,
+            as of noise these keep another number.
+    """
+    if model.reducer.adaptive:
+        return mean_macs(model, images()) / 1e9
+    return count_macs(model, model.patch_embed.img_size).total / 1e9
 
 
 def counts_of(model: nn.Module, images: Tensor, *, seed: int = 0) -> list[MacCount]:

@@ -13,8 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from common.cost.counter import count_macs
-from common.data import head_classes, make_loader
+from common.budget import COST_IMAGES
+from common.cost.counter import gmac_of
+from common.data import head_classes, make_loader, subset
 from common.data.base import LabelledDataset
 from common.data.on_device import on_device
 from common.devices import torch_device
@@ -122,7 +123,8 @@ def evaluate_model(
         details=details or {},
     )
     size = {"params": sum(parameter.numel() for parameter in model.parameters())}
-    return collected.record(setting, **size, gmac=count_macs(model, setting.img_size).total / 1e9)
+    some = subset(dataset, min(COST_IMAGES, len(dataset)), seed=0)
+    return collected.record(setting, **size, gmac=gmac_of(model, some.stack))
 
 
 def stage_blocks(reducer: Reducer) -> tuple[int, ...]:

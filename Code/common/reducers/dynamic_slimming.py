@@ -121,6 +121,7 @@ class DynamicSlimming(Reducer):
     ) -> None:
         super().__init__(vit, schedule)
         self.budget, num_patches = budget, vit.patch_embed.num_patches
+        self.adaptive = budget == "threshold"
         self.in_pieces = "" if budget == "fixed" else "how many patches pass a threshold depends on the image"
         if gate == "mean" and vit.dynamic_img_size:
             raise UsageError("gate 'mean' needs a fixed grid; dynamic_img_size=True is not allowed, set img_size")

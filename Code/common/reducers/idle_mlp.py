@@ -113,7 +113,7 @@ class IdleMlp(IdlingBySimilarity):
         super().__init__(vit, schedule, **shared)
         self.tau, self.learns, self.on_policy = tau, learns, on_policy
         self.distill_weight, self.budget_weight, self.keep_target = distill_weight, budget_weight, keep_target
-        self.by_score = score_threshold is not None
+        self.by_score = self.adaptive = score_threshold is not None
         if self.by_score:
             self._require_all_kept("score_threshold", vit.patch_embed.num_patches)
             if self.counts is not None:

@@ -12,6 +12,7 @@ from scipy.stats import spearmanr
 from torch import Tensor
 
 from common.cost.closed_form import Shape
+from common.cost.counter import gmac_of
 from common.models.reduced import ReducedVisionTransformer, reduce_tokens
 from common.reducers.slimming_plan import SlimmingPlan
 from common.setup import Setup
@@ -160,9 +161,15 @@ def dynamic_rows(
     for gates in slim:
         row = {"part": "dynamic", "score": plan.settings.get("score", ""), "gates": gates}
         row |= {"mac_budget": plan.settings.get("mac_budget"), **cost(Shape.of(setup.vit), plan.lengths)}
-        row |= trained if gates != "none" else {}
+        row |= trained | _executed(slim[gates], setup) if gates != "none" else {}
         row |= _tokens(threshold, images, setup.batch_size) if gates == "threshold" else {}
         yield {**row, **measures(right[gates], right["none"])}
+
+
+def _executed(model: ReducedVisionTransformer, setup: Setup) -> Row:
+    """What is executed, and saved of it, with what the gates themselves cost."""
+    gmac = gmac_of(model, setup.cost_images)
+    return {"gmac": gmac, "mac_cut": 1 - 1e9 * gmac / Shape.of(setup.vit).unreduced}
 
 
 def _tokens(model: ReducedVisionTransformer, images: Tensor, batch_size: int) -> Row:

@@ -10,7 +10,8 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from common import plots
-from common.cost.counter import count_macs
+from common.budget import COST_IMAGES
+from common.cost.counter import gmac_of
 from common.data import make_loader, subset
 from common.data.base import LabelledDataset
 from common.data.on_device import on_device
@@ -41,7 +42,6 @@ from common.weights import save_state
 
 SETTING = ["dataset", "backbone", "weights", "recipe", "img_size", "epochs", "lr", "n_train", "n_val", "dtype", "batch"]
 UNTRAINED = {"epochs": 0, "lr": None, "n_train": 0}  # conditions of a model that was not trained
-TRACED_IMAGES = 64  # only ATS keeps a number of tokens that differs from image to image
 _COST_NOTE = (
     "Patch tokens left after each reduction, mean over images, and 10⁹ multiply-accumulates of one image, attention "
     "included. The same keep rate is not the same cost: methods reduce before a block, in it or after its attention."
@@ -282,13 +282,12 @@ def _accuracy(history: Sequence[Epoch]) -> dict[str, float | None]:
 
 
 def _cost(model: ReducedVisionTransformer, val_set: LabelledDataset) -> dict[str, object]:
-    some = subset(val_set, min(TRACED_IMAGES, len(val_set)), seed=0)
-    images = some.stack()
+    images = subset(val_set, min(COST_IMAGES, len(val_set)), seed=0).stack()
     with untouched(model):
         _, trace = model.trace(images.to(next(model.parameters()).device))
     counts = [trace.num_tokens[layer].double().mean().item() for layer in model.reducer.blocks]
     return {
         "tokens": " ".join(f"{count:.4g}" for count in counts),
-        "gmac": count_macs(model, model.patch_embed.img_size).total / 1e9,
+        "gmac": gmac_of(model, lambda: images),
         "params": sum(parameter.numel() for parameter in model.parameters()),
     }

@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from common import plots
-from common.cost.counter import count_macs
+from common.cost.counter import gmac_of
 from common.data import head_classes
 from common.reducers import Method
 from common.report.grids import best_answer, pivot, ranked
@@ -107,6 +107,6 @@ def measure(setup: Setup, reducers: Sequence[str], keep_rates: Sequence[float]) 
         method, logits = Method.parse(text), predictions[place].logits
         row = {"method": method.name, "options": method.options_text, "keep_rate": rate, **constant}
         row |= accuracies(logits, labels, images) | hits_by_image(logits, labels, images)
-        gmac = count_macs(models[place], vit.patch_embed.img_size).total / 1e9
+        gmac = gmac_of(models[place], setup.cost_images)
         rows.append({**row, "loss": cross_entropy(logits, labels, inside), "gmac": gmac})
     return rows
