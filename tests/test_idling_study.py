@@ -12,7 +12,7 @@ from common import plots
 from common.data import load_dataset
 from common.errors import UsageError
 from common.idling.boxes import idle_outside, patches_inside
-from common.idling.candidates import Candidate, bounds, fit_predictors, tau_for, tune, variant, within_budget
+from common.idling.candidates import Candidate, bounds, fit_predictors, oracle, tau_for, tune, variant, within_budget
 from common.idling.outcomes import outcomes
 from common.idling.rows import idle_shares_by_block, measure, prediction, similarity_rows, try_rates
 from common.idling.similarity import pairwise_cosine, patch_similarities
@@ -86,6 +86,18 @@ def test_candidates_are_what_they_say(setup):
     assert once.text == "idle_mlp:attention=standard,hidden=8,re_entry=false" and once.n_train == fitted.n_train > 0
     assert not once.model.reducer.re_entry and once.model.reducer.schedule.keep_rate == 0.5
     assert once.model.reducer.tau == once.tau == 0.75 and once.cut is None
+
+
+def test_bounds_idle_as_the_model_that_they_bound(setup):
+    """Patches that stay out, and a last block for the head only, in the oracle and in chance as in the predictors."""
+    text = "idle_mlp:attention=standard,hidden=8,influence=fisher,last_block=cls,re_entry=false"
+    fitted = Candidate(text, setup.reduced(text, score_threshold=0.5), tau=0.5)
+    models = [oracle(setup, fitted).model, *(each.model for each in bounds(setup, fitted, [8, 8, 5, 1], [3]))]
+    assert len(models) == 4
+    for reducer in (model.reducer for model in models):
+        assert (reducer.attention, reducer.re_entry, reducer.last_block) == ("standard", False, "cls")
+    same = "attention=standard,influence=fisher,last_block=cls,re_entry=false,similarity=blend"
+    assert oracle(setup, fitted).text == f"idle_oracle:{same}"
 
 
 def test_predictors_and_distillation_go_on_after_a_kill(tmp_path, monkeypatch):

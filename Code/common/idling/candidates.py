@@ -110,7 +110,7 @@ def variant(setup: Setup, start: Candidate, changed: Mapping[str, object], **how
 def oracle(setup: Setup, fitted: Candidate, counts: Sequence[int] | None = None) -> Candidate:
     """Patches idle by the labels themselves that ``fitted`` learnt to predict: at the same tau, or ``counts``."""
     learnt = fitted.model.reducer
-    text = f"idle_oracle:attention={learnt.attention},similarity={learnt.similarity},influence={learnt.influence}"
+    text = _idling_as(fitted, "idle_oracle", similarity=learnt.similarity, influence=learnt.influence)
     if counts is not None:
         return Candidate(text, setup.reduced(text, counts=counts), seed=fitted.seed)
     return Candidate(text, setup.reduced(text, tau=fitted.tau), tau=fitted.tau, seed=fitted.seed)
@@ -118,9 +118,18 @@ def oracle(setup: Setup, fitted: Candidate, counts: Sequence[int] | None = None)
 
 def bounds(setup: Setup, fitted: Candidate, counts: Sequence[int], seeds: Sequence[int]) -> list[Candidate]:
     """Oracle, predictor and, for each of ``seeds``, random patches, each with ``counts`` patches in the blocks."""
-    chance = f"idle_random:attention={fitted.model.reducer.attention}"
+    chance = _idling_as(fitted, "idle_random")
     found = [oracle(setup, fitted, counts), variant(setup, fitted, {}, counts=counts)]
     return [*found, *(Candidate(chance, setup.reduced(chance, seed=s, counts=counts), seed=s) for s in seeds)]
+
+
+def _idling_as(fitted: Candidate, name: str, **options: object) -> str:
+    """The method ``name`` in its written form, with the attention, the way back and the last block of ``fitted``."""
+    learnt = fitted.model.reducer
+    options["attention"] = learnt.attention
+    options |= {} if learnt.re_entry else {"re_entry": False}
+    options |= {} if learnt.last_block == "whole" else {"last_block": learnt.last_block}
+    return str(Method(name, tuple(sorted(options.items()))))
 
 
 def tune(

@@ -83,7 +83,7 @@ class Ats(Reducer):
     ) -> None:
         super().__init__(vit, schedule)
         if parity and sampler != "grid":
-            raise UsageError("ATS parity=True is about the grid; sampler='random' is the published one as it is")
+            raise UsageError("ATS parity=True is about the grid, and sampler='random' has none; give one of them")
         self.sampler, self.parity, self.draws = sampler, parity, sampler == "random"
         self.padding = padding
         if padding == "batch":

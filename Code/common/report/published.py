@@ -23,7 +23,7 @@ _SLIMMING_NOTE = (
 _FIGURES_NOTE = (
     "ImageNet-1k, read by eye. Tolerances are of an error whose norm the paper does not state. One block alone "
     "computes the share of its patches; blocks count from 0. Of figure 6 the first two blocks; later ones rise to "
-    "about 79 from block 8 on."
+    "about 79 in blocks 9 and 10."
 )
 _MUTEX_NOTE = (
     "Areas over percent, so up to 100; pixels are ranked one by one, insertion starts at 1 % and deletion is given 0 "
@@ -176,5 +176,5 @@ def _idling() -> Iterator[Section]:
     found = {"patches_idle": "Idle", "tau": "Tau", "mac_cut_percent": "FLOPs cut (about, %)", "accuracy": "Top-1"}
     logged = {"idle_percent": "Idle (%)", "predictor_accuracy": "Predictor accuracy", "accuracy": "Top-1"}
     yield _printed(rows[rows["table"] == "thresholds"], "Idling MLP: thresholds", {**setting, **found}, folded=True)
-    title = "Idling MLP: training logs, 1,000 test images"
+    title = "Idling MLP: training logs"
     yield _printed(rows[rows["table"] == "logs"], title, {**model, **logged}, folded=True)
