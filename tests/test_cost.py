@@ -6,6 +6,8 @@ import thop
 import timm
 import torch
 from backbones import FAMILIES, make
+from timm.layers import GluMlp, SwiGLU, SwiGLUPacked
+from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from common.cost.closed_form import Shape, block_parts, total_macs
@@ -15,6 +17,7 @@ from common.cost.published import published_model, run_thop, thop_macs
 from common.errors import UsageError
 from common.models.reduced import reduce_tokens
 from common.reducers import Schedule
+from common.reducers.downsample import LinearCost
 from common.results import PUBLISHED, resolve
 
 COLUMNS = ["backbone", "method", "keep_rate", "img_size", "gflops", "params"]
@@ -172,3 +175,36 @@ def test_what_depends_on_the_image_is_counted_on_images(method, varies):
         assert gmac_of(model, lambda: images) == pytest.approx(sum(each) / 3e9)
     else:
         assert gmac_of(model, pytest.fail) == count_macs(model, model.patch_embed.img_size).total / 1e9
+
+
+@pytest.mark.usefixtures("no_init")
+@pytest.mark.parametrize("layer", [SwiGLU, SwiGLUPacked, GluMlp])
+def test_an_mlp_of_any_kind_costs_what_it_computes(layer):
+    """As in DINOv2's giant and AIMv2: budgets of idling, slimming and a smaller image rest on the closed form."""
+    vit = VisionTransformer(img_size=64, patch_size=16, embed_dim=32, depth=4, num_heads=2, mlp_layer=layer).eval()
+    assert Shape.of(vit).unreduced == count_macs(vit, 64).total
+    smaller = reduce_tokens(vit, "downsample", keep_rate=0.5)
+    patches = smaller.trace(torch.zeros(1, 3, 64, 64))[1].num_tokens[0].item()
+    assert patches < 16 and LinearCost.of(vit)([patches] * 5) == count_macs(smaller, 64).total
+
+
+def test_adapters_are_counted_that_have_no_weights_of_their_own():
+    class Around(nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, x):
+            return self.inner(x)
+
+    vit, other = make("vit").eval(), make("vit").eval()
+    for block in other.blocks:
+        block.attn.qkv, block.attn.proj, block.mlp.fc1 = map(Around, (block.attn.qkv, block.attn.proj, block.mlp.fc1))
+    size = vit.patch_embed.img_size
+    assert Shape.of(other) == Shape.of(vit)
+    for method in ("none", "tome", "topk"):
+        models = [
+            reduce_tokens(each, method, keep_rate=1.0 if method == "none" else 0.5).eval() for each in (vit, other)
+        ]
+        plain, wrapped = (count_macs(model, size) for model in models)
+        assert (plain.linear, plain.attention, plain.total) == (wrapped.linear, wrapped.attention, wrapped.total)

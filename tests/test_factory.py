@@ -2,6 +2,7 @@
 
 import importlib.util
 import math
+from functools import partial
 
 import huggingface_hub.errors
 import pytest
@@ -10,7 +11,7 @@ import thop
 import timm
 import torch
 from backbones import applicable_reducers, reducing
-from timm.layers import resample_abs_pos_embed
+from timm.layers import HybridEmbed, resample_abs_pos_embed
 from timm.models.vision_transformer import ParallelScalingBlock, VisionTransformer
 
 from common import count_macs, create_model, list_reducers, load_dataset, reduce_tokens
@@ -124,6 +125,9 @@ def test_other_modules_and_subclasses_are_refused_by_class():
     mine = Mine(img_size=16, patch_size=4, embed_dim=16, depth=4, num_heads=2, num_classes=3)
     assert "backbone Mine is not supported" in refusal(reduce_tokens, mine, "tram", keep_rate=0.5)
     assert "backbone Linear is not supported" in refusal(check_supported, torch.nn.Linear(2, 2))
+    stem = partial(HybridEmbed, backbone=torch.nn.Conv2d(3, 8, 4, 4))  # patches of a feature map, not of the image
+    hybrid = VisionTransformer(img_size=64, patch_size=4, embed_dim=32, depth=4, num_heads=2, embed_layer=stem)
+    assert "patches made by a HybridEmbed are not supported; allowed: timm" in refusal(check_supported, hybrid)
 
 
 # methods and schedules

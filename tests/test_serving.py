@@ -115,6 +115,31 @@ def test_an_image_of_another_kind_spoils_no_answer_but_its_own():
         answers[3].result(0)
 
 
+def test_who_waits_no_longer_gets_no_answer_and_spoils_none():
+    """A client that gave up: its image is not computed, and the thread that answers the others lives on."""
+    queue, model = queue_of(max_batch=4)
+    gone, stays = queue.submit(image(1)), queue.submit(image(2))
+    assert gone.cancel()
+    queue.run(queue.next_batch())
+    assert stays.result(0).tolist() == [4.0] * 3 and gone.cancelled()
+    assert [count for _, count in model.calls] == [1]
+    only = queue.submit(image(3))
+    only.cancel()
+    queue.run(queue.next_batch())
+    assert len(model.calls) == 1, "a batch that nobody waits for is not computed"
+
+
+@pytest.mark.parametrize("wrong", [lambda images: images.sum((0, 2, 3)), lambda images: (images, images)])
+def test_a_model_that_gives_no_logits_for_each_image_is_everybodys_answer(wrong):
+    queue = BatchQueue(wrong, max_batch=4, max_wait_ms=1)
+    with queue.answering():
+        for _ in range(2):  # and those who come after them get theirs
+            answers = [queue.submit(image(value)) for value in range(4)]
+            for answer in answers:
+                with pytest.raises(ValueError, match="zip"):
+                    answer.result(10)
+
+
 def test_a_closed_queue_answers_what_waits_and_takes_nothing_more():
     queue, model = queue_of(max_batch=4, max_wait_ms=100)
     logits = queue.submit(image(1))

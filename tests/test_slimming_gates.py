@@ -211,3 +211,20 @@ def test_gates_find_what_the_plan_leaves_out(vit):
         apart[target, epochs] = divergence(logits, expected).item()
     print(apart)
     assert apart["output", 20] < 0.2 * apart["output", 0]
+
+
+@pytest.mark.parametrize(
+    ("keep_rate", "acting"),
+    [((0.5, 0.5, 0.25), [0, 2]), ((1.0, 0.5, 0.5), [1]), ("0.5@0 0.5@2", [0]), ((8, 8, 4), [0, 2])],
+)
+def test_blocks_that_drop_nothing_have_no_gate_in_training_either(keep_rate, acting):
+    """Where all patches are still there, because those that were dropped before are only masked."""
+    vit = VisionTransformer(img_size=64, patch_size=16, embed_dim=32, depth=4, num_heads=2, num_classes=10)
+    blocks = None if isinstance(keep_rate, str) else (0, 1, 2)
+    model = reduce_tokens(vit, "dynamic_slimming", keep_rate=keep_rate, reduction_loc=blocks)
+    assert [int(layer) for layer in model.reducer.gates] == acting
+    images = torch.rand(2, 3, 64, 64)
+    model.train()(images).sum().backward()
+    assert all(parameter.grad is not None for parameter in model.reducer.gates.parameters())
+    fit_gates(model, torch.rand(8, 3, 64, 64), epochs=1, batch_size=4)
+    assert model.eval()(images).shape == (2, 10)

@@ -19,6 +19,7 @@ from common.errors import UsageError
 from common.models.grids import resized_grid
 from common.models.simple_vit import NormalizedPatchEmbed
 from common.reducers.base import LastBlock
+from common.reducers.downsample import mlp_width
 
 Number = int | float | np.ndarray | Tensor  # of one image, or of many: a mean, or one entry for each
 
@@ -70,7 +71,7 @@ class Shape:
             dim=vit.embed_dim,
             heads=block.attn.num_heads,
             depth=len(vit.blocks),
-            mlp_dim=block.mlp.fc1.out_features,
+            mlp_dim=mlp_width(vit),
             patch_dim=embed.proj.weight[0].numel(),
             num_outputs=sum(head.out_features for head in heads),
             attention_pool=isinstance(vit.attn_pool, AttentionPoolLatent),

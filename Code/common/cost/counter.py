@@ -49,6 +49,9 @@ class MacCount:
 def count_macs(model: nn.Module, img_size: int | tuple[int, int], *, seed: int = 0) -> MacCount:
     """Count one forward pass of ``model`` over one random image.
 
+    A method that keeps more of some images than of others (ATS, thresholds) keeps another number of noise than of
+    photographs: :func:`mean_macs` counts on yours.
+
     >>> from common import create_model
     >>> count_macs(create_model("vit_digits"), 32)
     MacCount(linear=12976768, attention=3244800, total=16221568, thop_compat=13344408)
@@ -151,8 +154,9 @@ def _softmax_and_projection(attn: Attention, output: Tensor, queries: list[int])
     Where queries are projected apart, in a call before that of keys and values, there are as many rows as queries.
     """
     batch, length, width = output.shape[0], math.prod(output.shape[1:-1]), output.shape[-1]
-    if 3 * width == attn.qkv.out_features:
+    dim = attn.num_heads * attn.head_dim
+    if width == dim:
         queries.append(length)
         return 0
     rows = queries.pop() if queries else length
-    return batch * rows * (attn.num_heads * (3 * length - 1) + attn.proj.weight.numel())
+    return batch * rows * (attn.num_heads * (3 * length - 1) + dim * dim)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from timm.layers import PatchEmbed
 from timm.layers.attention import Attention
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import Block, VisionTransformer
@@ -38,6 +39,8 @@ def check_supported(vit: nn.Module) -> None:
                 f"backbone blocks of type {type(block).__name__} with {type(attn).__name__} are not supported; "
                 f"allowed: {SUPPORTED}"
             )
+    if not isinstance(vit.patch_embed, PatchEmbed):
+        raise UsageError(f"patches made by a {type(vit.patch_embed).__name__} are not supported; allowed: {SUPPORTED}")
     if not isinstance(vit.patch_drop, nn.Identity):
         raise UsageError("backbones with patch_drop_rate > 0 are not supported: two methods would drop patches")
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from timm.models.vision_transformer import VisionTransformer
+from torch import nn
 
 from common.reducers.base import Reducer, register_reducer
 
@@ -28,7 +29,7 @@ class LinearCost:
     @classmethod
     def of(cls, vit: VisionTransformer) -> LinearCost:
         patch_dim, outputs = vit.patch_embed.proj.weight[0].numel(), vit.num_classes
-        return cls(vit.num_prefix_tokens, vit.embed_dim, vit.blocks[0].mlp.fc1.out_features, patch_dim, outputs)
+        return cls(vit.num_prefix_tokens, vit.embed_dim, mlp_width(vit), patch_dim, outputs)
 
     def __call__(self, patches: Sequence[int]) -> int:
         """MAC of one image with ``patches`` (depth + 1) before the first block and after each."""
@@ -37,6 +38,12 @@ class LinearCost:
 
     def _block(self, before: int, after: int) -> int:
         return self.dim * (before * (3 * self.dim + 2 * after) + after * (self.dim + 2 * self.mlp_dim))
+
+
+def mlp_width(vit: VisionTransformer) -> int:
+    """Width of an MLP of two layers that costs what that of a block does, which may have gates or adapters (SwiGLU)."""
+    weights = sum(layer.weight.numel() for layer in vit.blocks[0].mlp.modules() if isinstance(layer, nn.Linear))
+    return weights // (2 * vit.embed_dim)
 
 
 def candidates(full: tuple[int, int]) -> Iterator[tuple[int, int]]:

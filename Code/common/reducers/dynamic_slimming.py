@@ -149,6 +149,8 @@ class DynamicSlimming(Reducer):
         return None if self._target(layer, tokens) is None else NO_SIGNALS
 
     def _target(self, layer: int, tokens: Tokens) -> int | None:
+        if self.plan is None and str(layer) not in self.gates:
+            return None  # nothing is dropped here, though in training all that was dropped before is still there
         by_schedule = self.plan is None and self.budget == "fixed"
         return self.drops_at(layer, tokens) if by_schedule else self.counts.get(layer)
 

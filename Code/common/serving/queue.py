@@ -118,18 +118,21 @@ class BatchQueue:
         """Answer the requests of one batch; those whose images are no tensors of one shape and kind, apart."""
         alike: dict[object, list[Request]] = defaultdict(list)
         for request in batch:
+            if not request.logits.set_running_or_notify_cancel():
+                continue  # whoever asked waits no longer
             alike[getattr(request.image, "shape", None), getattr(request.image, "dtype", None)].append(request)
         for requests in alike.values():
             self._run(requests)
 
     @torch.inference_mode()
     def _run(self, batch: list[Request]) -> None:
-        """Answer requests together; what the model raises is the answer to each of them."""
+        """Answer requests together; what goes wrong with the model is the answer to each of them."""
         try:
             logits = self.model(torch.stack([request.image for request in batch]))
+            answers = list(zip(batch, logits, strict=True))
         except Exception as error:
             for request in batch:
                 request.logits.set_exception(error)
             return
-        for request, own in zip(batch, logits, strict=True):
+        for request, own in answers:
             request.logits.set_result(own)
