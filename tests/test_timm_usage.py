@@ -80,6 +80,34 @@ def test_hooks_on_the_parts_of_a_block_fire_in_every_block(reducer):
     assert {count for (_, name), count in fired.items() if name != "attn.qkv"} == {1}
 
 
+@pytest.mark.parametrize("reducer", ["none", "random", "topk", "idle_topk"])
+def test_backward_hooks_of_projections_fire_in_every_block(reducer):
+    """Also where only a part of them is computed."""
+    vit, fired = network(), set()
+    for layer, block in enumerate(vit.blocks):
+        block.attn.qkv.register_full_backward_hook(lambda *_, layer=layer: fired.add(layer))
+    model = common.reduce_tokens(vit, reducer, keep_rate=1.0 if reducer == "none" else 0.5)
+    model(images()).sum().backward()
+    assert fired == {0, 1, 2, 3}
+
+
+HALF = ["tome", "dpcknn", "l2", "dynamicvit", "sit", "idle_mlp:score_threshold=0.5,attention=standard"]
+HALF += ["idle_oracle:attention=standard,influence=rollout", "idle_oracle:attention=standard,influence=fisher"]
+
+
+@pytest.mark.filterwarnings("ignore:.*untrained")
+@pytest.mark.parametrize("method", HALF)
+def test_tokens_of_half_precision_meet_parameters_of_single(method):
+    """Under autocast tokens are in half precision from the first block on where nothing is added to the patches."""
+    vit = network(class_token=False, global_pool="avg", pos_embed="none")
+    model = common.reduce_tokens(vit, method, keep_rate=1.0 if "score_threshold" in method else 0.5).eval()
+    whole = model(images())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rough = model(images())
+    assert rough.dtype == torch.bfloat16
+    assert torch.nn.functional.cosine_similarity(rough.float(), whole).min() > 0.95
+
+
 ADAPTED = ["none", "none:last_block=cls", "topk", "tram", "tome:last_block=cls", "idle_topk", "dynamicvit"]
 
 

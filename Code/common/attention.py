@@ -82,7 +82,8 @@ def _heads(attn: Attention, x: Tensor, first: int, last: int) -> tuple[Tensor, .
 
 
 def _watched(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks or _has_any_global_hook())
+    own = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return any(own) or _has_any_global_hook()
 
 
 def cls_logits(attn: Attention, normed: Tensor) -> tuple[Tensor, Tensor]:
@@ -113,7 +114,7 @@ def _attention(q: Tensor, k: Tensor, bias: Tensor | None, scale: float) -> Tenso
 def mean_map(attn: Attention, normed: Tensor) -> Tensor:
     """The attention map (B, N, N), mean over heads, of the normalised tokens (B, N, D); float32."""
     with without_autocast(normed.device):
-        heads = Heads.of(attn, normed)
+        heads = Heads.of(attn, normed.to(next(attn.parameters(), normed).dtype))
         return _attention(heads.q.float(), heads.k.float(), None, attn.scale).mean(1)
 
 

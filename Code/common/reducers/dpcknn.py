@@ -94,7 +94,8 @@ class DpcKnn(Reducer):
             if self.equal_weight:
                 log_weight = torch.zeros_like(score)
             else:
-                log_weight = self.log_weights[str(layer)](patches)[..., 0].float()
+                linear = self.log_weights[str(layer)]
+                log_weight = linear(patches.to(linear.weight.dtype))[..., 0].float()
             means = weighted_means(patches, log_weight, assignment, target)  # (B, K, D)
         return tokens.with_scores(score).merged(means, assignment, centers=centers)
 

@@ -36,7 +36,7 @@ class Predictor(nn.Module):
     def forward(self, x: Tensor, policy: Tensor) -> Tensor:
         """Patches (B, n, D) and ``policy`` (B, n), 1 = alive -> log-probabilities (B, n, 2) of keep and drop."""
         with without_autocast(x.device):  # decisions rounded to half precision would tie
-            own, shared = self.embed(x.to(self.embed[1].weight.dtype)).chunk(2, dim=-1)  # (B, n, D/2) each
+            own, shared = self.embed(x.to(self.embed[0].weight.dtype)).chunk(2, dim=-1)  # (B, n, D/2) each
             alive = policy[..., None].to(shared.dtype)  # (B, n, 1)
             # eps belongs into the denominator: with every patch dropped the mean is 0, not 0 / 0
             mean = (shared * alive).sum(1, keepdim=True) / (alive.sum(1, keepdim=True) + EPS)

@@ -113,7 +113,8 @@ def fisher(vit: VisionTransformer, tokens: Tokens, seen: bool) -> Tensor:
         tokens: those that enter the first block.
     """
     with torch.inference_mode(False), torch.enable_grad(), without_autocast(tokens.x.device):
-        x, prefix = tokens.x.detach().clone().requires_grad_(), tokens.num_prefix_tokens
+        x = tokens.x.detach().to(next(vit.blocks.parameters()).dtype, copy=True).requires_grad_()
+        prefix = tokens.num_prefix_tokens
         after, keys, updates = [], [], []
         for block in vit.blocks:
             key = x.new_zeros(len(x), 1, 1, x.shape[1], requires_grad=True)  # logarithm of the weight
