@@ -180,4 +180,4 @@ def test_a_profile_of_many_runs_has_its_kernels_forked(notebook, results, runs, 
     assert done.returncode == 0, done.stderr
     facts = [json.loads(Path(run.csv).read_text()) for run in plan.runs]
     assert ["timm" in each["there"] for each in facts] == [forked] * runs
-    assert (len({each["parent"] for each in facts}) == 1) == forked
+    assert len({each["parent"] for each in facts}) == 1, "the process, or the one run's own"
