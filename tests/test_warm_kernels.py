@@ -21,7 +21,6 @@ from plan import load_plans
 from profile_file import ROOT
 
 WORKFLOW = ROOT / "Code" / "workflow"
-THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 NOTEBOOK = """\
 # %% tags=["parameters"]
 csv = figure = fail = found = ""
@@ -70,7 +69,11 @@ class Parent:
         """Start a run whose kernel is a fork."""
         file = notebook.with_name("parameters.yaml")
         file.write_text(yaml.safe_dump({"found": str(notebook.with_name("facts.json")), **parameters}))
-        own = {warm_kernels.SOCKET: self.socket, "WORD": f"of {threads}", **dict.fromkeys(THREADS, str(threads))}
+        own = {
+            warm_kernels.SOCKET: self.socket,
+            "WORD": f"of {threads}",
+            **dict.fromkeys(warm_kernels.THREADS, str(threads)),
+        }
         command = [sys.executable, WORKFLOW / "run_notebook.py", notebook, notebook.with_suffix(".ipynb")]
         command += ["--parameters", file]
         return subprocess.Popen(command, env={**os.environ, **own}, stderr=subprocess.PIPE, text=True)
@@ -165,7 +168,7 @@ torch._C._cuda_getDeviceCount = torch._C._cuda_init = looked
 warm_kernels._import_all()
 print(len(os.listdir("/proc/self/task")))
 """
-    command, threads = [sys.executable, "-c", code], dict.fromkeys(THREADS, "1")
+    command, threads = [sys.executable, "-c", code], dict.fromkeys(warm_kernels.THREADS, "1")
     done = subprocess.run(command, cwd=WORKFLOW, env={**os.environ, **threads}, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, "1\n"), done.stderr
 

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import NoReturn
 
 SOCKET = "WARM_KERNELS"  # environment: where the process listens; without it, kernels start by themselves
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")  # environment; Snakemake sets them for a run
 MANY = 4  # runs for which it is worth the while
 SECONDS = 0.5  # between two looks for whoever started a process, which ends with it
 LARGEST = 1 << 20  # bytes of an environment
@@ -34,7 +35,7 @@ LARGEST = 1 << 20  # bytes of an environment
 def serve() -> None:
     """Start the process, which ends with the one that calls this, and is found by the other children of that one."""
     folder = tempfile.mkdtemp(prefix="warm", dir=short_folder())
-    threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+    threads = dict.fromkeys(THREADS, "1")
     process = [sys.executable, __file__, "--serve", folder]
     subprocess.Popen(process, env={**os.environ, **threads}, start_new_session=True)  # Ctrl-C is for Snakemake
     os.environ[SOCKET] = f"{folder}/s"
@@ -61,8 +62,8 @@ def _serve(folder: Path) -> None:
         listener.bind(str(folder / "s"))
         listener.listen(64)  # whoever asks while the libraries are imported, waits
         listener.settimeout(SECONDS)
-        _import_all()
         try:
+            _import_all()
             while os.getppid() == parent:
                 _reap()
                 try:

@@ -8,6 +8,7 @@ from common.budget.solver import (
     BudgetSolver,
     Solution,
     check_solvable,
+    cost_images,
     keep_rate_for,
     solved,
 )

@@ -23,6 +23,8 @@ from common.budget.timing import DEFAULT_CACHE, WHOLE, Limit, Measure, OutOfReac
 from common.cost.allocator import keep_freed_memory
 from common.cost.closed_form import Shape
 from common.cost.counter import count_macs, mean_macs
+from common.data import subset
+from common.data.base import LabelledDataset
 from common.data.unlabelled import Images, as_tensor
 from common.devices import DTYPES, Dtype, torch_device
 from common.errors import UsageError
@@ -317,6 +319,11 @@ def _nearest(cut_at: Callable[[float], float], wanted: float) -> float:
         middle = (low + high) // 2
         low, high = (middle, high) if cut_at(middle / steps) >= wanted else (low, middle)
     return min((high / steps, low / steps), key=lambda rate: abs(cut_at(rate) - wanted))
+
+
+def cost_images(dataset: LabelledDataset) -> Tensor:
+    """Images (n, 3, H, W) that the cost of a method is counted on which keeps more of some than of others."""
+    return subset(dataset, min(COST_IMAGES, len(dataset)), seed=0).stack()
 
 
 def solved(

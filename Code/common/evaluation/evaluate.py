@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from common.budget import COST_IMAGES
+from common.budget import cost_images
 from common.cost.counter import gmac_of
-from common.data import head_classes, make_loader, subset
+from common.data import head_classes, make_loader
 from common.data.base import LabelledDataset
 from common.data.on_device import on_device
 from common.devices import torch_device
@@ -123,8 +123,7 @@ def evaluate_model(
         details=details or {},
     )
     size = {"params": sum(parameter.numel() for parameter in model.parameters())}
-    some = subset(dataset, min(COST_IMAGES, len(dataset)), seed=0)
-    return collected.record(setting, **size, gmac=gmac_of(model, some.stack))
+    return collected.record(setting, **size, gmac=gmac_of(model, lambda: cost_images(dataset)))
 
 
 def stage_blocks(reducer: Reducer) -> tuple[int, ...]:

@@ -18,7 +18,7 @@ from common.errors import UsageError
 from common.images import check_images
 from common.models.block import prefix_block, reduced_block
 from common.models.grids import at_grid, embed, merged_patches, resized_grid, view_at
-from common.models.support import check_supported, is_reduced, obstacle
+from common.models.support import TYPES, check_supported, is_reduced, obstacle
 from common.models.trace import Trace
 from common.reducers.base import REDUCERS, Reducer, check_options, reducer_class
 from common.reducers.method import named
@@ -185,7 +185,7 @@ class ReducedVisionTransformerDistilled(_Reduced, VisionTransformerDistilled):
     """Reduced DeiT with a distillation token."""
 
 
-REDUCED = {VisionTransformer: ReducedVisionTransformer, VisionTransformerDistilled: ReducedVisionTransformerDistilled}
+REDUCED = dict(zip(TYPES, (ReducedVisionTransformer, ReducedVisionTransformerDistilled), strict=True))
 
 
 def reduce_tokens(

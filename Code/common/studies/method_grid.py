@@ -10,9 +10,9 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from common import plots
-from common.budget import COST_IMAGES
+from common.budget import cost_images
 from common.cost.counter import gmac_of
-from common.data import make_loader, subset
+from common.data import make_loader
 from common.data.base import LabelledDataset
 from common.data.on_device import on_device
 from common.errors import UsageError
@@ -282,7 +282,7 @@ def _accuracy(history: Sequence[Epoch]) -> dict[str, float | None]:
 
 
 def _cost(model: ReducedVisionTransformer, val_set: LabelledDataset) -> dict[str, object]:
-    images = subset(val_set, min(COST_IMAGES, len(val_set)), seed=0).stack()
+    images = cost_images(val_set)
     with untouched(model):
         _, trace = model.trace(images.to(next(model.parameters()).device))
     counts = [trace.num_tokens[layer].double().mean().item() for layer in model.reducer.blocks]
